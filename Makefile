@@ -1,0 +1,37 @@
+# Two commands do it all: `make demo` and `make test`. Each sets up .venv first.
+# pip takes torch from where it is configured to look; for the small CPU build set TORCH_INDEX (see README).
+
+OUT ?= demo_out
+PYTHON ?= python3
+PIP_INSTALL = .venv/bin/python -m pip install --quiet -c constraints.txt
+TORCH = torch==2.13.0
+
+.PHONY: demo test test-fast lint clean
+
+demo: .venv/ready
+	.venv/bin/python run.py demo $(OUT) participant
+	@echo
+	@echo "Reports: $(abspath $(OUT))/sub-07.html and sub-26.html"
+
+test: .venv/ready-to-test
+	.venv/bin/python -m ruff check .
+	.venv/bin/python -m pytest
+
+test-fast: .venv/ready-to-test
+	.venv/bin/python -m pytest -m 'not slow'
+
+lint: .venv/ready-to-test
+	.venv/bin/python -m ruff check .
+
+.venv/ready: constraints.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	$(PIP_INSTALL) --editable .
+	touch $@
+
+.venv/ready-to-test: .venv/ready
+	$(PIP_INSTALL) --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf .venv demo_out build *.egg-info

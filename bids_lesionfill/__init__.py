@@ -1,0 +1,11 @@
+"""Fill and synthesize multiple-sclerosis lesions in MR images with a diffusion model."""
+
+__all__ = ['fill_lesions']
+
+
+def __getattr__(name):  # torch takes seconds to import; `--help` must not wait for it
+    if name == 'fill_lesions':
+        from .fill import fill_lesions
+
+        return fill_lesions
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -1,0 +1,7 @@
+"""`python -m bids_lesionfill` is `run.py`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main(sys.argv[1:]))

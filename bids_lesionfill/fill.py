@@ -1,0 +1,313 @@
+"""One image: conform, find white matter, restrict and dilate the mask, sample, paste back. No files, no BIDS."""
+
+from dataclasses import dataclass, field
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+from . import inpaint, masks, preprocess, tissues, weights
+
+STEPS_FOR_SEVERAL_SAMPLES = 10  # one step gives the mean of all fillings, whatever the seed
+
+
+@dataclass(frozen=True)
+class Filling:
+    """A filled image and all that a report has to say about it."""
+
+    filled_img: nib.Nifti1Image  # as it is to be written: stored values and the input's scaling
+    used_mask_img: nib.Nifti1Image  # uint8, on the image's grid
+    sd_img: nib.Nifti1Image = None  # float32, standard deviation over samples, in units of the image
+    lesions: list = field(default_factory=list)  # one dict per lesion, see `describe_lesions`
+    info: dict = field(default_factory=dict)  # what the sidecar says
+    warnings: list = field(default_factory=list)  # sentences
+
+
+def fill_lesions(t1w_img, lesion_mask_img, *, model='fill-T1w', wm_mask_img=None, dilate=1, num_inference_steps=None,
+                 n_samples=1, device='auto', seed=0):
+    """Fill the lesions of an image with healthy tissue.
+
+    Parameters
+    ----------
+    t1w_img : nibabel image, 3D (or 4D with one volume)
+        With or without skull, any orientation and voxel size.
+    lesion_mask_img : nibabel image
+        Above zero = lesion; another grid in the same world space is resampled.
+    model : str, path or weights.Model
+        A bundled name, a model folder, or a loaded model.
+    wm_mask_img : nibabel image, optional
+        White matter, above zero; found by a mixture model if not given.
+    dilate : int
+        Voxels that the mask grows into white matter (thesis 3.5).
+    num_inference_steps : int, optional
+        DDIM steps; the model's default if not given.
+    n_samples : int
+        More than one: the mean of so many samples is filled in.
+    device : {'auto', 'cpu', 'cuda'}
+    seed : int
+
+    Returns
+    -------
+    nibabel image
+        On the grid of `t1w_img`, with its header; equal outside the mask that was used.
+
+    Raises
+    ------
+    ValueError
+        If an image cannot be used; the sentence says why.
+    FileNotFoundError
+        If the model is not found.
+    """
+    filling = fill(t1w_img, lesion_mask_img, model=model, wm_mask_img=wm_mask_img, dilate=dilate,
+                   num_inference_steps=num_inference_steps, n_samples=n_samples, device=device, seed=seed)
+    return as_loaded(filling.filled_img)
+
+
+def fill(t1w_img, lesion_mask_img, *, model='fill-T1w', wm_mask_img=None, brain_mask_img=None, dilate=1,
+         num_inference_steps=None, n_samples=1, device='auto', seed=0, batch_size=8, mask_threshold=0.5):
+    """As `fill_lesions`, but returns a `Filling`: also the used mask, the deviation map, the table of lesions."""
+    check_image(t1w_img, 'image')
+    given_mask = mask_on_grid(lesion_mask_img, t1w_img, mask_threshold)
+    if not given_mask.any():
+        info = {'LesionVoxelsGiven': 0, 'LesionVoxelsUsed': 0, 'Lesions': 0}
+        return Filling(copy_image(t1w_img), mask_image(given_mask, t1w_img), info=info,
+                       warnings=['The lesion mask is empty: the output is a copy of the input.'])
+    device = choose_device(device)
+    if not isinstance(model, weights.Model):
+        model = weights.load_model(model, device)
+
+    # 1. To the working grid: 1 mm, RAS.
+    plain_img = nib.Nifti1Image(np.nan_to_num(one_volume(t1w_img), posinf=0, neginf=0), t1w_img.affine)
+    conformed_img = preprocess.conform(plain_img)
+    t1w = conformed_img.get_fdata(dtype=np.float32)
+
+    # 2. White matter, into which the mask may grow and whose median sets the scale.
+    lesion_mask = preprocess.conform_mask(mask_image(given_mask, plain_img), conformed_img, threshold=0.05)
+    brain_mask, wm_mask, tissue_info = find_white_matter(t1w, lesion_mask, conformed_img, wm_mask_img, brain_mask_img)
+
+    # 3. The mask that is used, on the image's own grid.
+    native_wm = preprocess.conform_mask(mask_image(wm_mask, conformed_img), plain_img)
+    used_mask = masks.restrict_to_white_matter(given_mask, native_wm)
+    used_mask = masks.dilate_within(used_mask, native_wm, dilate)
+    notes = mask_warnings(given_mask, used_mask, plain_img, brain_mask, conformed_img)
+    info = {'LesionVoxelsGiven': int(given_mask.sum()), 'LesionVoxelsUsed': int(used_mask.sum()),
+            'Lesions': masks.label_lesions(given_mask & used_mask)[1], 'Dilation': dilate, **tissue_info}
+    if not used_mask.any():
+        notes.append('No lesion touches white matter: the output is a copy of the input.')
+        return Filling(copy_image(t1w_img), mask_image(used_mask, t1w_img), info=info, warnings=notes)
+
+    # 4. Sample on tiles that cover the lesions.
+    hole = preprocess.conform_mask(mask_image(used_mask, plain_img), conformed_img, threshold=0.05)
+    scaling = preprocess.white_matter_scaling(t1w, wm_mask & ~hole)
+    if num_inference_steps is None:
+        num_inference_steps = model.plan['num_inference_steps']
+        num_inference_steps = max(num_inference_steps, STEPS_FOR_SEVERAL_SAMPLES) if n_samples > 1 else num_inference_steps
+    seeds = [(seed + 7919 * sample) % 2**63 for sample in range(n_samples)]
+    fillings = inpaint.fill_volume(scaling.apply(t1w), hole, wm_mask, model, num_inference_steps, seeds, device, batch_size)
+    fillings = scaling.invert(fillings)
+
+    # 5. Back to the image's grid and its stored values, inside the mask only.
+    filled = one_volume(t1w_img).astype(np.float64)
+    filled[used_mask] = on_grid(t1w, hole, fillings.mean(axis=0), conformed_img, plain_img)[used_mask]
+    sd_img = None
+    if n_samples > 1:
+        sd = on_grid(np.zeros_like(t1w), hole, fillings.std(axis=0), conformed_img, plain_img, order=1)
+        sd_img = nib.Nifti1Image(np.where(used_mask, sd, 0).astype(np.float32), t1w_img.affine)
+        sd_img.header.set_xyzt_units('mm')
+    info |= {
+        'Model': model.name, 'WeightsSHA256': model.sha256, 'RandomSeed': seed, 'NumInferenceSteps': num_inference_steps,
+        'NumSamples': n_samples, 'Device': device, 'VoxelsChanged': int((filled != one_volume(t1w_img))[used_mask].sum()),
+        'WhiteMatterMedian': float(1.5 / scaling.slope),
+    }
+    filled_img = paste(t1w_img, filled, used_mask)
+    lesions = describe_lesions(one_volume(t1w_img), one_volume(as_loaded(filled_img)), given_mask, used_mask, native_wm,
+                               t1w_img.affine)
+    return Filling(filled_img, mask_image(used_mask, t1w_img), sd_img, lesions, info, notes)
+
+
+def choose_device(device):
+    """`auto` is CUDA where there is one."""
+    import torch
+
+    available = torch.cuda.is_available()
+    if device == 'cuda' and not available:
+        raise ValueError('device is cuda, but torch finds no usable GPU; use --device cpu or auto')
+    return ('cuda' if available else 'cpu') if device == 'auto' else device
+
+
+def check_image(img, name):
+    """Raise ValueError, with what was got and expected, if an image is not a volume of real numbers on a real grid."""
+    shape, dtype = img.shape, img.get_data_dtype()
+    if len([n for n in shape[3:] if n != 1]) or len(shape) < 3 or min(shape[:3]) < 2:
+        raise ValueError(f'{name} has shape {shape}, expected one 3D volume')
+    if dtype.kind not in 'iufb':
+        raise ValueError(f'{name} has data type {dtype}, expected integers or floats')
+    if not np.isfinite(img.affine).all() or abs(np.linalg.det(img.affine[:3, :3])) < 1e-6:
+        raise ValueError(f'{name} has no usable affine: {img.affine.tolist()}')
+
+
+def one_volume(img):
+    """The volume of a 3D image, or of a 4D image with one volume: (X, Y, Z) float32 array, scaled."""
+    return img.get_fdata(dtype=np.float32, caching='unchanged').reshape(img.shape[:3])
+
+
+def mask_on_grid(lesion_mask_img, t1w_img, threshold=0.5):
+    """A lesion mask as a bool array on the grid of an image.
+
+    Integers count as lesion above zero; floats in 0..1 from `threshold` on (probabilities).
+
+    Raises
+    ------
+    ValueError
+        If the mask is no mask, or lies outside the image.
+    """
+    check_image(lesion_mask_img, 'lesion mask')
+    data = np.nan_to_num(one_volume(lesion_mask_img))
+    probability = lesion_mask_img.get_data_dtype().kind == 'f' and 0 < data.max(initial=0) <= 1
+    inside = data >= threshold if probability else data > 0
+    same_grid = data.shape == t1w_img.shape[:3] and np.allclose(lesion_mask_img.affine, t1w_img.affine, atol=1e-3)
+    if same_grid or not inside.any():
+        return inside if same_grid else np.zeros(t1w_img.shape[:3], dtype=bool)
+    mask_img = nib.Nifti1Image(inside.astype(np.float32), lesion_mask_img.affine)
+    resampled = preprocess.resample_to(mask_img, t1w_img, order=1) >= 0.5
+    if not resampled.any():
+        raise ValueError('the lesion mask lies outside the image: their world coordinates do not overlap')
+    return resampled
+
+
+def find_white_matter(t1w, lesion_mask, conformed_img, wm_mask_img=None, brain_mask_img=None):
+    """Brain mask and white matter on the working grid, and where they come from (for the sidecar)."""
+    if wm_mask_img is not None:
+        wm_mask = preprocess.conform_mask(wm_mask_img, conformed_img)
+        head = tissues.foreground(t1w)
+        info = {'WhiteMatterSource': 'given', 'SkullStripped': bool(head.sum() / 1000 < tissues.LARGEST_BRAIN_ML)}
+        return ndimage.binary_dilation(wm_mask, iterations=6), wm_mask, info
+    if brain_mask_img is not None:
+        brain_mask = preprocess.conform_mask(brain_mask_img, conformed_img)
+        skull_stripped = bool((t1w[~brain_mask] <= 0.02 * t1w.max()).mean() > 0.99)
+        source = 'given'
+    else:
+        brain_mask, skull_stripped = tissues.find_brain(t1w)
+        source = 'foreground of a skull-stripped image' if skull_stripped else 'deepbet'
+    tissue_seg = tissues.classify(t1w, brain_mask, lesion_mask)
+    wm_mask = tissues.claim_rim((tissue_seg == tissues.WHITE_MATTER) & ~lesion_mask, lesion_mask, brain_mask)
+    info = {'SkullStripped': skull_stripped, 'BrainMaskSource': source,
+            'WhiteMatterSource': 'mixture of three normal distributions on the bias-corrected image'}
+    return brain_mask, wm_mask, info
+
+
+def mask_warnings(given_mask, used_mask, img, brain_mask, conformed_img):
+    """Sentences about a mask that a person should read before trusting the result."""
+    notes = []
+    volume_ml = abs(np.linalg.det(img.affine[:3, :3])) / 1000
+    dropped = given_mask & ~used_mask
+    if dropped.any():
+        n_dropped = masks.label_lesions(dropped)[1]
+        notes.append(f'{n_dropped} lesion(s) ({dropped.sum() * volume_ml:.3g} ml) do not touch white matter and were not filled.')
+    outside = given_mask & ~preprocess.conform_mask(mask_image(brain_mask, conformed_img), img, threshold=0.05)
+    if outside.sum() > 0.05 * given_mask.sum():
+        notes.append(f'{100 * outside.sum() / given_mask.sum():.0f} % of the lesion mask lies outside the brain: '
+                     'check that mask and image are in the same space.')
+    if used_mask.sum() * volume_ml > 100:
+        notes.append(f'{used_mask.sum() * volume_ml:.0f} ml are filled: more than most patients have. Check the mask.')
+    return notes
+
+
+def on_grid(t1w, hole, values, conformed_img, target_img, order=3):
+    """The conformed image with `values` in its hole, on the grid of the image it came from; (X, Y, Z) float32."""
+    filled = t1w.copy()
+    filled[hole] = values
+    return preprocess.resample_to(nib.Nifti1Image(filled, conformed_img.affine), target_img, order)
+
+
+def mask_image(mask, img):
+    """A bool array as an uint8 image on the grid of an image."""
+    mask_img = nib.Nifti1Image(mask.astype(np.uint8), img.affine)
+    mask_img.header.set_xyzt_units('mm')
+    for code, transform in (('qform', img.get_qform), ('sform', img.get_sform)):
+        if isinstance(img, nib.Nifti1Pair):
+            getattr(mask_img, f'set_{code}')(transform(), int(img.header[f'{code}_code']))
+    return mask_img
+
+
+def stored_values(img):
+    """Values as they stand in the file, and their scaling: (array, slope, intercept)."""
+    if nib.is_proxy(img.dataobj):
+        return np.array(img.dataobj.get_unscaled()), img.dataobj.slope, img.dataobj.inter
+    return np.array(img.dataobj), 1.0, 0.0
+
+
+def with_stored_values(img, stored, slope, intercept):
+    """An image with the header of `img` whose *stored* values are given: written as they are, read back scaled."""
+    image_class = nib.Nifti2Image if isinstance(img, nib.Nifti2Image) else nib.Nifti1Image
+    stored_img = image_class(stored, img.affine, img.header)
+    if stored.dtype.kind in 'iu' and nib.is_proxy(img.dataobj):
+        stored_img.header.set_slope_inter(slope, intercept)  # after the constructor, which forgets it
+    return stored_img
+
+
+def copy_image(img):
+    """The same image, ready to be written with the same bytes of data."""
+    return with_stored_values(img, *stored_values(img))
+
+
+def paste(img, values, mask):
+    """An image that has `values` inside the mask and, outside, the stored values of `img` bit for bit.
+
+    Parameters
+    ----------
+    img : nibabel image
+    values : (X, Y, Z) float array, in units of the image
+    mask : (X, Y, Z) bool array
+    """
+    stored, slope, intercept = stored_values(img)
+    inside = (values[mask] - intercept) / slope
+    if stored.dtype.kind in 'iu':
+        limits = np.iinfo(stored.dtype)
+        inside = np.clip(np.rint(inside), limits.min, limits.max)
+    stored.reshape(mask.shape)[mask] = inside.astype(stored.dtype)
+    return with_stored_values(img, stored, slope, intercept)
+
+
+def as_loaded(img):
+    """An image as a reader of its file would see it, with scaled values."""
+    return type(img).from_bytes(img.to_bytes())
+
+
+def describe_lesions(before, after, given_mask, used_mask, wm_mask, affine):
+    """One row per connected lesion of the given mask that was filled, largest first.
+
+    What the mask grew by counts to the nearest lesion, so that lesions which meet when grown are still told apart.
+
+    Parameters
+    ----------
+    before, after : (X, Y, Z) float array, in units of the image
+    given_mask, used_mask, wm_mask : (X, Y, Z) bool array
+    affine : (4, 4) array
+
+    Returns
+    -------
+    list of dict
+        `label`, `volume_mm3` (filled), `x_mm`, `y_mm`, `z_mm` (centre of mass, world), `mean_before`, `mean_after`,
+        `mean_surrounding` (white matter within three voxels, NaN if there is none).
+    """
+    labels, _ = masks.label_lesions(given_mask & used_mask)
+    nearest = ndimage.distance_transform_edt(labels == 0, return_distances=False, return_indices=True)
+    labels = np.where(used_mask, labels[tuple(nearest)], 0)
+    voxel_mm3 = abs(np.linalg.det(affine[:3, :3]))
+    healthy = wm_mask & ~used_mask
+    rows = []
+    for number, box in enumerate(ndimage.find_objects(labels), start=1):
+        box = tuple(slice(max(s.start - 3, 0), s.stop + 3) for s in box)
+        lesion = labels[box] == number
+        ring = ndimage.binary_dilation(lesion, masks.FULL_CONNECTIVITY, iterations=3) & healthy[box]
+        centre = np.argwhere(lesion).mean(axis=0) + [s.start for s in box]
+        x, y, z = nib.affines.apply_affine(affine, centre)
+        rows.append({
+            'volume_mm3': lesion.sum() * voxel_mm3, 'x_mm': x, 'y_mm': y, 'z_mm': z,
+            'mean_before': before[box][lesion].mean(), 'mean_after': after[box][lesion].mean(),
+            'mean_surrounding': before[box][ring].mean() if ring.any() else np.nan,
+        })
+    rows.sort(key=lambda row: -row['volume_mm3'])
+    return [{'label': number} | {name: round(float(value), 3) for name, value in row.items()}
+            for number, row in enumerate(rows, start=1)]

@@ -1,0 +1,469 @@
+"""The only module that knows BIDS file names: what is found in a dataset, and what is written where."""
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import logging
+import os
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+logger = logging.getLogger('bids_lesionfill')
+
+NIFTI = ['.nii', '.nii.gz']
+MASK_LABELS = ('lesion', 'L')
+BIDS_VERSION = '1.10.0'
+APP_NAME = 'bids_lesionfill'
+
+# Lines have no trailing slash: with one, the validator does not match nested folders.
+BIDSIGNORE = '*.html\nfigures\nlog\n*_morph.tsv\n*_morph.json\n*_qc.tsv\n*_qc.json\ngroup_*\n'
+DESCRIPTIONS = {
+    'desc-filled': 'lesions filled with healthy tissue by a diffusion model',
+    'desc-filledsd': 'standard deviation over several fillings of the same lesions',
+    'desc-used': 'lesion mask that was filled: restricted to and dilated within white matter',
+}
+
+
+class UsageError(ValueError):
+    """What was asked for cannot be done at all; the message is one sentence."""
+
+
+class AmbiguousMaskError(ValueError):
+    """Several lesion masks fit one image."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One image to fill, and what was found for it. Paths are absolute; sources are BIDS URIs."""
+
+    subject: str  # without sub-
+    session: str | None
+    name: str  # sub-01_ses-1_T1w
+    t1w_file: Path
+    relative_path: str  # of the T1w, in the dataset
+    lesion_mask_file: Path | None = None
+    brain_mask_file: Path | None = None
+    problem: str = ''  # why it cannot be filled
+    sources: tuple = ()
+
+
+# ---------------------------------------------------------------------------------------------------- finding inputs
+
+
+def find_derivatives(bids_dir, output_dir=None):
+    """Folders in `derivatives/` that say what they are; the app's own output is left out."""
+    folders = []
+    for folder in sorted(Path(bids_dir).glob('derivatives/*/')):
+        description = folder / 'dataset_description.json'
+        if output_dir is not None and folder.resolve() == Path(output_dir).resolve():
+            continue
+        if not description.is_file():
+            logger.warning('%s has no dataset_description.json and is not searched for masks', folder)
+            continue
+        generated_by = json.loads(description.read_text()).get('GeneratedBy', [{}])
+        if not any(entry.get('Name') == APP_NAME for entry in generated_by):
+            folders.append(folder)
+    return {folder.name: folder for folder in folders}
+
+
+def open_layout(bids_dir, derivatives=()):
+    """Index a BIDS dataset and folders of derivatives (validation off: many derivatives have names of their own)."""
+    from bids import BIDSLayout, BIDSLayoutIndexer
+
+    layout = BIDSLayout(
+        bids_dir, validate=False, indexer=BIDSLayoutIndexer(validate=False, index_metadata=False))
+    for path in derivatives:
+        layout.add_derivatives(
+            path, validate=False, indexer=BIDSLayoutIndexer(validate=False, index_metadata=False))
+    return layout
+
+
+def find_inputs(layout, derivatives, modality='T1w', participant_labels=None, session_labels=None, filters=None,
+                mask_labels=MASK_LABELS, mask_desc=None):
+    """Pair every image with its lesion mask, by subject, session, acquisition and run.
+
+    Parameters
+    ----------
+    layout : BIDSLayout
+    derivatives : dict of name -> path
+    modality : str
+        Suffix of the images.
+    participant_labels, session_labels : list of str, optional
+        Without `sub-` and `ses-`; all if not given.
+    filters : dict, optional
+        pybids filters for `t1w` and `lesion_mask`.
+    mask_labels : tuple of str
+        Accepted `label-` entities (or `desc-`, for `desc-lesion_mask`).
+    mask_desc : str, optional
+        Only masks with this `desc-`.
+
+    Returns
+    -------
+    dict of subject (without sub-) -> list of Inputs
+
+    Raises
+    ------
+    UsageError
+        If a participant asked for is not in the dataset.
+    """
+    filters = filters or {}
+    subjects = sorted(layout.get_subjects(scope='raw'))
+    missing = sorted(set(participant_labels or []) - set(subjects))
+    if missing:
+        raise UsageError(f'participants {missing} are not in the dataset, which has {subjects}')
+    image_filter = {'suffix': modality, 'extension': NIFTI, 'scope': 'raw'} | filters.get(modality.lower(), {})
+    roots = {name: Path(path).resolve() for name, path in derivatives.items()}
+    found = {}
+    for subject in participant_labels or subjects:
+        images = [image for image in layout.get(subject=subject, **image_filter)
+                  if not session_labels or image.get_entities().get('session') in session_labels]
+        masks = lesion_masks_of(layout, subject, filters.get('lesion_mask', {}), mask_labels, mask_desc)
+        found[subject] = [pair(image, images, masks, layout, roots) for image in images]
+    return found
+
+
+def lesion_masks_of(layout, subject, mask_filter, mask_labels, mask_desc):
+    """All lesion masks of a subject: derivatives, and the older `_roi` beside the image."""
+    masks = []
+    for mask in layout.get(**({'subject': subject, 'suffix': ['mask', 'roi'], 'extension': NIFTI} | mask_filter)):
+        entities = mask.get_entities()
+        named = entities.get('label') in mask_labels or ('label' not in entities and entities.get('desc') in mask_labels)
+        if named and (mask_desc is None or entities.get('desc') == mask_desc):
+            masks.append(mask)
+    return masks
+
+
+def pair(image, images, masks, layout, roots):
+    """An image with its lesion mask, or with the reason why it has none."""
+    entities = image.get_entities()
+    relative_path = Path(image.path).relative_to(Path(layout.root)).as_posix()
+    name = strip_extension(image.filename)
+    sources = [f'bids:raw:{relative_path}']
+    lesion_mask_file = brain_mask_file = None
+    problem = ''
+    try:
+        mask = choose_mask(entities, [other.get_entities() for other in images], masks, name)
+    except AmbiguousMaskError as error:
+        problem = str(error)
+    else:
+        if mask is None:
+            problem = 'no lesion mask'
+        else:
+            lesion_mask_file = Path(mask.path)
+            sources.append(uri(lesion_mask_file, roots, layout.root))
+    brain_masks = [
+        mask for mask in layout.get(subject=entities['subject'], suffix='mask', extension=NIFTI, scope='derivatives')
+        if mask.get_entities().get('desc') == 'brain' and 'space' not in mask.get_entities()
+        and all(mask.get_entities().get(key) == entities.get(key) for key in ('session', 'run'))]
+    if len(brain_masks) == 1:
+        brain_mask_file = Path(brain_masks[0].path)
+        sources.append(uri(brain_mask_file, roots, layout.root))
+    return Inputs(entities['subject'], entities.get('session'), name, Path(image.path), relative_path,
+                  lesion_mask_file, brain_mask_file, problem, tuple(sources))
+
+
+def choose_mask(image_entities, all_images, masks, name):
+    """The mask that fits an image best; None if there is none.
+
+    A mask fits if the entities that it names (session, acquisition, run) are those of the image. One that names
+    fewer is taken only if no other image could be meant.
+
+    Raises
+    ------
+    AmbiguousMaskError
+        If two fit equally well, or one fits several images; it names the files.
+    """
+    keys = ('session', 'run', 'acquisition', 'ceagent', 'reconstruction')
+    fitting = {}
+    for mask in masks:
+        named = {key: mask.get_entities()[key] for key in keys if key in mask.get_entities()}
+        if all(image_entities.get(key) == value for key, value in named.items()):
+            fitting.setdefault(len(named), []).append((mask, named))
+    if not fitting:
+        return None
+    best = fitting[max(fitting)]
+    if len(best) > 1:
+        names = ', '.join(sorted(mask.filename for mask, _ in best))
+        raise AmbiguousMaskError(f'{len(best)} lesion masks fit {name}: {names}; choose with --mask-desc, --mask-label '
+                                 'or --bids-filter-file')
+    mask, named = best[0]
+    meant = [other for other in all_images if all(other.get(key) == value for key, value in named.items())]
+    if len(meant) > 1:
+        raise AmbiguousMaskError(f'{mask.filename} fits {len(meant)} images of sub-{image_entities["subject"]}, {name} '
+                                 'among them: name the mask by session, run and acquisition, as the image')
+    return mask
+
+
+def uri(path, roots, raw_root):
+    """BIDS URI of a file in the raw dataset or in a derivative."""
+    for dataset, root in roots.items():
+        if Path(path).resolve().is_relative_to(root):
+            return f'bids:{dataset}:{Path(path).resolve().relative_to(root).as_posix()}'
+    return f'bids:raw:{Path(path).relative_to(raw_root).as_posix()}'
+
+
+def strip_extension(filename):
+    """A file name without `.nii` or `.nii.gz`."""
+    return filename.removesuffix('.gz').removesuffix('.nii')
+
+
+def find_training(bids_dir, split):
+    """T1w images of a dataset's split with their tissue segmentations.
+
+    Parameters
+    ----------
+    bids_dir : path
+        With `participants.tsv` (column `split`) and a derivative that has `dseg` files.
+    split : str
+        For example `train`.
+
+    Returns
+    -------
+    list of (T1w file, dseg file)
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    """
+    layout = open_layout(bids_dir, find_derivatives(bids_dir).values())
+    with open(Path(bids_dir) / 'participants.tsv', newline='') as file:
+        rows = list(csv.DictReader(file, delimiter='\t'))
+    chosen = [row['participant_id'].removeprefix('sub-') for row in rows if row.get('split') == split]
+    pairs = []
+    for subject in chosen:
+        t1w_files = layout.get(subject=subject, suffix='T1w', extension=NIFTI, scope='raw')
+        dseg_files = layout.get(subject=subject, suffix='dseg', extension=NIFTI, scope='derivatives')
+        if len(t1w_files) != len(dseg_files):
+            raise FileNotFoundError(f'sub-{subject} has {len(t1w_files)} T1w and {len(dseg_files)} dseg, expected as many')
+        pairs += [(t1w.path, dseg.path) for t1w, dseg in zip(t1w_files, dseg_files)]
+    if not pairs:
+        raise FileNotFoundError(f'no T1w with dseg for split {split!r} in {bids_dir}; its table names {chosen}')
+    return pairs
+
+
+# -------------------------------------------------------------------------------------------------- writing outputs
+
+
+def write_bytes(path, data):
+    """Write a file that is whole or absent, with its folders."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp')
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path, content):
+    """Write indented JSON."""
+    write_bytes(path, (json.dumps(content, indent=2) + '\n').encode())
+
+
+def write_tsv(path, rows, columns):
+    """Write a table (list of dicts) as BIDS TSV; missing values are `n/a`."""
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter='\t', lineterminator='\n')
+    writer.writerow(columns)
+    for row in rows:
+        values = [row.get(column) for column in columns]
+        writer.writerow(['n/a' if value is None or value != value else value for value in values])
+    write_bytes(path, text.getvalue().encode())
+
+
+def write_image(path, img):
+    """Write a NIfTI image as it is (stored values, scaling), compressed, with the same bytes for the same image."""
+    write_bytes(path, gzip.compress(img.to_bytes(), compresslevel=6, mtime=0))
+
+
+def remove_leftovers(output_dir, older_than_seconds=3600):
+    """Delete temporary files that a killed run left; younger ones may belong to a run that goes on beside this one."""
+    for temporary in Path(output_dir).rglob('.*.tmp'):
+        if time.time() - temporary.stat().st_mtime > older_than_seconds:
+            temporary.unlink(missing_ok=True)
+
+
+def anat_dir(output_dir, inputs):
+    """Folder of an image's derivatives."""
+    session = [f'ses-{inputs.session}'] if inputs.session else []
+    return Path(output_dir, f'sub-{inputs.subject}', *session, 'anat')
+
+
+def output_files(output_dir, inputs, n_samples=1):
+    """Paths of all that is written for an image: dict of name -> path."""
+    stem, _, modality = inputs.name.rpartition('_')
+    folder = anat_dir(output_dir, inputs)
+    files = {
+        'filled': folder / f'{stem}_desc-filled_{modality}.nii.gz',
+        'used_mask': folder / f'{stem}_label-lesion_desc-used_mask.nii.gz',
+        'lesions': folder / f'{stem}_desc-lesions_qc.tsv',
+    }
+    if n_samples > 1:
+        files['sd'] = folder / f'{stem}_desc-filledsd_{modality}.nii.gz'
+    return files
+
+
+def sidecar(path):
+    """The JSON beside a file."""
+    return path.with_name(strip_extension(path.name).removesuffix('.tsv') + '.json')
+
+
+LESION_COLUMNS = {
+    'label': {'Description': 'number of the lesion, by falling volume'},
+    'volume_mm3': {'Description': 'volume of the lesion in the mask that was used', 'Units': 'mm^3'},
+    'x_mm': {'Description': 'centre of mass, to the right, in the world space of the image', 'Units': 'mm'},
+    'y_mm': {'Description': 'centre of mass, to the front, in the world space of the image', 'Units': 'mm'},
+    'z_mm': {'Description': 'centre of mass, upwards, in the world space of the image', 'Units': 'mm'},
+    'mean_before': {'Description': 'mean intensity of the lesion in the original image', 'Units': 'arbitrary'},
+    'mean_after': {'Description': 'mean intensity of the lesion in the filled image', 'Units': 'arbitrary'},
+    'mean_surrounding': {'Description': 'mean intensity of white matter within three voxels of the lesion, original '
+                         'image', 'Units': 'arbitrary'},
+}
+
+
+def write_filling(output_dir, inputs, filling, provenance):
+    """Write the derivatives of an image; the sidecar of the filled image comes last and says that all is there.
+
+    Parameters
+    ----------
+    filling : fill.Filling
+    provenance : dict
+        Goes into the sidecar of the filled image, with `filling.info`.
+    """
+    files = output_files(output_dir, inputs, n_samples=2 if filling.sd_img is not None else 1)
+    skull_stripped = filling.info.get('SkullStripped', False)
+    common = {'Sources': list(inputs.sources), 'SpatialReference': inputs.sources[0]}
+    write_image(files['used_mask'], filling.used_mask_img)
+    write_json(sidecar(files['used_mask']), {
+        'Type': 'Lesion', 'Description': DESCRIPTIONS['desc-used'], **common,
+        'Dilation': provenance['Options']['dilate']})
+    if filling.sd_img is not None:
+        write_image(files['sd'], filling.sd_img)
+        write_json(sidecar(files['sd']), {
+            'Description': DESCRIPTIONS['desc-filledsd'], **common, 'SkullStripped': skull_stripped})
+    write_tsv(files['lesions'], filling.lesions, LESION_COLUMNS)
+    write_json(sidecar(files['lesions']), LESION_COLUMNS)
+    write_image(files['filled'], filling.filled_img)
+    write_json(sidecar(files['filled']), {
+        'Description': DESCRIPTIONS['desc-filled'] if filling.lesions else
+        'copy of the input: there was no lesion to fill',
+        **common, 'SkullStripped': skull_stripped, **filling.info, 'Warnings': list(filling.warnings), **provenance})
+
+
+def read_sidecar(path):
+    """The sidecar of an output as a dict; empty if it is not there."""
+    path = sidecar(path)
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def read_tsv(path):
+    """A table as a list of dicts; numbers as floats, `n/a` as None."""
+    def value(text):
+        try:
+            return None if text == 'n/a' else float(text)
+        except ValueError:
+            return text
+
+    with open(path, newline='') as file:
+        return [{name: value(text) for name, text in row.items()} for row in csv.DictReader(file, delimiter='\t')]
+
+
+def is_finished(output_dir, inputs, run_hash, n_samples):
+    """True if all outputs of an image are there and come from the same input, options and weights."""
+    files = output_files(output_dir, inputs, n_samples)
+    finished = read_sidecar(files['filled']).get('RunHash') == run_hash
+    wanted = [path for name, path in files.items() if name != 'sd']  # an empty mask has no deviation map
+    return finished and all(path.is_file() and sidecar(path).is_file() for path in wanted)
+
+
+def hash_run(inputs, options, weights_sha256, version):
+    """What a result depends on, as SHA-256: the bytes of the inputs, the options, the weights, the version."""
+    digest = hashlib.sha256(json.dumps([options, weights_sha256, version, inputs.relative_path], sort_keys=True).encode())
+    for path in (inputs.t1w_file, inputs.lesion_mask_file, inputs.brain_mask_file):
+        digest.update(path.read_bytes() if path else b'none')
+    return digest.hexdigest()
+
+
+def seed_of(inputs, random_seed):
+    """Seed of an image: it depends on the BIDS path and `--random-seed`, not on who else is in the run."""
+    return int(hashlib.sha256(f'{random_seed}:{inputs.relative_path}'.encode()).hexdigest()[:15], 16)
+
+
+def new_run_id():
+    """Identifies a run, sortable by time."""
+    return f'{time.strftime("%Y%m%d-%H%M%S")}_{uuid.uuid4()}'
+
+
+def log_dir(output_dir, subject, run_id):
+    """Folder of a participant's logs of one run."""
+    return Path(output_dir, f'sub-{subject}', 'log', run_id)
+
+
+def write_dataset_files(output_dir, bids_dir, derivatives, version, citation):
+    """Write what describes the derivative dataset as a whole. Every run writes the same."""
+    output_dir = Path(output_dir)
+    raw = Path(bids_dir, 'dataset_description.json')
+    raw = json.loads(raw.read_text()) if raw.is_file() else {}
+    description = {
+        'Name': f'{APP_NAME}: lesions filled' + (f' in {raw["Name"]}' if raw.get('Name') else ''),
+        'BIDSVersion': BIDS_VERSION,
+        'DatasetType': 'derivative',
+        'GeneratedBy': [{'Name': APP_NAME, 'Version': version, **container()}],
+        'HowToAcknowledge': 'Please cite the works in logs/CITATION.md.',
+        'DatasetLinks': {'raw': Path(bids_dir).resolve().as_uri()}
+        | {name: Path(path).resolve().as_uri() for name, path in derivatives.items()},
+    }
+    if raw.get('License'):
+        description['License'] = raw['License']
+    if raw.get('DatasetDOI'):
+        description['SourceDatasets'] = [{'DOI': raw['DatasetDOI']}]
+    write_json(output_dir / 'dataset_description.json', description)
+    write_bytes(output_dir / '.bidsignore', BIDSIGNORE.encode())
+    write_bytes(output_dir / 'README.md', (
+        f'# {APP_NAME} {version}\n\nMR images whose multiple-sclerosis lesions were filled with healthy tissue. Outside the '
+        '`desc-used` mask every voxel is that of the input.\nOpen `sub-*.html` to see before and after. `logs/CITATION.md` '
+        'says how to cite; `participants.tsv` says what was done for whom.\n').encode())
+    write_tsv(output_dir / 'descriptions.tsv',
+              [{'desc_id': name, 'description': text} for name, text in DESCRIPTIONS.items()], ['desc_id', 'description'])
+    write_json(output_dir / 'descriptions.json', {
+        'desc_id': {'Description': 'value of the desc entity'}, 'description': {'Description': 'what it stands for'}})
+    write_tsv(output_dir / 'dseg.tsv', [
+        {'index': 1, 'name': 'Cerebrospinal fluid', 'abbreviation': 'CSF'}, {'index': 2, 'name': 'Grey matter', 'abbreviation': 'GM'},
+        {'index': 3, 'name': 'White matter', 'abbreviation': 'WM'}], ['index', 'name', 'abbreviation'])
+    for name, text in citation.items():
+        write_bytes(output_dir / 'logs' / f'CITATION.{name}', text.encode())
+
+
+def container():
+    """How the app was packed, if it runs in a container (set in the image)."""
+    for kind, variable in (('docker', 'BIDS_LESIONFILL_DOCKER_TAG'), ('singularity', 'BIDS_LESIONFILL_SINGULARITY_URL')):
+        if os.environ.get(variable):
+            return {'Container': {'Type': kind, 'Tag': os.environ[variable]}}
+    return {}
+
+
+STATUS_COLUMNS = ['participant_id', 'status', 'images', 'lesions', 'volume_filled_ml', 'message']
+
+
+def write_status(output_dir, subject, run_id, status):
+    """Write what became of a participant, then the table of all participants, also those of other runs."""
+    write_json(log_dir(output_dir, subject, run_id) / 'status.json', {'participant_id': f'sub-{subject}', **status})
+    latest = {}
+    for path in sorted(Path(output_dir).glob('sub-*/log/*/status.json'), key=lambda path: path.parent.name):
+        latest[path.parts[-4]] = json.loads(path.read_text())
+    write_tsv(Path(output_dir) / 'participants.tsv', [latest[name] for name in sorted(latest)], STATUS_COLUMNS)
+    write_json(Path(output_dir) / 'participants.json', {
+        'status': {'Description': 'what became of the participant in the latest run', 'Levels': {
+            'filled': 'lesions were filled', 'copied': 'the mask holds no lesion: the output is a copy of the input',
+            'no lesion mask': 'no lesion mask was found, nothing was written', 'failed': 'see message and the crash file'}},
+        'images': {'Description': 'number of images written'},
+        'lesions': {'Description': 'number of connected lesions filled, all images'},
+        'volume_filled_ml': {'Description': 'volume filled, all images', 'Units': 'mL'},
+        'message': {'Description': 'why, if the participant was not filled'},
+    })

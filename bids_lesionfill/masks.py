@@ -1,0 +1,132 @@
+"""Lesion masks: restrict and grow them within white matter, split them, draw new ones for training.
+
+Everywhere a mask is a bool array on the image's grid, True = lesion = to be filled.
+"""
+
+import numpy as np
+from scipy import ndimage
+
+FULL_CONNECTIVITY = np.ones((3, 3, 3), dtype=bool)  # 26 neighbours: lesions that touch at a corner are one
+
+
+def label_lesions(lesion_mask):
+    """Number the connected lesions (26 neighbours); return the labels (int array) and their count."""
+    return ndimage.label(lesion_mask, structure=FULL_CONNECTIVITY)
+
+
+def split_lesions(lesion_mask, min_voxels=1):
+    """Connected lesions of a mask, each cropped to its bounding box (thesis 3.3, *Mask Generation*).
+
+    Parameters
+    ----------
+    lesion_mask : (X, Y, Z) bool array
+    min_voxels : int
+        Smaller components are left out.
+
+    Returns
+    -------
+    list of bool arrays
+    """
+    labels, _ = label_lesions(lesion_mask)
+    boxes = ndimage.find_objects(labels)
+    lesions = [labels[box] == number for number, box in enumerate(boxes, start=1)]
+    return [lesion for lesion in lesions if lesion.sum() >= min_voxels]
+
+
+def dilate_within(lesion_mask, wm_mask, n_voxels=1):
+    """Grow a lesion mask by `n_voxels`, but only into white matter.
+
+    A tight annotation leaves a rim of lesion that shows as a border after filling (thesis 3.5, *Mask Dilation*).
+    One step of growth takes the 26 neighbours; a mask never shrinks.
+
+    Parameters
+    ----------
+    lesion_mask, wm_mask : (X, Y, Z) bool array
+    n_voxels : int
+    """
+    grown = lesion_mask.copy()
+    for _ in range(n_voxels):
+        grown |= ndimage.binary_dilation(grown, structure=FULL_CONNECTIVITY) & wm_mask
+    return grown
+
+
+def restrict_to_white_matter(lesion_mask, wm_mask):
+    """Keep the connected lesions that lie in white matter or touch it; drop the others whole.
+
+    A lesion is kept or dropped as a whole, not voxel by voxel: on a T1w image dark lesions are often classified
+    as grey matter, and cutting those voxels away would leave the lesion in the image that the mask was drawn for.
+
+    Parameters
+    ----------
+    lesion_mask, wm_mask : (X, Y, Z) bool array
+
+    Returns
+    -------
+    (X, Y, Z) bool array
+    """
+    labels, n_lesions = label_lesions(lesion_mask)
+    near_wm = ndimage.binary_dilation(wm_mask, structure=FULL_CONNECTIVITY)
+    touching = np.zeros(n_lesions + 1, dtype=bool)
+    touching[np.unique(labels[near_wm])] = True
+    touching[0] = False
+    return touching[labels]
+
+
+def random_orientation(lesion, rng):
+    """One of the 48 flips and quarter turns of a lesion, drawn at random."""
+    lesion = lesion.transpose(rng.permutation(3))
+    return lesion[tuple(slice(None, None, int(rng.choice((-1, 1)))) for _ in range(3))]
+
+
+def random_ellipsoid(rng, min_radius_voxels=1.5, max_radius_voxels=8.0):
+    """A filled ellipsoid with random radii: the 3D form of the thesis' random circles (3.3, *Mask Generation*)."""
+    radii = np.exp(rng.uniform(np.log(min_radius_voxels), np.log(max_radius_voxels))) * rng.uniform(0.6, 1.4, 3)
+    half = np.ceil(radii).astype(int)
+    x, y, z = np.ogrid[tuple(slice(-h, h + 1) for h in half)]
+    return (x / radii[0]) ** 2 + (y / radii[1]) ** 2 + (z / radii[2]) ** 2 <= 1
+
+
+def place(lesion, centre, shape):
+    """A mask of `shape` that holds `lesion` (a cropped bool array) centred on voxel `centre`, cut at the borders."""
+    mask = np.zeros(shape, dtype=bool)
+    start = np.asarray(centre) - np.asarray(lesion.shape) // 2
+    target = tuple(slice(max(s, 0), max(min(s + n, size), 0)) for s, n, size in zip(start, lesion.shape, shape))
+    source = tuple(slice(t.start - s, t.stop - s) for t, s in zip(target, start))
+    mask[target] = lesion[source]
+    return mask
+
+
+def sample_training_mask(wm_mask, lesions, rng, ellipsoid_share=0.5, max_lesions=3, min_voxels=6, tries=20):
+    """Draw lesions at random places of the white matter (the thesis' *mixture*, without registration).
+
+    Parameters
+    ----------
+    wm_mask : (X, Y, Z) bool array
+    lesions : list of bool arrays
+        Connected lesions of real masks, see `split_lesions`; may be empty if `ellipsoid_share` is 1.
+    rng : numpy.random.Generator
+    ellipsoid_share : float
+        Chance that all lesions of this mask are ellipsoids instead of real shapes: 0 is the thesis' *lesions*,
+        1 its *circles*, 0.5 its *mixture*.
+    max_lesions : int
+        Between 1 and this many lesions are placed.
+    min_voxels : int
+        Fewer voxels inside white matter do not count, and another place is tried, `tries` times.
+
+    Returns
+    -------
+    (X, Y, Z) bool array, empty if no place was found.
+    """
+    centres = np.argwhere(wm_mask)
+    mask = np.zeros(wm_mask.shape, dtype=bool)
+    ellipsoids = rng.random() < ellipsoid_share
+    wanted = rng.integers(1, max_lesions + 1)
+    for _ in range(tries if len(centres) else 0):
+        lesion = random_ellipsoid(rng) if ellipsoids else lesions[rng.integers(len(lesions))]
+        lesion = place(random_orientation(lesion, rng), centres[rng.integers(len(centres))], wm_mask.shape) & wm_mask
+        if lesion.sum() >= min_voxels:
+            mask |= lesion
+            wanted -= 1
+        if wanted == 0:
+            break
+    return mask

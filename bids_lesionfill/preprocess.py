@@ -1,0 +1,112 @@
+"""To the grid and the intensities that the network knows, and back.
+
+The working grid has the image's own axes in RAS+ order, 1 mm voxels and no rotation, so that a 1 mm image is only
+flipped and reordered, never interpolated.
+"""
+
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+from nibabel.processing import resample_from_to
+
+SIZE_TOLERANCE_MM = 0.005  # a voxel that differs from 1 mm by less over 200 voxels shifts by less than one voxel
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """A linear map of intensities, `slope * x + intercept`, with its inverse."""
+
+    slope: float
+    intercept: float
+
+    def apply(self, intensities):
+        """To normalised intensities."""
+        return np.asarray(intensities * self.slope + self.intercept, dtype=np.float32)
+
+    def invert(self, normalised):
+        """Back to the image's own intensities, float64."""
+        return (np.asarray(normalised, dtype=np.float64) - self.intercept) / self.slope
+
+
+def white_matter_scaling(t1w, wm_mask):
+    """White matter median to +0.5, background (zero) to -1: robust, and one hot voxel changes nothing.
+
+    Parameters
+    ----------
+    t1w : (X, Y, Z) float array
+    wm_mask : (X, Y, Z) bool array
+
+    Raises
+    ------
+    ValueError
+        If the mask is empty or its median is not positive.
+    """
+    median = float(np.median(t1w[wm_mask])) if wm_mask.any() else 0.0
+    if not median > 0:
+        raise ValueError(f'white matter has median {median:g} in {int(wm_mask.sum())} voxels, expected a positive one')
+    return Scaling(slope=1.5 / median, intercept=-1.0)
+
+
+def working_grid(img):
+    """Shape and affine of the working grid of an image: its own axes, RAS+, 1 mm."""
+    canonical = nib.as_closest_canonical(img)
+    sizes = np.array(nib.affines.voxel_sizes(canonical.affine))
+    shape = np.array(canonical.shape[:3])
+    if np.all(np.abs(sizes - 1) < SIZE_TOLERANCE_MM):
+        return tuple(int(n) for n in shape), canonical.affine
+    extent = shape * sizes
+    new_shape = np.ceil(extent - 1e-3).astype(int)
+    directions = canonical.affine[:3, :3] / sizes
+    centre = nib.affines.apply_affine(canonical.affine, (shape - 1) / 2)
+    return tuple(int(n) for n in new_shape), nib.affines.from_matvec(directions, centre - directions @ ((new_shape - 1) / 2))
+
+
+def conform(img, order=3):
+    """An image on its working grid; only flipped and reordered if it has 1 mm voxels.
+
+    Parameters
+    ----------
+    img : spatial image, 3D
+    order : int
+        Of the spline; 0 for masks.
+    """
+    canonical = nib.as_closest_canonical(img)
+    shape, affine = working_grid(img)
+    if np.allclose(affine, canonical.affine):
+        return canonical
+    return resample_from_to(canonical, (shape, affine), order=order)
+
+
+def conform_mask(img, target_img, label=None, threshold=0.5):
+    """A mask or a label of a segmentation on the grid of `target_img`, by trilinear share of the voxel.
+
+    Parameters
+    ----------
+    img : spatial image
+    target_img : spatial image
+    label : int, optional
+        This label of a segmentation; else everything above zero.
+    threshold : float
+        Share of a target voxel that must be inside.
+
+    Returns
+    -------
+    (X, Y, Z) bool array
+    """
+    data = np.asarray(img.dataobj)
+    inside = (data == label) if label is not None else data > 0
+    share = nib.Nifti1Image(inside.astype(np.float32), img.affine)
+    return resample_to(share, target_img, order=1) > threshold
+
+
+def resample_to(img, target_img, order):
+    """Values of an image on another image's grid, by world coordinates; float32 array, zero outside.
+
+    Grids that differ by flips and the order of axes alone are reordered, not interpolated.
+    """
+    turn = nib.orientations.ornt_transform(nib.io_orientation(img.affine), nib.io_orientation(target_img.affine))
+    turned = nib.Nifti1Image(img.get_fdata(dtype=np.float32), img.affine).as_reoriented(turn)
+    if turned.shape == target_img.shape[:3] and np.allclose(turned.affine, target_img.affine, atol=1e-4):
+        return turned.get_fdata(dtype=np.float32)
+    return resample_from_to(turned, (target_img.shape[:3], target_img.affine), order=order).get_fdata(dtype=np.float32)

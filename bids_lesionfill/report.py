@@ -1,0 +1,362 @@
+"""The visual report: image arrays and tables become PNG pictures and one HTML page per participant.
+
+A page stands alone: pictures are inside it, and nothing in it has an address on a network.
+"""
+
+import base64
+import io
+import json
+import os
+from numbers import Real
+from pathlib import Path
+from typing import NamedTuple
+
+import jinja2
+import numpy as np
+from matplotlib import colormaps, patheffects
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+PICTURES = ('before', 'mask', 'after')
+MAX_SLICES = 8
+MAX_LESIONS = 3
+ZOOM_MM = 70  # side of a view through a lesion
+OUTLINE_COLOUR = '#ffa000'  # orange on grey: seen in protan, deutan and tritan colour blindness
+GREYS = colormaps['gray'].resampled(128)  # as smooth to the eye as 256 levels, and a third less to store
+ON_IMAGE = {'color': 'white', 'fontsize': 9, 'path_effects': [patheffects.withStroke(linewidth=2, foreground='black')]}
+ON_BLACK = {'color': 'white', 'fontsize': 9}
+DPI = 100
+GAP_PX = 4
+TEMPLATE = 'report.html.jinja'
+
+# Radiological convention: the horizontal axis (x, or y in sagittal views) runs from right to left of the picture.
+VIEWS = {'axial': (2, 'R', 'L'), 'coronal': (1, 'R', 'L'), 'sagittal': (0, 'A', 'P')}
+
+STATUS_LOOKS = {'filled': 'good', 'synthesized': 'good', 'failed': 'bad'}
+COLUMN_TITLES = {'label': 'Lesion', 'x_mm': 'x', 'y_mm': 'y', 'z_mm': 'z', 'mean_surrounding': 'Mean of surroundings'}
+UNITS = {'_mm3': 'mm³', '_mm': 'mm', '_ml': 'ml', '_percent': '%', '_voxels': 'voxels', '_voxel': 'voxel', '_s': 's'}
+
+
+class Panel(NamedTuple):
+    """One slice of a picture and the part of it that is seen."""
+
+    view: str  # key of VIEWS
+    index: int  # slice
+    label: str
+    limits_mm: tuple  # ((low, high) of the horizontal axis, (low, high) of the vertical), voxel 0 is at 0 mm
+
+
+def fill_figures(before, lesion_mask, after, voxel_sizes_mm, lesions):
+    """Pictures of an image before and after filling: an overview, and the lesions that changed most.
+
+    Parameters
+    ----------
+    before, after : (X, Y, Z) float array
+        RAS+ orientation, raw intensities.
+    lesion_mask : (X, Y, Z) bool array
+        The mask that was filled; may be empty.
+    voxel_sizes_mm : 3 floats
+    lesions : list of dict
+        `label`, `centre_voxel` (3 ints, this grid), `mean_before`, `mean_after`, `volume_mm3` of each lesion.
+
+    Returns
+    -------
+    list of dict
+        `name`, `title`, `caption`, and as PNG bytes `before`, `mask`, `after`: of one size and one grey window.
+    """
+    if not before.shape == lesion_mask.shape == after.shape:
+        raise ValueError(f'shapes differ: before {before.shape}, mask {lesion_mask.shape}, after {after.shape}')
+    before, after = np.nan_to_num(before), np.nan_to_num(after)
+    lesion_mask = np.asarray(lesion_mask, dtype=bool)
+    head = foreground(before)
+    grey_max = grey_maximum(before[head])
+    changed_most = sorted(lesions, key=intensity_moved, reverse=True)[:MAX_LESIONS]
+    return [overview(before, lesion_mask, after, voxel_sizes_mm, head | lesion_mask, grey_max)] + [
+        zoom(before, lesion_mask, after, voxel_sizes_mm, lesion, grey_max) for lesion in changed_most
+    ]
+
+
+def overview(before, lesion_mask, after, voxel_sizes_mm, head, grey_max):
+    """The entry that shows up to eight axial slices; arguments as in `fill_figures`, and the mask to crop to."""
+    limits_mm = [crop_limits(head, axis, voxel_sizes_mm[axis]) for axis in (0, 1)]
+    slices = lesion_slices(lesion_mask) if lesion_mask.any() else evenly_spread(head)
+    panels = [Panel('axial', int(z), f'z {z}', limits_mm) for z in slices]
+    legend = f'patient left = image right\nz: slice, 0 = lowest\ngrey 0 to {readable(grey_max)}'
+    chosen = 'The axial slices that hold most of the mask' if lesion_mask.any() else 'Axial slices (the mask is empty)'
+    return {
+        'name': 'overview',
+        'title': 'Overview',
+        'caption': f'{chosen}, cropped to the head. {convention(grey_max)}',
+        **draw_three(before, lesion_mask, after, voxel_sizes_mm, panels, legend, 50, grey_max, 3, width_px=200),
+    }
+
+
+def zoom(before, lesion_mask, after, voxel_sizes_mm, lesion, grey_max):
+    """The entry that shows three views through the centre of one lesion; arguments as in `fill_figures`."""
+    centre = np.clip(np.rint(lesion['centre_voxel']).astype(int), 0, np.array(before.shape) - 1)
+    limits_mm = [(middle - ZOOM_MM / 2, middle + ZOOM_MM / 2) for middle in centre * np.asarray(voxel_sizes_mm)]
+    panels = []
+    for view, (axis, _, _) in VIEWS.items():
+        seen = tuple(limits_mm[a] for a in range(3) if a != axis)
+        panels.append(Panel(view, int(centre[axis]), view, seen))
+    volume = f'{lesion["volume_mm3"]:.{0 if lesion["volume_mm3"] >= 10 else 1}f} mm³'
+    name = f'Lesion {lesion["label"]}: {volume}'
+    means = f'{readable(lesion["mean_before"])} to {readable(lesion["mean_after"])}'
+    legend = f'{name}\nmean {means}\n\npatient left = image right\ngrey 0 to {readable(grey_max)}'
+    return {
+        'name': f'lesion-{lesion["label"]}',
+        'title': name,
+        'caption': f'Mean intensity in the lesion from {means}. The lesion is in the middle of each view, '
+        f'{ZOOM_MM} mm wide; sagittal views have anterior on the left. {convention(grey_max)}',
+        **draw_three(before, lesion_mask, after, voxel_sizes_mm, panels, legend, 10, grey_max, 2, width_px=300),
+    }
+
+
+def convention(grey_max):
+    """The sentences that every caption ends with."""
+    return (
+        "Radiological convention: the patient's left is on the right. "
+        f'Grey window 0 to {readable(grey_max)} in all three pictures.'
+    )
+
+
+def intensity_moved(lesion):
+    """How much a fill changed one lesion: mean change times volume; 0 where a mean is unknown."""
+    means = lesion['mean_before'], lesion['mean_after']
+    return abs(means[1] - means[0]) * lesion['volume_mm3'] if all(map(is_number, means)) else 0.0
+
+
+def foreground(volume):
+    """Head (or brain, if the skull was removed) of an image whose background is dark; (X, Y, Z) bool array."""
+    positive = volume[volume > 0]
+    if positive.size == 0:
+        return np.zeros(volume.shape, dtype=bool)
+    return volume > 0.1 * np.percentile(positive, 99)  # air is below, CSF on T1w and FLAIR above
+
+
+def grey_maximum(inside):
+    """Upper end of the grey window: 99.5 percentile, so that a few bright voxels do not darken the picture."""
+    return float(np.percentile(inside, 99.5)) if inside.size else 1.0
+
+
+def crop_limits(head, axis, voxel_size_mm, margin_mm=3):
+    """Extent of the head along one axis in mm, (low, high); the whole axis if there is no head."""
+    profile = head.mean(axis=tuple(a for a in range(3) if a != axis))
+    # specks of noise in the air must not widen the crop
+    filled = np.flatnonzero(profile > 0.02 * profile.max()) if profile.any() else np.arange(len(profile))
+    return (filled[0] - 0.5) * voxel_size_mm - margin_mm, (filled[-1] + 0.5) * voxel_size_mm + margin_mm
+
+
+def lesion_slices(lesion_mask):
+    """Up to eight axial slices: those with mask are cut into groups of neighbours, and each gives its fullest."""
+    counts = lesion_mask.sum(axis=(0, 1))
+    groups = np.array_split(np.flatnonzero(counts), min(MAX_SLICES, np.count_nonzero(counts)))
+    return [group[np.argmax(counts[group])] for group in groups]
+
+
+def evenly_spread(head):
+    """Up to eight axial slices through the inner part of the head, or of the volume if there is no head."""
+    filled = np.flatnonzero(head.any(axis=(0, 1))) if head.any() else np.arange(head.shape[2])
+    return np.unique(np.linspace(filled[0], filled[-1], MAX_SLICES + 2)[1:-1].round().astype(int))
+
+
+def draw_three(before, lesion_mask, after, voxel_sizes_mm, panels, legend, scale_bar_mm, grey_max, columns, width_px):
+    """The three pictures of one entry; they differ in the image and the outline, in nothing else."""
+
+    def draw(volume, mask):
+        return draw_panels(volume, mask, voxel_sizes_mm, panels, legend, scale_bar_mm, grey_max, columns, width_px)
+
+    return {'before': draw(before, None), 'mask': draw(before, lesion_mask), 'after': draw(after, None)}
+
+
+def draw_panels(volume, lesion_mask, voxel_sizes_mm, panels, legend, scale_bar_mm, grey_max, columns, width_px):
+    """Draw slices on black, and a legend with a scale bar in the cell after the last one.
+
+    Parameters
+    ----------
+    volume : (X, Y, Z) float array, RAS+
+    lesion_mask : (X, Y, Z) bool array or None
+        Drawn as an outline.
+    panels : list of Panel
+        All with limits of one size.
+    width_px : int
+        Width of a panel in pixels; its height follows from the limits, so that a mm is as long on both axes.
+
+    Returns
+    -------
+    bytes, a PNG
+    """
+    (left, right), (low, high) = panels[0].limits_mm
+    height_px = round(width_px * (high - low) / (right - left))
+    cells = len(panels) + 1
+    columns = min(columns, cells)
+    rows = -(-cells // columns)
+    page_px = columns * (width_px + GAP_PX) - GAP_PX, rows * (height_px + GAP_PX) - GAP_PX
+    figure = Figure(figsize=(page_px[0] / DPI, page_px[1] / DPI), dpi=DPI, facecolor='black')
+    for cell in range(cells):
+        row, column = divmod(cell, columns)
+        corner_px = column * (width_px + GAP_PX), page_px[1] - row * (height_px + GAP_PX) - height_px
+        box = (corner_px[0] / page_px[0], corner_px[1] / page_px[1], width_px / page_px[0], height_px / page_px[1])
+        axes = figure.add_axes(box, facecolor='black')
+        axes.set_axis_off()
+        if cell < len(panels):
+            draw_slice(axes, volume, lesion_mask, voxel_sizes_mm, panels[cell], grey_max)
+        else:
+            draw_legend(axes, legend, scale_bar_mm, right - left)
+    file = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(file, metadata={'Software': None})
+    return file.getvalue()
+
+
+def draw_slice(axes, volume, lesion_mask, voxel_sizes_mm, panel, grey_max):
+    """Draw one slice, its outline and its letters; arguments as in `draw_panels`."""
+    axis, left_letter, right_letter = VIEWS[panel.view]
+    across, up = (a for a in range(3) if a != axis)
+    size_x, size_y = voxel_sizes_mm[across], voxel_sizes_mm[up]
+    n_x, n_y = volume.shape[across], volume.shape[up]
+    extent_mm = (-0.5 * size_x, (n_x - 0.5) * size_x, -0.5 * size_y, (n_y - 0.5) * size_y)
+    grey = np.moveaxis(volume, axis, 0)[panel.index].T
+    axes.imshow(
+        grey, cmap=GREYS, vmin=0, vmax=grey_max, origin='lower', extent=extent_mm,
+        interpolation='bicubic', interpolation_stage='data',
+    )
+    if lesion_mask is not None:
+        mask = np.moveaxis(lesion_mask, axis, 0)[panel.index].T
+        if mask.any() and min(mask.shape) > 1:
+            x_mm, y_mm = np.arange(n_x) * size_x, np.arange(n_y) * size_y
+            axes.contour(x_mm, y_mm, mask.astype(float), levels=[0.5], colors=[OUTLINE_COLOUR], linewidths=1)
+    (low_x, high_x), limits_y = panel.limits_mm
+    axes.set(xlim=(high_x, low_x), ylim=limits_y, aspect='equal')  # inverted: radiological
+    for x, y, text, align in (
+        (0.02, 0.5, left_letter, 'left'),
+        (0.98, 0.5, right_letter, 'right'),
+        (0.02, 0.98, panel.label, 'left'),
+    ):
+        vertical = 'center' if y == 0.5 else 'top'
+        axes.text(x, y, text, ha=align, va=vertical, transform=axes.transAxes, **ON_IMAGE)
+
+
+def draw_legend(axes, legend, scale_bar_mm, width_mm):
+    """Write the legend and a scale bar into a cell that is `width_mm` wide."""
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    axes.text(0.06, 0.94, legend, va='top', linespacing=1.5, **ON_BLACK)
+    axes.plot([0.06, 0.06 + scale_bar_mm / width_mm], [0.3, 0.3], color='white', linewidth=2)
+    axes.text(0.06, 0.32, f'{scale_bar_mm} mm', va='bottom', **ON_BLACK)
+
+
+def png_files(figures):
+    """PNG bytes of all entries by file stem: `overview_before`, `overview_mask`, `lesion-3_after`, ..."""
+    return {f'{figure["name"]}_{picture}': figure[picture] for figure in figures for picture in PICTURES}
+
+
+def write_participant(path, participant):
+    """Write a participant's page, one self-contained HTML file; it is whole or absent.
+
+    Parameters
+    ----------
+    path : path
+        In a folder that exists.
+    participant : dict
+        `label`, `version`, `command`, `status`, `message`, `methods`, and `images`: a list of dicts with `name`,
+        `status` and any of `output`, `message`, `warnings`, `figures`, `lesions`, `summary`, `provenance`.
+    """
+    path = Path(path)
+    html = page_template().render(participant=participant, outline_colour=OUTLINE_COLOUR)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        temporary.write_text(html, encoding='utf-8')
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def page_template():
+    """The page; every value that is put into it is escaped."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(
+        data_uri=data_uri, look=status_look, readable=readable, as_json=as_json, lesion_table=lesion_table
+    )
+    return environment.get_template(TEMPLATE)
+
+
+def data_uri(png):
+    """A picture as an address that holds its own bytes."""
+    return f'data:image/png;base64,{base64.b64encode(png).decode("ascii")}'
+
+
+def status_look(status):
+    """Which of the badges `good`, `bad` and `neutral` a status wears."""
+    return STATUS_LOOKS.get(status, 'neutral')
+
+
+def as_json(value):
+    """Indented JSON; what JSON does not know (paths, numpy numbers) becomes text."""
+    return json.dumps(value, indent=2, ensure_ascii=False, default=str)
+
+
+def readable(value):
+    """One value of a summary as text: no more digits than a reader wants, `n/a` for what is unknown."""
+    if isinstance(value, (bool, np.bool_)):
+        return 'yes' if value else 'no'
+    if is_number(value):
+        return number_text(value, decimals_for([value]))
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return ', '.join(readable(item) for item in value)
+    return 'n/a' if value is None or isinstance(value, Real) else str(value)
+
+
+def is_number(value):
+    """True for a finite int or float, of Python or numpy."""
+    return isinstance(value, Real) and not isinstance(value, (bool, np.bool_)) and bool(np.isfinite(value))
+
+
+def decimals_for(numbers):
+    """Decimals to show: none for whole and large numbers, more the smaller the largest of them is."""
+    if all(number == round(number) for number in numbers):
+        return 0
+    largest = max(abs(number) for number in numbers)
+    return next((decimals for bound, decimals in ((200, 0), (10, 1), (1, 2), (0.01, 4)) if largest >= bound), 6)
+
+
+def number_text(number, decimals):
+    """A number with fixed decimals; never `-0.0`."""
+    return f'{round(float(number), decimals) + 0.0:.{decimals}f}' if decimals else str(round(number))
+
+
+def lesion_table(lesions):
+    """Rows of lesions as a table to print: whatever keys there are, in the order in which they appear.
+
+    Returns
+    -------
+    dict
+        `titles`: list of str; `rows`: one list per lesion of cells (`text`, `value`), where `value` is what the
+        table is sorted by: the number, or '' if it is unknown, or the text.
+    """
+    keys = list(dict.fromkeys(key for lesion in lesions for key in lesion))
+    columns = [lesion_cells([lesion.get(key) for lesion in lesions]) for key in keys]
+    return {'titles': [column_title(key) for key in keys], 'rows': list(zip(*columns, strict=True))}
+
+
+def lesion_cells(values):
+    """Cells of one column, with one number of decimals for all."""
+    numbers = [value for value in values if is_number(value)]
+    decimals = decimals_for(numbers) if numbers else 0
+    return [
+        (number_text(value, decimals), float(value)) if is_number(value) else text_cell(readable(value))
+        for value in values
+    ]
+
+
+def text_cell(text):
+    """A cell without a number; an unknown value has no place in the order."""
+    return text, '' if text == 'n/a' else text
+
+
+def column_title(key):
+    """`mean_before` is 'Mean before', `volume_mm3` is 'Volume (mm³)'."""
+    suffix = next((suffix for suffix in UNITS if key.endswith(suffix)), '')
+    words = key.removesuffix(suffix).replace('_', ' ')
+    title = COLUMN_TITLES.get(key, words[:1].upper() + words[1:])
+    title = 'SD' + title[2:] if title.startswith('Sd ') else title
+    return f'{title} ({UNITS[suffix]})' if suffix else title

@@ -1,0 +1,130 @@
+"""Brain mask and tissue classes of a T1w image, for those who bring none. Arrays are `(X, Y, Z)`, RAS, 1 mm."""
+
+import numpy as np
+from scipy import ndimage
+
+from . import masks
+
+CSF, GREY_MATTER, WHITE_MATTER = 1, 2, 3
+LARGEST_BRAIN_ML = 2200  # a foreground that is larger has a skull, or a background that is not zero
+
+
+def foreground(t1w):
+    """Largest connected part of what is clearly not zero, holes filled; bool array."""
+    bright = np.percentile(t1w[t1w > 0], 99) if (t1w > 0).any() else 0
+    labels, n_parts = ndimage.label(t1w > 0.02 * bright)
+    if not n_parts:
+        return np.zeros(t1w.shape, dtype=bool)
+    largest = np.bincount(labels.flat)[1:].argmax() + 1
+    return ndimage.binary_fill_holes(labels == largest)
+
+
+def find_brain(t1w):
+    """Brain mask: the foreground of a skull-stripped image, else by deepbet (Fisch et al. 2024).
+
+    Parameters
+    ----------
+    t1w : (X, Y, Z) float array, RAS, 1 mm
+
+    Returns
+    -------
+    brain_mask : (X, Y, Z) bool array
+    skull_stripped : bool
+
+    Raises
+    ------
+    ValueError
+        If the image is empty or constant.
+    """
+    head = foreground(t1w)
+    if not head.any() or t1w.min() == t1w.max():
+        raise ValueError(f'no brain: intensities run from {t1w.min():g} to {t1w.max():g}, expected a T1w image')
+    if head.sum() / 1000 < LARGEST_BRAIN_ML:
+        return head, True
+    return extract_brain(t1w), False
+
+
+def extract_brain(t1w):
+    """Brain mask of a whole head by deepbet, whose weights are in its package; (X, Y, Z) bool array."""
+    from deepbet import BrainExtraction  # imports torch
+
+    # deepbet takes the image's own 0.5 and 99.5 percentiles for its window, so units do not matter.
+    bet = BrainExtraction(no_gpu=True)
+    probability = bet.run_model(np.ascontiguousarray(t1w, dtype=np.float32))
+    return bet.postprocess(probability > 0.5) > 0
+
+
+def correct_bias(t1w, brain_mask):
+    """T1w divided by its bias field (N4, Tustison et al. 2010; SimpleITK), float32 array."""
+    import SimpleITK
+
+    image = SimpleITK.GetImageFromArray(np.ascontiguousarray(np.maximum(t1w, 0), dtype=np.float32))
+    mask = SimpleITK.GetImageFromArray(brain_mask.astype(np.uint8))
+    shrink = [4] * 3
+    correction = SimpleITK.N4BiasFieldCorrectionImageFilter()
+    correction.SetMaximumNumberOfIterations([30, 30, 30])
+    correction.SetNumberOfThreads(1)  # several threads add up in another order: other bytes
+    correction.Execute(SimpleITK.Shrink(image, shrink), SimpleITK.Shrink(mask, shrink))
+    log_field = SimpleITK.GetArrayFromImage(correction.GetLogBiasFieldAsImage(image))
+    return (t1w / np.exp(log_field)).astype(np.float32)
+
+
+def classify(t1w, brain_mask, lesion_mask, max_voxels=60_000):
+    """Tissue classes by a mixture of three normal distributions on the bias-corrected T1w.
+
+    Lesions take no part in the fit. They are classified as any voxel: on T1w images as grey matter, mostly.
+
+    Parameters
+    ----------
+    t1w : (X, Y, Z) float array
+    brain_mask, lesion_mask : (X, Y, Z) bool array
+    max_voxels : int
+        The fit takes every n-th voxel, so that it sees at most this many.
+
+    Returns
+    -------
+    (X, Y, Z) uint8 array: 0 outside, 1 CSF, 2 grey matter, 3 white matter
+    """
+    from sklearn.mixture import GaussianMixture
+
+    corrected = correct_bias(t1w, brain_mask)
+    healthy = corrected[brain_mask & ~lesion_mask].reshape(-1, 1)
+    healthy = healthy[(healthy > 0) & (healthy < np.percentile(healthy, 99.8))].reshape(-1, 1)
+    if len(healthy) < 100:
+        raise ValueError(f'brain mask holds {len(healthy)} voxels outside the lesions, expected a brain')
+    sample = healthy[:: max(1, len(healthy) // max_voxels)].astype(np.float64)
+    start = np.percentile(sample, (8, 45, 85)).reshape(-1, 1)
+    mixture = GaussianMixture(3, means_init=start, random_state=0).fit(sample)
+    tissue_seg = np.zeros(t1w.shape, dtype=np.uint8)
+    rank = np.argsort(np.argsort(mixture.means_.ravel())) + 1
+    # Classes are intervals of the intensity: one table instead of a density in every voxel.
+    levels = np.linspace(0, corrected[brain_mask].max(), 4096)
+    classes = rank[mixture.predict(levels.reshape(-1, 1))]
+    classes[levels > mixture.means_.max()] = WHITE_MATTER
+    classes[levels < mixture.means_.min()] = CSF
+    steps = np.clip(corrected[brain_mask] / levels[1], 0, len(levels) - 1).astype(int)
+    tissue_seg[brain_mask] = classes[steps]
+    return tissue_seg
+
+
+def claim_rim(wm_mask, lesion_mask, brain_mask, reach_voxels=2):
+    """White matter, with the soft rims of lesions claimed back from grey matter.
+
+    A voxel that is part lesion, part white matter looks grey. Growing the mask into white matter alone would then
+    stop just where it is needed. What hugs a lesion in a sheet of at most two voxels, and is not the edge of
+    anything thicker, is taken for rim: cortex with the fluid on it is thicker.
+
+    Parameters
+    ----------
+    wm_mask, lesion_mask, brain_mask : (X, Y, Z) bool array
+    reach_voxels : int
+        How far from the lesion a rim may reach.
+
+    Returns
+    -------
+    (X, Y, Z) bool array, at least `wm_mask`
+    """
+    other = ~wm_mask & ~lesion_mask
+    thick = ndimage.binary_dilation(ndimage.binary_opening(other, masks.FULL_CONNECTIVITY), masks.FULL_CONNECTIVITY)
+    near = ndimage.binary_dilation(lesion_mask, masks.FULL_CONNECTIVITY, iterations=reach_voxels)
+    return wm_mask | (other & ~thick & near & brain_mask)

@@ -1,0 +1,87 @@
+"""Find, check and load models: the bundled ones by name, others by folder. Nothing is ever downloaded.
+
+A model is a folder: `unet/` and `scheduler/` as diffusers writes them (safetensors only), `plan.json`, `README.md`.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+MODELS_DIR = Path(__file__).parent / 'models'
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model, ready to sample."""
+
+    name: str
+    sha256: str  # of the weights file
+    plan: dict
+    form: object  # inpaint.Form
+    tile: tuple  # voxels, as it was trained on
+    unet: object
+    scheduler: object
+
+
+def list_models(models_dir=MODELS_DIR):
+    """Names and plans of the bundled models: dict of dict."""
+    return {path.parent.name: json.loads(path.read_text()) for path in sorted(models_dir.glob('*/plan.json'))}
+
+
+def find_model(name_or_path, models_dir=MODELS_DIR):
+    """Folder of a model.
+
+    Raises
+    ------
+    FileNotFoundError
+        Names what was looked for and which models are bundled.
+    """
+    for folder in (models_dir / str(name_or_path), Path(name_or_path)):
+        if (folder / 'plan.json').is_file():
+            return folder
+    bundled = ', '.join(list_models(models_dir)) or 'none'
+    raise FileNotFoundError(
+        f'model {str(name_or_path)!r} is neither bundled ({bundled}) nor a folder with unet/, scheduler/ and plan.json')
+
+
+def sha256_of(path):
+    """SHA-256 of a file, in hexadecimal."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def load_model(name_or_path, device='cpu', models_dir=MODELS_DIR):
+    """Load a model, in single precision.
+
+    Parameters
+    ----------
+    name_or_path : str or path
+    device : str
+
+    Raises
+    ------
+    FileNotFoundError
+        See `find_model`.
+    """
+    import torch
+    from diffusers import DDIMScheduler
+    from diffusers.utils import logging as diffusers_logging
+
+    from . import inpaint, unet
+
+    diffusers_logging.set_verbosity_error()  # advice for those who write pipelines
+    folder = find_model(name_or_path, models_dir)
+    plan = json.loads((folder / 'plan.json').read_text())
+    network = unet.SlabUNetPseudo3D if plan['pseudo_3d'] else unet.SlabUNet2D
+    weights_file = folder / 'unet' / 'diffusion_pytorch_model.safetensors'
+    return Model(
+        name=plan['name'],
+        sha256=sha256_of(weights_file),
+        plan=plan,
+        form=inpaint.Form(**plan['form']),
+        tile=tuple(plan['cases']['crop']),
+        unet=network.from_pretrained(folder / 'unet', use_safetensors=True, low_cpu_mem_usage=False)
+        .to(device=device, dtype=torch.float32, memory_format=torch.channels_last)
+        .eval(),
+        scheduler=DDIMScheduler.from_pretrained(folder / 'scheduler'),
+    )

@@ -1,0 +1,56 @@
+"""Small BIDS datasets for tests."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+
+
+def write_description(folder, name='test', **more):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / 'dataset_description.json').write_text(json.dumps({'Name': name, 'BIDSVersion': '1.10.0', **more}))
+
+
+def write_bids(root, images, derivative='lesions'):
+    """A dataset from a dict of relative path -> image (saved) or bytes; paths in `derivatives/` get a description."""
+    write_description(root, DatasetType='raw', License='CC0', Authors=['Nobody'])
+    (root / 'README').write_text('A dataset for tests, written by tests, with nobody in it.\n' * 5)
+    if any(path.startswith('derivatives/') for path in images):
+        write_description(root / 'derivatives' / derivative, DatasetType='derivative', GeneratedBy=[{'Name': 'rater'}])
+    for path, content in images.items():
+        path = root / path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            nib.save(content, path)
+            if path.name.endswith(('_T1w.nii.gz', '_FLAIR.nii.gz')):
+                sidecar = path.with_name(path.name.replace('.nii.gz', '.json'))
+                sidecar.write_text('{"SkullStripped": true}\n')
+    return root
+
+
+def t1w_path(subject, session=None, extra=''):
+    folder = f'sub-{subject}/' + (f'ses-{session}/' if session else '')
+    return f'{folder}anat/sub-{subject}_' + (f'ses-{session}_' if session else '') + f'{extra}T1w.nii.gz'
+
+
+def mask_path(subject, session=None, extra='', name='label-lesion_mask', derivative='lesions'):
+    folder = f'derivatives/{derivative}/sub-{subject}/' + (f'ses-{session}/' if session else '')
+    return f'{folder}anat/sub-{subject}_' + (f'ses-{session}_' if session else '') + f'{extra}{name}.nii.gz'
+
+
+def listing(root):
+    """Relative paths of all files, run ids replaced, sorted."""
+    names = []
+    for path in root.rglob('*'):
+        if path.is_file():
+            parts = list(path.relative_to(root).parts)
+            if 'log' in parts[:-1]:
+                parts[parts.index('log') + 1] = 'RUN'
+            names.append('/'.join(parts))
+    return sorted(names)
+
+
+def empty_like(img):
+    return nib.Nifti1Image(np.zeros(img.shape, np.uint8), img.affine)

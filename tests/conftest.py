@@ -1,0 +1,142 @@
+"""Fixtures that all tests share. Heavy packages (torch, diffusers) are imported by the fixtures that need them."""
+
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+# Voxels of 0.9 x 1.0 x 1.2 mm; the first axis runs from right to left.
+PHANTOM_AFFINE = np.array(
+    [[-0.9, 0, 0, 17.5], [0, 1.0, 0, -21.0], [0, 0, 1.2, -13.0], [0, 0, 0, 1]], dtype=np.float64
+)
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """A head of nested ellipsoids, whose healthy state is known."""
+
+    t1w: np.ndarray  # float32, raw intensities: background exactly 0, CSF 200, GM 500, WM 800, lesions 550
+    healthy: np.ndarray  # the same, with the same noise, before the lesions came
+    lesion_mask: np.ndarray  # bool: two lesions, one deep and one close to the cortex
+    wm_mask: np.ndarray  # bool: all white matter, beneath the lesions as well
+    tissue_seg: np.ndarray  # uint8: 0 background, 1 CSF, 2 GM, 3 WM
+    brain_mask: np.ndarray  # bool
+    affine: np.ndarray
+
+    def img(self, array):
+        """An array of the phantom as NIfTI image; a copy, masks as uint8."""
+        array = array.astype(np.uint8) if array.dtype == bool else array.copy()
+        image = nib.Nifti1Image(array, self.affine)
+        image.header.set_xyzt_units('mm')
+        image.set_sform(self.affine, code=1)
+        image.set_qform(self.affine, code=1)
+        return image
+
+    @property
+    def t1w_img(self):
+        return self.img(self.t1w)
+
+    @property
+    def healthy_img(self):
+        return self.img(self.healthy)
+
+    @property
+    def lesion_mask_img(self):
+        return self.img(self.lesion_mask)
+
+    @property
+    def wm_mask_img(self):
+        return self.img(self.wm_mask)
+
+    @property
+    def tissue_seg_img(self):
+        return self.img(self.tissue_seg)
+
+    @property
+    def normalised(self):
+        """The T1w with white matter at +0.5 and background at -1 (float32), written without the package's help."""
+        return np.float32(1.5 / 800) * self.t1w - np.float32(1)
+
+    @property
+    def normalised_healthy(self):
+        return np.float32(1.5 / 800) * self.healthy - np.float32(1)
+
+
+def ellipsoid(shape, centre, radii):
+    """A filled ellipsoid as a bool array; centre and radii in voxels."""
+    axes = np.ogrid[tuple(slice(0, n) for n in shape)]
+    return sum(((x - c) / r) ** 2 for x, c, r in zip(axes, centre, radii, strict=True)) <= 1
+
+
+def build_phantom(shape=(40, 36, 30), affine=PHANTOM_AFFINE, seed=0, noise=8.0):
+    middle = (np.array(shape) - 1) / 2
+    brain = ellipsoid(shape, middle, middle * 0.95)
+    inner = ellipsoid(shape, middle, middle * 0.88)
+    wm_mask = ellipsoid(shape, middle, middle * 0.72)
+    tissue_seg = brain.astype(np.uint8) + inner + wm_mask
+    lesion_mask = ellipsoid(shape, middle + (-5, 2, 1), (3, 2.5, 2))
+    lesion_mask |= ellipsoid(shape, middle + (7, -4, -3), (2, 2, 2))
+    lesion_mask &= wm_mask
+    texture = np.random.default_rng(seed).normal(0, noise, shape)
+    healthy = np.where(brain, np.array([0, 200, 500, 800])[tissue_seg] + texture, 0).astype(np.float32)
+    t1w = np.where(lesion_mask, healthy - 250, healthy).astype(np.float32)
+    return Phantom(t1w, healthy, lesion_mask, wm_mask, tissue_seg, brain, np.array(affine))
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(20240607)
+
+
+@pytest.fixture(scope='session')
+def make_phantom():
+    """Factory: `make_phantom(shape=, affine=, seed=, noise=)`; another seed is another noise."""
+    return build_phantom
+
+
+@pytest.fixture
+def phantom():
+    """The usual phantom, fresh for every test: a test may write into its arrays."""
+    return build_phantom()
+
+
+@pytest.fixture(scope='session')
+def tiny_unet():
+    """Factory: a slab network of two levels with reproducible random weights; options as of `UNet2DModel`."""
+    import torch
+
+    from bids_lesionfill import unet
+
+    def build(in_channels=4, pseudo_3d=True, seed=0, **options):
+        defaults = {
+            'block_out_channels': (8, 8),
+            'down_block_types': ('DownBlock2D',) * 2,
+            'up_block_types': ('UpBlock2D',) * 2,
+            'norm_num_groups': 4,
+        }
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return unet.build_unet('compact', in_channels, pseudo_3d, **(defaults | options)).eval()
+
+    return build
+
+
+@pytest.fixture(scope='session')
+def oracle():
+    """Factory: `oracle(image, scheduler)` is a denoiser that knows the image; it predicts what the scheduler asks for.
+
+    Written from the definitions: x_t = sqrt(a) x_0 + sqrt(1 - a) eps, v = sqrt(a) eps - sqrt(1 - a) x_0.
+    """
+
+    def build(image, scheduler):
+        def predict(noisy_image, timestep):
+            a = scheduler.alphas_cumprod[int(timestep)].to(image.dtype)
+            noise = (noisy_image - a.sqrt() * image) / (1 - a).sqrt()
+            if scheduler.config.prediction_type == 'v_prediction':
+                return a.sqrt() * noise - (1 - a).sqrt() * image
+            return noise
+
+        return predict
+
+    return build

@@ -1,0 +1,333 @@
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from bids_lesionfill import dataset, inpaint, masks
+from bids_lesionfill.dataset import CasePlan, TrainingCases
+from bids_lesionfill.inpaint import Form
+
+PLAN = CasePlan(crop=(16, 16, 4))
+
+
+@pytest.fixture
+def brain(phantom):
+    return phantom.normalised_healthy, phantom.wm_mask
+
+
+@pytest.fixture
+def shapes(phantom):
+    return masks.split_lesions(phantom.lesion_mask)
+
+
+@pytest.fixture
+def cases(brain, shapes):
+    return TrainingCases([brain], shapes, PLAN, Form(), seed=3, n_cases=100)
+
+
+def equal(one, other):
+    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def draw(brain, shapes, rng, form=None, **changes):
+    """The first case that finds a place."""
+    case = None
+    while case is None:
+        case = dataset.draw_case(*brain, shapes, replace(PLAN, **changes), form or Form(), rng)
+    return case
+
+
+# Reading
+
+
+@pytest.fixture
+def files(phantom, tmp_path):
+    for name in ('t1w', 'healthy', 'tissue_seg', 'lesion_mask'):
+        nib.save(getattr(phantom, f'{name}_img'), tmp_path / f'{name}.nii.gz')
+    return tmp_path
+
+
+def test_healthy_brains_are_normalised_1mm_and_ras(phantom, files):
+    ((image, wm_mask),) = dataset.read_healthy_brains([(files / 'healthy.nii.gz', files / 'tissue_seg.nii.gz')])
+    assert image.dtype == np.float32
+    assert image.shape == wm_mask.shape == (36, 36, 36)  # white matter and 12 mm around it: the whole phantom
+    assert np.median(image[wm_mask]) == pytest.approx(0.5, abs=1e-4)
+    assert (image == -1).any()
+    assert wm_mask.sum() == pytest.approx(phantom.wm_mask.sum() * 0.9 * 1.0 * 1.2, rel=0.03)
+    assert image[wm_mask].min() > image[~wm_mask].min()
+    assert image[~ndimage.binary_dilation(wm_mask, iterations=3)].max() < 0.3  # tissue and mask lie on each other
+
+
+def test_healthy_brains_are_cropped_to_white_matter_and_12_voxels(make_phantom, tmp_path):
+    affine = np.diag([1.0, 1.0, 1.0, 1])
+    phantom = make_phantom(affine=affine)
+    margin = [(20, 15), (5, 18), (14, 13)]
+    for name in ('healthy', 'tissue_seg'):
+        padded = np.pad(getattr(phantom, name), margin)
+        nib.save(nib.Nifti1Image(padded, affine), tmp_path / f'{name}.nii.gz')
+    ((_, wm_mask),) = dataset.read_healthy_brains([(tmp_path / 'healthy.nii.gz', tmp_path / 'tissue_seg.nii.gz')])
+    assert wm_mask.sum() == phantom.wm_mask.sum()
+    voxels = np.argwhere(wm_mask)
+    assert voxels.min(axis=0).tolist() == [12, 10, 12]  # along Y the volume ends earlier
+    assert (np.array(wm_mask.shape) - 1 - voxels.max(axis=0)).tolist() == [12, 12, 12]
+
+
+def test_lesion_shapes_are_the_lesions_of_all_masks(files, phantom):
+    canonical = nib.Nifti1Image(phantom.lesion_mask.astype(np.uint8), np.eye(4))
+    nib.save(canonical, files / '1mm.nii.gz')
+    shapes = dataset.read_lesion_shapes([files / '1mm.nii.gz', files / 'lesion_mask.nii.gz'])
+    assert len(shapes) == 4
+    expected = masks.split_lesions(phantom.lesion_mask)
+    assert equal(shapes[:2], expected)
+
+
+def test_lesion_shapes_below_min_voxels_are_left_out(files, phantom):
+    sizes = sorted(shape.sum() for shape in dataset.read_lesion_shapes([files / 'lesion_mask.nii.gz']))
+    assert len(sizes) == 2
+    assert len(dataset.read_lesion_shapes([files / 'lesion_mask.nii.gz'], min_voxels=sizes[0] + 1)) == 1
+
+
+# Augmentation
+
+
+def test_augmentation_keeps_white_matter_near_one_half(phantom, rng):
+    for _ in range(40):
+        image = dataset.augment_intensity(phantom.normalised_healthy, rng)
+        assert image.dtype == np.float32
+        assert np.median(image[phantom.wm_mask]) == pytest.approx(0.5, abs=0.06)
+
+
+def test_augmentation_changes_contrast_blur_and_noise_but_not_the_anatomy(phantom, rng):
+    original = phantom.normalised_healthy
+    drawn = [dataset.augment_intensity(original, rng) for _ in range(30)]
+    contrast = [np.median(image[phantom.wm_mask]) - np.median(image[phantom.tissue_seg == 2]) for image in drawn]
+    assert np.ptp(contrast) > 0.1
+    deep = ndimage.binary_erosion(phantom.wm_mask, iterations=3)
+    roughness = np.array([np.std(image[deep]) for image in drawn]) / np.std(original[deep])
+    assert roughness.min() < 0.7  # less than contrast alone can do
+    assert roughness.max() > 1.3
+    for image in drawn:
+        assert np.corrcoef(image.ravel(), original.ravel())[0, 1] > 0.97
+
+
+def test_augmentation_leaves_its_argument_alone(phantom, rng):
+    image = phantom.normalised_healthy
+    before = image.copy()
+    for _ in range(5):
+        dataset.augment_intensity(image, rng)
+    assert np.array_equal(image, before)
+
+
+# One case
+
+
+@pytest.mark.parametrize('rim_share', [0.0, 1.0])
+def test_case_is_the_core_of_the_padded_crop(brain, shapes, rng, rim_share):
+    case = draw(brain, shapes, rng, rim_share=rim_share)
+    core = (slice(8, -8),) * 3
+    assert np.array_equal(case['image'], brain[0][core])
+    assert case['channels'].shape == (3, *case['image'].shape)
+    for name in ('seen', 'lesion_mask', 'base'):
+        assert case[name].shape == case['image'].shape
+
+
+@pytest.mark.parametrize('rim_share', [0.0, 1.0])
+def test_case_has_its_mask_in_white_matter(brain, shapes, rng, rim_share):
+    core = (slice(8, -8),) * 3
+    for _ in range(10):
+        lesion_mask = draw(brain, shapes, rng, rim_share=rim_share)['lesion_mask']
+        assert lesion_mask.sum() >= 4
+        assert not (lesion_mask & ~brain[1][core]).any()
+
+
+def test_clean_case_shows_the_healthy_image(brain, shapes, rng):
+    for _ in range(5):
+        case = draw(brain, shapes, rng, rim_share=0.0)
+        assert np.array_equal(case['seen'], case['image'])
+
+
+def test_rim_case_shows_a_darker_rim_around_the_mask_and_the_truth_stays_healthy(brain, shapes, rng):
+    core = (slice(8, -8),) * 3
+    rims = []
+    for _ in range(20):
+        case = draw(brain, shapes, rng, rim_share=1.0)
+        darker = case['image'] - case['seen']
+        assert np.array_equal(case['image'], brain[0][core])
+        assert darker.min() >= 0
+        assert not darker[~brain[1][core]].any()
+        assert darker[case['lesion_mask']].max() > 0.05
+        rims.append(darker[~case['lesion_mask']].max())
+    assert np.mean(np.array(rims) > 0.02) >= 0.4  # a wide dilation may hide it, none and narrow ones do not
+
+
+def test_base_and_channels_come_from_what_is_seen_never_from_the_hidden_truth(brain, shapes, rng):
+    for _ in range(5):
+        case = draw(brain, shapes, rng, rim_share=1.0)
+        known = ~case['lesion_mask']
+        assert np.array_equal(case['base'][known], case['seen'][known])
+        assert np.array_equal(case['channels'][0][known], np.clip(case['seen'], -1, 1.5)[known])
+        assert not case['channels'][0][~known].any()
+        assert np.array_equal(case['channels'][1], case['lesion_mask'].astype(np.float32))
+
+
+def test_conditions_are_made_of_the_padded_crop_then_cut(brain, shapes, rng, monkeypatch):
+    """The base may read beyond the crop, as it does in a whole volume."""
+    calls = []
+
+    def condition(*arguments):
+        calls.append((arguments, inpaint_condition(*arguments)))
+        return calls[-1][1]
+
+    inpaint_condition = inpaint.condition
+    monkeypatch.setattr(dataset.inpaint, 'condition', condition)
+    case = draw(brain, shapes, rng, rim_share=0.0)
+    (seen, lesion_mask, wm_mask, form), (base, channels) = calls[-1]
+    core = (slice(8, -8),) * 3
+    assert np.array_equal(seen, brain[0])
+    assert np.array_equal(wm_mask, brain[1])
+    assert form == Form()
+    assert np.array_equal(case['lesion_mask'], lesion_mask[core])
+    assert np.array_equal(case['base'], base[core])
+    assert np.array_equal(case['channels'], channels[(slice(None), *core)])
+
+
+def test_case_without_a_place_for_a_lesion_is_none(brain, rng):
+    image, _ = brain
+    nowhere = np.zeros(image.shape, dtype=bool)
+    assert dataset.draw_case(image, nowhere, [], replace(PLAN, ellipsoid_share=1), Form(), rng) is None
+
+
+def test_case_without_healthy_white_matter_left_is_none(brain, rng):
+    image, _ = brain
+    wm_mask = np.zeros(image.shape, dtype=bool)
+    wm_mask[18:21, 16:19, 14:16] = True  # 18 voxels
+    plan = replace(PLAN, ellipsoid_share=0)
+    assert dataset.draw_case(image, wm_mask, [np.ones((9, 9, 9), bool)], plan, Form(), rng) is None
+
+
+# The numbered set
+
+
+def test_item_depends_on_the_seed_and_the_index_only(brain, shapes, cases):
+    forwards = [cases[i] for i in range(4)]
+    np.random.default_rng().random()
+    other = TrainingCases([brain], shapes, PLAN, Form(), seed=3, n_cases=7)
+    backwards = [other[i] for i in reversed(range(4))][::-1]
+    assert all(equal(a, b) for a, b in zip(forwards, backwards, strict=True))
+    assert not equal(cases[0], cases[1])
+    assert not equal(TrainingCases([brain], shapes, PLAN, Form(), seed=4, n_cases=7)[0], cases[0])
+
+
+def test_length_is_n_cases(cases):
+    assert len(cases) == 100
+
+
+@pytest.mark.parametrize('kind', ['residual', 'plain'])
+def test_item_is_target_channels_and_mask_as_slabs(brain, shapes, kind):
+    form = Form(kind=kind)
+    target, channels, mask = TrainingCases([brain], shapes, PLAN, form, seed=3, n_cases=1)[0]
+    assert target.shape == mask.shape == (1, 4, 16, 16)
+    assert channels.shape == (form.n_channels - 1, 4, 16, 16)
+    for array in (target, channels, mask):
+        assert array.dtype == np.float32
+        assert array.flags.c_contiguous
+        assert np.isfinite(array).all()
+    assert np.array_equal(mask[0], channels[1])
+    assert set(np.unique(mask)) == {0, 1}
+
+
+def test_target_and_base_give_the_healthy_truth_back(brain, shapes):
+    # Clean and without augmentation, the known voxels of base and truth agree: their residual is zero.
+    plan = replace(PLAN, rim_share=0.0, intensity_augmentation=False)
+    cases = TrainingCases([brain], shapes, plan, Form(), seed=1, n_cases=3)
+    for i in range(3):
+        target, channels, mask = cases[i]
+        assert not target[mask == 0].any()
+        assert target[mask == 1].any()
+        plain_target, plain_channels, plain_mask = TrainingCases([brain], shapes, plan, Form(kind='plain'), 1, 3)[i]
+        assert np.array_equal(mask, plain_mask)
+        assert np.array_equal(channels[:2], plain_channels)
+        base = plain_target - Form().residual_scale * target
+        assert np.array_equal(base[mask == 0], plain_target[mask == 0])
+        assert 0.3 < base[mask == 1].mean() < 0.7  # white matter
+
+
+def test_crops_have_the_planned_size_and_padding(cases, rng):
+    for _ in range(10):
+        image, wm_mask = cases.draw_crop(rng)
+        assert image.shape == wm_mask.shape == (32, 32, 20)
+        assert image.flags.c_contiguous
+        assert wm_mask.any()
+
+
+def test_crop_keeps_image_and_white_matter_together(brain, rng):
+    wm_mask = brain[1]
+    plan = replace(PLAN, intensity_augmentation=False)
+    cases = TrainingCases([(wm_mask.astype(np.float32), wm_mask)], [], plan, Form(), 0, 1)
+    for _ in range(20):
+        image, crop = cases.draw_crop(rng)
+        assert np.array_equal(image, crop.astype(np.float32))
+
+
+def test_crop_keeps_axial_slices_axial_and_upright(brain, rng):
+    height = np.broadcast_to(np.arange(30, dtype=np.float32), brain[0].shape)
+    cases = TrainingCases([(height, brain[1])], [], replace(PLAN, intensity_augmentation=False), Form(), 0, 1)
+    for _ in range(20):
+        image, _ = cases.draw_crop(rng)
+        assert (np.ptp(image, axis=(0, 1)) == 0).all()
+        assert (np.diff(image[0, 0]) == 1).all()
+
+
+def test_crops_come_in_8_orientations(rng):
+    image = np.zeros((32, 32, 20), dtype=np.float32)
+    image[3, 5, :] = 1
+    everywhere = np.ones(image.shape, dtype=bool)
+    cases = TrainingCases([(image, everywhere)], [], replace(PLAN, intensity_augmentation=False), Form(), 0, 1)
+    seen = {tuple(np.argwhere(cases.draw_crop(rng)[0][..., 0])[0]) for _ in range(150)}
+    assert seen == {(3, 5), (5, 3), (28, 5), (5, 28), (3, 26), (26, 3), (28, 26), (26, 28)}
+
+
+def test_crops_come_from_all_brains(brain, rng):
+    flat = [(np.full_like(brain[0], value), brain[1]) for value in (1, 2, 3)]
+    cases = TrainingCases(flat, [], replace(PLAN, intensity_augmentation=False), Form(), 0, 1)
+    assert {cases.draw_crop(rng)[0].max() for _ in range(30)} == {1, 2, 3}
+
+
+# Validation
+
+
+def test_validation_cases_are_half_clean_half_rim_and_not_augmented(brain, shapes):
+    cases = dataset.validation_cases([brain], shapes, PLAN, Form(), n_cases=6, seed=5)
+    assert sorted(case['kind'] for case in cases) == ['clean'] * 3 + ['rim'] * 3
+    for case in cases:
+        assert np.array_equal(case['seen'], case['image']) == (case['kind'] == 'clean')
+        assert np.isin(case['image'], brain[0]).all()  # the values of the brain itself
+        assert case['image'].shape == (16, 16, 4)
+
+
+def test_validation_cases_depend_on_the_seed_only(brain, shapes):
+    first, again, other = (
+        dataset.validation_cases([brain], shapes, PLAN, Form(), n_cases=3, seed=seed) for seed in (5, 5, 6)
+    )
+    for a, b in zip(first, again, strict=True):
+        assert a.keys() == b.keys()
+        assert all(np.array_equal(a[name], b[name]) for name in a)
+    assert not np.array_equal(first[0]['image'], other[0]['image'])
+
+
+def test_more_validation_cases_begin_with_the_same(brain, shapes):
+    few, many = (dataset.validation_cases([brain], shapes, PLAN, Form(), n, seed=5) for n in (2, 4))
+    for a, b in zip(few, many, strict=False):
+        assert np.array_equal(a['channels'], b['channels'])
+
+
+def test_validation_cases_hold_real_shapes_whatever_the_plan(brain):
+    # Bars 5 x 5 x 5 grow to 7 or 9; an ellipsoid of the plan's share 1 would rarely fill its box.
+    bar = np.ones((5, 5, 5), dtype=bool)
+    everywhere = np.ones_like(brain[1])
+    plan = replace(PLAN, ellipsoid_share=1.0, max_lesions=1, crop=(16, 16, 8))
+    for case in dataset.validation_cases([(brain[0], everywhere)], [bar], plan, Form(), 6, seed=5)[::2]:
+        box = ndimage.find_objects(case['lesion_mask'].astype(np.uint8))[0]
+        assert case['lesion_mask'][box].all()

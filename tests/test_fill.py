@@ -1,0 +1,217 @@
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_lesionfill import diffusion, fill, fill_lesions, inpaint, weights
+
+
+@pytest.fixture(scope='module')
+def model(tiny_unet):
+    form = inpaint.Form()
+    return weights.Model('tiny', 'abc', {'num_inference_steps': 1}, form, (16, 16, 8), tiny_unet(form.n_channels),
+                         diffusion.build_scheduler(prediction_type='v_prediction'))
+
+
+def with_scaling(phantom, dtype, slope, inter):
+    """The phantom's T1w stored as integers with a scaling, as a scanner writes it."""
+    stored = np.clip(np.rint((phantom.t1w - inter) / slope), np.iinfo(dtype).min, np.iinfo(dtype).max).astype(dtype)
+    img = nib.Nifti1Image(stored, phantom.affine)
+    img.header.set_data_dtype(dtype)
+    img.header.set_slope_inter(slope, inter)
+    img.set_sform(phantom.affine, 2)
+    img.set_qform(phantom.affine, 1)
+    return nib.Nifti1Image.from_bytes(img.to_bytes())
+
+
+def images(phantom):
+    return {
+        'int16 with scaling': with_scaling(phantom, np.int16, 0.37, -20.0),
+        'uint8': with_scaling(phantom, np.uint8, 5.0, 0.0),
+        'float32': nib.Nifti1Image.from_bytes(phantom.t1w_img.to_bytes()),
+    }
+
+
+@pytest.mark.parametrize('kind', ['int16 with scaling', 'uint8', 'float32'])
+def test_fill_leaves_voxels_outside_mask_untouched(phantom, model, kind):
+    img = images(phantom)[kind]
+    filling = fill.fill(img, phantom.lesion_mask_img, model=model, wm_mask_img=phantom.wm_mask_img)
+    written = nib.Nifti1Image.from_bytes(filling.filled_img.to_bytes())
+    used_mask = np.asarray(filling.used_mask_img.dataobj) > 0
+    before, after = img.dataobj.get_unscaled(), written.dataobj.get_unscaled()
+    assert after.dtype == before.dtype
+    assert np.array_equal(after[~used_mask].tobytes(), before[~used_mask].tobytes())
+    assert (after != before)[used_mask].mean() > 0.5
+    assert (written.dataobj.slope, written.dataobj.inter) == (img.dataobj.slope, img.dataobj.inter)
+    assert np.array_equal(written.affine, img.affine)
+    for field in ('qform_code', 'sform_code', 'xyzt_units', 'pixdim', 'dim', 'datatype', 'srow_x', 'quatern_b'):
+        assert np.array_equal(written.header[field], img.header[field]), field
+
+
+def test_public_function_returns_scaled_values_of_the_same_image(phantom, model):
+    img = images(phantom)['int16 with scaling']
+    filled = fill_lesions(img, phantom.lesion_mask_img, model=model, wm_mask_img=phantom.wm_mask_img)
+    assert filled.shape == img.shape
+    grown = fill.masks.dilate_within(phantom.lesion_mask, phantom.wm_mask, 1)
+    assert np.array_equal(filled.get_fdata()[~grown], img.get_fdata()[~grown])
+    assert 600 < filled.get_fdata()[phantom.lesion_mask].mean() < 900
+
+
+def test_input_images_are_not_changed(phantom, model):
+    img, mask_img = phantom.t1w_img, phantom.lesion_mask_img
+    before = img.to_bytes(), mask_img.to_bytes()
+    fill_lesions(img, mask_img, model=model, wm_mask_img=phantom.wm_mask_img)
+    assert (img.to_bytes(), mask_img.to_bytes()) == before
+
+
+def test_empty_mask_gives_a_copy_and_says_so(phantom):
+    img = images(phantom)['int16 with scaling']
+    filling = fill.fill(img, phantom.img(np.zeros_like(phantom.lesion_mask)), model='needs no model')
+    written = nib.Nifti1Image.from_bytes(filling.filled_img.to_bytes())
+    assert np.array_equal(written.dataobj.get_unscaled(), img.dataobj.get_unscaled())
+    assert (written.dataobj.slope, written.dataobj.inter) == (img.dataobj.slope, img.dataobj.inter)
+    assert 'empty' in filling.warnings[0]
+
+
+def test_lesion_far_from_white_matter_is_kept_and_named(phantom, model):
+    mask = phantom.lesion_mask.copy()
+    corner = np.zeros_like(mask)
+    corner[1:3, 1:3, 1:3] = True
+    filling = fill.fill(phantom.t1w_img, phantom.img(mask | corner), model=model, wm_mask_img=phantom.wm_mask_img)
+    assert not (np.asarray(filling.used_mask_img.dataobj) > 0)[corner].any()
+    assert any('white matter' in warning for warning in filling.warnings)
+
+
+def test_used_mask_grows_into_white_matter_only(phantom, model):
+    filling = fill.fill(phantom.t1w_img, phantom.lesion_mask_img, model=model, wm_mask_img=phantom.wm_mask_img, dilate=2)
+    used_mask = np.asarray(filling.used_mask_img.dataobj) > 0
+    assert used_mask.sum() > 2 * phantom.lesion_mask.sum()
+    assert not (used_mask & ~phantom.wm_mask & ~phantom.lesion_mask).any()
+    assert filling.info['LesionVoxelsUsed'] == used_mask.sum()
+
+
+def test_dilation_zero_fills_the_mask_as_it_is(phantom, model):
+    filling = fill.fill(phantom.t1w_img, phantom.lesion_mask_img, model=model, wm_mask_img=phantom.wm_mask_img, dilate=0)
+    assert np.array_equal(np.asarray(filling.used_mask_img.dataobj) > 0, phantom.lesion_mask)
+
+
+def test_mask_on_another_grid_is_resampled(phantom, model):
+    fine = fill.preprocess.conform(phantom.lesion_mask_img, order=0)
+    assert fine.shape != phantom.lesion_mask.shape
+    on_grid = fill.mask_on_grid(fine, phantom.t1w_img)
+    assert on_grid.shape == phantom.lesion_mask.shape
+    assert 2 * (on_grid & phantom.lesion_mask).sum() / (on_grid.sum() + phantom.lesion_mask.sum()) > 0.8
+
+
+def test_flipped_mask_lands_on_the_same_place(phantom):
+    flipped = nib.as_closest_canonical(phantom.lesion_mask_img)
+    assert not np.array_equal(flipped.affine, phantom.affine)
+    assert np.array_equal(fill.mask_on_grid(flipped, phantom.t1w_img), phantom.lesion_mask)
+
+
+def test_mask_elsewhere_in_space_is_refused(phantom):
+    far = phantom.affine.copy()
+    far[:3, 3] += 500
+    with pytest.raises(ValueError, match='outside the image'):
+        fill.mask_on_grid(nib.Nifti1Image(phantom.lesion_mask.astype(np.uint8), far), phantom.t1w_img)
+
+
+def test_probabilities_are_cut_at_the_threshold(phantom):
+    probability = nib.Nifti1Image((phantom.lesion_mask * 0.4).astype(np.float32), phantom.affine)
+    assert not fill.mask_on_grid(probability, phantom.t1w_img).any()
+    assert np.array_equal(fill.mask_on_grid(probability, phantom.t1w_img, 0.3), phantom.lesion_mask)
+
+
+def test_labels_above_one_are_lesions(phantom):
+    labels = nib.Nifti1Image((phantom.lesion_mask * 7).astype(np.int16), phantom.affine)
+    assert np.array_equal(fill.mask_on_grid(labels, phantom.t1w_img), phantom.lesion_mask)
+
+
+@pytest.mark.parametrize('img', [
+    nib.Nifti1Image(np.zeros((4, 4, 4, 2), np.float32), np.eye(4)),
+    nib.Nifti1Image(np.zeros((4, 4), np.float32), np.eye(4)),
+    nib.Nifti1Image(np.zeros((4, 4, 4), np.complex64), np.eye(4)),
+    SimpleNamespace(shape=(4, 4, 4), affine=np.diag([0, 1, 1, 1]), get_data_dtype=lambda: np.dtype('f4')),
+], ids=['two volumes', '2D', 'complex', 'flat affine'])
+def test_unusable_image_is_refused_in_a_sentence(img):
+    with pytest.raises(ValueError, match='expected|affine'):
+        fill.check_image(img, 'image')
+
+
+def test_four_dimensions_with_one_volume_stay_four(phantom, model):
+    img = nib.Nifti1Image(phantom.t1w[..., None], phantom.affine)
+    filled = fill_lesions(img, phantom.lesion_mask_img, model=model, wm_mask_img=phantom.wm_mask_img)
+    assert filled.shape == phantom.t1w.shape + (1,)
+    assert (filled.get_fdata()[..., 0] != phantom.t1w)[phantom.lesion_mask].mean() > 0.9
+
+
+@pytest.mark.parametrize('axes', ['RAS', 'LPI', 'ASR', 'SLP'])
+def test_orientation_changes_nothing_but_the_order(phantom, model, axes):
+    def turned(img):
+        ornt = nib.orientations.ornt_transform(nib.io_orientation(img.affine), nib.orientations.axcodes2ornt(axes))
+        return img.as_reoriented(ornt)
+
+    reference = fill_lesions(phantom.t1w_img, phantom.lesion_mask_img, model=model, wm_mask_img=phantom.wm_mask_img)
+    filled = fill_lesions(turned(phantom.t1w_img), turned(phantom.lesion_mask_img), model=model,
+                          wm_mask_img=turned(phantom.wm_mask_img))
+    assert ''.join(nib.aff2axcodes(filled.affine)) == axes
+    difference = filled.get_fdata() - turned(reference).get_fdata()
+    assert np.abs(difference).max() < 1
+
+
+def test_several_samples_give_a_deviation_inside_the_mask_only(phantom, model):
+    filling = fill.fill(phantom.t1w_img, phantom.lesion_mask_img, model=model, wm_mask_img=phantom.wm_mask_img, n_samples=3)
+    sd = filling.sd_img.get_fdata()
+    used_mask = np.asarray(filling.used_mask_img.dataobj) > 0
+    assert (sd[used_mask] > 0).mean() > 0.9
+    assert not sd[~used_mask].any()
+    assert filling.info['NumInferenceSteps'] == fill.STEPS_FOR_SEVERAL_SAMPLES
+
+
+def test_nan_in_the_image_survives_outside_and_does_not_spread(phantom, model):
+    t1w = phantom.t1w.copy()
+    t1w[0, 0, 0] = np.nan
+    filled = fill_lesions(phantom.img(t1w), phantom.lesion_mask_img, model=model, wm_mask_img=phantom.wm_mask_img)
+    data = filled.get_fdata()
+    assert np.isnan(data[0, 0, 0])
+    assert np.isnan(data).sum() == 1
+
+
+def test_table_has_a_row_per_lesion_of_the_given_mask(phantom, model):
+    filling = fill.fill(phantom.t1w_img, phantom.lesion_mask_img, model=model, wm_mask_img=phantom.wm_mask_img)
+    assert [row['label'] for row in filling.lesions] == [1, 2]
+    used_mask = np.asarray(filling.used_mask_img.dataobj) > 0
+    volume = abs(np.linalg.det(phantom.affine[:3, :3]))
+    assert sum(row['volume_mm3'] for row in filling.lesions) == pytest.approx(used_mask.sum() * volume, abs=0.01)
+    largest = filling.lesions[0]
+    voxel = nib.affines.apply_affine(np.linalg.inv(phantom.affine), [largest[f'{axis}_mm'] for axis in 'xyz'])
+    assert used_mask[tuple(np.rint(voxel).astype(int))]
+    assert largest['mean_surrounding'] == pytest.approx(800, abs=20)
+    assert 550 < largest['mean_before'] < 750
+
+
+def test_hand_made_table():
+    before, after = np.full((8, 8, 8), 10.0), np.full((8, 8, 8), 10.0)
+    mask = np.zeros((8, 8, 8), bool)
+    mask[2:4, 3, 3] = True
+    before[mask], after[mask] = 4, 9
+    (row,) = fill.describe_lesions(before, after, mask, mask, ~mask, np.diag([2, 1, 1, 1]))
+    assert row == {'label': 1, 'volume_mm3': 4.0, 'x_mm': 5.0, 'y_mm': 3.0, 'z_mm': 3.0, 'mean_before': 4.0,
+                   'mean_after': 9.0, 'mean_surrounding': 10.0}
+
+
+def test_mixture_finds_white_matter_when_none_is_given(make_phantom, model):
+    phantom = make_phantom(shape=(96, 90, 80))
+    filling = fill.fill(phantom.t1w_img, phantom.lesion_mask_img, model=model)
+    assert filling.info['WhiteMatterMedian'] == pytest.approx(800, rel=0.02)
+    assert filling.info['SkullStripped'] is True
+
+
+def test_cuda_that_is_not_there_is_refused(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with pytest.raises(ValueError, match='no usable GPU'):
+        fill.choose_device('cuda')
+    assert fill.choose_device('auto') == 'cpu'

@@ -1,0 +1,212 @@
+"""What the network is told and what it returns: forms, conditions, slabs (whole volumes: test_inpaint.py)."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from bids_lesionfill import baselines, diffusion, inpaint
+from bids_lesionfill.inpaint import Form
+
+FORMS = [Form(), Form(kind='plain'), Form(kind='plain', inside_mask_only=False)]
+
+
+@pytest.fixture(params=['residual', 'plain'])
+def form(request):
+    return Form(kind=request.param)
+
+
+# Form
+
+
+def test_from_diffusion_inverts_to_diffusion(form, rng):
+    image, base = rng.normal(size=(2, 4, 5, 6))
+    np.testing.assert_allclose(form.from_diffusion(form.to_diffusion(image, base), base), image, atol=1e-12)
+    np.testing.assert_allclose(form.to_diffusion(form.from_diffusion(image, base), base), image, atol=1e-12)
+
+
+def test_residual_is_what_the_base_lacks_in_units_of_residual_scale():
+    form = Form(residual_scale=0.05)
+    assert form.to_diffusion(np.array([0.6]), np.array([0.5]))[0] == pytest.approx(2)
+    assert form.from_diffusion(np.array([-2.0]), np.array([0.5]))[0] == pytest.approx(0.4)
+
+
+def test_plain_form_diffuses_the_image_itself(rng):
+    image, base = rng.normal(size=(2, 4, 5, 6))
+    form = Form(kind='plain')
+    assert np.array_equal(form.to_diffusion(image, base), image)
+    assert np.array_equal(form.from_diffusion(image, base), image)
+
+
+def test_unknown_form_is_refused():
+    with pytest.raises(ValueError, match="'magic'.*residual.*plain"):
+        Form(kind='magic')
+
+
+# Conditions
+
+
+def test_channels_and_noisy_image_are_as_many_as_the_form_says(phantom, form):
+    _, channels = inpaint.condition(phantom.normalised, phantom.lesion_mask, phantom.wm_mask, form)
+    assert channels.shape == (form.n_channels - 1, *phantom.t1w.shape)
+    assert channels.dtype == np.float32
+
+
+@pytest.mark.parametrize('garbage', [np.nan, np.inf, -1e6])
+def test_conditions_never_read_the_image_inside_the_mask(phantom, form, garbage):
+    spoilt = np.where(phantom.lesion_mask, np.float32(garbage), phantom.normalised)
+    usual = inpaint.condition(phantom.normalised, phantom.lesion_mask, phantom.wm_mask, form)
+    for given, expected in zip(
+        inpaint.condition(spoilt, phantom.lesion_mask, phantom.wm_mask, form), usual, strict=True
+    ):
+        assert np.isfinite(given).all()
+        assert np.array_equal(given, expected)
+
+
+def test_first_channel_is_the_voided_image_and_second_the_mask(phantom, form):
+    _, channels = inpaint.condition(phantom.normalised, phantom.lesion_mask, phantom.wm_mask, form)
+    assert not channels[0][phantom.lesion_mask].any()
+    assert np.array_equal(channels[0][~phantom.lesion_mask], phantom.normalised[~phantom.lesion_mask])
+    assert np.array_equal(channels[1], phantom.lesion_mask.astype(np.float32))
+
+
+def test_hot_voxels_are_clipped_for_the_network_only(phantom, form):
+    image = phantom.normalised
+    image[0, 0, 0] = 80
+    base, channels = inpaint.condition(image, phantom.lesion_mask, phantom.wm_mask, form)
+    assert channels[0, 0, 0, 0] == 1.5
+    assert base[0, 0, 0] == 80
+
+
+def test_base_equals_the_image_outside_the_mask(phantom, form):
+    base, _ = inpaint.condition(phantom.normalised, phantom.lesion_mask, phantom.wm_mask, form)
+    assert base.dtype == np.float32
+    assert np.array_equal(base[~phantom.lesion_mask], phantom.normalised[~phantom.lesion_mask])
+
+
+def test_base_of_the_residual_form_is_the_biharmonic_fill(phantom):
+    base, _ = inpaint.condition(phantom.normalised, phantom.lesion_mask, phantom.wm_mask, Form())
+    fill = baselines.biharmonic(phantom.normalised, phantom.lesion_mask)
+    np.testing.assert_allclose(base, fill, atol=1e-5)
+
+
+def test_base_of_the_plain_form_is_zero_inside_the_mask(phantom):
+    base, _ = inpaint.condition(phantom.normalised, phantom.lesion_mask, phantom.wm_mask, Form(kind='plain'))
+    assert not base[phantom.lesion_mask].any()
+
+
+def test_detail_is_the_base_minus_local_white_matter_at_full_contrast(phantom):
+    form = Form(detail_scale=0.1)
+    base, channels = inpaint.condition(phantom.normalised, phantom.lesion_mask, phantom.wm_mask, form)
+    white_matter = baselines.local_white_matter(phantom.normalised, phantom.lesion_mask, phantom.wm_mask)
+    expected = ((base - white_matter) / 0.1).clip(-3, 3)
+    np.testing.assert_allclose(channels[2], expected, atol=1e-5)
+    assert np.abs(channels[2]).max() == 3  # the cortex is far from white matter
+
+
+def test_detail_shows_a_rim_that_the_mask_misses(phantom):
+    tight = ndimage.binary_erosion(phantom.lesion_mask)
+    ring = phantom.lesion_mask & ~tight
+    channel = 2
+    dirty = inpaint.condition(phantom.normalised, tight, phantom.wm_mask, Form())[1][channel]
+    clean = inpaint.condition(phantom.normalised_healthy, tight, phantom.wm_mask, Form())[1][channel]
+    assert dirty[ring].mean() < clean[ring].mean() - 1
+
+
+def test_conditions_leave_the_image_alone(phantom, form):
+    image = phantom.normalised
+    before = image.copy()
+    base, channels = inpaint.condition(image, phantom.lesion_mask, phantom.wm_mask, form)
+    base[:] = channels[:] = 9
+    assert np.array_equal(image, before)
+
+
+def test_conditions_of_an_empty_mask_are_the_image(phantom, form):
+    empty = np.zeros_like(phantom.lesion_mask)
+    base, channels = inpaint.condition(phantom.normalised, empty, phantom.wm_mask, form)
+    assert np.array_equal(base, phantom.normalised)
+    assert np.array_equal(channels[0], phantom.normalised)
+    assert not channels[1].any()
+
+
+# Slabs
+
+
+def test_from_slab_inverts_to_slab(rng):
+    for shape in ((3, 4, 5), (2, 3, 4, 5), (6, 2, 3, 4, 5)):
+        volume = rng.normal(size=shape)
+        assert np.array_equal(inpaint.from_slab(inpaint.to_slab(volume)), volume)
+        assert np.array_equal(inpaint.to_slab(inpaint.from_slab(volume)), volume)
+
+
+def test_slices_of_a_slab_are_axial(rng):
+    volume = rng.normal(size=(2, 3, 4, 5))  # channels, X, Y, Z
+    slab = inpaint.to_slab(volume)
+    assert slab.shape == (2, 5, 3, 4)
+    for z in range(5):
+        assert np.array_equal(slab[:, z], volume[..., z])
+
+
+# Sampling a slab
+
+
+@pytest.fixture
+def slab_channels(form, phantom):
+    _, channels = inpaint.condition(phantom.normalised, phantom.lesion_mask, phantom.wm_mask, form)
+    return torch.from_numpy(inpaint.to_slab(channels).copy())[None].repeat(2, 1, 1, 1, 1)
+
+
+@pytest.fixture
+def slab_noise(slab_channels):
+    generator = torch.Generator().manual_seed(5)
+    return torch.randn(2, 1, *slab_channels.shape[2:], generator=generator)
+
+
+@pytest.mark.parametrize('num_inference_steps', [1, 5])
+def test_sampling_a_slab_with_an_oracle_returns_the_healthy_image(
+    phantom, form, slab_channels, slab_noise, oracle, num_inference_steps
+):
+    base, _ = inpaint.condition(phantom.normalised, phantom.lesion_mask, phantom.wm_mask, form)
+    diffused = form.to_diffusion(phantom.normalised_healthy, base).astype(np.float32)
+    truth = torch.from_numpy(inpaint.to_slab(diffused[None]).copy())
+    scheduler = diffusion.build_scheduler('linear', 'v_prediction')
+    denoiser = oracle(truth, scheduler)
+
+    def unet(slabs, timesteps):
+        assert slabs.shape == (2, form.n_channels, *slab_noise.shape[2:])
+        assert torch.equal(slabs[:, 1:], slab_channels)
+        assert timesteps.shape == (2,)
+        assert timesteps[0] == timesteps[1]
+        return denoiser(slabs[:, :1], timesteps[0])
+
+    sampled = inpaint.sample_slab(unet, slab_channels, slab_noise, scheduler, form, num_inference_steps)
+    assert sampled.shape == slab_noise.shape
+    for brain in range(2):
+        filled = form.from_diffusion(inpaint.from_slab(sampled[brain, 0].numpy()), base)
+        lesion = phantom.lesion_mask
+        np.testing.assert_allclose(filled[lesion], phantom.normalised_healthy[lesion], atol=1e-3)
+
+
+@pytest.mark.parametrize('form', FORMS, ids=['residual', 'plain', 'thesis'])
+def test_noise_reaches_the_network_inside_the_mask_only_if_the_form_says_so(form, slab_channels, slab_noise):
+    scheduler = diffusion.build_scheduler('linear', 'v_prediction')
+    mask = slab_channels[:, 1:2]
+
+    def unet(slabs, _):
+        assert torch.equal(slabs[:, :1] * mask, slabs[:, :1]) == form.inside_mask_only
+        assert (slabs[:, :1] * mask).any()
+        return slabs[:, :1]
+
+    inpaint.sample_slab(unet, slab_channels, slab_noise, scheduler, form, 2)
+
+
+def test_sampling_a_slab_is_the_same_alone_and_in_a_batch(tiny_unet, form, slab_channels, slab_noise):
+    network = tiny_unet(in_channels=form.n_channels)
+    scheduler = diffusion.build_scheduler('linear', 'v_prediction')
+    channels, noise = slab_channels[..., :16, :16].clone(), slab_noise[..., :16, :16]
+    channels[1, 0] += 0.3  # two different slabs
+    together = inpaint.sample_slab(network, channels, noise, scheduler, form, 2)
+    for brain in range(2):
+        part = slice(brain, brain + 1)
+        alone = inpaint.sample_slab(network, channels[part], noise[part], scheduler, form, 2)
+        torch.testing.assert_close(together[part], alone, atol=1e-4, rtol=1e-4)

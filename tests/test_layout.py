@@ -1,0 +1,169 @@
+import gzip
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+from bids_examples import mask_path, t1w_path, write_bids, write_description
+
+from bids_lesionfill import layout
+
+
+@pytest.fixture
+def img():
+    return nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4))
+
+
+def find(root, **options):
+    derivatives = layout.find_derivatives(root)
+    return layout.find_inputs(layout.open_layout(root, derivatives.values()), derivatives, **options)
+
+
+def test_image_gets_its_mask_and_bids_uris(tmp_path, img):
+    root = write_bids(tmp_path, {t1w_path('01'): img, mask_path('01'): img})
+    (inputs,) = find(root)['01']
+    assert inputs.name == 'sub-01_T1w'
+    assert inputs.lesion_mask_file == root / mask_path('01')
+    assert inputs.sources == ('bids:raw:sub-01/anat/sub-01_T1w.nii.gz',
+                              'bids:lesions:sub-01/anat/sub-01_label-lesion_mask.nii.gz')
+
+
+@pytest.mark.parametrize('name', ['label-lesion_mask', 'label-L_mask', 'desc-lesion_mask', 'label-lesion_roi',
+                                  'space-T1w_label-lesion_mask', 'label-lesion_desc-rater1_mask'])
+def test_usual_mask_names_are_found(tmp_path, img, name):
+    root = write_bids(tmp_path, {t1w_path('01'): img, mask_path('01', name=name): img})
+    assert find(root)['01'][0].lesion_mask_file is not None
+
+
+@pytest.mark.parametrize('name', ['desc-brain_mask', 'label-GM_mask', 'label-tumor_mask'])
+def test_other_masks_are_not_lesions(tmp_path, img, name):
+    root = write_bids(tmp_path, {t1w_path('01'): img, mask_path('01', name=name): img})
+    assert find(root)['01'][0].problem == 'no lesion mask'
+
+
+def test_roi_beside_the_image_is_found(tmp_path, img):
+    root = write_bids(tmp_path, {t1w_path('01'): img, 'sub-01/anat/sub-01_label-lesion_roi.nii.gz': img})
+    inputs = find(root)['01'][0]
+    assert inputs.lesion_mask_file.name == 'sub-01_label-lesion_roi.nii.gz'
+    assert inputs.sources[1] == 'bids:raw:sub-01/anat/sub-01_label-lesion_roi.nii.gz'
+
+
+def test_sessions_get_their_own_masks(tmp_path, img):
+    root = write_bids(tmp_path, {path('01', session): img for path in (t1w_path, mask_path) for session in '12'})
+    first, second = find(root)['01']
+    assert (first.session, second.session) == ('1', '2')
+    assert first.lesion_mask_file == root / mask_path('01', '1')
+    assert second.lesion_mask_file == root / mask_path('01', '2')
+    assert [inputs.session for inputs in find(root, session_labels=['2'])['01']] == ['2']
+
+
+def test_runs_get_their_own_masks(tmp_path, img):
+    runs = ('run-1_', 'run-2_')
+    root = write_bids(tmp_path, {path('01', extra=run): img for path in (t1w_path, mask_path) for run in runs})
+    assert [inputs.lesion_mask_file.name for inputs in find(root)['01']] == [
+        'sub-01_run-1_label-lesion_mask.nii.gz', 'sub-01_run-2_label-lesion_mask.nii.gz']
+
+
+def test_mask_of_another_session_is_not_taken(tmp_path, img):
+    root = write_bids(tmp_path, {t1w_path('01', '1'): img, mask_path('01', '2'): img})
+    assert find(root)['01'][0].problem == 'no lesion mask'
+
+
+def test_two_raters_are_named_and_can_be_chosen(tmp_path, img):
+    names = ('label-lesion_desc-rater1_mask', 'label-lesion_desc-rater2_mask')
+    root = write_bids(tmp_path, {t1w_path('01'): img} | {mask_path('01', name=name): img for name in names})
+    problem = find(root)['01'][0].problem
+    assert all(name in problem for name in names)
+    assert '--mask-desc' in problem
+    assert find(root, mask_desc='rater2')['01'][0].lesion_mask_file.name == f'sub-01_{names[1]}.nii.gz'
+
+
+def test_one_mask_for_two_runs_is_refused(tmp_path, img):
+    root = write_bids(tmp_path, {t1w_path('01', extra='run-1_'): img, t1w_path('01', extra='run-2_'): img,
+                                 mask_path('01'): img})
+    assert all('fits 2 images' in inputs.problem for inputs in find(root)['01'])
+
+
+def test_filters_choose_images(tmp_path, img):
+    root = write_bids(tmp_path, {t1w_path('01', extra='acq-a_'): img, t1w_path('01', extra='acq-b_'): img,
+                                 mask_path('01'): img})
+    (inputs,) = find(root, filters={'t1w': {'acquisition': 'b'}})['01']
+    assert inputs.name == 'sub-01_acq-b_T1w'
+    assert inputs.lesion_mask_file is not None
+
+
+def test_unknown_participant_is_named(tmp_path, img):
+    root = write_bids(tmp_path, {t1w_path('01'): img})
+    with pytest.raises(layout.UsageError, match='99'):
+        find(root, participant_labels=['99'])
+
+
+def test_own_output_in_derivatives_is_not_searched(tmp_path, img):
+    root = write_bids(tmp_path, {t1w_path('01'): img, mask_path('01'): img})
+    own = root / 'derivatives' / 'filled'
+    write_description(own, DatasetType='derivative', GeneratedBy=[{'Name': 'bids_lesionfill'}])
+    assert list(layout.find_derivatives(root)) == ['lesions']
+
+
+def test_output_names_follow_bids(tmp_path):
+    inputs = layout.Inputs('01', '1', 'sub-01_ses-1_acq-x_run-2_T1w', tmp_path, 'x')
+    files = {name: path.relative_to(tmp_path).as_posix() for name, path in layout.output_files(tmp_path, inputs, 2).items()}
+    stem = 'sub-01/ses-1/anat/sub-01_ses-1_acq-x_run-2'
+    assert files == {'filled': f'{stem}_desc-filled_T1w.nii.gz', 'sd': f'{stem}_desc-filledsd_T1w.nii.gz',
+                     'used_mask': f'{stem}_label-lesion_desc-used_mask.nii.gz', 'lesions': f'{stem}_desc-lesions_qc.tsv'}
+    assert layout.sidecar(tmp_path / files['filled']).name == 'sub-01_ses-1_acq-x_run-2_desc-filled_T1w.json'
+
+
+def test_written_file_is_whole_and_leaves_nothing_else(tmp_path):
+    layout.write_bytes(tmp_path / 'a' / 'b.txt', b'12')
+    assert [path.name for path in (tmp_path / 'a').iterdir()] == ['b.txt']
+
+
+def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
+    layout.write_bytes(tmp_path / 'b.txt', b'old')
+    monkeypatch.setattr(layout.os, 'replace', lambda *_: (_ for _ in ()).throw(OSError('disk full')))
+    with pytest.raises(OSError, match='disk full'):
+        layout.write_bytes(tmp_path / 'b.txt', b'new')
+    assert (tmp_path / 'b.txt').read_bytes() == b'old'
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_same_image_gives_same_bytes(tmp_path, img):
+    layout.write_image(tmp_path / '1.nii.gz', img)
+    layout.write_image(tmp_path / '2.nii.gz', img)
+    assert (tmp_path / '1.nii.gz').read_bytes() == (tmp_path / '2.nii.gz').read_bytes()
+    assert gzip.decompress((tmp_path / '1.nii.gz').read_bytes()) == img.to_bytes()
+
+
+def test_tsv_writes_missing_values_as_na_and_reads_them_back(tmp_path):
+    layout.write_tsv(tmp_path / 't.tsv', [{'a': 1.5, 'b': float('nan')}, {'b': 'x'}], ['a', 'b'])
+    assert (tmp_path / 't.tsv').read_text() == 'a\tb\n1.5\tn/a\nn/a\tx\n'
+    assert layout.read_tsv(tmp_path / 't.tsv') == [{'a': 1.5, 'b': None}, {'a': None, 'b': 'x'}]
+
+
+def test_seed_depends_on_path_and_random_seed_only(tmp_path):
+    def inputs(path, root):
+        return layout.Inputs('01', None, 'sub-01_T1w', root / path, path)
+
+    assert layout.seed_of(inputs('a', tmp_path), 0) == layout.seed_of(inputs('a', tmp_path / 'elsewhere'), 0)
+    assert layout.seed_of(inputs('a', tmp_path), 0) != layout.seed_of(inputs('b', tmp_path), 0)
+    assert layout.seed_of(inputs('a', tmp_path), 0) != layout.seed_of(inputs('a', tmp_path), 1)
+
+
+def test_status_table_joins_runs_and_keeps_the_latest(tmp_path):
+    status = {'status': 'filled', 'images': 1, 'lesions': 2, 'volume_filled_ml': 0.5, 'message': None}
+    layout.write_status(tmp_path, '02', '20260101-000000_a', {**status, 'status': 'failed'})
+    layout.write_status(tmp_path, '01', '20260101-000001_b', status)
+    layout.write_status(tmp_path, '02', '20260101-000002_c', status)
+    rows = layout.read_tsv(tmp_path / 'participants.tsv')
+    assert [(row['participant_id'], row['status']) for row in rows] == [('sub-01', 'filled'), ('sub-02', 'filled')]
+
+
+def test_dataset_description_names_sources(tmp_path, img):
+    root = write_bids(tmp_path / 'in', {t1w_path('01'): img, mask_path('01'): img})
+    layout.write_dataset_files(tmp_path / 'out', root, layout.find_derivatives(root), '1.2.3', {'md': 'x'})
+    description = json.loads((tmp_path / 'out' / 'dataset_description.json').read_text())
+    assert description['DatasetType'] == 'derivative'
+    assert description['GeneratedBy'][0]['Version'] == '1.2.3'
+    assert set(description['DatasetLinks']) == {'raw', 'lesions'}
+    assert not any(line.endswith('/') for line in (tmp_path / 'out' / '.bidsignore').read_text().splitlines())

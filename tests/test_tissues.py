@@ -1,0 +1,101 @@
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from bids_lesionfill import tissues
+
+
+@pytest.fixture(scope='module')
+def head(make_phantom):
+    """A larger phantom with a bias field of 30 percent."""
+    head = make_phantom(shape=(96, 90, 80), noise=25.0)
+    field = 1 + 0.15 * np.linspace(-1, 1, 96)[:, None, None].astype(np.float32)
+    return head, head.t1w * field, head.healthy * field
+
+
+def dice(a, b):
+    return 2 * (a & b).sum() / (a.sum() + b.sum())
+
+
+def test_foreground_is_filled_and_in_one_piece(head):
+    phantom, t1w, _ = head
+    t1w = t1w.copy()
+    t1w[0, 0, 0] = 500  # a speck
+    t1w[48, 45, 40] = 0  # a hole
+    found = tissues.foreground(t1w)
+    assert dice(found, phantom.brain_mask) > 0.999
+    assert not found[0, 0, 0]
+    assert found[48, 45, 40]
+
+
+def test_skull_stripped_image_needs_no_network(head, monkeypatch):
+    phantom, t1w, _ = head
+    monkeypatch.setattr(tissues, 'extract_brain', lambda _: pytest.fail('deepbet was called'))
+    brain_mask, skull_stripped = tissues.find_brain(t1w)
+    assert skull_stripped
+    assert dice(brain_mask, phantom.brain_mask) > 0.999
+
+
+def test_image_with_noise_around_it_goes_to_deepbet(rng, monkeypatch):
+    monkeypatch.setattr(tissues, 'extract_brain', lambda t1w: t1w > 50)
+    image = rng.uniform(40, 100, (160, 160, 120)).astype(np.float32)
+    brain_mask, skull_stripped = tissues.find_brain(image)
+    assert not skull_stripped
+    assert brain_mask.any()
+
+
+@pytest.mark.parametrize('value', [0, 300])
+def test_image_without_a_brain_is_refused(value):
+    with pytest.raises(ValueError, match='no brain'):
+        tissues.find_brain(np.full((20, 20, 20), value, np.float32))
+
+
+def test_classes_are_found_under_a_bias_field(head):
+    phantom, _, healthy = head
+    nothing = np.zeros_like(phantom.lesion_mask)
+    tissue_seg = tissues.classify(healthy, phantom.brain_mask, nothing)
+    for tissue in (tissues.GREY_MATTER, tissues.WHITE_MATTER):
+        assert dice(tissue_seg == tissue, phantom.tissue_seg == tissue) > 0.9
+    assert not tissue_seg[~phantom.brain_mask].any()
+
+
+def test_classes_do_not_depend_on_the_unit_of_intensity(head):
+    phantom, t1w, _ = head
+    one = tissues.classify(t1w, phantom.brain_mask, phantom.lesion_mask)
+    thousand = tissues.classify(t1w * 1000, phantom.brain_mask, phantom.lesion_mask)
+    assert (one == thousand).mean() > 0.999
+
+
+def test_classification_is_deterministic(head):
+    phantom, t1w, _ = head
+    again = [tissues.classify(t1w, phantom.brain_mask, phantom.lesion_mask) for _ in range(2)]
+    assert np.array_equal(*again)
+
+
+def ball(shape, centre, radius):
+    axes = np.ogrid[tuple(slice(0, n) for n in shape)]
+    return sum((x - c) ** 2 for x, c in zip(axes, centre, strict=True)) <= radius**2
+
+
+def test_rim_of_a_lesion_is_claimed_and_cortex_is_not():
+    shape = (60, 60, 60)
+    brain = ball(shape, (30, 30, 30), 28)
+    white = ball(shape, (30, 30, 30), 22)  # cortex is six voxels thick
+    lesion = ball(shape, (30, 30, 30), 4)
+    rim = ball(shape, (30, 30, 30), 5) & ~lesion  # looks grey
+    claimed = tissues.claim_rim(white & ~rim & ~lesion, lesion, brain)
+    assert claimed[rim].all()
+    beside_cortex = ball(shape, (30, 30, 10), 4) & white
+    claimed = tissues.claim_rim(white & ~beside_cortex, beside_cortex, brain)
+    cortex = brain & ~white
+    assert not claimed[ndimage.binary_erosion(cortex)].any()
+    assert claimed[cortex].sum() < 0.02 * cortex.sum()
+
+
+def test_nothing_is_claimed_away_from_lesions():
+    shape = (40, 40, 40)
+    white = ball(shape, (20, 20, 20), 15)
+    speck = ball(shape, (20, 20, 20), 1)
+    lesion = ball(shape, (10, 20, 20), 2)
+    claimed = tissues.claim_rim(white & ~speck & ~lesion, lesion, ball(shape, (20, 20, 20), 18))
+    assert not claimed[speck].any()
