@@ -71,53 +71,139 @@ class Options:
 def build_parser():
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog='run.py', formatter_class=argparse.RawDescriptionHelpFormatter, epilog=EXIT_CODES, allow_abbrev=False,
-        description='Fill the lesions of multiple-sclerosis patients in MR images with healthy tissue, by a diffusion model.')
+        prog='run.py',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EXIT_CODES,
+        allow_abbrev=False,
+        description='Fill the lesions of multiple-sclerosis patients in MR images with healthy tissue.',
+    )
     parser.add_argument('bids_dir', type=Path, help='the BIDS dataset; it is never written to')
     parser.add_argument('output_dir', type=Path, help='where the derivatives go')
-    parser.add_argument('analysis_level', choices=['participant', 'group'],
-                        help='participant: fill lesions; group: aggregate thickness tables (none are measured yet)')
+    parser.add_argument(
+        'analysis_level',
+        choices=['participant', 'group'],
+        help='participant: fill lesions; group: aggregate thickness tables (none are measured yet)',
+    )
 
     data = parser.add_argument_group('which data')
-    data.add_argument('--participant-label', '--participant_label', nargs='+', default=[], metavar='LABEL',
-                      help='only these participants, with or without sub-')
-    data.add_argument('--session-label', '--session_label', '--session-id', '--session_id', nargs='+', default=[],
-                      metavar='LABEL', help='only these sessions, with or without ses-')
-    data.add_argument('--bids-filter-file', '--bids_filter_file', type=Path, metavar='FILE',
-                      help='JSON: pybids filters under the keys t1w and lesion_mask; null is "no such entity", "*" any; '
-                           'other keys are ignored')
-    data.add_argument('-d', '--derivatives', nargs='+', default=[], metavar='[NAME=]PATH',
-                      help='where lesion masks and brain masks are (default: every folder in BIDS_DIR/derivatives)')
-    data.add_argument('--mask-label', '--mask_label', nargs='+', default=['lesion', 'L'], metavar='LABEL',
-                      help='label- entity of the lesion masks (default: lesion or L; desc-lesion_mask also counts)')
+    data.add_argument(
+        '--participant-label',
+        '--participant_label',
+        nargs='+',
+        default=[],
+        metavar='LABEL',
+        help='only these participants, with or without sub-',
+    )
+    data.add_argument(
+        '--session-label',
+        '--session_label',
+        '--session-id',
+        '--session_id',
+        nargs='+',
+        default=[],
+        metavar='LABEL',
+        help='only these sessions, with or without ses-',
+    )
+    data.add_argument(
+        '--bids-filter-file',
+        '--bids_filter_file',
+        type=Path,
+        metavar='FILE',
+        help='JSON: pybids filters under the keys t1w and lesion_mask; null is "no such entity", "*" any; '
+        'other keys are ignored',
+    )
+    data.add_argument(
+        '-d',
+        '--derivatives',
+        nargs='+',
+        default=[],
+        metavar='[NAME=]PATH',
+        help='where lesion masks and brain masks are (default: every folder in BIDS_DIR/derivatives)',
+    )
+    data.add_argument(
+        '--mask-label',
+        '--mask_label',
+        nargs='+',
+        default=['lesion', 'L'],
+        metavar='LABEL',
+        help='label- entity of the lesion masks (default: lesion or L; desc-lesion_mask also counts)',
+    )
     data.add_argument('--mask-desc', '--mask_desc', metavar='DESC', help='only masks with this desc- entity')
-    data.add_argument('--mask-threshold', '--mask_threshold', type=float, default=0.5, metavar='P',
-                      help='from this value on a probability is a lesion (default: %(default)s)')
+    data.add_argument(
+        '--mask-threshold',
+        '--mask_threshold',
+        type=float,
+        default=0.5,
+        metavar='P',
+        help='from this value on a probability is a lesion (default: %(default)s)',
+    )
 
     filling = parser.add_argument_group('filling')
-    filling.add_argument('--model', default='fill-T1w', metavar='NAME_OR_PATH',
-                         help='a bundled model or a folder in the same format (default: %(default)s)')
+    filling.add_argument(
+        '--model',
+        default='fill-T1w',
+        metavar='NAME_OR_PATH',
+        help='a bundled model or a folder in the same format (default: %(default)s)',
+    )
     filling.add_argument('--list-models', action=ListModels, help='say which models are bundled, and stop')
-    filling.add_argument('--dilate', type=whole_number, default=1, metavar='N',
-                         help='voxels by which the mask grows, into white matter only (default: %(default)s)')
-    filling.add_argument('--num-inference-steps', '--num_inference_steps', type=positive, metavar='N',
-                         help='diffusion steps (default: the model\'s own)')
-    filling.add_argument('--n-samples', '--n_samples', type=positive, default=1, metavar='K',
-                         help='more than one: fill with the mean of K samples and write their standard deviation')
-    filling.add_argument('--random-seed', '--random_seed', type=int, default=0, metavar='SEED',
-                         help='the seed of an image is derived from this and its BIDS path (default: %(default)s)')
+    filling.add_argument(
+        '--dilate',
+        type=whole_number,
+        default=1,
+        metavar='N',
+        help='voxels by which the mask grows, into white matter only (default: %(default)s)',
+    )
+    filling.add_argument(
+        '--num-inference-steps',
+        '--num_inference_steps',
+        type=positive,
+        metavar='N',
+        help="diffusion steps (default: the model's own)",
+    )
+    filling.add_argument(
+        '--n-samples',
+        '--n_samples',
+        type=positive,
+        default=1,
+        metavar='K',
+        help='more than one: fill with the mean of K samples and write their standard deviation',
+    )
+    filling.add_argument(
+        '--random-seed',
+        '--random_seed',
+        type=int,
+        default=0,
+        metavar='SEED',
+        help='the seed of an image is derived from this and its BIDS path (default: %(default)s)',
+    )
 
     resources = parser.add_argument_group('resources')
     resources.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto', help='(default: %(default)s)')
-    resources.add_argument('--batch-size', '--batch_size', type=positive, default=8, metavar='N',
-                           help='tiles at once; fewer need less memory (default: %(default)s)')
-    resources.add_argument('--omp-nthreads', '--omp_nthreads', type=positive, metavar='N', help='threads (default: all cores)')
+    resources.add_argument(
+        '--batch-size',
+        '--batch_size',
+        type=positive,
+        default=8,
+        metavar='N',
+        help='tiles at once; fewer need less memory (default: %(default)s)',
+    )
+    resources.add_argument(
+        '--omp-nthreads', '--omp_nthreads', type=positive, metavar='N', help='threads (default: all cores)'
+    )
 
     running = parser.add_argument_group('running')
-    running.add_argument('--reports-only', '--reports_only', action='store_true',
-                         help='write the reports of what has been filled, and fill nothing')
-    running.add_argument('--stop-on-first-crash', '--stop_on_first_crash', action='store_true',
-                         help='do not go on with the next participant after a failure')
+    running.add_argument(
+        '--reports-only',
+        '--reports_only',
+        action='store_true',
+        help='write the reports of what has been filled, and fill nothing',
+    )
+    running.add_argument(
+        '--stop-on-first-crash',
+        '--stop_on_first_crash',
+        action='store_true',
+        help='do not go on with the next participant after a failure',
+    )
     running.add_argument('--notrack', action='store_true', help='accepted and without effect: nothing is ever tracked')
     running.add_argument('-v', '--verbose', action='count', default=0, help='say more; -vv still more')
     running.add_argument('--version', action='version', version=f'bids_lesionfill {version()}')
@@ -184,15 +270,27 @@ def options_of(arguments, argv):
     except FileNotFoundError as error:
         raise UsageError(str(error)) from None
     return Options(
-        bids_dir=bids_dir, output_dir=output_dir, model=arguments.model,
+        bids_dir=bids_dir,
+        output_dir=output_dir,
+        model=arguments.model,
         participant_labels=tuple(label.removeprefix('sub-') for label in arguments.participant_label),
         session_labels=tuple(label.removeprefix('ses-') for label in arguments.session_label),
-        filters=read_filters(arguments.bids_filter_file), derivatives=derivatives or None,
-        mask_labels=tuple(arguments.mask_label), mask_desc=arguments.mask_desc, mask_threshold=arguments.mask_threshold,
-        dilate=arguments.dilate, num_inference_steps=arguments.num_inference_steps, n_samples=arguments.n_samples,
-        batch_size=arguments.batch_size, device=arguments.device, random_seed=arguments.random_seed,
-        reports_only=arguments.reports_only, stop_on_first_crash=arguments.stop_on_first_crash,
-        command='run.py ' + shlex.join(argv), version=version())
+        filters=read_filters(arguments.bids_filter_file),
+        derivatives=derivatives or None,
+        mask_labels=tuple(arguments.mask_label),
+        mask_desc=arguments.mask_desc,
+        mask_threshold=arguments.mask_threshold,
+        dilate=arguments.dilate,
+        num_inference_steps=arguments.num_inference_steps,
+        n_samples=arguments.n_samples,
+        batch_size=arguments.batch_size,
+        device=arguments.device,
+        random_seed=arguments.random_seed,
+        reports_only=arguments.reports_only,
+        stop_on_first_crash=arguments.stop_on_first_crash,
+        command='run.py ' + shlex.join(argv),
+        version=version(),
+    )
 
 
 def read_filters(path):
@@ -207,8 +305,11 @@ def read_filters(path):
     if ignored:
         logger.info('keys %s of %s are ignored', ignored, path)
     special = {None: None, '*': '*'}
-    return {key: {name: any_or_none(value) if value in special.values() else value for name, value in content[key].items()}
-            for key in ('t1w', 'lesion_mask') if key in content}
+    return {
+        key: {name: any_or_none(value) if value in special.values() else value for name, value in content[key].items()}
+        for key in ('t1w', 'lesion_mask')
+        if key in content
+    }
 
 
 def any_or_none(value):
@@ -221,8 +322,12 @@ def any_or_none(value):
 def main(argv):
     """Run the app; return the exit code."""
     arguments, unknown = build_parser().parse_known_args(argv)
-    logging.basicConfig(format='%(asctime)s %(levelname)s %(message)s', datefmt='%H:%M:%S', stream=sys.stderr,
-                        level=max(logging.DEBUG, logging.INFO - 10 * arguments.verbose))
+    logging.basicConfig(
+        format='%(asctime)s %(levelname)s %(message)s',
+        datefmt='%H:%M:%S',
+        stream=sys.stderr,
+        level=max(logging.DEBUG, logging.INFO - 10 * arguments.verbose),
+    )
     for noisy in ('matplotlib', 'PIL', 'bids', 'filelock', 'urllib3', 'httpx'):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if unknown:

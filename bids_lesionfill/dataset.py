@@ -137,8 +137,9 @@ def validation_cases(brains, lesions, plan, form, n_cases, seed):
         index += 1
         clean = len(cases) % 2 == 0
         kind = CasePlan(**(asdict(plan) | {'ellipsoid_share': 0.0, 'rim_share': 0.0 if clean else 1.0}))
-        source = TrainingCases(brains, lesions, CasePlan(**(asdict(kind) | {'intensity_augmentation': False})),
-                               form, seed, 1)
+        source = TrainingCases(
+            brains, lesions, CasePlan(**(asdict(kind) | {'intensity_augmentation': False})), form, seed, 1
+        )
         case = draw_case(*source.draw_crop(rng), lesions, kind, form, rng)
         if case is not None:
             cases.append(case | {'kind': 'clean' if clean else 'rim'})

@@ -23,8 +23,18 @@ class Filling:
     warnings: list = field(default_factory=list)  # sentences
 
 
-def fill_lesions(t1w_img, lesion_mask_img, *, model='fill-T1w', wm_mask_img=None, dilate=1, num_inference_steps=None,
-                 n_samples=1, device='auto', seed=0):
+def fill_lesions(
+    t1w_img,
+    lesion_mask_img,
+    *,
+    model='fill-T1w',
+    wm_mask_img=None,
+    dilate=1,
+    num_inference_steps=None,
+    n_samples=1,
+    device='auto',
+    seed=0,
+):
     """Fill the lesions of an image with healthy tissue.
 
     Parameters
@@ -58,20 +68,46 @@ def fill_lesions(t1w_img, lesion_mask_img, *, model='fill-T1w', wm_mask_img=None
     FileNotFoundError
         If the model is not found.
     """
-    filling = fill(t1w_img, lesion_mask_img, model=model, wm_mask_img=wm_mask_img, dilate=dilate,
-                   num_inference_steps=num_inference_steps, n_samples=n_samples, device=device, seed=seed)
+    filling = fill(
+        t1w_img,
+        lesion_mask_img,
+        model=model,
+        wm_mask_img=wm_mask_img,
+        dilate=dilate,
+        num_inference_steps=num_inference_steps,
+        n_samples=n_samples,
+        device=device,
+        seed=seed,
+    )
     return as_loaded(filling.filled_img)
 
 
-def fill(t1w_img, lesion_mask_img, *, model='fill-T1w', wm_mask_img=None, brain_mask_img=None, dilate=1,
-         num_inference_steps=None, n_samples=1, device='auto', seed=0, batch_size=8, mask_threshold=0.5):
+def fill(
+    t1w_img,
+    lesion_mask_img,
+    *,
+    model='fill-T1w',
+    wm_mask_img=None,
+    brain_mask_img=None,
+    dilate=1,
+    num_inference_steps=None,
+    n_samples=1,
+    device='auto',
+    seed=0,
+    batch_size=8,
+    mask_threshold=0.5,
+):
     """As `fill_lesions`, but returns a `Filling`: also the used mask, the deviation map, the table of lesions."""
     check_image(t1w_img, 'image')
     given_mask = mask_on_grid(lesion_mask_img, t1w_img, mask_threshold)
     if not given_mask.any():
         info = {'LesionVoxelsGiven': 0, 'LesionVoxelsUsed': 0, 'Lesions': 0}
-        return Filling(copy_image(t1w_img), mask_image(given_mask, t1w_img), info=info,
-                       warnings=['The lesion mask is empty: the output is a copy of the input.'])
+        return Filling(
+            copy_image(t1w_img),
+            mask_image(given_mask, t1w_img),
+            info=info,
+            warnings=['The lesion mask is empty: the output is a copy of the input.'],
+        )
     device = choose_device(device)
     if not isinstance(model, weights.Model):
         model = weights.load_model(model, device)
@@ -90,8 +126,13 @@ def fill(t1w_img, lesion_mask_img, *, model='fill-T1w', wm_mask_img=None, brain_
     used_mask = masks.restrict_to_white_matter(given_mask, native_wm)
     used_mask = masks.dilate_within(used_mask, native_wm, dilate)
     notes = mask_warnings(given_mask, used_mask, plain_img, brain_mask, conformed_img)
-    info = {'LesionVoxelsGiven': int(given_mask.sum()), 'LesionVoxelsUsed': int(used_mask.sum()),
-            'Lesions': masks.label_lesions(given_mask & used_mask)[1], 'Dilation': dilate, **tissue_info}
+    info = {
+        'LesionVoxelsGiven': int(given_mask.sum()),
+        'LesionVoxelsUsed': int(used_mask.sum()),
+        'Lesions': masks.label_lesions(given_mask & used_mask)[1],
+        'Dilation': dilate,
+        **tissue_info,
+    }
     if not used_mask.any():
         notes.append('No lesion touches white matter: the output is a copy of the input.')
         return Filling(copy_image(t1w_img), mask_image(used_mask, t1w_img), info=info, warnings=notes)
@@ -101,9 +142,13 @@ def fill(t1w_img, lesion_mask_img, *, model='fill-T1w', wm_mask_img=None, brain_
     scaling = preprocess.white_matter_scaling(t1w, wm_mask & ~hole)
     if num_inference_steps is None:
         num_inference_steps = model.plan['num_inference_steps']
-        num_inference_steps = max(num_inference_steps, STEPS_FOR_SEVERAL_SAMPLES) if n_samples > 1 else num_inference_steps
+        num_inference_steps = (
+            max(num_inference_steps, STEPS_FOR_SEVERAL_SAMPLES) if n_samples > 1 else num_inference_steps
+        )
     seeds = [(seed + 7919 * sample) % 2**63 for sample in range(n_samples)]
-    fillings = inpaint.fill_volume(scaling.apply(t1w), hole, wm_mask, model, num_inference_steps, seeds, device, batch_size)
+    fillings = inpaint.fill_volume(
+        scaling.apply(t1w), hole, wm_mask, model, num_inference_steps, seeds, device, batch_size
+    )
     fillings = scaling.invert(fillings)
 
     # 5. Back to the image's grid and its stored values, inside the mask only.
@@ -115,13 +160,19 @@ def fill(t1w_img, lesion_mask_img, *, model='fill-T1w', wm_mask_img=None, brain_
         sd_img = nib.Nifti1Image(np.where(used_mask, sd, 0).astype(np.float32), t1w_img.affine)
         sd_img.header.set_xyzt_units('mm')
     info |= {
-        'Model': model.name, 'WeightsSHA256': model.sha256, 'RandomSeed': seed, 'NumInferenceSteps': num_inference_steps,
-        'NumSamples': n_samples, 'Device': device, 'VoxelsChanged': int((filled != one_volume(t1w_img))[used_mask].sum()),
+        'Model': model.name,
+        'WeightsSHA256': model.sha256,
+        'RandomSeed': seed,
+        'NumInferenceSteps': num_inference_steps,
+        'NumSamples': n_samples,
+        'Device': device,
+        'VoxelsChanged': int((filled != one_volume(t1w_img))[used_mask].sum()),
         'WhiteMatterMedian': float(1.5 / scaling.slope),
     }
     filled_img = paste(t1w_img, filled, used_mask)
-    lesions = describe_lesions(one_volume(t1w_img), one_volume(as_loaded(filled_img)), given_mask, used_mask, native_wm,
-                               t1w_img.affine)
+    lesions = describe_lesions(
+        one_volume(t1w_img), one_volume(as_loaded(filled_img)), given_mask, used_mask, native_wm, t1w_img.affine
+    )
     return Filling(filled_img, mask_image(used_mask, t1w_img), sd_img, lesions, info, notes)
 
 
@@ -191,8 +242,11 @@ def find_white_matter(t1w, lesion_mask, conformed_img, wm_mask_img=None, brain_m
         source = 'foreground of a skull-stripped image' if skull_stripped else 'deepbet'
     tissue_seg = tissues.classify(t1w, brain_mask, lesion_mask)
     wm_mask = tissues.claim_rim((tissue_seg == tissues.WHITE_MATTER) & ~lesion_mask, lesion_mask, brain_mask)
-    info = {'SkullStripped': skull_stripped, 'BrainMaskSource': source,
-            'WhiteMatterSource': 'mixture of three normal distributions on the bias-corrected image'}
+    info = {
+        'SkullStripped': skull_stripped,
+        'BrainMaskSource': source,
+        'WhiteMatterSource': 'mixture of three normal distributions on the bias-corrected image',
+    }
     return brain_mask, wm_mask, info
 
 
@@ -203,11 +257,15 @@ def mask_warnings(given_mask, used_mask, img, brain_mask, conformed_img):
     dropped = given_mask & ~used_mask
     if dropped.any():
         n_dropped = masks.label_lesions(dropped)[1]
-        notes.append(f'{n_dropped} lesion(s) ({dropped.sum() * volume_ml:.3g} ml) do not touch white matter and were not filled.')
+        notes.append(
+            f'{n_dropped} lesion(s) ({dropped.sum() * volume_ml:.3g} ml) do not touch white matter and were not filled.'
+        )
     outside = given_mask & ~preprocess.conform_mask(mask_image(brain_mask, conformed_img), img, threshold=0.05)
     if outside.sum() > 0.05 * given_mask.sum():
-        notes.append(f'{100 * outside.sum() / given_mask.sum():.0f} % of the lesion mask lies outside the brain: '
-                     'check that mask and image are in the same space.')
+        notes.append(
+            f'{100 * outside.sum() / given_mask.sum():.0f} % of the lesion mask lies outside the brain: '
+            'check that mask and image are in the same space.'
+        )
     if used_mask.sum() * volume_ml > 100:
         notes.append(f'{used_mask.sum() * volume_ml:.0f} ml are filled: more than most patients have. Check the mask.')
     return notes
@@ -303,11 +361,19 @@ def describe_lesions(before, after, given_mask, used_mask, wm_mask, affine):
         ring = ndimage.binary_dilation(lesion, masks.FULL_CONNECTIVITY, iterations=3) & healthy[box]
         centre = np.argwhere(lesion).mean(axis=0) + [s.start for s in box]
         x, y, z = nib.affines.apply_affine(affine, centre)
-        rows.append({
-            'volume_mm3': lesion.sum() * voxel_mm3, 'x_mm': x, 'y_mm': y, 'z_mm': z,
-            'mean_before': before[box][lesion].mean(), 'mean_after': after[box][lesion].mean(),
-            'mean_surrounding': before[box][ring].mean() if ring.any() else np.nan,
-        })
+        rows.append(
+            {
+                'volume_mm3': lesion.sum() * voxel_mm3,
+                'x_mm': x,
+                'y_mm': y,
+                'z_mm': z,
+                'mean_before': before[box][lesion].mean(),
+                'mean_after': after[box][lesion].mean(),
+                'mean_surrounding': before[box][ring].mean() if ring.any() else np.nan,
+            }
+        )
     rows.sort(key=lambda row: -row['volume_mm3'])
-    return [{'label': number} | {name: round(float(value), 3) for name, value in row.items()}
-            for number, row in enumerate(rows, start=1)]
+    return [
+        {'label': number} | {name: round(float(value), 3) for name, value in row.items()}
+        for number, row in enumerate(rows, start=1)
+    ]

@@ -173,7 +173,9 @@ def sample_volume(unet, channels, region, corners, tile, scheduler, form, num_in
     # The region's values are in RAS order outside this function and in slab order inside it.
     order = torch.from_numpy(slab_order(region)).to(device)
     window = torch.from_numpy(to_slab(blending_window(tile)).copy()).to(device)
-    boxes = [tuple(slice(int(corner[axis]), int(corner[axis]) + tile[axis]) for axis in (2, 0, 1)) for corner in corners]
+    boxes = [
+        tuple(slice(int(corner[axis]), int(corner[axis]) + tile[axis]) for axis in (2, 0, 1)) for corner in corners
+    ]
     weight = torch.zeros(channels.shape[1:], device=device)
     for box in boxes:
         weight[box] += window
@@ -241,8 +243,18 @@ def fill_volume(image, lesion_mask, wm_mask, model, num_inference_steps, seeds, 
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(int(region.sum()), generator=generator).to(device)
-        sampled = sample_volume(model.unet, channels, region, corners, tuple(model.tile), model.scheduler, model.form,
-                                num_inference_steps, noise, batch_size)
+        sampled = sample_volume(
+            model.unet,
+            channels,
+            region,
+            corners,
+            tuple(model.tile),
+            model.scheduler,
+            model.form,
+            num_inference_steps,
+            noise,
+            batch_size,
+        )
         diffused = np.zeros(region.shape, dtype=np.float32)
         diffused[region] = sampled.cpu().numpy()
         fillings.append(model.form.from_diffusion(diffused, base)[lesion_mask])

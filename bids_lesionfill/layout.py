@@ -74,16 +74,22 @@ def open_layout(bids_dir, derivatives=()):
     """Index a BIDS dataset and folders of derivatives (validation off: many derivatives have names of their own)."""
     from bids import BIDSLayout, BIDSLayoutIndexer
 
-    layout = BIDSLayout(
-        bids_dir, validate=False, indexer=BIDSLayoutIndexer(validate=False, index_metadata=False))
+    layout = BIDSLayout(bids_dir, validate=False, indexer=BIDSLayoutIndexer(validate=False, index_metadata=False))
     for path in derivatives:
-        layout.add_derivatives(
-            path, validate=False, indexer=BIDSLayoutIndexer(validate=False, index_metadata=False))
+        layout.add_derivatives(path, validate=False, indexer=BIDSLayoutIndexer(validate=False, index_metadata=False))
     return layout
 
 
-def find_inputs(layout, derivatives, modality='T1w', participant_labels=None, session_labels=None, filters=None,
-                mask_labels=MASK_LABELS, mask_desc=None):
+def find_inputs(
+    layout,
+    derivatives,
+    modality='T1w',
+    participant_labels=None,
+    session_labels=None,
+    filters=None,
+    mask_labels=MASK_LABELS,
+    mask_desc=None,
+):
     """Pair every image with its lesion mask, by subject, session, acquisition and run.
 
     Parameters
@@ -119,8 +125,11 @@ def find_inputs(layout, derivatives, modality='T1w', participant_labels=None, se
     roots = {name: Path(path).resolve() for name, path in derivatives.items()}
     found = {}
     for subject in participant_labels or subjects:
-        images = [image for image in layout.get(subject=subject, **image_filter)
-                  if not session_labels or image.get_entities().get('session') in session_labels]
+        images = [
+            image
+            for image in layout.get(subject=subject, **image_filter)
+            if not session_labels or image.get_entities().get('session') in session_labels
+        ]
         masks = lesion_masks_of(layout, subject, filters.get('lesion_mask', {}), mask_labels, mask_desc)
         found[subject] = [pair(image, images, masks, layout, roots) for image in images]
     return found
@@ -131,7 +140,9 @@ def lesion_masks_of(layout, subject, mask_filter, mask_labels, mask_desc):
     masks = []
     for mask in layout.get(**({'subject': subject, 'suffix': ['mask', 'roi'], 'extension': NIFTI} | mask_filter)):
         entities = mask.get_entities()
-        named = entities.get('label') in mask_labels or ('label' not in entities and entities.get('desc') in mask_labels)
+        named = entities.get('label') in mask_labels or (
+            'label' not in entities and entities.get('desc') in mask_labels
+        )
         if named and (mask_desc is None or entities.get('desc') == mask_desc):
             masks.append(mask)
     return masks
@@ -156,14 +167,26 @@ def pair(image, images, masks, layout, roots):
             lesion_mask_file = Path(mask.path)
             sources.append(uri(lesion_mask_file, roots, layout.root))
     brain_masks = [
-        mask for mask in layout.get(subject=entities['subject'], suffix='mask', extension=NIFTI, scope='derivatives')
-        if mask.get_entities().get('desc') == 'brain' and 'space' not in mask.get_entities()
-        and all(mask.get_entities().get(key) == entities.get(key) for key in ('session', 'run'))]
+        mask
+        for mask in layout.get(subject=entities['subject'], suffix='mask', extension=NIFTI, scope='derivatives')
+        if mask.get_entities().get('desc') == 'brain'
+        and 'space' not in mask.get_entities()
+        and all(mask.get_entities().get(key) == entities.get(key) for key in ('session', 'run'))
+    ]
     if len(brain_masks) == 1:
         brain_mask_file = Path(brain_masks[0].path)
         sources.append(uri(brain_mask_file, roots, layout.root))
-    return Inputs(entities['subject'], entities.get('session'), name, Path(image.path), relative_path,
-                  lesion_mask_file, brain_mask_file, problem, tuple(sources))
+    return Inputs(
+        entities['subject'],
+        entities.get('session'),
+        name,
+        Path(image.path),
+        relative_path,
+        lesion_mask_file,
+        brain_mask_file,
+        problem,
+        tuple(sources),
+    )
 
 
 def choose_mask(image_entities, all_images, masks, name):
@@ -188,13 +211,16 @@ def choose_mask(image_entities, all_images, masks, name):
     best = fitting[max(fitting)]
     if len(best) > 1:
         names = ', '.join(sorted(mask.filename for mask, _ in best))
-        raise AmbiguousMaskError(f'{len(best)} lesion masks fit {name}: {names}; choose with --mask-desc, --mask-label '
-                                 'or --bids-filter-file')
+        raise AmbiguousMaskError(
+            f'{len(best)} lesion masks fit {name}: {names}; choose with --mask-desc, --mask-label or --bids-filter-file'
+        )
     mask, named = best[0]
     meant = [other for other in all_images if all(other.get(key) == value for key, value in named.items())]
     if len(meant) > 1:
-        raise AmbiguousMaskError(f'{mask.filename} fits {len(meant)} images of sub-{image_entities["subject"]}, {name} '
-                                 'among them: name the mask by session, run and acquisition, as the image')
+        raise AmbiguousMaskError(
+            f'{mask.filename} fits {len(meant)} images of sub-{image_entities["subject"]}, {name} '
+            'among them: name the mask by session, run and acquisition, as the image'
+        )
     return mask
 
 
@@ -239,7 +265,9 @@ def find_training(bids_dir, split):
         t1w_files = layout.get(subject=subject, suffix='T1w', extension=NIFTI, scope='raw')
         dseg_files = layout.get(subject=subject, suffix='dseg', extension=NIFTI, scope='derivatives')
         if len(t1w_files) != len(dseg_files):
-            raise FileNotFoundError(f'sub-{subject} has {len(t1w_files)} T1w and {len(dseg_files)} dseg, expected as many')
+            raise FileNotFoundError(
+                f'sub-{subject} has {len(t1w_files)} T1w and {len(dseg_files)} dseg, expected as many'
+            )
         pairs += [(t1w.path, dseg.path) for t1w, dseg in zip(t1w_files, dseg_files)]
     if not pairs:
         raise FileNotFoundError(f'no T1w with dseg for split {split!r} in {bids_dir}; its table names {chosen}')
@@ -322,8 +350,10 @@ LESION_COLUMNS = {
     'z_mm': {'Description': 'centre of mass, upwards, in the world space of the image', 'Units': 'mm'},
     'mean_before': {'Description': 'mean intensity of the lesion in the original image', 'Units': 'arbitrary'},
     'mean_after': {'Description': 'mean intensity of the lesion in the filled image', 'Units': 'arbitrary'},
-    'mean_surrounding': {'Description': 'mean intensity of white matter within three voxels of the lesion, original '
-                         'image', 'Units': 'arbitrary'},
+    'mean_surrounding': {
+        'Description': 'mean intensity of white matter within three voxels of the lesion, original image',
+        'Units': 'arbitrary',
+    },
 }
 
 
@@ -337,23 +367,44 @@ def write_filling(output_dir, inputs, filling, provenance):
         Goes into the sidecar of the filled image, with `filling.info`.
     """
     files = output_files(output_dir, inputs, n_samples=2 if filling.sd_img is not None else 1)
+    sidecar(files['filled']).unlink(missing_ok=True)  # of an earlier run with other options: from here on it is undone
+    if filling.sd_img is None:
+        for path in (sd := output_files(output_dir, inputs, n_samples=2)['sd'], sidecar(sd)):
+            path.unlink(missing_ok=True)
     skull_stripped = filling.info.get('SkullStripped', False)
     common = {'Sources': list(inputs.sources), 'SpatialReference': inputs.sources[0]}
     write_image(files['used_mask'], filling.used_mask_img)
-    write_json(sidecar(files['used_mask']), {
-        'Type': 'Lesion', 'Description': DESCRIPTIONS['desc-used'], **common,
-        'Dilation': provenance['Options']['dilate']})
+    write_json(
+        sidecar(files['used_mask']),
+        {
+            'Type': 'Lesion',
+            'Description': DESCRIPTIONS['desc-used'],
+            **common,
+            'Dilation': provenance['Options']['dilate'],
+        },
+    )
     if filling.sd_img is not None:
         write_image(files['sd'], filling.sd_img)
-        write_json(sidecar(files['sd']), {
-            'Description': DESCRIPTIONS['desc-filledsd'], **common, 'SkullStripped': skull_stripped})
+        write_json(
+            sidecar(files['sd']),
+            {'Description': DESCRIPTIONS['desc-filledsd'], **common, 'SkullStripped': skull_stripped},
+        )
     write_tsv(files['lesions'], filling.lesions, LESION_COLUMNS)
     write_json(sidecar(files['lesions']), LESION_COLUMNS)
     write_image(files['filled'], filling.filled_img)
-    write_json(sidecar(files['filled']), {
-        'Description': DESCRIPTIONS['desc-filled'] if filling.lesions else
-        'copy of the input: there was no lesion to fill',
-        **common, 'SkullStripped': skull_stripped, **filling.info, 'Warnings': list(filling.warnings), **provenance})
+    write_json(
+        sidecar(files['filled']),
+        {
+            'Description': DESCRIPTIONS['desc-filled']
+            if filling.lesions
+            else 'copy of the input: there was no lesion to fill',
+            **common,
+            'SkullStripped': skull_stripped,
+            **filling.info,
+            'Warnings': list(filling.warnings),
+            **provenance,
+        },
+    )
 
 
 def read_sidecar(path):
@@ -364,6 +415,7 @@ def read_sidecar(path):
 
 def read_tsv(path):
     """A table as a list of dicts; numbers as floats, `n/a` as None."""
+
     def value(text):
         try:
             return None if text == 'n/a' else float(text)
@@ -384,7 +436,9 @@ def is_finished(output_dir, inputs, run_hash, n_samples):
 
 def hash_run(inputs, options, weights_sha256, version):
     """What a result depends on, as SHA-256: the bytes of the inputs, the options, the weights, the version."""
-    digest = hashlib.sha256(json.dumps([options, weights_sha256, version, inputs.relative_path], sort_keys=True).encode())
+    digest = hashlib.sha256(
+        json.dumps([options, weights_sha256, version, inputs.relative_path], sort_keys=True).encode()
+    )
     for path in (inputs.t1w_file, inputs.lesion_mask_file, inputs.brain_mask_file):
         digest.update(path.read_bytes() if path else b'none')
     return digest.hexdigest()
@@ -425,24 +479,42 @@ def write_dataset_files(output_dir, bids_dir, derivatives, version, citation):
         description['SourceDatasets'] = [{'DOI': raw['DatasetDOI']}]
     write_json(output_dir / 'dataset_description.json', description)
     write_bytes(output_dir / '.bidsignore', BIDSIGNORE.encode())
-    write_bytes(output_dir / 'README.md', (
-        f'# {APP_NAME} {version}\n\nMR images whose multiple-sclerosis lesions were filled with healthy tissue. Outside the '
-        '`desc-used` mask every voxel is that of the input.\nOpen `sub-*.html` to see before and after. `logs/CITATION.md` '
-        'says how to cite; `participants.tsv` says what was done for whom.\n').encode())
-    write_tsv(output_dir / 'descriptions.tsv',
-              [{'desc_id': name, 'description': text} for name, text in DESCRIPTIONS.items()], ['desc_id', 'description'])
-    write_json(output_dir / 'descriptions.json', {
-        'desc_id': {'Description': 'value of the desc entity'}, 'description': {'Description': 'what it stands for'}})
-    write_tsv(output_dir / 'dseg.tsv', [
-        {'index': 1, 'name': 'Cerebrospinal fluid', 'abbreviation': 'CSF'}, {'index': 2, 'name': 'Grey matter', 'abbreviation': 'GM'},
-        {'index': 3, 'name': 'White matter', 'abbreviation': 'WM'}], ['index', 'name', 'abbreviation'])
+    write_bytes(
+        output_dir / 'README.md',
+        (
+            f'# {APP_NAME} {version}\n\nMR images whose multiple-sclerosis lesions were filled with healthy tissue. '
+            'Outside the `desc-used` mask every voxel is that of the input.\nOpen `sub-*.html` to see it. '
+            '`logs/CITATION.md` says how to cite; `participants.tsv` says what was done for whom.\n'
+        ).encode(),
+    )
+    write_tsv(
+        output_dir / 'descriptions.tsv',
+        [{'desc_id': name, 'description': text} for name, text in DESCRIPTIONS.items()],
+        ['desc_id', 'description'],
+    )
+    write_json(
+        output_dir / 'descriptions.json',
+        {'desc_id': {'Description': 'value of the desc entity'}, 'description': {'Description': 'what it stands for'}},
+    )
+    write_tsv(
+        output_dir / 'dseg.tsv',
+        [
+            {'index': 1, 'name': 'Cerebrospinal fluid', 'abbreviation': 'CSF'},
+            {'index': 2, 'name': 'Grey matter', 'abbreviation': 'GM'},
+            {'index': 3, 'name': 'White matter', 'abbreviation': 'WM'},
+        ],
+        ['index', 'name', 'abbreviation'],
+    )
     for name, text in citation.items():
         write_bytes(output_dir / 'logs' / f'CITATION.{name}', text.encode())
 
 
 def container():
     """How the app was packed, if it runs in a container (set in the image)."""
-    for kind, variable in (('docker', 'BIDS_LESIONFILL_DOCKER_TAG'), ('singularity', 'BIDS_LESIONFILL_SINGULARITY_URL')):
+    for kind, variable in (
+        ('docker', 'BIDS_LESIONFILL_DOCKER_TAG'),
+        ('singularity', 'BIDS_LESIONFILL_SINGULARITY_URL'),
+    ):
         if os.environ.get(variable):
             return {'Container': {'Type': kind, 'Tag': os.environ[variable]}}
     return {}
@@ -458,12 +530,21 @@ def write_status(output_dir, subject, run_id, status):
     for path in sorted(Path(output_dir).glob('sub-*/log/*/status.json'), key=lambda path: path.parent.name):
         latest[path.parts[-4]] = json.loads(path.read_text())
     write_tsv(Path(output_dir) / 'participants.tsv', [latest[name] for name in sorted(latest)], STATUS_COLUMNS)
-    write_json(Path(output_dir) / 'participants.json', {
-        'status': {'Description': 'what became of the participant in the latest run', 'Levels': {
-            'filled': 'lesions were filled', 'copied': 'the mask holds no lesion: the output is a copy of the input',
-            'no lesion mask': 'no lesion mask was found, nothing was written', 'failed': 'see message and the crash file'}},
-        'images': {'Description': 'number of images written'},
-        'lesions': {'Description': 'number of connected lesions filled, all images'},
-        'volume_filled_ml': {'Description': 'volume filled, all images', 'Units': 'mL'},
-        'message': {'Description': 'why, if the participant was not filled'},
-    })
+    write_json(
+        Path(output_dir) / 'participants.json',
+        {
+            'status': {
+                'Description': 'what became of the participant in the latest run',
+                'Levels': {
+                    'filled': 'lesions were filled',
+                    'copied': 'the mask holds no lesion: the output is a copy of the input',
+                    'no lesion mask': 'no lesion mask was found, nothing was written',
+                    'failed': 'see message and the crash file',
+                },
+            },
+            'images': {'Description': 'number of images written'},
+            'lesions': {'Description': 'number of connected lesions filled, all images'},
+            'volume_filled_ml': {'Description': 'volume filled, all images', 'Units': 'mL'},
+            'message': {'Description': 'why, if the participant was not filled'},
+        },
+    )

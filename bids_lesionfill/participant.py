@@ -24,29 +24,40 @@ def run(options):
     if derivatives is None:
         derivatives = layout.find_derivatives(options.bids_dir, options.output_dir)
     found = layout.find_inputs(
-        layout.open_layout(options.bids_dir, derivatives.values()), derivatives, options.modality,
-        options.participant_labels, options.session_labels, options.filters, options.mask_labels, options.mask_desc)
+        layout.open_layout(options.bids_dir, derivatives.values()),
+        derivatives,
+        options.modality,
+        options.participant_labels,
+        options.session_labels,
+        options.filters,
+        options.mask_labels,
+        options.mask_desc,
+    )
     layout.write_dataset_files(options.output_dir, options.bids_dir, derivatives, options.version, citation(options))
     layout.remove_leftovers(options.output_dir)
-    if not any(image.lesion_mask_file or image.problem != 'no lesion mask' for images in found.values() for image in images):
-        for subject, images in found.items():
-            finish(subject, images, [], layout.new_run_id(), options)
-        logger.error('nothing to do: no %s with a lesion mask in %s (looked for label-%s_mask in %s)', options.modality,
-                     options.bids_dir, ' or label-'.join(options.mask_labels), sorted(derivatives) or 'no derivatives')
-        return NOTHING_TO_DO
-    model = None if options.reports_only else load_model(options)
+    usable = any(image.lesion_mask_file for images in found.values() for image in images)
+    model = load_model(options) if usable and not options.reports_only else None
     run_id = layout.new_run_id()
-    failed = []
+    statuses = {}
     for number, (subject, images) in enumerate(found.items(), start=1):
         logger.info('sub-%s (%d of %d)', subject, number, len(found))
-        results = [run_image(image, model, run_id, options) for image in images]
-        if finish(subject, images, results, run_id, options) == 'failed':
-            failed.append(f'sub-{subject}')
-            if options.stop_on_first_crash:
-                break
+        statuses[subject] = run_participant(subject, images, model, run_id, options)
+        if statuses[subject] == 'failed' and options.stop_on_first_crash:
+            break
+    failed = [f'sub-{subject}' for subject, status in statuses.items() if status == 'failed']
     if failed:
         logger.error('failed: %s; %s says why', ', '.join(failed), options.output_dir / 'participants.tsv')
-    return SOME_FAILED if failed else OK
+        return SOME_FAILED
+    if set(statuses.values()) <= {'no lesion mask'}:
+        logger.error(
+            'nothing to do: no %s with a lesion mask in %s (looked for label-%s_mask in %s)',
+            options.modality,
+            options.bids_dir,
+            ' or label-'.join(options.mask_labels),
+            ', '.join(derivatives) or 'no derivatives',
+        )
+        return NOTHING_TO_DO
+    return OK
 
 
 def load_model(options):
@@ -55,6 +66,25 @@ def load_model(options):
         return weights.load_model(options.model, fill.choose_device(options.device))
     except ValueError as error:
         raise layout.UsageError(str(error)) from None
+
+
+def run_participant(subject, images, model, run_id, options):
+    """Fill all images of a participant, write its report and status; return the status. Nothing is raised."""
+    results = [run_image(image, model, run_id, options) for image in images]
+    try:
+        return finish(subject, images, results, run_id, options)
+    except Exception as error:
+        message = note_crash(error, 'report', subject, run_id, options)
+        layout.write_status(options.output_dir, subject, run_id, {'status': 'failed', 'images': 0, 'message': message})
+        return 'failed'
+
+
+def note_crash(error, name, subject, run_id, options):
+    """Write the traceback of the current exception to the participant's log; return the error as one line."""
+    logger.error('%s: %s', name, error)
+    crash_file = layout.log_dir(options.output_dir, subject, run_id) / f'crash-{name}.txt'
+    layout.write_bytes(crash_file, traceback.format_exc().encode())
+    return ' '.join(f'{error}'.split()) or type(error).__name__
 
 
 def run_image(image, model, run_id, options):
@@ -69,10 +99,7 @@ def run_image(image, model, run_id, options):
     try:
         fill_image(image, model, options)
     except Exception as error:
-        logger.error('%s: %s', image.name, error)
-        crash_file = layout.log_dir(options.output_dir, image.subject, run_id) / f'crash-{image.name}.txt'
-        layout.write_bytes(crash_file, traceback.format_exc().encode())
-        return {'status': 'failed', 'message': sentence(error)}
+        return {'status': 'failed', 'message': note_crash(error, image.name, image.subject, run_id, options)}
     return {'status': 'filled'}
 
 
@@ -84,13 +111,21 @@ def fill_image(image, model, options):
         return
     started = time.monotonic()
     filling = fill.fill(
-        nib.load(image.t1w_file), nib.load(image.lesion_mask_file), model=model,
+        nib.load(image.t1w_file),
+        nib.load(image.lesion_mask_file),
+        model=model,
         brain_mask_img=nib.load(image.brain_mask_file) if image.brain_mask_file else None,
-        dilate=options.dilate, num_inference_steps=options.num_inference_steps, n_samples=options.n_samples,
-        device=options.device, seed=layout.seed_of(image, options.random_seed), batch_size=options.batch_size,
-        mask_threshold=options.mask_threshold)
+        dilate=options.dilate,
+        num_inference_steps=options.num_inference_steps,
+        n_samples=options.n_samples,
+        device=options.device,
+        seed=layout.seed_of(image, options.random_seed),
+        batch_size=options.batch_size,
+        mask_threshold=options.mask_threshold,
+    )
     provenance = {
-        'Options': options.of_result(), 'RunHash': run_hash,
+        'Options': options.of_result(),
+        'RunHash': run_hash,
         'GeneratedBy': [{'Name': layout.APP_NAME, 'Version': options.version}],
     }
     layout.write_filling(options.output_dir, image, filling, provenance)
@@ -102,7 +137,6 @@ def fill_image(image, model, options):
 def finish(subject, images, results, run_id, options):
     """Write report and status of a participant; return the status."""
     pages, lesions, volume_mm3 = [], 0, 0.0
-    results = results or [{'status': 'no lesion mask', 'message': image.problem} for image in images]
     for image, result in zip(images, results):
         page = {'name': image.name, **result}
         if result['status'] == 'filled':
@@ -115,13 +149,32 @@ def finish(subject, images, results, run_id, options):
     statuses = [page['status'] for page in pages]
     status = next((s for s in ('failed', 'filled', 'copied') if s in statuses), 'no lesion mask')
     message = '; '.join(page['message'] for page in pages if page.get('message')) or (
-        '' if images else 'no image of this modality')
-    report.write_participant(options.output_dir / f'sub-{subject}.html', {
-        'label': f'sub-{subject}', 'version': options.version, 'command': options.command, 'status': status,
-        'message': message, 'images': pages, 'methods': methods_text(options)})
-    layout.write_status(options.output_dir, subject, run_id, {
-        'status': status, 'images': sum(s in ('filled', 'copied') for s in statuses), 'lesions': lesions,
-        'volume_filled_ml': round(volume_mm3 / 1000, 3), 'message': message or None})
+        '' if images else 'no image of this modality'
+    )
+    report.write_participant(
+        options.output_dir / f'sub-{subject}.html',
+        {
+            'label': f'sub-{subject}',
+            'version': options.version,
+            'command': options.command,
+            'status': status,
+            'message': message,
+            'images': pages,
+            'methods': methods_text(options),
+        },
+    )
+    layout.write_status(
+        options.output_dir,
+        subject,
+        run_id,
+        {
+            'status': status,
+            'images': sum(s in ('filled', 'copied') for s in statuses),
+            'lesions': lesions,
+            'volume_filled_ml': round(volume_mm3 / 1000, 3),
+            'message': message or None,
+        },
+    )
     logger.info('sub-%s: %s; report %s', subject, status, options.output_dir / f'sub-{subject}.html')
     return status
 
@@ -131,28 +184,47 @@ def describe_image(image, output_dir):
     files = layout.output_files(output_dir, image)
     info = layout.read_sidecar(files['filled'])
     lesions = layout.read_tsv(files['lesions'])
-    canonical = {name: nib.as_closest_canonical(nib.load(path)) for name, path in
-                 {'before': image.t1w_file, 'after': files['filled'], 'mask': files['used_mask']}.items()}
+    canonical = {
+        name: nib.as_closest_canonical(nib.load(path))
+        for name, path in {'before': image.t1w_file, 'after': files['filled'], 'mask': files['used_mask']}.items()
+    }
     affine, volumes = canonical['before'].affine, {name: fill.one_volume(img) for name, img in canonical.items()}
     to_voxel = np.linalg.inv(affine)
-    located = [row | {'label': int(row['label']), 'centre_voxel': tuple(
-        int(v) for v in np.rint(nib.affines.apply_affine(to_voxel, [row['x_mm'], row['y_mm'], row['z_mm']])))}
-        for row in lesions]
-    figures = report.fill_figures(volumes['before'], volumes['mask'] > 0, volumes['after'],
-                                  nib.affines.voxel_sizes(affine), located)
+    located = [
+        row
+        | {
+            'label': int(row['label']),
+            'centre_voxel': tuple(
+                int(v) for v in np.rint(nib.affines.apply_affine(to_voxel, [row['x_mm'], row['y_mm'], row['z_mm']]))
+            ),
+        }
+        for row in lesions
+    ]
+    figures = report.fill_figures(
+        volumes['before'], volumes['mask'] > 0, volumes['after'], nib.affines.voxel_sizes(affine), located
+    )
     summary = {
-        'Lesions filled': len(lesions), 'Volume filled (ml)': round(sum(row['volume_mm3'] for row in lesions) / 1000, 2),
-        'Voxels changed': info.get('VoxelsChanged', 0), 'Brain mask': info.get('BrainMaskSource', 'n/a'),
-        'White matter': info.get('WhiteMatterSource', 'n/a'), 'Mask grown by (voxels)': info.get('Dilation', 'n/a'),
-        'Model': info.get('Model', 'n/a'), 'Steps': info.get('NumInferenceSteps', 'n/a'), 'Seed': info.get('RandomSeed', 'n/a'),
-        'Device': info.get('Device', 'n/a')}
-    return {'output': files['filled'].name, 'status': 'filled' if lesions else 'copied', 'lesions': lesions,
-            'figures': figures, 'summary': summary, 'warnings': info.get('Warnings', []), 'provenance': info}
-
-
-def sentence(error):
-    """An exception as one line."""
-    return ' '.join(f'{error}'.split()) or type(error).__name__
+        'Lesions filled': len(lesions),
+        'Volume filled (ml)': round(sum(row['volume_mm3'] for row in lesions) / 1000, 2),
+        'Voxels changed': info.get('VoxelsChanged', 0),
+        'Brain mask': info.get('BrainMaskSource', 'n/a'),
+        'White matter': info.get('WhiteMatterSource', 'n/a'),
+        'Mask grown by (voxels)': info.get('Dilation', 'n/a'),
+        'Model': info.get('Model', 'n/a'),
+        'Steps': info.get('NumInferenceSteps', 'n/a'),
+        'Seed': info.get('RandomSeed', 'n/a'),
+        'Device': info.get('Device', 'n/a'),
+    }
+    return {
+        'output': files['filled'].name,
+        'status': 'filled' if lesions else 'copied',
+        'message': '' if lesions else ' '.join(info.get('Warnings', [])),
+        'lesions': lesions,
+        'figures': figures,
+        'summary': summary,
+        'warnings': info.get('Warnings', []),
+        'provenance': info,
+    }
 
 
 def methods_text(options):
@@ -160,28 +232,58 @@ def methods_text(options):
     return (
         f'Lesions were filled with bids_lesionfill {options.version} (model {options.model}): a pseudo-3D conditional '
         'diffusion model (Uhr, 2024) that starts from biharmonic interpolation. '
-        f'The lesion mask was grown by {options.dilate} voxel(s) within white matter; voxels outside the grown mask were '
-        'left as they were. Brain masks were made with deepbet (Fisch et al., 2024) where images were not skull-stripped, '
-        'and white matter was found by a mixture of three normal distributions after N4 bias correction '
-        '(Tustison et al., 2010).')
+        f'The lesion mask was grown by {options.dilate} voxel(s) within white matter; voxels outside the grown mask '
+        'were left as they were. Brain masks were made with deepbet (Fisch et al., 2024) where images were not '
+        'skull-stripped; white matter was found by a mixture of three normal distributions after N4 bias correction '
+        '(Tustison et al., 2010).'
+    )
 
 
 REFERENCES = {
-    'uhr2024': ('thesis', 'Uhr, V.', 'Diffusion-Based Filling and Synthesis of Multiple Sclerosis Lesions', 2024,
-                'Master thesis, University of Bern'),
-    'song2021': ('inproceedings', 'Song, J. and Meng, C. and Ermon, S.', 'Denoising Diffusion Implicit Models', 2021, 'ICLR'),
-    'salimans2022': ('inproceedings', 'Salimans, T. and Ho, J.', 'Progressive Distillation for Fast Sampling of Diffusion '
-                     'Models', 2022, 'ICLR'),
-    'tustison2010': ('article', 'Tustison, N. J. and others', 'N4ITK: Improved N3 Bias Correction', 2010,
-                     'IEEE Transactions on Medical Imaging 29(6)'),
-    'fisch2024': ('article', 'Fisch, L. and others', 'deepbet: Fast brain extraction of T1-weighted MRI using Convolutional '
-                  'Neural Networks', 2024, 'Computers in Biology and Medicine 179'),
+    'uhr2024': (
+        'thesis',
+        'Uhr, V.',
+        'Diffusion-Based Filling and Synthesis of Multiple Sclerosis Lesions',
+        2024,
+        'Master thesis, University of Bern',
+    ),
+    'song2021': (
+        'inproceedings',
+        'Song, J. and Meng, C. and Ermon, S.',
+        'Denoising Diffusion Implicit Models',
+        2021,
+        'ICLR',
+    ),
+    'salimans2022': (
+        'inproceedings',
+        'Salimans, T. and Ho, J.',
+        'Progressive Distillation for Fast Sampling of Diffusion Models',
+        2022,
+        'ICLR',
+    ),
+    'tustison2010': (
+        'article',
+        'Tustison, N. J. and others',
+        'N4ITK: Improved N3 Bias Correction',
+        2010,
+        'IEEE Transactions on Medical Imaging 29(6)',
+    ),
+    'fisch2024': (
+        'article',
+        'Fisch, L. and others',
+        'deepbet: Fast brain extraction of T1-weighted MRI using Convolutional Neural Networks',
+        2024,
+        'Computers in Biology and Medicine 179',
+    ),
 }
 
 
 def citation(options):
     """Contents of `logs/CITATION.md` and `.bib`."""
     lines = [f'- {authors} ({year}). {title}. {where}.' for _, authors, title, year, where in REFERENCES.values()]
-    entries = [f'@{kind}{{{key},\n  author = {{{authors}}},\n  title = {{{title}}},\n  year = {{{year}}},\n  note = {{{where}}}\n}}'
-               for key, (kind, authors, title, year, where) in REFERENCES.items()]
+    entries = [
+        f'@{kind}{{{key},\n  author = {{{authors}}},\n  title = {{{title}}},\n  year = {{{year}}},\n'
+        f'  note = {{{where}}}\n}}'
+        for key, (kind, authors, title, year, where) in REFERENCES.items()
+    ]
     return {'md': f'{methods_text(options)}\n\n' + '\n'.join(lines) + '\n', 'bib': '\n\n'.join(entries) + '\n'}

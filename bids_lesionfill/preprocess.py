@@ -59,7 +59,9 @@ def working_grid(img):
     new_shape = np.ceil(extent - 1e-3).astype(int)
     directions = canonical.affine[:3, :3] / sizes
     centre = nib.affines.apply_affine(canonical.affine, (shape - 1) / 2)
-    return tuple(int(n) for n in new_shape), nib.affines.from_matvec(directions, centre - directions @ ((new_shape - 1) / 2))
+    return tuple(int(n) for n in new_shape), nib.affines.from_matvec(
+        directions, centre - directions @ ((new_shape - 1) / 2)
+    )
 
 
 def conform(img, order=3):

@@ -217,8 +217,14 @@ def draw_slice(axes, volume, lesion_mask, voxel_sizes_mm, panel, grey_max):
     extent_mm = (-0.5 * size_x, (n_x - 0.5) * size_x, -0.5 * size_y, (n_y - 0.5) * size_y)
     grey = np.moveaxis(volume, axis, 0)[panel.index].T
     axes.imshow(
-        grey, cmap=GREYS, vmin=0, vmax=grey_max, origin='lower', extent=extent_mm,
-        interpolation='bicubic', interpolation_stage='data',
+        grey,
+        cmap=GREYS,
+        vmin=0,
+        vmax=grey_max,
+        origin='lower',
+        extent=extent_mm,
+        interpolation='bicubic',
+        interpolation_stage='data',
     )
     if lesion_mask is not None:
         mask = np.moveaxis(lesion_mask, axis, 0)[panel.index].T

@@ -76,11 +76,19 @@ class Plan:
 
 # Table 3.1 of the thesis; the learning rate falls from the end of the warm-up on.
 THESIS = Plan(
-    name='thesis-mixture', size='thesis', prediction_type='epsilon',
+    name='thesis-mixture',
+    size='thesis',
+    prediction_type='epsilon',
     form=inpaint.Form(kind='plain', inside_mask_only=False),
     cases=dataset.CasePlan(crop=(256, 256, 16), rim_share=0.0, intensity_augmentation=False),
-    share_at_end=0.0, batch_size=1, learning_rate=1e-4, warmup_updates=500, num_updates=90_000, decay_updates=89_500,
-    num_inference_steps=50, validate_every=1000,
+    share_at_end=0.0,
+    batch_size=1,
+    learning_rate=1e-4,
+    warmup_updates=500,
+    num_updates=90_000,
+    decay_updates=89_500,
+    num_inference_steps=50,
+    validate_every=1000,
 )
 PLANS = {
     'fill-T1w': Plan(name='fill-T1w'),
@@ -102,12 +110,14 @@ def train_step(network, batch, scheduler, plan, update):
     target, channels, mask = batch
     generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + update)
     timesteps = diffusion.sample_timesteps(
-        len(target), scheduler.config.num_train_timesteps, plan.share_at_end, generator)
+        len(target), scheduler.config.num_train_timesteps, plan.share_at_end, generator
+    )
     noise = torch.randn(target.shape, generator=generator)
     device = next(network.parameters()).device
     target, channels, mask, noise, timesteps = (x.to(device) for x in (target, channels, mask, noise, timesteps))
     return diffusion.diffusion_loss(
-        network, target, channels, mask, scheduler, timesteps, noise, plan.form.inside_mask_only).mean()
+        network, target, channels, mask, scheduler, timesteps, noise, plan.form.inside_mask_only
+    ).mean()
 
 
 def validate(network, cases, scheduler, plan):
@@ -118,8 +128,9 @@ def validate(network, cases, scheduler, plan):
     for case in cases:
         channels = torch.from_numpy(inpaint.to_slab(case['channels']).copy())[None]
         noise = torch.randn(1, 1, *channels.shape[2:], generator=generator)
-        filled = inpaint.sample_slab(network, channels.to(device), noise.to(device), scheduler, plan.form,
-                                     plan.num_inference_steps)
+        filled = inpaint.sample_slab(
+            network, channels.to(device), noise.to(device), scheduler, plan.form, plan.num_inference_steps
+        )
         filled = inpaint.from_slab(filled.cpu().numpy()[0, 0])
         filled = np.where(case['lesion_mask'], plan.form.from_diffusion(filled, case['base']), case['image'])
         for method, image in (('model', filled), ('base', np.where(case['lesion_mask'], case['base'], case['image']))):
@@ -184,15 +195,24 @@ def train(brains, validation, lesions, plan, output_dir, device='cpu', checkpoin
         logger.info('resumed at update %d', update)
 
     cases = dataset.TrainingCases(brains, lesions, plan.cases, plan.form, plan.seed, plan.num_updates * plan.batch_size)
-    loader = DataLoader(cases, batch_size=plan.batch_size, num_workers=num_workers,
-                        sampler=range(update * plan.batch_size, len(cases)))
+    loader = DataLoader(
+        cases, batch_size=plan.batch_size, num_workers=num_workers, sampler=range(update * plan.batch_size, len(cases))
+    )
     writer = SummaryWriter(output_dir)
     started, last_saved, losses = time.monotonic() - seconds, time.monotonic(), []
 
     def checkpoint_now():
-        save_atomically({'network': network.state_dict(), 'optimizer': optimizer.state_dict(),
-                         'ema': ema.state_dict(), 'update': update, 'best_ssim': best_ssim,
-                         'seconds': time.monotonic() - started}, checkpoint)
+        save_atomically(
+            {
+                'network': network.state_dict(),
+                'optimizer': optimizer.state_dict(),
+                'ema': ema.state_dict(),
+                'update': update,
+                'best_ssim': best_ssim,
+                'seconds': time.monotonic() - started,
+            },
+            checkpoint,
+        )
 
     for batch in loader:
         loss = train_step(network, batch, scheduler, plan, update)
@@ -209,8 +229,14 @@ def train(brains, validation, lesions, plan, output_dir, device='cpu', checkpoin
             ema.copy_to(network.parameters())
             network.eval()
             scores = validate(network, validation, scheduler, plan)
-            row = {'update': update, 'seconds': round(time.monotonic() - started), 'loss': np.mean(losses),
-                   'gradient_norm': gradient_norm.item(), 'learning_rate': rate.get_last_lr()[0], **scores}
+            row = {
+                'update': update,
+                'seconds': round(time.monotonic() - started),
+                'loss': np.mean(losses),
+                'gradient_norm': gradient_norm.item(),
+                'learning_rate': rate.get_last_lr()[0],
+                **scores,
+            }
             write_row(output_dir / 'log.csv', row)
             for name, value in row.items():
                 writer.add_scalar(name, value, update)
@@ -248,8 +274,8 @@ def main(argv=None):
     parser.add_argument('output_dir', type=Path)
     parser.add_argument('--plan', default='fill-T1w', help=f'{", ".join(PLANS)}, or a JSON file')
     parser.add_argument('--lesion-masks', type=Path, required=True, help='folder of lesion masks (*_mask.nii.gz)')
-    parser.add_argument('--num-updates', type=int, help='instead of the plan\'s')
-    parser.add_argument('--decay-updates', type=int, help='instead of the plan\'s')
+    parser.add_argument('--num-updates', type=int, help="instead of the plan's")
+    parser.add_argument('--decay-updates', type=int, help="instead of the plan's")
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--num-workers', type=int, default=1)
     options = parser.parse_args(argv)
@@ -262,11 +288,23 @@ def main(argv=None):
     brains = dataset.read_healthy_brains(layout.find_training(options.bids_dir, 'train'))
     validation_brains = dataset.read_healthy_brains(layout.find_training(options.bids_dir, 'validation'))
     cases = dataset.validation_cases(
-        validation_brains, dataset.read_lesion_shapes(mask_files[-held_out:]), plan.cases, plan.form,
-        plan.n_validation_cases, plan.seed)
+        validation_brains,
+        dataset.read_lesion_shapes(mask_files[-held_out:]),
+        plan.cases,
+        plan.form,
+        plan.n_validation_cases,
+        plan.seed,
+    )
     logger.info('%d brains to train, %d to validate', len(brains), len(validation_brains))
-    train(brains, cases, dataset.read_lesion_shapes(mask_files[:-held_out]), plan, options.output_dir,
-          options.device, num_workers=options.num_workers)
+    train(
+        brains,
+        cases,
+        dataset.read_lesion_shapes(mask_files[:-held_out]),
+        plan,
+        options.output_dir,
+        options.device,
+        num_workers=options.num_workers,
+    )
 
 
 if __name__ == '__main__':

@@ -111,5 +111,3 @@ def build_unet(size, in_channels, pseudo_3d=True, **options):
 def count_parameters(unet):
     """Number of weights."""
     return sum(parameter.numel() for parameter in unet.parameters())
-
-

@@ -42,7 +42,8 @@ def find_model(name_or_path, models_dir=MODELS_DIR):
             return folder
     bundled = ', '.join(list_models(models_dir)) or 'none'
     raise FileNotFoundError(
-        f'model {str(name_or_path)!r} is neither bundled ({bundled}) nor a folder with unet/, scheduler/ and plan.json')
+        f'model {str(name_or_path)!r} is neither bundled ({bundled}) nor a folder with unet/, scheduler/ and plan.json'
+    )
 
 
 def sha256_of(path):

@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 
 # Voxels of 0.9 x 1.0 x 1.2 mm; the first axis runs from right to left.
-PHANTOM_AFFINE = np.array(
-    [[-0.9, 0, 0, 17.5], [0, 1.0, 0, -21.0], [0, 0, 1.2, -13.0], [0, 0, 0, 1]], dtype=np.float64
-)
+PHANTOM_AFFINE = np.array([[-0.9, 0, 0, 17.5], [0, 1.0, 0, -21.0], [0, 0, 1.2, -13.0], [0, 0, 0, 1]], dtype=np.float64)
 
 
 @dataclass(frozen=True)

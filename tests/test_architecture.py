@@ -34,8 +34,32 @@ MAY_IMPORT = {
     'unet': set(),
 }
 PURE = ['inpaint', 'tissues', 'baselines', 'diffusion', 'masks', 'metrics', 'preprocess', 'synthesis', 'unet']
-EFFECTS = {'os', 'sys', 'pathlib', 'shutil', 'subprocess', 'logging', 'argparse', 'bids', 'nipype', 'random', 'tempfile'}
-HEAVY = {'torch', 'diffusers', 'bids', 'nipype', 'scipy', 'skimage', 'sklearn', 'matplotlib', 'nibabel', 'numpy', 'pandas'}
+EFFECTS = {
+    'os',
+    'sys',
+    'pathlib',
+    'shutil',
+    'subprocess',
+    'logging',
+    'argparse',
+    'bids',
+    'nipype',
+    'random',
+    'tempfile',
+}
+HEAVY = {
+    'torch',
+    'diffusers',
+    'bids',
+    'nipype',
+    'scipy',
+    'skimage',
+    'sklearn',
+    'matplotlib',
+    'nibabel',
+    'numpy',
+    'pandas',
+}
 
 
 def imports(module, top_level_only=False):
@@ -68,7 +92,16 @@ def test_pure_modules_have_no_side_effects_at_hand(module):
     assert not foreign & EFFECTS
     calls = [node for node in ast.walk(ast.parse((PACKAGE / f'{module}.py').read_text())) if isinstance(node, ast.Call)]
     names = {getattr(call.func, 'id', getattr(call.func, 'attr', '')) for call in calls}
-    assert not names & {'open', 'print', 'manual_seed_all', 'write_text', 'read_text', 'set_num_threads', 'save', 'load'}
+    assert not names & {
+        'open',
+        'print',
+        'manual_seed_all',
+        'write_text',
+        'read_text',
+        'set_num_threads',
+        'save',
+        'load',
+    }
 
 
 @pytest.mark.parametrize('module', ['cli', '__init__', '__main__', 'layout', 'weights'])

@@ -174,7 +174,7 @@ def test_local_white_matter_far_from_all_white_matter_is_the_global_mean():
 
 def test_local_white_matter_uses_the_gap_where_there_is_nothing_else():
     wm_mask = np.zeros((9, 9, 9), dtype=bool)
-    wm_mask[3:6, 3:6, 3:6] = True
+    wm_mask[3:6, 3:6, 4] = True  # all within the gap of two
     lesion_mask = np.zeros_like(wm_mask)
     lesion_mask[4, 4, 4] = True
     image = np.where(wm_mask, np.float32(2), np.float32(0))

@@ -99,7 +99,7 @@ def test_sampler_walks_the_time_steps_from_noise_to_image(image, noise, oracle, 
         return truth(noisy_image, timestep)
 
     diffusion.sample_ddim(predict, noise, scheduler, num_inference_steps)
-    assert walked == [999, 799, 599, 399, 199][: num_inference_steps]
+    assert walked == [999, 799, 599, 399, 199][:num_inference_steps]
     assert torch.equal(first[0], noise)
 
 
@@ -168,10 +168,12 @@ def test_loss_of_an_oracle_is_zero_and_of_another_is_not(image, noise, mask, ora
     timesteps = torch.tensor([400, 900])
 
     def network(slabs, timesteps):  # each slab has its own time step
-        return torch.cat([
-            oracle(truth, scheduler)(slab[None, :1], timestep)
-            for truth, slab, timestep in zip(image.split(1), slabs, timesteps, strict=True)
-        ])
+        return torch.cat(
+            [
+                oracle(truth, scheduler)(slab[None, :1], timestep)
+                for truth, slab, timestep in zip(image.split(1), slabs, timesteps, strict=True)
+            ]
+        )
 
     loss = diffusion.diffusion_loss(network, image, mask, mask, scheduler, timesteps, noise, inside_mask_only)
     assert loss.shape == (2,)

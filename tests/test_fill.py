@@ -10,8 +10,15 @@ from bids_lesionfill import diffusion, fill, fill_lesions, inpaint, weights
 @pytest.fixture(scope='module')
 def model(tiny_unet):
     form = inpaint.Form()
-    return weights.Model('tiny', 'abc', {'num_inference_steps': 1}, form, (16, 16, 8), tiny_unet(form.n_channels),
-                         diffusion.build_scheduler(prediction_type='v_prediction'))
+    return weights.Model(
+        'tiny',
+        'abc',
+        {'num_inference_steps': 1},
+        form,
+        (16, 16, 8),
+        tiny_unet(form.n_channels),
+        diffusion.build_scheduler(prediction_type='v_prediction'),
+    )
 
 
 def with_scaling(phantom, dtype, slope, inter):
@@ -84,7 +91,9 @@ def test_lesion_far_from_white_matter_is_kept_and_named(phantom, model):
 
 
 def test_used_mask_grows_into_white_matter_only(phantom, model):
-    filling = fill.fill(phantom.t1w_img, phantom.lesion_mask_img, model=model, wm_mask_img=phantom.wm_mask_img, dilate=2)
+    filling = fill.fill(
+        phantom.t1w_img, phantom.lesion_mask_img, model=model, wm_mask_img=phantom.wm_mask_img, dilate=2
+    )
     used_mask = np.asarray(filling.used_mask_img.dataobj) > 0
     assert used_mask.sum() > 2 * phantom.lesion_mask.sum()
     assert not (used_mask & ~phantom.wm_mask & ~phantom.lesion_mask).any()
@@ -92,7 +101,9 @@ def test_used_mask_grows_into_white_matter_only(phantom, model):
 
 
 def test_dilation_zero_fills_the_mask_as_it_is(phantom, model):
-    filling = fill.fill(phantom.t1w_img, phantom.lesion_mask_img, model=model, wm_mask_img=phantom.wm_mask_img, dilate=0)
+    filling = fill.fill(
+        phantom.t1w_img, phantom.lesion_mask_img, model=model, wm_mask_img=phantom.wm_mask_img, dilate=0
+    )
     assert np.array_equal(np.asarray(filling.used_mask_img.dataobj) > 0, phantom.lesion_mask)
 
 
@@ -128,12 +139,16 @@ def test_labels_above_one_are_lesions(phantom):
     assert np.array_equal(fill.mask_on_grid(labels, phantom.t1w_img), phantom.lesion_mask)
 
 
-@pytest.mark.parametrize('img', [
-    nib.Nifti1Image(np.zeros((4, 4, 4, 2), np.float32), np.eye(4)),
-    nib.Nifti1Image(np.zeros((4, 4), np.float32), np.eye(4)),
-    nib.Nifti1Image(np.zeros((4, 4, 4), np.complex64), np.eye(4)),
-    SimpleNamespace(shape=(4, 4, 4), affine=np.diag([0, 1, 1, 1]), get_data_dtype=lambda: np.dtype('f4')),
-], ids=['two volumes', '2D', 'complex', 'flat affine'])
+@pytest.mark.parametrize(
+    'img',
+    [
+        nib.Nifti1Image(np.zeros((4, 4, 4, 2), np.float32), np.eye(4)),
+        nib.Nifti1Image(np.zeros((4, 4), np.float32), np.eye(4)),
+        nib.Nifti1Image(np.zeros((4, 4, 4), np.complex64), np.eye(4)),
+        SimpleNamespace(shape=(4, 4, 4), affine=np.diag([0, 1, 1, 1]), get_data_dtype=lambda: np.dtype('f4')),
+    ],
+    ids=['two volumes', '2D', 'complex', 'flat affine'],
+)
 def test_unusable_image_is_refused_in_a_sentence(img):
     with pytest.raises(ValueError, match='expected|affine'):
         fill.check_image(img, 'image')
@@ -153,15 +168,18 @@ def test_orientation_changes_nothing_but_the_order(phantom, model, axes):
         return img.as_reoriented(ornt)
 
     reference = fill_lesions(phantom.t1w_img, phantom.lesion_mask_img, model=model, wm_mask_img=phantom.wm_mask_img)
-    filled = fill_lesions(turned(phantom.t1w_img), turned(phantom.lesion_mask_img), model=model,
-                          wm_mask_img=turned(phantom.wm_mask_img))
+    filled = fill_lesions(
+        turned(phantom.t1w_img), turned(phantom.lesion_mask_img), model=model, wm_mask_img=turned(phantom.wm_mask_img)
+    )
     assert ''.join(nib.aff2axcodes(filled.affine)) == axes
     difference = filled.get_fdata() - turned(reference).get_fdata()
     assert np.abs(difference).max() < 1
 
 
 def test_several_samples_give_a_deviation_inside_the_mask_only(phantom, model):
-    filling = fill.fill(phantom.t1w_img, phantom.lesion_mask_img, model=model, wm_mask_img=phantom.wm_mask_img, n_samples=3)
+    filling = fill.fill(
+        phantom.t1w_img, phantom.lesion_mask_img, model=model, wm_mask_img=phantom.wm_mask_img, n_samples=3
+    )
     sd = filling.sd_img.get_fdata()
     used_mask = np.asarray(filling.used_mask_img.dataobj) > 0
     assert (sd[used_mask] > 0).mean() > 0.9
@@ -197,8 +215,16 @@ def test_hand_made_table():
     mask[2:4, 3, 3] = True
     before[mask], after[mask] = 4, 9
     (row,) = fill.describe_lesions(before, after, mask, mask, ~mask, np.diag([2, 1, 1, 1]))
-    assert row == {'label': 1, 'volume_mm3': 4.0, 'x_mm': 5.0, 'y_mm': 3.0, 'z_mm': 3.0, 'mean_before': 4.0,
-                   'mean_after': 9.0, 'mean_surrounding': 10.0}
+    assert row == {
+        'label': 1,
+        'volume_mm3': 4.0,
+        'x_mm': 5.0,
+        'y_mm': 3.0,
+        'z_mm': 3.0,
+        'mean_before': 4.0,
+        'mean_after': 9.0,
+        'mean_surrounding': 10.0,
+    }
 
 
 def test_mixture_finds_white_matter_when_none_is_given(make_phantom, model):

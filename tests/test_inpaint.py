@@ -22,8 +22,12 @@ def cover_of(corners, tile, shape, shrink=True):
     """Voxels that a tile covers with at least a fifth of a tile around them."""
     cover = np.zeros(shape, dtype=bool)
     for corner in corners:
-        cover[tuple(slice(c + (n // 5 if shrink else 0), c + n - (n // 5 if shrink else 0))
-                    for c, n in zip(corner, tile, strict=True))] = True
+        cover[
+            tuple(
+                slice(c + (n // 5 if shrink else 0), c + n - (n // 5 if shrink else 0))
+                for c, n in zip(corner, tile, strict=True)
+            )
+        ] = True
     return cover
 
 
@@ -34,7 +38,9 @@ def test_small_lesion_gets_one_tile_around_it():
 
 
 def test_tiles_cover_every_lesion_with_a_margin():
-    mask = mask_of((90, 90, 60), [(20, 60), (20, 44), (16, 40)], [(70, 72), (70, 72), (20, 21)], [(62, 63), (20, 21), (16, 17)])
+    mask = mask_of(
+        (90, 90, 60), [(20, 60), (20, 44), (16, 40)], [(70, 72), (70, 72), (20, 21)], [(62, 63), (20, 21), (16, 17)]
+    )
     corners = inpaint.plan_tiles(mask, TILE)
     assert (cover_of(corners, TILE, mask.shape) >= mask).all()
 
@@ -59,8 +65,12 @@ def test_slab_order_lists_voxels_slice_by_slice(rng):
 @pytest.fixture
 def model(tiny_unet):
     form = inpaint.Form()
-    return SimpleNamespace(unet=tiny_unet(in_channels=form.n_channels), form=form, tile=TILE,
-                           scheduler=diffusion.build_scheduler(prediction_type='v_prediction'))
+    return SimpleNamespace(
+        unet=tiny_unet(in_channels=form.n_channels),
+        form=form,
+        tile=TILE,
+        scheduler=diffusion.build_scheduler(prediction_type='v_prediction'),
+    )
 
 
 @pytest.fixture
@@ -76,7 +86,7 @@ class Oracle:
 
     def __call__(self, slabs, timesteps):
         a = self.scheduler.alphas_cumprod[int(timesteps[0])]
-        noisy, voided, mask = slabs[:, 0], slabs[:, 1], slabs[:, 2]
+        noisy, mask = slabs[:, 0], slabs[:, 2]
         image = torch.full_like(noisy, self.truth)
         noise = (noisy - a.sqrt() * image) / (1 - a).sqrt().clamp(min=1e-6)
         return (a.sqrt() * noise - (1 - a).sqrt() * image)[:, None] * mask[:, None]

@@ -24,12 +24,23 @@ def test_image_gets_its_mask_and_bids_uris(tmp_path, img):
     (inputs,) = find(root)['01']
     assert inputs.name == 'sub-01_T1w'
     assert inputs.lesion_mask_file == root / mask_path('01')
-    assert inputs.sources == ('bids:raw:sub-01/anat/sub-01_T1w.nii.gz',
-                              'bids:lesions:sub-01/anat/sub-01_label-lesion_mask.nii.gz')
+    assert inputs.sources == (
+        'bids:raw:sub-01/anat/sub-01_T1w.nii.gz',
+        'bids:lesions:sub-01/anat/sub-01_label-lesion_mask.nii.gz',
+    )
 
 
-@pytest.mark.parametrize('name', ['label-lesion_mask', 'label-L_mask', 'desc-lesion_mask', 'label-lesion_roi',
-                                  'space-T1w_label-lesion_mask', 'label-lesion_desc-rater1_mask'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'label-lesion_mask',
+        'label-L_mask',
+        'desc-lesion_mask',
+        'label-lesion_roi',
+        'space-T1w_label-lesion_mask',
+        'label-lesion_desc-rater1_mask',
+    ],
+)
 def test_usual_mask_names_are_found(tmp_path, img, name):
     root = write_bids(tmp_path, {t1w_path('01'): img, mask_path('01', name=name): img})
     assert find(root)['01'][0].lesion_mask_file is not None
@@ -61,7 +72,9 @@ def test_runs_get_their_own_masks(tmp_path, img):
     runs = ('run-1_', 'run-2_')
     root = write_bids(tmp_path, {path('01', extra=run): img for path in (t1w_path, mask_path) for run in runs})
     assert [inputs.lesion_mask_file.name for inputs in find(root)['01']] == [
-        'sub-01_run-1_label-lesion_mask.nii.gz', 'sub-01_run-2_label-lesion_mask.nii.gz']
+        'sub-01_run-1_label-lesion_mask.nii.gz',
+        'sub-01_run-2_label-lesion_mask.nii.gz',
+    ]
 
 
 def test_mask_of_another_session_is_not_taken(tmp_path, img):
@@ -79,14 +92,16 @@ def test_two_raters_are_named_and_can_be_chosen(tmp_path, img):
 
 
 def test_one_mask_for_two_runs_is_refused(tmp_path, img):
-    root = write_bids(tmp_path, {t1w_path('01', extra='run-1_'): img, t1w_path('01', extra='run-2_'): img,
-                                 mask_path('01'): img})
+    root = write_bids(
+        tmp_path, {t1w_path('01', extra='run-1_'): img, t1w_path('01', extra='run-2_'): img, mask_path('01'): img}
+    )
     assert all('fits 2 images' in inputs.problem for inputs in find(root)['01'])
 
 
 def test_filters_choose_images(tmp_path, img):
-    root = write_bids(tmp_path, {t1w_path('01', extra='acq-a_'): img, t1w_path('01', extra='acq-b_'): img,
-                                 mask_path('01'): img})
+    root = write_bids(
+        tmp_path, {t1w_path('01', extra='acq-a_'): img, t1w_path('01', extra='acq-b_'): img, mask_path('01'): img}
+    )
     (inputs,) = find(root, filters={'t1w': {'acquisition': 'b'}})['01']
     assert inputs.name == 'sub-01_acq-b_T1w'
     assert inputs.lesion_mask_file is not None
@@ -107,10 +122,16 @@ def test_own_output_in_derivatives_is_not_searched(tmp_path, img):
 
 def test_output_names_follow_bids(tmp_path):
     inputs = layout.Inputs('01', '1', 'sub-01_ses-1_acq-x_run-2_T1w', tmp_path, 'x')
-    files = {name: path.relative_to(tmp_path).as_posix() for name, path in layout.output_files(tmp_path, inputs, 2).items()}
+    files = {
+        name: path.relative_to(tmp_path).as_posix() for name, path in layout.output_files(tmp_path, inputs, 2).items()
+    }
     stem = 'sub-01/ses-1/anat/sub-01_ses-1_acq-x_run-2'
-    assert files == {'filled': f'{stem}_desc-filled_T1w.nii.gz', 'sd': f'{stem}_desc-filledsd_T1w.nii.gz',
-                     'used_mask': f'{stem}_label-lesion_desc-used_mask.nii.gz', 'lesions': f'{stem}_desc-lesions_qc.tsv'}
+    assert files == {
+        'filled': f'{stem}_desc-filled_T1w.nii.gz',
+        'sd': f'{stem}_desc-filledsd_T1w.nii.gz',
+        'used_mask': f'{stem}_label-lesion_desc-used_mask.nii.gz',
+        'lesions': f'{stem}_desc-lesions_qc.tsv',
+    }
     assert layout.sidecar(tmp_path / files['filled']).name == 'sub-01_ses-1_acq-x_run-2_desc-filled_T1w.json'
 
 

@@ -155,15 +155,11 @@ def test_working_grid_rounds_the_field_of_view_up():
 
 def test_conforming_the_phantom_keeps_brain_and_lesions_in_place(phantom):
     conformed = preprocess.conform(phantom.t1w_img)
-    np.testing.assert_allclose(
-        centre_of_mass_mm(conformed, 100), centre_of_mass_mm(phantom.t1w_img, 100), atol=0.5
-    )
+    np.testing.assert_allclose(centre_of_mass_mm(conformed, 100), centre_of_mass_mm(phantom.t1w_img, 100), atol=0.5)
     mask = preprocess.conform(phantom.lesion_mask_img, order=0)
     assert set(np.unique(np.asarray(mask.dataobj))) == {0, 1}
     for side in (-1, 1):  # one lesion in each half of the head
-        np.testing.assert_allclose(
-            *(lesion_centre_mm(img, side) for img in (mask, phantom.lesion_mask_img)), atol=0.5
-        )
+        np.testing.assert_allclose(*(lesion_centre_mm(img, side) for img in (mask, phantom.lesion_mask_img)), atol=0.5)
 
 
 @pytest.mark.parametrize('size', [0.8, 1.0])
@@ -202,11 +198,25 @@ def test_resampling_to_the_canonical_grid_is_bitwise_equal(phantom):
     assert np.array_equal(preprocess.resample_to(phantom.t1w_img, canonical, order=3), phantom.t1w[::-1])
 
 
-def test_resampling_a_canonical_image_back_to_the_flipped_grid_gives_the_image(phantom):
+def test_resampling_a_canonical_image_back_to_the_flipped_grid_is_bitwise_equal(phantom):
     canonical = nib.as_closest_canonical(phantom.t1w_img)
-    back = preprocess.resample_to(canonical, phantom.t1w_img, order=1)
-    inner = (slice(1, -1),) * 3
-    np.testing.assert_allclose(back[inner], phantom.t1w[inner], atol=0.05)
+    assert np.array_equal(preprocess.resample_to(canonical, phantom.t1w_img, order=1), phantom.t1w)
+
+
+def test_resampling_between_orders_of_axes_is_bitwise_equal(phantom):
+    asr = nib.orientations.ornt_transform(
+        nib.io_orientation(phantom.affine), nib.orientations.axcodes2ornt(('A', 'S', 'R'))
+    )
+    sagittal = phantom.t1w_img.as_reoriented(asr)
+    assert sagittal.shape == (36, 30, 40)
+    assert np.array_equal(preprocess.resample_to(sagittal, phantom.t1w_img, order=3), phantom.t1w)
+    assert np.array_equal(preprocess.resample_to(phantom.t1w_img, sagittal, order=3), sagittal.get_fdata())
+
+
+def test_resampling_of_integers_does_not_round():
+    img = nib.Nifti1Image(np.arange(8, dtype=np.int16)[:, None, None] * np.ones((1, 4, 4), np.int16), np.eye(4))
+    target = nib.Nifti1Image(np.zeros((7, 4, 4), np.float32), from_matvec(np.eye(3), (0.5, 0, 0)))
+    np.testing.assert_allclose(preprocess.resample_to(img, target, order=1)[:, 1, 1], np.arange(7) + 0.5)
 
 
 def test_resampling_is_by_world_coordinates(phantom):

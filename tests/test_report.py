@@ -57,9 +57,19 @@ def make_page(tmp_path):
 
     def make(images=(), **options):
         path = tmp_path / 'sub-07.html'
-        report.write_participant(path, {
-            'label': 'sub-07', 'version': '0.1.0', 'command': 'run.py /data /out participant', 'status': 'filled',
-            'message': '', 'images': list(images), 'methods': 'Lesions were filled.', **options})
+        report.write_participant(
+            path,
+            {
+                'label': 'sub-07',
+                'version': '0.1.0',
+                'command': 'run.py /data /out participant',
+                'status': 'filled',
+                'message': '',
+                'images': list(images),
+                'methods': 'Lesions were filled.',
+                **options,
+            },
+        )
         return path.read_text(encoding='utf-8')
 
     return make
@@ -110,7 +120,8 @@ def test_anisotropic_voxels_keep_aspect(lesions):
     image = np.zeros((40, 20, 10))
     image[10:30, 5:15, 3:7] = 100  # a cube: 20 mm on each side
     figures = report.fill_figures(
-        image, image > 200, image, (1.0, 2.0, 5.0), [lesions[0] | {'centre_voxel': (20, 10, 5)}])
+        image, image > 200, image, (1.0, 2.0, 5.0), [lesions[0] | {'centre_voxel': (20, 10, 5)}]
+    )
     for first_row, first_column in ((0, 0), (0, 304), (304, 0)):
         height, width = block_size(decode(figures[1]['before'])[first_row:, first_column:])
         assert height == pytest.approx(width, abs=4)
@@ -171,7 +182,13 @@ def test_pictures_are_small_even_of_a_noisy_head():
 def test_png_files_are_named_by_entry_and_picture(figures):
     files = report.png_files(figures)
     assert list(files) == [
-        'overview_before', 'overview_mask', 'overview_after', 'lesion-1_before', 'lesion-1_mask', 'lesion-1_after']
+        'overview_before',
+        'overview_mask',
+        'overview_after',
+        'lesion-1_before',
+        'lesion-1_mask',
+        'lesion-1_after',
+    ]
     assert all(png.startswith(b'\x89PNG') for png in files.values())
 
 
@@ -194,12 +211,16 @@ def test_page_names_no_network_address(make_page, figures):
 
 def test_every_text_is_escaped(make_page):
     texts = dict.fromkeys(('name', 'status', 'message', 'output'), MALICE)
-    image = texts | {'warnings': [MALICE], 'lesions': [{MALICE: MALICE}], 'summary': {MALICE: MALICE},
-                     'provenance': {MALICE: MALICE},
-                     'figures': [{'name': MALICE, 'title': MALICE, 'caption': MALICE, 'before': b'', 'mask': b'',
-                                  'after': b''}]}
-    page = make_page([image, image], **dict.fromkeys(('label', 'version', 'command', 'message', 'methods'), MALICE),
-                     status='failed')
+    image = texts | {
+        'warnings': [MALICE],
+        'lesions': [{MALICE: MALICE}],
+        'summary': {MALICE: MALICE},
+        'provenance': {MALICE: MALICE},
+        'figures': [{'name': MALICE, 'title': MALICE, 'caption': MALICE, 'before': b'', 'mask': b'', 'after': b''}],
+    }
+    page = make_page(
+        [image, image], **dict.fromkeys(('label', 'version', 'command', 'message', 'methods'), MALICE), status='failed'
+    )
     assert 'alert(' in page
     assert '<script>alert' not in page
 
@@ -215,8 +236,10 @@ def test_filled_image_without_warnings_says_so(make_page):
 
 
 def test_failed_image_is_named_with_its_reason(make_page):
-    images = [{'name': 'sub-07_ses-1_T1w', 'status': 'filled'},
-              {'name': 'sub-07_ses-2_T1w', 'status': 'failed', 'message': 'The mask has another grid.'}]
+    images = [
+        {'name': 'sub-07_ses-1_T1w', 'status': 'filled'},
+        {'name': 'sub-07_ses-2_T1w', 'status': 'failed', 'message': 'The mask has another grid.'},
+    ]
     page = make_page(images, status='failed')
     assert '1 of 2 images failed' in page
     assert page.index('The mask has another grid.') < page.index('<section')
@@ -234,18 +257,36 @@ def test_empty_lesion_list_works(make_page, lesions):
 
 
 def test_lesion_table_has_readable_titles_and_every_key():
-    table = report.lesion_table([
-        {'label': 1.0, 'volume_mm3': 412.4, 'x_mm': -12.25, 'mean_surrounding': 3.0},
-        {'label': 2.0, 'volume_mm3': None, 'x_mm': 3.5, 'sd_before': np.float32(0.5)}])
+    table = report.lesion_table(
+        [
+            {'label': 1.0, 'volume_mm3': 412.4, 'x_mm': -12.25, 'mean_surrounding': 3.0},
+            {'label': 2.0, 'volume_mm3': None, 'x_mm': 3.5, 'sd_before': np.float32(0.5)},
+        ]
+    )
     assert table['titles'] == ['Lesion', 'Volume (mm³)', 'x (mm)', 'Mean of surroundings', 'SD before']
     assert table['rows'] == [
         (('1', 1.0), ('412', 412.4), ('-12.2', -12.25), ('3', 3.0), ('n/a', '')),
-        (('2', 2.0), ('n/a', ''), ('3.5', 3.5), ('n/a', ''), ('0.5000', 0.5))]
+        (('2', 2.0), ('n/a', ''), ('3.5', 3.5), ('n/a', ''), ('0.5000', 0.5)),
+    ]
 
 
-@pytest.mark.parametrize(('value', 'text'), [
-    (None, 'n/a'), (float('nan'), 'n/a'), (True, 'yes'), (np.bool_(False), 'no'), (37, '37'), (5.0, '5'),
-    (1.3, '1.30'), (83.21, '83.2'), (-0.0, '0'), (np.float32(411.8), '412'), ([1, 'a'], '1, a'), ('cpu', 'cpu')])
+@pytest.mark.parametrize(
+    ('value', 'text'),
+    [
+        (None, 'n/a'),
+        (float('nan'), 'n/a'),
+        (True, 'yes'),
+        (np.bool_(False), 'no'),
+        (37, '37'),
+        (5.0, '5'),
+        (1.3, '1.30'),
+        (83.21, '83.2'),
+        (-0.0, '0'),
+        (np.float32(411.8), '412'),
+        ([1, 'a'], '1, a'),
+        ('cpu', 'cpu'),
+    ],
+)
 def test_summary_values_are_readable(value, text):
     assert report.readable(value) == text
 

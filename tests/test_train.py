@@ -19,7 +19,13 @@ PLAN = Plan(
         'norm_num_groups': 4,
     },
     cases=dataset.CasePlan(crop=(16, 16, 4)),
-    batch_size=2, learning_rate=1e-2, warmup_updates=2, num_updates=6, decay_updates=2, validate_every=2, seed=7,
+    batch_size=2,
+    learning_rate=1e-2,
+    warmup_updates=2,
+    num_updates=6,
+    decay_updates=2,
+    validate_every=2,
+    seed=7,
 )
 
 
@@ -34,7 +40,9 @@ def test_plan_survives_json(name):
 
 def test_plan_with_everything_changed_survives_json():
     plan = replace(
-        PLAN, unet_options={'layers_per_block': 2}, form=inpaint.Form(kind='plain', residual_scale=0.1),
+        PLAN,
+        unet_options={'layers_per_block': 2},
+        form=inpaint.Form(kind='plain', residual_scale=0.1),
         cases=dataset.CasePlan(crop=(24, 24, 8), ellipsoid_share=0.25, intensity_augmentation=False),
     )
     again = Plan.from_json(plan.to_json())
@@ -265,7 +273,9 @@ def test_training_leaves_whole_model_folders(undisturbed):
     for name in ('last', 'best'):
         files = sorted(str(path.relative_to(output_dir / name)) for path in (output_dir / name).rglob('*.*'))
         assert files == [
-            'plan.json', 'scheduler/scheduler_config.json', 'unet/config.json',
+            'plan.json',
+            'scheduler/scheduler_config.json',
+            'unet/config.json',
             'unet/diffusion_pytorch_model.safetensors',
         ]
         assert (output_dir / name / 'plan.json').read_text() == PLAN.to_json()
@@ -330,8 +340,10 @@ def test_killed_training_goes_on_and_ends_with_the_same_weights(
     for name in ('last', 'best'):
         there, here = (d / name / 'unet' / 'diffusion_pytorch_model.safetensors' for d in (undisturbed[1], tmp_path))
         assert there.read_bytes() == here.read_bytes()
-    scores = [[{k: v for k, v in row.items() if k in ('update', 'learning_rate') or '/' in k} for row in log_of(d)]
-              for d in (undisturbed[1], tmp_path)]
+    scores = [
+        [{k: v for k, v in row.items() if k in ('update', 'learning_rate') or '/' in k} for row in log_of(d)]
+        for d in (undisturbed[1], tmp_path)
+    ]
     assert scores[0] == scores[1]
 
 

@@ -1,0 +1,318 @@
+"""The whole app on small datasets, against lists of files, and the promises of the README by name."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from bids_examples import empty_like, listing, mask_path, t1w_path, write_bids
+
+from bids_lesionfill import cli, layout
+
+ROOT = Path(__file__).parent.parent
+DATASET_FILES = [
+    '.bidsignore', 'README.md', 'dataset_description.json', 'descriptions.json', 'descriptions.tsv', 'dseg.tsv',
+    'logs/CITATION.bib', 'logs/CITATION.md', 'participants.json', 'participants.tsv',
+]  # fmt: skip
+FIGURES = [f'T1w_{entry}_{picture}.png' for entry in ('overview', 'lesion-1', 'lesion-2')
+           for picture in ('before', 'mask', 'after')]  # fmt: skip
+
+
+def image_files(stem, folder):
+    return [f'{folder}anat/{stem}_{name}' for name in (
+        'desc-filled_T1w.json', 'desc-filled_T1w.nii.gz', 'desc-lesions_qc.json', 'desc-lesions_qc.tsv',
+        'label-lesion_desc-used_mask.json', 'label-lesion_desc-used_mask.nii.gz')]  # fmt: skip
+
+
+def subject_files(subject, session=None):
+    stem = f'sub-{subject}' + (f'_ses-{session}' if session else '')
+    folder = f'sub-{subject}/' + (f'ses-{session}/' if session else '')
+    return image_files(stem, folder) + [f'sub-{subject}/figures/{stem}_{name}' for name in FIGURES]
+
+
+def closing_files(subject):
+    return [f'sub-{subject}.html', f'sub-{subject}/log/RUN/status.json']
+
+
+@pytest.fixture(scope='session')
+def model_dir(tmp_path_factory):
+    """A model folder with a tiny network whose weights are random."""
+    import torch
+
+    from bids_lesionfill import train
+
+    options = {'block_out_channels': (8, 8), 'down_block_types': ('DownBlock2D',) * 2,
+               'up_block_types': ('UpBlock2D',) * 2, 'norm_num_groups': 4}  # fmt: skip
+    plan = train.Plan('tiny', unet_options=options)
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp('models') / 'tiny'
+    train.save_model(plan.build_unet(), plan, folder)
+    return folder
+
+
+@pytest.fixture
+def dataset(tmp_path, make_phantom):
+    """Two participants, one session each without ses-, as a scanner with int16 and scaling writes them."""
+
+    def build(subjects=('01', '02'), **more):
+        images = {}
+        for seed, subject in enumerate(subjects):
+            phantom = make_phantom(seed=seed)
+            stored = np.rint(phantom.t1w / 0.25).astype(np.int16)
+            img = nib.Nifti1Image(stored, phantom.affine)
+            img.header.set_slope_inter(0.25, 0.0)
+            images |= {t1w_path(subject): img, mask_path(subject): phantom.lesion_mask_img}
+        return write_bids(tmp_path / 'data', images | more)
+
+    return build
+
+
+@pytest.fixture
+def run(model_dir):
+    def call(bids_dir, output_dir, *arguments, level='participant'):
+        return cli.main([str(bids_dir), str(output_dir), level, '--model', str(model_dir), *arguments])
+
+    return call
+
+
+def data_hashes(folder, pattern='**/*'):
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.glob(pattern)) if path.is_file()}  # fmt: skip
+
+
+def test_outputs_are_exactly_those_of_the_list(dataset, run, tmp_path):
+    assert run(dataset(), tmp_path / 'out') == cli.OK
+    expected = DATASET_FILES + [file for s in ('01', '02') for file in subject_files(s) + closing_files(s)]
+    assert listing(tmp_path / 'out') == sorted(expected)
+
+
+def test_sessions_are_written_apart(tmp_path, make_phantom, run):
+    phantom = make_phantom()
+    images = {path('01', session): img for session in 'ab'
+              for path, img in ((t1w_path, phantom.t1w_img), (mask_path, phantom.lesion_mask_img))}  # fmt: skip
+    root = write_bids(tmp_path / 'data', images)
+    assert run(root, tmp_path / 'out', '--session-label', 'ses-b') == cli.OK
+    assert listing(tmp_path / 'out') == sorted(DATASET_FILES + subject_files('01', 'b') + closing_files('01'))
+    assert run(root, tmp_path / 'out') == cli.OK
+    expected = DATASET_FILES + subject_files('01', 'a') + subject_files('01', 'b') + closing_files('01')
+    assert sorted(set(listing(tmp_path / 'out'))) == sorted(expected)
+
+
+def test_promise_1_outside_the_used_mask_nothing_changes(dataset, run, tmp_path):
+    root = dataset(('01',))
+    assert run(root, tmp_path / 'out') == cli.OK
+    before = nib.load(root / t1w_path('01'))
+    after = nib.load(tmp_path / 'out/sub-01/anat/sub-01_desc-filled_T1w.nii.gz')
+    used_mask = np.asarray(nib.load(tmp_path / 'out/sub-01/anat/sub-01_label-lesion_desc-used_mask.nii.gz').dataobj) > 0
+    stored = [img.dataobj.get_unscaled() for img in (before, after)]
+    assert stored[0].dtype == stored[1].dtype == np.int16
+    assert stored[0][~used_mask].tobytes() == stored[1][~used_mask].tobytes()
+    assert (stored[0] != stored[1])[used_mask].mean() > 0.9
+    assert (after.dataobj.slope, after.dataobj.inter) == (before.dataobj.slope, before.dataobj.inter)
+    assert after.header.get_xyzt_units() == before.header.get_xyzt_units()
+    assert np.array_equal(after.affine, before.affine)
+
+
+def test_promise_2_raw_data_are_never_touched(dataset, run, tmp_path):
+    root = dataset(('01',))
+    before = data_hashes(root)
+    assert run(root, tmp_path / 'out') == cli.OK
+    assert data_hashes(root) == before
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which('unshare') is None or os.geteuid() != 0, reason='needs root to take the network away')
+def test_promise_2_runs_without_a_network(dataset, tmp_path, model_dir):
+    root = dataset(('01',))
+    command = ['unshare', '-n', sys.executable, str(ROOT / 'run.py'), str(root), str(tmp_path / 'out'), 'participant',
+               '--model', str(model_dir)]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr
+
+
+def test_promise_3_same_input_options_and_seed_give_same_bytes(dataset, run, tmp_path):
+    root = dataset()
+    for name, arguments in {'a': [], 'b': ['--participant-label', '02'], 'c': ['--random-seed', '1']}.items():
+        assert run(root, tmp_path / name, *arguments) == cli.OK
+    a, b, c = (data_hashes(tmp_path / name, 'sub-02/anat/*.nii.gz') for name in 'abc')
+    assert len(a) == 2
+    assert a == b  # whoever else is in the run
+    filled = 'sub-02/anat/sub-02_desc-filled_T1w.nii.gz'
+    assert a[filled] != c[filled]
+
+
+def test_promise_4_one_bad_subject_never_stops_the_others(dataset, run, tmp_path):
+    root = dataset(('01', '02', '03'), **{t1w_path('02'): b'not an image'})
+    assert run(root, tmp_path / 'out') == cli.SOME_FAILED
+    files = listing(tmp_path / 'out')
+    for subject in ('01', '03'):
+        assert set(subject_files(subject) + closing_files(subject)) <= set(files)
+    assert 'sub-02/log/RUN/crash-sub-02_T1w.txt' in files
+    assert not any(file.startswith('sub-02/anat') for file in files)
+    rows = {row['participant_id']: row for row in layout.read_tsv(tmp_path / 'out/participants.tsv')}
+    assert {name: row['status'] for name, row in rows.items()} == {
+        'sub-01': 'filled', 'sub-02': 'failed', 'sub-03': 'filled'}  # fmt: skip
+    assert 'sub-02_T1w.nii.gz' in rows['sub-02']['message']
+    assert 'failed' in (tmp_path / 'out/sub-02.html').read_text()
+
+
+def test_promise_4_stop_on_first_crash_stops(dataset, run, tmp_path):
+    root = dataset(('01', '02'), **{t1w_path('01'): b'not an image'})
+    assert run(root, tmp_path / 'out', '--stop-on-first-crash') == cli.SOME_FAILED
+    assert not (tmp_path / 'out/sub-02').exists()
+
+
+@pytest.mark.slow
+def test_promise_4_a_killed_run_leaves_no_half_file_and_the_next_one_finishes(dataset, run, tmp_path, model_dir):
+    root = dataset(('01', '02', '03'))
+    out = tmp_path / 'out'
+    command = [sys.executable, str(ROOT / 'run.py'), str(root), str(out), 'participant', '--model', str(model_dir)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not (out / 'sub-01/anat').exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    for path in out.rglob('sub-*'):  # what is there under its final name is whole
+        if path.name.endswith('.nii.gz') and not path.name.startswith('.'):
+            nib.load(path).get_fdata()
+        elif path.suffix == '.json':
+            json.loads(path.read_text())
+    assert run(root, out) == cli.OK
+    assert run(root, tmp_path / 'undisturbed') == cli.OK
+    assert data_hashes(out, '*/anat/*.nii.gz') == data_hashes(tmp_path / 'undisturbed', '*/anat/*.nii.gz')
+
+
+def test_promise_4_what_is_done_is_not_done_again(dataset, run, tmp_path):
+    root = dataset(('01',))
+    filled = tmp_path / 'out/sub-01/anat/sub-01_desc-filled_T1w.nii.gz'
+    assert run(root, tmp_path / 'out') == cli.OK
+    first = filled.stat().st_mtime_ns
+    assert run(root, tmp_path / 'out') == cli.OK
+    assert filled.stat().st_mtime_ns == first
+    assert run(root, tmp_path / 'out', '--dilate', '0') == cli.OK
+    assert filled.stat().st_mtime_ns != first
+
+
+def test_promise_5_every_number_is_explained(dataset, run, tmp_path, model_dir):
+    assert run(dataset(('01',)), tmp_path / 'out') == cli.OK
+    info = layout.read_sidecar(tmp_path / 'out/sub-01/anat/sub-01_desc-filled_T1w.nii.gz')
+    used_mask = nib.load(tmp_path / 'out/sub-01/anat/sub-01_label-lesion_desc-used_mask.nii.gz').get_fdata() > 0
+    weights_file = model_dir / 'unet/diffusion_pytorch_model.safetensors'
+    assert info['WeightsSHA256'] == hashlib.sha256(weights_file.read_bytes()).hexdigest()
+    assert info['Sources'] == ['bids:raw:sub-01/anat/sub-01_T1w.nii.gz',
+                               'bids:lesions:sub-01/anat/sub-01_label-lesion_mask.nii.gz']  # fmt: skip
+    assert info['LesionVoxelsUsed'] == used_mask.sum()
+    assert info['Model'] == 'tiny'
+    assert {'SkullStripped', 'RandomSeed', 'NumInferenceSteps', 'Dilation', 'LesionVoxelsGiven', 'Device'} <= set(info)
+
+
+@pytest.mark.parametrize(('content', 'words'), [
+    (b'not an image', 'sub-01_T1w.nii.gz'),
+    (nib.Nifti1Image(np.zeros((9, 9, 9, 3), np.float32), np.eye(4)), 'expected one 3D volume'),
+    (nib.Nifti1Image(np.zeros((40, 36, 30), np.float32), np.eye(4)), 'expected'),
+], ids=['no NIfTI', 'three volumes', 'black'])  # fmt: skip
+def test_promise_6_unusable_input_gives_one_clear_sentence(dataset, run, tmp_path, caplog, content, words):
+    root = dataset(('01',), **{t1w_path('01'): content})
+    assert run(root, tmp_path / 'out') == cli.SOME_FAILED
+    (row,) = layout.read_tsv(tmp_path / 'out/participants.tsv')
+    assert words in row['message']
+    assert 'Traceback' not in caplog.text
+
+
+def test_no_lesion_mask_is_reported_and_skipped(tmp_path, make_phantom, run):
+    phantom = make_phantom()
+    root = write_bids(tmp_path / 'data', {t1w_path('01'): phantom.t1w_img, t1w_path('02'): phantom.t1w_img,
+                                          mask_path('02'): phantom.lesion_mask_img})  # fmt: skip
+    assert run(root, tmp_path / 'out') == cli.OK
+    rows = layout.read_tsv(tmp_path / 'out/participants.tsv')
+    assert [row['status'] for row in rows] == ['no lesion mask', 'filled']
+    assert not (tmp_path / 'out/sub-01/anat').exists()
+    assert 'no lesion mask' in (tmp_path / 'out/sub-01.html').read_text()
+
+
+def test_nothing_to_do_has_its_own_exit_code(tmp_path, make_phantom, run):
+    root = write_bids(tmp_path / 'data', {t1w_path('01'): make_phantom().t1w_img})
+    assert run(root, tmp_path / 'out') == cli.NOTHING_TO_DO
+
+
+def test_empty_mask_gives_a_copy_and_the_sidecar_says_so(dataset, run, tmp_path, make_phantom):
+    root = dataset(('01',), **{mask_path('01'): empty_like(make_phantom().t1w_img)})
+    assert run(root, tmp_path / 'out') == cli.OK
+    before = nib.load(root / t1w_path('01'))
+    after = nib.load(tmp_path / 'out/sub-01/anat/sub-01_desc-filled_T1w.nii.gz')
+    assert np.array_equal(before.dataobj.get_unscaled(), after.dataobj.get_unscaled())
+    info = layout.read_sidecar(tmp_path / 'out/sub-01/anat/sub-01_desc-filled_T1w.nii.gz')
+    assert 'copy of the input' in info['Description']
+    assert layout.read_tsv(tmp_path / 'out/participants.tsv')[0]['status'] == 'copied'
+
+
+def test_several_candidates_are_an_error_that_names_them(dataset, run, tmp_path, make_phantom):
+    other = mask_path('01', name='label-lesion_desc-rater2_mask')
+    root = dataset(('01',), **{other: make_phantom().lesion_mask_img})
+    assert run(root, tmp_path / 'out') == cli.SOME_FAILED
+    message = layout.read_tsv(tmp_path / 'out/participants.tsv')[0]['message']
+    assert 'sub-01_label-lesion_mask.nii.gz' in message
+    assert 'sub-01_label-lesion_desc-rater2_mask.nii.gz' in message
+
+
+def test_several_samples_write_a_deviation_map_and_one_sample_removes_it(dataset, run, tmp_path):
+    root, sd = dataset(('01',)), tmp_path / 'out/sub-01/anat/sub-01_desc-filledsd_T1w.nii.gz'
+    assert run(root, tmp_path / 'out', '--n-samples', '2', '--num-inference-steps', '2') == cli.OK
+    assert nib.load(sd).get_fdata().max() > 0
+    assert layout.sidecar(sd).is_file()
+    assert run(root, tmp_path / 'out') == cli.OK
+    assert not sd.exists()
+
+
+def test_uncompressed_images_are_read(dataset, run, tmp_path, make_phantom):
+    root = dataset(('01',))
+    nib.save(nib.load(root / t1w_path('01')), root / 'sub-01/anat/sub-01_T1w.nii')
+    (root / t1w_path('01')).unlink()
+    assert run(root, tmp_path / 'out') == cli.OK
+    assert (tmp_path / 'out/sub-01/anat/sub-01_desc-filled_T1w.nii.gz').is_file()
+
+
+def test_reports_only_writes_reports_and_fills_nothing(dataset, run, tmp_path):
+    root = dataset(('01',))
+    assert run(root, tmp_path / 'out') == cli.OK
+    filled = data_hashes(tmp_path / 'out', 'sub-01/anat/*')
+    (tmp_path / 'out/sub-01.html').unlink()
+    assert run(root, tmp_path / 'out', '--reports-only') == cli.OK
+    assert (tmp_path / 'out/sub-01.html').is_file()
+    assert data_hashes(tmp_path / 'out', 'sub-01/anat/*') == filled
+
+
+def validator():
+    return shutil.which('bids-validator-deno', path=f'{Path(sys.executable).parent}:{os.environ["PATH"]}')
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(validator() is None, reason='bids-validator-deno is not installed')
+def test_output_and_demo_are_valid_bids(dataset, run, tmp_path):
+    assert run(dataset(), tmp_path / 'out', '--n-samples', '2', '--num-inference-steps', '1') == cli.OK
+    for folder in (tmp_path / 'out', ROOT / 'demo', ROOT / 'demo/derivatives/lesions'):
+        command = [validator(), '--ignoreWarnings', str(folder)]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.slow
+def test_demo_patient_is_filled_by_the_bundled_model(tmp_path):
+    assert cli.main([str(ROOT / 'demo'), str(tmp_path / 'out'), 'participant', '--participant-label', '07']) == cli.OK
+    anat = tmp_path / 'out/sub-07/anat'
+    rows = layout.read_tsv(anat / 'sub-07_desc-lesions_qc.tsv')
+    info = layout.read_sidecar(anat / 'sub-07_desc-filled_T1w.nii.gz')
+    assert len(rows) == info['Lesions'] == 36
+    changed_most = sorted(rows, key=lambda row: (row['mean_before'] - row['mean_after']) * row['volume_mm3'])[:5]
+    for row in changed_most:  # lesions are dark, and end near the white matter around them
+        assert row['mean_before'] < row['mean_after']
+        assert row['mean_after'] == pytest.approx(row['mean_surrounding'], rel=0.06)

@@ -1,0 +1,159 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from bids_examples import write_description
+
+from bids_lesionfill import cli
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def bids_dir(tmp_path):
+    write_description(tmp_path / 'data')
+    return tmp_path / 'data'
+
+
+def test_version_is_printed(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(['--version'])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f'bids_lesionfill {(ROOT / "version").read_text().strip()}\n'
+
+
+@pytest.mark.parametrize('command', [['run.py'], ['-m', 'bids_lesionfill']], ids=['run.py', 'module'])
+def test_entry_points_answer_without_heavy_imports(command):
+    code = subprocess.run(
+        [sys.executable, '-X', 'importtime', *command, '--help'], cwd=ROOT, capture_output=True, text=True
+    )
+    assert code.returncode == 0
+    assert 'exit codes' in code.stdout
+    imported = {line.rpartition('|')[2].strip() for line in code.stderr.splitlines()}
+    assert not imported & {'torch', 'diffusers', 'numpy', 'bids', 'scipy', 'matplotlib', 'nibabel'}
+
+
+def test_unknown_argument_is_64(bids_dir, tmp_path, caplog):
+    assert cli.main([str(bids_dir), str(tmp_path / 'out'), 'participant', '--fill-everything']) == 64
+    assert '--fill-everything' in caplog.text
+
+
+def test_abbreviations_are_not_guessed(bids_dir, tmp_path):
+    assert cli.main([str(bids_dir), str(tmp_path / 'out'), 'participant', '--participant', '01']) == 64
+
+
+@pytest.mark.parametrize(('bids', 'out', 'words'), [
+    ('nowhere', 'out', 'not a folder'),
+    ('.', 'out', 'dataset_description.json'),
+    ('data', 'data', 'OUTPUT_DIR is BIDS_DIR'),
+    ('data', 'file', 'not a folder'),
+])  # fmt: skip
+def test_wrong_paths_are_2_and_say_what_was_expected(bids_dir, tmp_path, caplog, bids, out, words):
+    (tmp_path / 'file').write_text('')
+    assert cli.main([str(tmp_path / bids), str(tmp_path / out), 'participant']) == cli.USAGE
+    assert words in caplog.text
+
+
+@pytest.mark.parametrize(('arguments', 'words'), [
+    (['--model', 'no-such-model'], 'fill-T1w'),
+    (['--derivatives', 'nowhere'], 'nowhere'),
+    (['--bids-filter-file', 'nowhere.json'], 'nowhere.json'),
+])  # fmt: skip
+def test_wrong_options_are_2(bids_dir, tmp_path, caplog, arguments, words):
+    assert cli.main([str(bids_dir), str(tmp_path / 'out'), 'participant', *arguments]) == cli.USAGE
+    assert words in caplog.text
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('arguments', [['--dilate', '-1'], ['--n-samples', '0'], ['--num-inference-steps', 'x']])
+def test_numbers_out_of_range_are_2(bids_dir, tmp_path, arguments):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(bids_dir), str(tmp_path / 'out'), 'participant', *arguments])
+    assert stop.value.code == 2
+
+
+def test_unknown_participant_is_2(bids_dir, tmp_path, caplog):
+    assert cli.main([str(bids_dir), str(tmp_path / 'out'), 'participant', '--participant-label', '99']) == cli.USAGE
+    assert '99' in caplog.text
+
+
+def test_group_level_says_that_there_is_nothing_to_do(bids_dir, tmp_path, caplog):
+    assert cli.main([str(bids_dir), str(tmp_path / 'out'), 'group']) == cli.NOTHING_TO_DO
+    assert 'thickness' in caplog.text
+
+
+def test_labels_lose_their_prefix_and_underscores_are_accepted(bids_dir, tmp_path):
+    arguments = [
+        str(bids_dir),
+        str(tmp_path / 'out'),
+        'participant',
+        '--participant_label',
+        'sub-01',
+        '02',
+        '--session_id',
+        'ses-1',
+    ]
+    options = cli.options_of(cli.build_parser().parse_args(arguments), arguments)
+    assert options.participant_labels == ('01', '02')
+    assert options.session_labels == ('1',)
+
+
+def test_derivatives_get_names(bids_dir, tmp_path):
+    for name in ('a', 'b'):
+        write_description(tmp_path / name)
+    arguments = [
+        str(bids_dir),
+        str(tmp_path / 'o'),
+        'participant',
+        '-d',
+        str(tmp_path / 'a'),
+        f'rater={tmp_path / "b"}',
+    ]
+    options = cli.options_of(cli.build_parser().parse_args(arguments), arguments)
+    assert options.derivatives == {'a': tmp_path / 'a', 'rater': tmp_path / 'b'}
+
+
+def test_derivative_named_twice_is_refused(bids_dir, tmp_path, caplog):
+    write_description(tmp_path / 'a')
+    arguments = ['-d', str(tmp_path / 'a'), str(tmp_path / 'a')]
+    assert cli.main([str(bids_dir), str(tmp_path / 'o'), 'participant', *arguments]) == cli.USAGE
+    assert 'twice' in caplog.text
+
+
+def test_filter_file_knows_null_and_any(tmp_path):
+    from bids.layout import Query
+
+    path = tmp_path / 'f.json'
+    path.write_text('{"t1w": {"acquisition": null, "run": "*", "session": "1"}, "bold": {"task": "rest"}}')
+    assert cli.read_filters(path) == {'t1w': {'acquisition': Query.NONE, 'run': Query.ANY, 'session': '1'}}
+
+
+def test_models_are_listed(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(['--list-models'])
+    assert stop.value.code == 0
+    assert 'fill-T1w\tfill T1w' in capsys.readouterr().out
+
+
+def test_internal_error_is_70(bids_dir, tmp_path, monkeypatch):
+    from bids_lesionfill import participant
+
+    monkeypatch.setattr(participant, 'run', lambda options: 1 / 0)
+    assert cli.main([str(bids_dir), str(tmp_path / 'out'), 'participant']) == cli.INTERNAL
+
+
+def test_interrupt_is_130(bids_dir, tmp_path, monkeypatch):
+    from bids_lesionfill import participant
+
+    def interrupt(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(participant, 'run', interrupt)
+    assert cli.main([str(bids_dir), str(tmp_path / 'out'), 'participant']) == cli.INTERRUPTED
+
+
+def test_help_of_the_readme_is_the_real_one():
+    text = subprocess.run([sys.executable, 'run.py', '--help'], cwd=ROOT, capture_output=True, text=True,
+                          env={'COLUMNS': '100', 'PATH': ''}).stdout  # fmt: skip
+    assert text.strip() in (ROOT / 'README.md').read_text()

@@ -1,0 +1,41 @@
+import json
+
+import pytest
+
+from bids_lesionfill import weights
+
+
+def test_bundled_model_is_complete_and_says_so():
+    folder = weights.find_model('fill-T1w')
+    card = (folder / 'README.md').read_text()
+    assert weights.sha256_of(folder / 'unet/diffusion_pytorch_model.safetensors') in card
+    for word in ('CC BY-NC', 'OASIS', 'Intended use', 'Known failures'):
+        assert word in card
+
+
+def test_bundled_models_hold_safetensors_only_and_stay_small():
+    files = [path for path in weights.MODELS_DIR.rglob('*') if path.is_file()]
+    assert {path.suffix for path in files} <= {'.safetensors', '.json', '.md'}
+    assert sum(path.stat().st_size for path in files) < 40e6
+
+
+def test_loaded_model_is_ready_to_sample():
+    import torch
+
+    model = weights.load_model('fill-T1w')
+    assert model.name == 'fill-T1w'
+    assert not model.unet.training
+    assert {parameter.dtype for parameter in model.unet.parameters()} == {torch.float32}
+    slab = torch.zeros(1, model.form.n_channels, 4, 16, 16)
+    assert model.unet(slab, torch.tensor([999])).shape == (1, 1, 4, 16, 16)
+
+
+def test_unknown_model_names_the_bundled_ones():
+    with pytest.raises(FileNotFoundError, match='fill-T1w'):
+        weights.find_model('no-such-model')
+
+
+def test_a_folder_of_the_same_form_is_a_model(tmp_path):
+    (tmp_path / 'mine').mkdir()
+    (tmp_path / 'mine/plan.json').write_text(json.dumps({'name': 'mine'}))
+    assert weights.find_model(tmp_path / 'mine') == tmp_path / 'mine'
