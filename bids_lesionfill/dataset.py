@@ -68,7 +68,7 @@ def draw_case(image, wm_mask, lesions, plan, form, rng):
 
     Returns
     -------
-    dict of arrays: `image` (the healthy truth), `seen` (what the filler is given), `lesion_mask`, `base`,
+    dict of arrays: `image` (the healthy truth), `seen` (what the filler is given), `wm_mask`, `lesion_mask`, `base`,
     `channels`; or None if no lesion found a place.
     """
     lesion_mask = masks.sample_training_mask(wm_mask, lesions, rng, plan.ellipsoid_share, plan.max_lesions)
@@ -83,7 +83,8 @@ def draw_case(image, wm_mask, lesions, plan, form, rng):
     if lesion_mask[core].sum() < 4 or (wm_mask & ~lesion_mask).sum() < 20:
         return None
     base, channels = inpaint.condition(seen, lesion_mask, wm_mask, form)
-    case = {'image': image, 'seen': seen, 'lesion_mask': lesion_mask, 'base': base, 'channels': channels}
+    case = {'image': image, 'seen': seen, 'wm_mask': wm_mask, 'lesion_mask': lesion_mask}
+    case |= {'base': base, 'channels': channels}
     return {name: array[(..., *core)] for name, array in case.items()}
 
 
