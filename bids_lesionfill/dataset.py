@@ -115,6 +115,9 @@ class TrainingCases(Dataset):
         """A padded crop around white matter, in one of 8 orientations that keep the axial slices axial."""
         image, wm_mask = self.brains[rng.integers(len(self.brains))]
         size = np.array(self.plan.crop) + 2 * PADDING
+        missing = np.maximum(size - image.shape, 0)  # a crop may be larger than the brain: whole slices of the thesis
+        padding = [(n // 2, n - n // 2) for n in missing]
+        image, wm_mask = np.pad(image, padding, constant_values=-1), np.pad(wm_mask, padding)
         centres = np.argwhere(wm_mask)
         start = centres[rng.integers(len(centres))] - size // 2
         start = np.clip(start, 0, np.array(image.shape) - size)

@@ -117,6 +117,10 @@ def sample_training_mask(wm_mask, lesions, rng, ellipsoid_share=0.5, max_lesions
     -------
     (X, Y, Z) bool array, empty if no place was found.
     """
+    if not len(lesions) and ellipsoid_share < 1:
+        raise ValueError(
+            f'there are no lesion shapes to draw from; expected some for ellipsoid_share {ellipsoid_share:g}'
+        )
     centres = np.argwhere(wm_mask)
     mask = np.zeros(wm_mask.shape, dtype=bool)
     ellipsoids = rng.random() < ellipsoid_share

@@ -193,6 +193,7 @@ def train(brains, validation, lesions, plan, output_dir, device='cpu', checkpoin
         rate.last_epoch = update - 1
         rate.step()
         logger.info('resumed at update %d', update)
+    keep_rows(output_dir / 'log.csv', update)
 
     cases = dataset.TrainingCases(brains, lesions, plan.cases, plan.form, plan.seed, plan.num_updates * plan.batch_size)
     loader = DataLoader(
@@ -255,6 +256,16 @@ def train(brains, validation, lesions, plan, output_dir, device='cpu', checkpoin
     writer.close()
     ema.copy_to(network.parameters())
     return network.eval()
+
+
+def keep_rows(path, update):
+    """Drop the rows of a log that come after an update: a resumed run writes them again."""
+    if path.exists():
+        with open(path, newline='') as file:
+            rows = [row for row in csv.DictReader(file) if int(row['update']) <= update]
+        path.unlink()
+        for row in rows:
+            write_row(path, row)
 
 
 def write_row(path, row):

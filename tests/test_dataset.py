@@ -207,6 +207,17 @@ def test_case_without_healthy_white_matter_left_is_none(brain, rng):
     assert dataset.draw_case(image, wm_mask, [np.ones((9, 9, 9), bool)], plan, Form(), rng) is None
 
 
+def test_case_with_fewer_than_4_lesion_voxels_in_the_crop_is_none(brain, rng):
+    image, _ = brain
+    wm_mask = np.zeros(image.shape, dtype=bool)
+    wm_mask[2:8, 15:17, 14:16] = True  # in the padding
+    wm_mask[8, 15, 14:17] = True  # three voxels of the core
+    wm_mask[36:39, 15:18, 14:17] = True  # healthy white matter in the padding of the other side
+    plan = replace(PLAN, ellipsoid_share=0, max_lesions=1)
+    for _ in range(20):
+        assert dataset.draw_case(image, wm_mask, [np.ones((9, 5, 5), bool)], plan, Form(), rng) is None
+
+
 # The numbered set
 
 
@@ -252,6 +263,17 @@ def test_target_and_base_give_the_healthy_truth_back(brain, shapes):
         base = plain_target - Form().residual_scale * target
         assert np.array_equal(base[mask == 0], plain_target[mask == 0])
         assert 0.3 < base[mask == 1].mean() < 0.7  # white matter
+
+
+def test_target_is_healthy_even_where_a_rim_is_seen(brain, shapes):
+    plan = replace(PLAN, rim_share=1.0, intensity_augmentation=False)
+    cases = TrainingCases([brain], shapes, plan, Form(kind='plain'), seed=1, n_cases=4)
+    rims = 0
+    for i in range(4):
+        target, channels, mask = cases[i]
+        assert np.isin(target, brain[0]).all()  # the values of the brain itself
+        rims += (channels[:1] < target - 0.01)[mask == 0].sum()
+    assert rims > 0
 
 
 def test_crops_have_the_planned_size_and_padding(cases, rng):
@@ -331,3 +353,15 @@ def test_validation_cases_hold_real_shapes_whatever_the_plan(brain):
     for case in dataset.validation_cases([(brain[0], everywhere)], [bar], plan, Form(), 6, seed=5)[::2]:
         box = ndimage.find_objects(case['lesion_mask'].astype(np.uint8))[0]
         assert case['lesion_mask'][box].all()
+
+
+def test_crop_larger_than_the_brain_is_padded_with_background(rng):
+    wm_mask = np.zeros((20, 24, 18), dtype=bool)
+    wm_mask[6:-6, 6:-6, 6:-6] = True
+    image = np.zeros(wm_mask.shape, dtype=np.float32)
+    plan = dataset.CasePlan(crop=(24, 24, 8), intensity_augmentation=False)
+    cases = dataset.TrainingCases([(image, wm_mask)], [], plan, inpaint.Form(), 0, 1)
+    crop, white = cases.draw_crop(rng)
+    assert crop.shape == white.shape == (40, 40, 24)
+    assert (crop == -1).sum() == crop.size - image.size
+    assert white.sum() == wm_mask.sum()

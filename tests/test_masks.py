@@ -269,3 +269,8 @@ def test_training_mask_depends_on_the_seed_alone(phantom, shapes):
 
     assert np.array_equal(draw(1), draw(1))
     assert not np.array_equal(draw(1), draw(2))
+
+
+def test_missing_lesion_shapes_are_named(rng):
+    with pytest.raises(ValueError, match='no lesion shapes'):
+        masks.sample_training_mask(np.ones((9, 9, 9), dtype=bool), [], rng, ellipsoid_share=0.5)

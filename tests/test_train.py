@@ -139,6 +139,19 @@ def test_step_depends_on_the_seed_and_the_update_alone(batch, tiny_unet):
     assert loss(replace(PLAN, seed=8), 5) != first
 
 
+def test_step_scores_inside_the_mask_only_if_the_form_says_so(batch, tiny_unet):
+    target, channels, mask = batch
+    elsewhere = target + 5 * (1 - mask)
+    network = tiny_unet()
+    for inside_mask_only in (True, False):
+        plan = replace(PLAN, form=inpaint.Form(inside_mask_only=inside_mask_only))
+        usual, other = (
+            train.train_step(network, (truth, channels, mask), plan.build_scheduler(), plan, 5).item()
+            for truth in (target, elsewhere)
+        )
+        assert (usual == other) == inside_mask_only
+
+
 def test_step_with_an_oracle_has_no_loss(batch, oracle):
     target, *_ = batch
     plan = replace(PLAN, share_at_end=1.0)
@@ -308,6 +321,20 @@ def test_another_seed_gives_other_weights(material, tmp_path):
     assert not equal(first_weights(7), first_weights(8))
 
 
+def test_gradients_are_clipped(material, tmp_path):
+    def largest_change(gradient_clip):
+        plan = replace(
+            PLAN, gradient_clip=gradient_clip, num_updates=1, decay_updates=0, warmup_updates=0, validate_every=9
+        )
+        torch.manual_seed(plan.seed)
+        before = plan.build_unet().state_dict()
+        after = train.train(*material, plan, tmp_path / str(gradient_clip), num_workers=0).state_dict()
+        return max((after[name] - before[name]).abs().max().item() for name in after)
+
+    assert largest_change(1.0) == pytest.approx(PLAN.learning_rate, rel=0.1)  # the first step of Adam
+    assert largest_change(1e-12) < 0.1 * PLAN.learning_rate  # below Adam's epsilon
+
+
 class Killed(Exception):
     pass
 
@@ -370,9 +397,11 @@ def test_finished_training_is_not_done_again(undisturbed, material, monkeypatch)
 
 
 def test_best_model_stays_when_the_score_falls(material, tmp_path, monkeypatch):
-    ssim = iter([0.5, 0.9, 0.4])  # of updates 2, 4, 6
+    scores = iter([(0.5, 0.9), (0.9, 0.0), (0.4, 1.0)])  # of the model and its base, at updates 2, 4, 6
     saved = []
-    monkeypatch.setattr(train, 'validate', lambda *_: {'clean/model_ssim': next(ssim), 'clean/base_ssim': 1.0})
+    monkeypatch.setattr(
+        train, 'validate', lambda *_: dict(zip(('clean/model_ssim', 'clean/base_ssim'), next(scores), strict=True))
+    )
     monkeypatch.setattr(train, 'save_model', lambda _, __, model_dir: saved.append(model_dir.name))
     train.train(*material, PLAN, tmp_path, num_workers=0)
     assert saved == ['last', 'best', 'last', 'best', 'last']
@@ -428,3 +457,9 @@ def test_checkpoint_is_replaced_as_a_whole(tmp_path, monkeypatch):
 
 def test_cases_drawn_by_worker_processes_give_the_same_weights(undisturbed, material, tmp_path):
     assert equal(train.train(*material, PLAN, tmp_path, num_workers=2).state_dict(), undisturbed[0].state_dict())
+
+
+def test_log_has_one_row_per_validation_after_a_kill(material, tmp_path, monkeypatch):
+    train_until_killed(monkeypatch, material, tmp_path, 3, checkpoint_seconds=1e9)
+    train.train(*material, PLAN, tmp_path, num_workers=0)
+    assert [int(row['update']) for row in log_of(tmp_path)] == [2, 4, 6]
