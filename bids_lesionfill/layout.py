@@ -139,13 +139,16 @@ def lesion_masks_of(layout, subject, mask_filter, mask_labels, mask_desc):
     """All lesion masks of a subject: derivatives, and the older `_roi` beside the image."""
     masks = []
     for mask in layout.get(**({'subject': subject, 'suffix': ['mask', 'roi'], 'extension': NIFTI} | mask_filter)):
-        entities = mask.get_entities()
-        named = entities.get('label') in mask_labels or (
-            'label' not in entities and entities.get('desc') in mask_labels
-        )
-        if named and (mask_desc is None or entities.get('desc') == mask_desc):
+        entities = name_entities(mask.filename)
+        label = entities.get('label', entities.get('desc'))
+        if label in mask_labels and (mask_desc is None or entities.get('desc') == mask_desc):
             masks.append(mask)
     return masks
+
+
+def name_entities(filename):
+    """Entities as the file name spells them; in raw datasets pybids knows no `label` and no `desc`."""
+    return dict(part.split('-', 1) for part in strip_extension(filename).split('_') if '-' in part)
 
 
 def pair(image, images, masks, layout, roots):
