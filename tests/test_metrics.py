@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from bids_lesionfill import metrics
 
@@ -65,32 +66,30 @@ def test_empty_mask_gives_nan(truth, mask):
 def test_ssim_of_two_flat_images_by_hand():
     # Without variance SSIM is (2 a b + c) / (a^2 + b^2 + c) with c = (0.01 * data range)^2 and data range 2.
     a, b, c = 0.02, 0.05, (0.01 * 2) ** 2
-    everywhere = np.ones((9, 9), dtype=bool)
-    score = metrics.structural_similarity_inside(np.full((9, 9), a), np.full((9, 9), b), everywhere)
-    assert score == pytest.approx((2 * a * b + c) / (a**2 + b**2 + c))
+    ssim_map = metrics.similarity_map(np.full((9, 9), a), np.full((9, 9), b))
+    assert ssim_map == pytest.approx((2 * a * b + c) / (a**2 + b**2 + c))
 
 
 def test_ssim_sees_a_window_of_7x7_pixels(rng):
     true = rng.uniform(-1, 1, (21, 21))
-    mask = np.zeros((21, 21), dtype=bool)
-    mask[10, 10] = True
     for distance, seen in ((3, True), (4, False)):
         test = true.copy()
         test[10 + distance, 10 + distance] += 1
-        score = metrics.structural_similarity_inside(true, test, mask)
+        score = metrics.similarity_map(true, test)[10, 10]
         assert (score < 1 - 1e-4) == seen
 
 
 def test_ssim_is_averaged_over_the_mask_alone(rng):
-    true = rng.uniform(-1, 1, (24, 24))
-    test = true + np.where(np.arange(24) < 12, 0, rng.normal(0, 0.5, (24, 24)))
-    clean, noisy = np.zeros((2, 24, 24), dtype=bool)
+    true = rng.uniform(-1, 1, (24, 24, 1))
+    test = true.copy()
+    test[:, 12:] += rng.normal(0, 0.5, (24, 12, 1))
+    clean, noisy = np.zeros((2, 24, 24, 1), dtype=bool)
     clean[8:16, 2:8] = True  # 4 pixels away from the noise
     noisy[8:16, 16:22] = True
-    assert metrics.structural_similarity_inside(true, test, clean) == pytest.approx(1)
-    score = metrics.structural_similarity_inside(true, test, noisy)
+    assert metrics.slice_scores(true, test, clean)['ssim'] == pytest.approx(1)
+    score = metrics.slice_scores(true, test, noisy)['ssim']
     assert score < 0.95
-    assert metrics.structural_similarity_inside(true, test, clean | noisy) == pytest.approx((1 + score) / 2)
+    assert metrics.slice_scores(true, test, clean | noisy)['ssim'] == pytest.approx((1 + score) / 2)
 
 
 def test_scores_fall_as_noise_grows(truth, mask, rng):
@@ -110,3 +109,220 @@ def test_slices_are_axial(truth):
     perfect = metrics.slice_scores(truth, truth, mask)['psnr']
     wrong = 10 * np.log10(4 / 0.16)
     assert metrics.slice_scores(truth, test, mask)['psnr'] == pytest.approx((4 * perfect + wrong) / 5)
+
+
+def test_regions_by_hand(truth, mask):
+    # Off by 0.2 inside the mask and by 0.1 outside of it; the mask has 20 and 12 of a slice's 288 pixels.
+    scores = metrics.region_scores(truth, truth + np.where(mask, 0.2, 0.1), mask)
+    whole = [(n * 0.04 + (288 - n) * 0.01) / 288 for n in (20, 12)]
+    assert scores['mse_in'] == pytest.approx(0.04)
+    assert scores['mse_out'] == pytest.approx(0.01)
+    assert scores['mse_whole'] == pytest.approx(np.mean(whole))
+    assert scores['psnr_in'] == pytest.approx(20)
+    assert scores['psnr_out'] == pytest.approx(26.0206, abs=1e-4)
+    assert scores['psnr_whole'] == pytest.approx(np.mean(10 * np.log10(4 / np.array(whole))))
+
+
+def test_ssim_of_the_regions_adds_up_to_the_whole(truth, rng):
+    mask = np.zeros(truth.shape, dtype=bool)
+    mask[4:8, 5:10, 2] = True
+    scores = metrics.region_scores(truth, truth + rng.normal(0, 0.3, truth.shape), mask)
+    share = 20 / 288
+    assert scores['ssim_whole'] == pytest.approx(share * scores['ssim_in'] + (1 - share) * scores['ssim_out'])
+    assert scores['ssim_in'] != pytest.approx(scores['ssim_out'], abs=1e-3)
+
+
+def test_inside_is_what_slice_scores_reports(truth, mask, rng):
+    test = truth + rng.normal(0, 0.2, truth.shape)
+    regions = metrics.region_scores(truth, test, mask)
+    assert ' '.join(regions) == 'mse_in psnr_in ssim_in mse_out psnr_out ssim_out mse_whole psnr_whole ssim_whole'
+    for metric, value in metrics.slice_scores(truth, test, mask).items():
+        assert regions[f'{metric}_in'] == value
+
+
+def test_a_change_inside_the_mask_leaves_the_error_outside_at_zero(truth, mask):
+    scores = metrics.region_scores(truth, np.where(mask, truth + 0.5, truth), mask)
+    assert scores['mse_out'] == 0
+    assert scores['mse_in'] == pytest.approx(0.25)
+    assert scores['ssim_in'] < scores['ssim_whole'] < scores['ssim_out'] < 1  # windows of 7x7 reach across the border
+
+
+def test_a_slice_full_of_mask_has_no_outside(truth, mask):
+    full = np.zeros_like(mask)
+    full[..., 0] = True
+    scores = metrics.region_scores(truth, truth + 0.1, full)
+    assert all(np.isnan(scores[f'{metric}_out']) for metric in ('mse', 'psnr', 'ssim'))
+    assert scores['mse_in'] == scores['mse_whole'] == pytest.approx(0.01)
+    test = truth + 0.1
+    test[..., 0] += 5
+    outside = metrics.region_scores(truth, test, mask | full)  # slices 1 and 3 alone have an outside
+    assert outside['mse_out'] == pytest.approx(0.01)
+
+
+@pytest.fixture
+def brats():
+    """A truth of percentiles 0 and 1 outside the mask: half of it 0, half 1; inside 0.2 and 0.6."""
+    image = np.zeros((14, 16, 18))
+    image[7:] = 1
+    mask = np.zeros(image.shape, dtype=bool)
+    mask[5:9, 6:10, 7:11] = True
+    image[mask] = 0.2
+    image[5:9, 6:10, 7:9] = 0.6
+    return image, mask
+
+
+def test_brats_error_by_hand(brats):
+    true, mask = brats
+    scores = metrics.brats_scores(true, true + 0.1, mask)
+    assert scores['mse'] == pytest.approx(0.01)
+    assert scores['psnr'] == pytest.approx(10 * np.log10(0.4**2 / 0.01))  # 12.04 dB: the truth's range is 0.4
+
+
+def test_brats_images_are_clipped_to_the_percentiles(brats):
+    true, mask = brats
+    test = np.where(true == 0.2, 7.0, true)  # becomes 1: half of the mask is off by 0.8
+    test[5, 6, 7] = -3  # becomes 0: one of 64 voxels off by 0.6
+    scores = metrics.brats_scores(true, test, mask)
+    assert scores['mse'] == pytest.approx((32 * 0.64 + 0.36) / 64)
+    # A bright lesion in the truth does not set the scale: 3 and 1 are both clipped to 1.
+    bright, white = (np.where(true == 0.6, value, true) for value in (3, 1))
+    assert metrics.brats_scores(bright, white, mask)['mse'] == 0
+
+
+def test_brats_scores_do_not_depend_on_units(brats, rng):
+    true, mask = brats
+    test = true + rng.normal(0, 0.1, true.shape)
+    assert metrics.brats_scores(300 * true - 40, 300 * test - 40, mask) == pytest.approx(
+        metrics.brats_scores(true, test, mask)
+    )
+
+
+def test_brats_scores_read_the_mask_only(brats, rng):
+    true, mask = brats
+    test = true + rng.normal(0, 0.1, true.shape)
+    other_true, other_test = true.copy(), np.where(mask, test, 99)
+    other_true[~mask] = rng.permutation(true[~mask])  # the same percentiles
+    assert metrics.brats_scores(other_true, other_test, mask) == metrics.brats_scores(true, test, mask)
+    stretched = np.where(mask, true, 2 * true)  # the voided image sets the scale: errors are halved
+    assert metrics.brats_scores(stretched, true + np.where(mask, 0.1, 0), mask)['mse'] == pytest.approx(0.0025)
+
+
+def test_brats_ssim_is_the_formula_in_3d(brats, rng):
+    true, mask = brats
+    test = true + rng.normal(0, 0.1, true.shape)
+
+    def average(image):
+        return ndimage.gaussian_filter(image, 1.5, radius=5)
+
+    x, y = np.where(mask, true, 0), np.where(mask, np.clip(test, 0, 1), 0)
+    mean_x, mean_y = average(x), average(y)
+    variances = average(x * x) - mean_x**2 + average(y * y) - mean_y**2
+    covariance = average(x * y) - mean_x * mean_y
+    ssim = (2 * mean_x * mean_y + 1e-4) * (2 * covariance + 9e-4)
+    ssim /= (mean_x**2 + mean_y**2 + 1e-4) * (variances + 9e-4)
+    assert metrics.brats_scores(true, test, mask)['ssim'] == pytest.approx(ssim[mask].mean(), rel=1e-9)
+    assert 0.1 < ssim[mask].mean() < 0.99
+
+
+def test_brats_scores_at_the_limits(brats):
+    true, mask = brats
+    scores = metrics.brats_scores(true, true.copy(), mask)
+    assert scores['mse'] == 0
+    assert scores['ssim'] == pytest.approx(1)
+    assert 100 < scores['psnr'] < np.inf
+    for nothing in (np.zeros_like(mask), np.ones_like(mask)):
+        assert all(np.isnan(value) for value in metrics.brats_scores(true, true, nothing).values())
+    flat = np.where(mask, 0.4, true)
+    scores = metrics.brats_scores(flat, flat + 0.1, mask)
+    assert np.isnan(scores['psnr'])
+    assert scores['mse'] == pytest.approx(0.01)
+
+
+def line(*values):
+    return np.array(values)[:, None, None]
+
+
+def test_border_by_hand():
+    # Filled: 5 and 5. Border faces 5-2 and 5-4: mean 2. Near white matter: faces 1-2 and 4-1; 1-9 is out of reach,
+    # and the last voxel is no white matter.
+    image = line(9.0, 1, 2, 5, 5, 4, 1, 70)
+    lesion_mask = line(0, 0, 0, 1, 1, 0, 0, 0) > 0
+    wm_mask = line(1, 1, 1, 0, 0, 1, 1, 0) > 0
+    assert metrics.border_ratio(image, lesion_mask, wm_mask, reach_voxels=2) == pytest.approx(2 / ((1 + 3) / 2))
+    assert metrics.border_ratio(image, lesion_mask, wm_mask, reach_voxels=3) == pytest.approx(2 / ((1 + 3 + 8) / 3))
+    # White matter beneath the lesion changes nothing.
+    assert metrics.border_ratio(image, lesion_mask, wm_mask | lesion_mask, reach_voxels=2) == pytest.approx(1)
+
+
+@pytest.mark.parametrize('axes', [(0, 1, 2), (1, 0, 2), (1, 2, 0)])
+def test_border_is_seen_along_all_axes(axes):
+    image, lesion_mask = (np.transpose(line(*values), axes) for values in ((1.0, 2, 5), (False, False, True)))
+    assert metrics.border_ratio(image, lesion_mask, ~lesion_mask) == pytest.approx(3)
+
+
+def test_white_noise_has_no_border_and_an_offset_has_one(rng):
+    image = rng.normal(0, 0.1, (40, 40, 40))
+    lesion_mask, wm_mask = np.zeros((2, 40, 40, 40), dtype=bool)
+    lesion_mask[12:28, 12:28, 12:28] = True
+    wm_mask[4:36, 4:36, 4:36] = True
+    assert metrics.border_ratio(image, lesion_mask, wm_mask) == pytest.approx(1, abs=0.1)
+    # Noise of 0.1 differs by 0.1 * 2 / sqrt(pi) = 0.1128 between neighbours, the border by about 0.5.
+    offset = np.where(lesion_mask, image + 0.5, image)
+    assert metrics.border_ratio(offset, lesion_mask, wm_mask) == pytest.approx(0.5 / 0.1128, rel=0.05)
+
+
+def test_border_without_faces_is_nan():
+    image, lesion_mask = line(1.0, 2, 5, 3), line(0, 0, 1, 0) > 0
+    assert np.isfinite(metrics.border_ratio(image, lesion_mask, ~lesion_mask))
+    assert np.isnan(metrics.border_ratio(image, lesion_mask, lesion_mask))  # no white matter
+    assert np.isnan(metrics.border_ratio(image, np.zeros_like(lesion_mask), ~lesion_mask))  # no lesion
+    assert np.isnan(metrics.border_ratio(image, lesion_mask, line(0, 0, 0, 1) > 0))  # no pair of white matter
+    assert np.isnan(metrics.border_ratio(line(1.0, 1, 5, 1), lesion_mask, ~lesion_mask))  # flat white matter
+
+
+def test_texture_by_hand():
+    mask = line(1, 1, 0) > 0
+    assert metrics.texture_ratio(line(0.0, 4, 9), line(5.0, 6, 99), mask) == pytest.approx(0.5 / 2)
+
+
+def test_texture_of_a_flat_truth_is_nan():
+    flat = np.full((300, 1, 1), 0.1, dtype=np.float32)  # its standard deviation is not 0 but rounding
+    noisy = flat + line(*range(300))
+    everything = np.ones(flat.shape, dtype=bool)
+    assert np.isnan(metrics.texture_ratio(flat, noisy, everything))
+    assert metrics.texture_ratio(noisy, flat, everything) == pytest.approx(0, abs=1e-6)
+    assert np.isnan(metrics.texture_ratio(noisy, noisy, ~everything))
+
+
+def test_bootstrap_interval_is_that_of_the_normal_distribution(rng):
+    values = rng.normal(3, 2, 400)
+    mean, low, high = metrics.bootstrap_mean(values, rng)
+    assert mean == pytest.approx(values.mean())
+    half_width = 1.96 * values.std() / np.sqrt(400)
+    assert (low, high) == pytest.approx((mean - half_width, mean + half_width), abs=0.1 * half_width)
+
+
+def test_bootstrap_ignores_nan_and_follows_its_generator():
+    values = [1.0, 2.0, 5.0, 8.0]
+    runs = [metrics.bootstrap_mean(v, np.random.default_rng(1), 50) for v in (values, [np.nan, *values, np.nan])]
+    assert runs[0] == runs[1]
+    assert metrics.bootstrap_mean(values, np.random.default_rng(2), 50)[1:] != runs[0][1:]
+    assert metrics.bootstrap_mean([7.0, np.nan], np.random.default_rng(1)) == (7, 7, 7)
+    assert np.isnan(metrics.bootstrap_mean([np.nan], np.random.default_rng(1))).all()
+
+
+def test_paired_bootstrap_of_a_constant_difference_has_no_width(rng):
+    values = rng.integers(0, 100, 30) / 4  # differences are exact in binary
+    assert metrics.paired_bootstrap(values + 0.5, values, rng) == (0.5, 0.5, 0.5)
+    _, low, high = metrics.bootstrap_mean(values + 0.5, rng)
+    assert high - low > 1  # the cases themselves do vary
+
+
+def test_paired_bootstrap_leaves_out_incomplete_pairs():
+    values, others = [1, 2, np.nan, 4, np.inf, 9.0], [0, 4, 3, np.nan, 1, 5.0]
+    complete = metrics.paired_bootstrap([1, 2, 9.0], [0, 4, 5.0], np.random.default_rng(0))
+    assert metrics.paired_bootstrap(values, others, np.random.default_rng(0)) == complete
+    mean, low, high = complete
+    assert mean == pytest.approx((1 - 2 + 4) / 3)
+    assert low < mean < high
+    assert (low, high) == pytest.approx((-2, 4))  # of 27 resamples one is (-2, -2, -2), one (4, 4, 4): 3.7 % each
