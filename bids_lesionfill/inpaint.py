@@ -4,6 +4,7 @@ Volumes are `(X, Y, Z)` arrays on a 1 mm RAS grid, normalised (white matter +0.5
 scheduler come in as arguments.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,27 +14,38 @@ from scipy import ndimage
 from . import baselines, diffusion, masks
 
 
+CLIP = 2.0  # what is brighter than twice the white matter is no tissue: the bound of a sampled image
+
+
 @dataclass(frozen=True)
 class Form:
     """What the network sees and what it predicts.
 
-    `plain` is the thesis' form: noisy image, voided image, mask (Eq. 3.6). `residual` fills the lesion classically
-    first and diffuses only what is missing to the truth: noisy residual, voided image, mask, detail.
+    `unconditional`: the noisy image alone; the known tissue enters while sampling (RePaint, thesis 3.2).
+    `plain`: the thesis' conditional form: noisy image, voided image, mask (Eq. 3.6).
+    `prior`: the same and a classical filling as a further channel.
+    `residual`: the lesion is filled classically first and only what is missing to the truth is diffused: noisy
+    residual, voided image, mask, classical filling.
     """
 
-    kind: str = 'residual'  # or 'plain'
+    kind: str = 'residual'
+    base: str = 'biharmonic'  # the classical filling of `prior` and `residual`
     residual_scale: float = 0.06  # standard deviation of the residual, in units of the normalised image
     detail_scale: float = 0.15  # the filled image minus local white matter is shown to the network in these units
     inside_mask_only: bool = True  # noise and loss inside the mask only; the thesis noises and scores whole slices
 
     def __post_init__(self):
-        if self.kind not in ('residual', 'plain'):
-            raise ValueError(f"form is {self.kind!r}, expected 'residual' or 'plain'")
+        if self.kind not in N_CHANNELS:
+            raise ValueError(f'form is {self.kind!r}, expected one of {sorted(N_CHANNELS)}')
+        if self.base not in BASES:
+            raise ValueError(f'base is {self.base!r}, expected one of {sorted(BASES)}')
+        if self.kind == 'unconditional' and self.inside_mask_only:
+            raise ValueError('an unconditional model knows no mask: inside_mask_only must be False')
 
     @property
     def n_channels(self):
         """Input channels of the network, the noisy image included."""
-        return 4 if self.kind == 'residual' else 3
+        return N_CHANNELS[self.kind]
 
     def to_diffusion(self, image, base):
         """The volume that is diffused: the scaled residual on the base, or the image itself."""
@@ -42,6 +54,14 @@ class Form:
     def from_diffusion(self, diffused, base):
         """Inverse of `to_diffusion`."""
         return base + self.residual_scale * diffused if self.kind == 'residual' else diffused
+
+
+N_CHANNELS = {'unconditional': 1, 'plain': 3, 'prior': 4, 'residual': 4}
+BASES = {
+    'biharmonic': lambda image, lesion_mask, white_matter: baselines.biharmonic(image, lesion_mask),
+    'membrane': lambda image, lesion_mask, white_matter: baselines.membrane(image, lesion_mask),
+    'local_white_matter': lambda image, lesion_mask, white_matter: np.where(lesion_mask, white_matter, image),
+}
 
 
 def condition(image, lesion_mask, wm_mask, form):
@@ -56,17 +76,20 @@ def condition(image, lesion_mask, wm_mask, form):
     Returns
     -------
     base : (X, Y, Z) float32 array
-        Equal to the image outside the mask; biharmonic inside (`residual`) or zero (`plain`).
+        Equal to the image outside the mask; filled classically inside, or zero (`plain`, `unconditional`).
     channels : (channels, X, Y, Z) float32 array
-        Voided image, mask; and for `residual` the detail: the base minus the local white matter, at full contrast,
-        so that a clean rim can be told from one that the rater's mask missed.
+        No channel for `unconditional`. Else voided image, mask; and for `prior` and `residual` the detail: a classical
+        filling minus the local white matter, at full contrast, so that a clean rim can be told from one that the
+        rater's mask missed.
     """
     image = np.where(lesion_mask, 0, image).astype(np.float32)
+    if form.kind == 'unconditional':
+        return image, np.empty((0, *image.shape), dtype=np.float32)
     channels = [np.clip(image, -1, 1.5), lesion_mask.astype(np.float32)]
     if form.kind == 'plain':
         return image, np.stack(channels)
-    base = baselines.biharmonic(image, lesion_mask)
     white_matter = baselines.local_white_matter(image, lesion_mask, wm_mask)
+    base = BASES[form.base](image, lesion_mask, white_matter)
     detail = np.clip((base - white_matter) / form.detail_scale, -3, 3)
     return base, np.stack([*channels, detail])
 
@@ -81,25 +104,27 @@ def from_slab(slab):
     return np.moveaxis(slab, -3, -1)
 
 
-def sample_slab(unet, channels, noise, scheduler, form, num_inference_steps):
+def sample_slab(unet, channels, noise, form, sampler):
     """Sample what is diffused (see `Form.to_diffusion`) in a batch of slabs.
 
     Parameters
     ----------
     channels : (batch, channels, slices, height, width) tensor
     noise : (batch, 1, slices, height, width) tensor
+    sampler : callable
+        `(predict, noise) -> sample`, for example `functools.partial(diffusion.sample_ddim, scheduler=...,
+        num_inference_steps=...)`.
 
     Returns
     -------
     (batch, 1, slices, height, width) tensor
     """
-    mask = channels[:, 1:2]
 
     def predict(noisy_image, timestep):
-        noisy_image = noisy_image * mask if form.inside_mask_only else noisy_image
+        noisy_image = noisy_image * channels[:, 1:2] if form.inside_mask_only else noisy_image
         return unet(torch.cat([noisy_image, channels], dim=1), timestep.expand(len(channels)).to(channels.device))
 
-    return diffusion.sample_ddim(predict, noise, scheduler, num_inference_steps)
+    return sampler(predict, noise)
 
 
 def plan_tiles(lesion_mask, tile):
@@ -145,7 +170,7 @@ def blending_window(tile):
     return window / window.max()
 
 
-def sample_volume(unet, channels, region, corners, tile, scheduler, form, num_inference_steps, noise, batch_size=8):
+def sample_volume(unet, channels, region, corners, tile, noise, sampler, batch_size=8):
     """Sample what is diffused (see `Form.to_diffusion`) in a region of a volume, tile by tile.
 
     All tiles take each step together and their predictions are blended before the next one, so that tiles leave no
@@ -154,12 +179,14 @@ def sample_volume(unet, channels, region, corners, tile, scheduler, form, num_in
     Parameters
     ----------
     unet : callable on `(batch, 1 + channels, slices, height, width)`
-    channels : (channels, X, Y, Z) float array; the second one is the mask
+    channels : (channels, X, Y, Z) float array
     region : (X, Y, Z) bool array
         The voxels that are sampled; inside the tiles.
     corners : list of (3,) ints
     tile : (3,) ints
-    noise : (n,) tensor, one value per voxel of the region; its device is where tiles are sampled
+    noise : (n,) tensor, one value per voxel of the region, in C order; its device is where tiles are sampled
+    sampler : callable
+        `(predict, noise) -> sample`, see `sample_slab`.
     batch_size : int
         Tiles at once.
 
@@ -169,19 +196,19 @@ def sample_volume(unet, channels, region, corners, tile, scheduler, form, num_in
     """
     device = noise.device
     channels = torch.from_numpy(to_slab(channels).copy()).to(device)
-    voxels = torch.from_numpy(np.flatnonzero(to_slab(region))).to(device)
-    # The region's values are in RAS order outside this function and in slab order inside it.
-    order = torch.from_numpy(slab_order(region)).to(device)
+    slab_shape = channels.shape[1:]
+    voxels = np.ravel_multi_index(tuple(np.argwhere(region)[:, (2, 0, 1)].T), slab_shape)
+    voxels = torch.from_numpy(voxels).to(device)
     window = torch.from_numpy(to_slab(blending_window(tile)).copy()).to(device)
     boxes = [
         tuple(slice(int(corner[axis]), int(corner[axis]) + tile[axis]) for axis in (2, 0, 1)) for corner in corners
     ]
-    weight = torch.zeros(channels.shape[1:], device=device)
+    weight = torch.zeros(slab_shape, device=device)
     for box in boxes:
         weight[box] += window
 
     def predict(noisy_image, timestep):
-        volume = torch.zeros(channels.shape[1:], device=device)
+        volume = torch.zeros(slab_shape, device=device)
         volume.view(-1)[voxels] = noisy_image
         blended = torch.zeros_like(volume)
         for first in range(0, len(boxes), batch_size):
@@ -192,32 +219,29 @@ def sample_volume(unet, channels, region, corners, tile, scheduler, form, num_in
                 blended[box] += window * prediction
         return (blended / weight.clamp(min=1e-6)).view(-1)[voxels]
 
-    sampled = torch.empty_like(noise)
-    sampled[order] = diffusion.sample_ddim(predict, noise[order], scheduler, num_inference_steps)
-    return sampled
+    return sampler(predict, noise)
 
 
-def slab_order(region):
-    """Where the voxels of a region, listed slice by slice, stand in its RAS (C order) list; int array."""
-    numbers = np.zeros(region.shape, dtype=np.int64)
-    numbers[region] = np.arange(region.sum())
-    return to_slab(numbers)[to_slab(region)]
-
-
-def fill_volume(image, lesion_mask, wm_mask, model, num_inference_steps, seeds, device='cpu', batch_size=8):
-    """Fill the lesions of a volume, once per seed.
+def fill_volume(
+    image, lesion_mask, wm_mask, model, num_inference_steps, seeds, device='cpu', batch_size=8, start_step=0
+):
+    """Fill the lesions of a volume, once per seed: conditional models by DDIM, unconditional ones by RePaint.
 
     Parameters
     ----------
-    image : (X, Y, Z) float array, normalised, RAS, 1 mm; values inside the mask are never read
+    image : (X, Y, Z) float array, normalised, RAS, 1 mm
+        Values inside the mask are never read, unless `start_step` is above zero.
     lesion_mask, wm_mask : (X, Y, Z) bool array
-    model : has `unet`, `scheduler`, `form` (Form) and `tile` (3 ints)
+    model : has `unet`, `scheduler`, `form` (Form), `tile` (3 ints), `jump_length` and `jump_n_sample` (RePaint)
     num_inference_steps : int
     seeds : list of ints
         Each gives one filling.
     device : str
     batch_size : int
         Tiles at once.
+    start_step : int
+        SDEdit (Meng et al. 2022; thesis 3.2): start from the image inside the mask, a coarse painting, noised to
+        the time t0 of so many steps before the last; 0 starts from noise.
 
     Returns
     -------
@@ -229,7 +253,7 @@ def fill_volume(image, lesion_mask, wm_mask, model, num_inference_steps, seeds, 
     high = np.argwhere(lesion_mask).max(axis=0) + 1 + tile
     inner = tuple(slice(max(a, 0), min(b, n)) for a, b, n in zip(low, high, image.shape))
     padding = [(max(-a, 0), max(b - n, 0)) for a, b, n in zip(low, high, image.shape)]
-    image = np.pad(image[inner], padding, constant_values=-1)
+    image = np.pad(image[inner], padding, constant_values=-1).astype(np.float32)
     lesion_mask, wm_mask = (np.pad(mask[inner], padding) for mask in (lesion_mask, wm_mask))
 
     base, channels = condition(image, lesion_mask, wm_mask, model.form)
@@ -243,18 +267,21 @@ def fill_volume(image, lesion_mask, wm_mask, model, num_inference_steps, seeds, 
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(int(region.sum()), generator=generator).to(device)
-        sampled = sample_volume(
-            model.unet,
-            channels,
-            region,
-            corners,
-            tuple(model.tile),
-            model.scheduler,
-            model.form,
-            num_inference_steps,
-            noise,
-            batch_size,
-        )
+        start = torch.from_numpy(model.form.to_diffusion(image, base)[region]).to(device)
+        options = {'scheduler': model.scheduler, 'num_inference_steps': num_inference_steps, 'start_step': start_step}
+        if model.form.kind == 'unconditional':
+            sampler = functools.partial(
+                diffusion.sample_repaint,
+                image=start,
+                inpaint_mask=torch.from_numpy(lesion_mask[region]).to(device),
+                jump_length=model.jump_length,
+                jump_n_sample=model.jump_n_sample,
+                generator=generator,
+                **options,
+            )
+        else:
+            sampler = functools.partial(diffusion.sample_ddim, image=start, **options)
+        sampled = sample_volume(model.unet, channels, region, corners, tuple(model.tile), noise, sampler, batch_size)
         diffused = np.zeros(region.shape, dtype=np.float32)
         diffused[region] = sampled.cpu().numpy()
         fillings.append(model.form.from_diffusion(diffused, base)[lesion_mask])

@@ -1,7 +1,58 @@
-"""Lesions painted into healthy tissue: where the truth beneath a lesion is known."""
+"""Lesions painted into tissue: healthy tissue, so that the truth beneath is known, or as the start of a synthesis."""
 
 import numpy as np
 from scipy import ndimage
+
+from . import masks
+
+# How much darker than the white matter around them lesions are on T1w, in units of the normalised image (white matter
+# is 1.5 above the background): percentiles over the 64 lesions of at least 20 voxels of three Ljubljana patients, and
+# the standard deviation of their soft edge (benchmarks/lesion_contrast.py).
+T1W_CONTRAST_PERCENTILES = {5: 0.041, 10: 0.067, 25: 0.168, 50: 0.326, 75: 0.518, 90: 0.664, 95: 0.706}
+T1W_EDGE_MM = 0.56
+
+# The coarse lesions of the thesis' unconditional synthesis (3.2, SDEdit): quantiles of the patient's lesions; None is
+# their mean.
+COARSE_INTENSITIES = {
+    'first-quartile': 0.25,
+    'mean': None,
+    'median': 0.5,
+    'third-quartile': 0.75,
+    'percentile-99': 0.99,
+}
+
+
+def draw_contrast(rng, lowest=0.15):
+    """Contrast of a T1w lesion, drawn from that of real ones of which something is to be seen (at least `lowest`)."""
+    percentiles, contrasts = T1W_CONTRAST_PERCENTILES.keys(), list(T1W_CONTRAST_PERCENTILES.values())
+    start = np.interp(lowest, contrasts, list(percentiles))
+    return float(np.interp(rng.uniform(start, max(percentiles)), list(percentiles), contrasts))
+
+
+def coarse_lesion(image, lesion_mask, lesion_intensities, intensity='median'):
+    """Paint a lesion of one intensity: where SDEdit starts from (Meng et al. 2022; thesis 3.2).
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float array
+    lesion_mask : (X, Y, Z) bool array
+    lesion_intensities : (n,) float array
+        Of the patient's own lesions, for example `image[real_lesion_mask]`.
+    intensity : str
+        One of `COARSE_INTENSITIES`.
+
+    Raises
+    ------
+    ValueError
+        If the intensity is not known, or there are none to take it from.
+    """
+    if intensity not in COARSE_INTENSITIES:
+        raise ValueError(f'intensity is {intensity!r}, expected one of {sorted(COARSE_INTENSITIES)}')
+    if not len(lesion_intensities):
+        raise ValueError('there are no lesion intensities to take the coarse lesion from')
+    quantile = COARSE_INTENSITIES[intensity]
+    value = np.mean(lesion_intensities) if quantile is None else np.quantile(lesion_intensities, quantile)
+    return np.where(lesion_mask, value, image).astype(image.dtype)
 
 
 def paint_lesion(image, lesion_mask, wm_mask, contrast, edge_voxels):
@@ -22,8 +73,14 @@ def paint_lesion(image, lesion_mask, wm_mask, contrast, edge_voxels):
     painted : (X, Y, Z) float array
     alpha : (X, Y, Z) float array, 0 to 1
     """
-    alpha = ndimage.gaussian_filter(lesion_mask.astype(np.float32), edge_voxels) * wm_mask
-    peak = alpha.max()
-    if peak > 0:  # a small lesion loses its peak to the blur; real small lesions do not
-        alpha = np.minimum(alpha / min(peak, 0.9) * 0.9, 1.0)
+    alpha = np.zeros(lesion_mask.shape, dtype=np.float32)
+    labels, _ = masks.label_lesions(lesion_mask)
+    reach = int(4 * edge_voxels + 0.5)  # where scipy cuts its Gaussian off
+    for number, bound in enumerate(ndimage.find_objects(labels), start=1):
+        box = tuple(slice(max(s.start - reach, 0), s.stop + reach) for s in bound)
+        share = ndimage.gaussian_filter((labels[box] == number).astype(np.float32), edge_voxels) * wm_mask[box]
+        peak = share.max()
+        if peak > 0:  # a small lesion loses its peak to the blur; real small lesions do not
+            alpha[box] += share / min(peak, 0.9) * 0.9
+    alpha = np.minimum(alpha, 1)
     return image - contrast * alpha, alpha

@@ -30,6 +30,7 @@ SIZES = {
         'add_attention': False,
     },
 }
+SIZES['small'] = SIZES['compact'] | {'block_out_channels': (16, 32, 48, 64)}  # for comparisons in CPU minutes
 
 
 class SliceConvolution(nn.Module):

@@ -20,6 +20,8 @@ class Model:
     plan: dict
     form: object  # inpaint.Form
     tile: tuple  # voxels, as it was trained on
+    jump_length: int  # of RePaint, for unconditional models
+    jump_n_sample: int
     unet: object
     scheduler: object
 
@@ -81,6 +83,8 @@ def load_model(name_or_path, device='cpu', models_dir=MODELS_DIR):
         plan=plan,
         form=inpaint.Form(**plan['form']),
         tile=tuple(plan['cases']['crop']),
+        jump_length=plan.get('jump_length', 8),
+        jump_n_sample=plan.get('jump_n_sample', 10),
         unet=network.from_pretrained(folder / 'unet', use_safetensors=True, low_cpu_mem_usage=False)
         .to(device=device, dtype=torch.float32, memory_format=torch.channels_last)
         .eval(),

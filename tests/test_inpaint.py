@@ -56,10 +56,74 @@ def test_neighbouring_small_lesions_share_a_tile():
     assert len(inpaint.plan_tiles(mask_of((64, 64, 40), [(30, 36), (30, 36), (20, 24)]), TILE)) == 1
 
 
-def test_slab_order_lists_voxels_slice_by_slice(rng):
-    region = rng.random((5, 6, 7)) < 0.4
-    volume = rng.random((5, 6, 7))
-    assert np.array_equal(volume[region][inpaint.slab_order(region)], inpaint.to_slab(volume)[inpaint.to_slab(region)])
+OVERLAPPING = [np.array(corner) for corner in [(0, 0, 0), (10, 0, 0), (0, 9, 3), (10, 9, 3)]]
+
+
+@pytest.fixture
+def region(rng):
+    """Scattered voxels in the overlapping tiles."""
+    return cover_of(OVERLAPPING, TILE, (28, 27, 13), shrink=False) & (rng.random((28, 27, 13)) < 0.4)
+
+
+@pytest.mark.parametrize('batch_size', [1, 3, 8])
+def test_sampled_voxels_are_listed_in_c_order_of_the_region(region, rng, batch_size):
+    """A network that names a condition channel, and a sampler that asks once: each voxel gets its own value."""
+    channels = rng.normal(size=(2, *region.shape)).astype(np.float32)
+    noise = torch.randn(int(region.sum()), generator=torch.Generator().manual_seed(1))
+    sampled = inpaint.sample_volume(
+        lambda slabs, _: slabs[:, 2:3],
+        channels,
+        region,
+        OVERLAPPING,
+        TILE,
+        noise,
+        lambda predict, noise: predict(noise, torch.tensor(5)),
+        batch_size,
+    )
+    np.testing.assert_allclose(sampled.numpy(), channels[1][region], atol=1e-5)
+
+
+def test_noise_reaches_its_voxel_in_every_tile_and_zero_the_others(region):
+    noise = 1 + torch.rand(int(region.sum()), generator=torch.Generator().manual_seed(1))
+    volume = np.zeros(region.shape, dtype=np.float32)
+    volume[region] = noise.numpy()
+    seen = []
+
+    def unet(slabs, timesteps):
+        assert timesteps.tolist() == [5] * len(slabs)
+        seen.extend(inpaint.from_slab(slab[0].numpy()) for slab in slabs)
+        return slabs[:, :1]
+
+    channels = np.empty((0, *region.shape), dtype=np.float32)  # an unconditional model has none
+    sampled = inpaint.sample_volume(
+        unet, channels, region, OVERLAPPING, TILE, noise, lambda predict, noise: predict(noise, torch.tensor(5)), 3
+    )
+    torch.testing.assert_close(sampled, noise)
+    for corner, tile in zip(OVERLAPPING, seen, strict=True):
+        assert np.array_equal(tile, volume[tuple(slice(c, c + n) for c, n in zip(corner, TILE, strict=True))])
+
+
+def test_predictions_are_blended_by_the_window_where_tiles_overlap(region):
+    corners = OVERLAPPING[:2]
+    region = region & cover_of(corners, TILE, region.shape, shrink=False)
+    calls = iter([1.0, 3.0])  # the first tile predicts 1, the second one 3
+
+    sampled = inpaint.sample_volume(
+        lambda slabs, _: torch.full_like(slabs[:, :1], next(calls)),
+        np.empty((0, *region.shape), dtype=np.float32),
+        region,
+        corners,
+        TILE,
+        torch.zeros(int(region.sum())),
+        lambda predict, noise: predict(noise, torch.tensor(5)),
+        batch_size=1,
+    )
+    window = inpaint.blending_window(TILE)
+    weights = np.zeros((2, *region.shape))
+    weights[0, :16, :16, :8] = weights[1, 10:26, :16, :8] = window
+    expected = (weights[0] + 3 * weights[1])[region] / weights.sum(axis=0)[region]
+    assert ((expected > 1.1) & (expected < 2.9)).any()
+    np.testing.assert_allclose(sampled.numpy(), expected, atol=1e-5)
 
 
 @pytest.fixture
@@ -76,6 +140,19 @@ def model(tiny_unet):
 @pytest.fixture
 def volume(phantom):
     return phantom.normalised, phantom.lesion_mask, phantom.wm_mask
+
+
+@pytest.fixture
+def unconditional(tiny_unet):
+    form = inpaint.Form(kind='unconditional', inside_mask_only=False)
+    return SimpleNamespace(
+        unet=tiny_unet(in_channels=1),
+        form=form,
+        tile=TILE,
+        scheduler=diffusion.build_scheduler(prediction_type='v_prediction'),
+        jump_length=2,
+        jump_n_sample=2,
+    )
 
 
 class Oracle:
@@ -146,3 +223,134 @@ def test_thesis_form_noises_whole_tiles(volume, tiny_unet):
     model = SimpleNamespace(unet=tiny_unet(in_channels=3), form=form, tile=TILE, scheduler=diffusion.build_scheduler())
     filled = inpaint.fill_volume(image, lesion_mask, wm_mask, model, 2, [1])
     assert filled.shape == (1, lesion_mask.sum())
+    assert np.isfinite(filled).all()
+
+
+def test_filling_lists_the_voxels_of_the_mask_in_c_order(volume):
+    """One step of v-prediction names the image: a network that names its third condition fills with that."""
+    image, lesion_mask, wm_mask = volume
+    form = inpaint.Form(kind='prior')
+    scheduler = diffusion.build_scheduler(prediction_type='v_prediction')
+    model = SimpleNamespace(unet=lambda slabs, _: -slabs[:, 3:4], form=form, tile=TILE, scheduler=scheduler)
+    _, channels = inpaint.condition(image, lesion_mask, wm_mask, form)
+    filled = inpaint.fill_volume(image, lesion_mask, wm_mask, model, 1, [1])
+    assert np.ptp(channels[2][lesion_mask]) > 0.1
+    np.testing.assert_allclose(filled[0], channels[2][lesion_mask], atol=1e-3)
+
+
+# Unconditional models (RePaint)
+
+
+@pytest.fixture
+def large_lesion(rng):
+    """A lesion over more than one tile in every direction, one tile away from every side of a volume of noise."""
+    image = rng.normal(0.3, 0.2, (52, 50, 25)).astype(np.float32)
+    lesion_mask = mask_of(image.shape, [(16, 36), (16, 34), (8, 17)])
+    return image, lesion_mask, ~lesion_mask
+
+
+def test_unconditional_model_fills_and_seeds_differ(volume, unconditional):
+    first, again, other = inpaint.fill_volume(*volume, unconditional, 3, [1, 1, 2])
+    assert first.shape == (volume[1].sum(),)
+    assert np.isfinite([first, other]).all()
+    assert np.array_equal(first, again)
+    assert not np.allclose(first, other, atol=1e-3)
+
+
+def test_unconditional_model_never_reads_values_inside_the_mask(volume, unconditional):
+    image, lesion_mask, wm_mask = volume
+    filled = inpaint.fill_volume(image, lesion_mask, wm_mask, unconditional, 3, [3])
+    spoilt = np.where(lesion_mask, np.float32(np.nan), image)
+    assert np.array_equal(inpaint.fill_volume(spoilt, lesion_mask, wm_mask, unconditional, 3, [3]), filled)
+
+
+def test_unconditional_model_reads_the_known_tissue(volume, unconditional):
+    image, lesion_mask, wm_mask = volume
+    filled = inpaint.fill_volume(image, lesion_mask, wm_mask, unconditional, 3, [3])
+    other = inpaint.fill_volume(image + 0.3, lesion_mask, wm_mask, unconditional, 3, [3])
+    assert not np.allclose(filled, other, atol=1e-3)
+
+
+class KnowsTheTruth:
+    """An unconditional network that knows the truth; tiles come in the order of `plan_tiles`."""
+
+    def __init__(self, image, lesion_mask, scheduler, oracle):
+        self.tiles = [
+            image[tuple(slice(c, c + n) for c, n in zip(corner, TILE, strict=True))]
+            for corner in inpaint.plan_tiles(lesion_mask, TILE)
+        ]
+        self.scheduler, self.oracle, self.n_seen = scheduler, oracle, 0
+
+    def __call__(self, slabs, timesteps):
+        assert slabs.shape[1:] == (1, TILE[2], *TILE[:2])
+        truth = np.stack([self.tiles[(self.n_seen + i) % len(self.tiles)] for i in range(len(slabs))])
+        self.n_seen += len(slabs)
+        truth = torch.from_numpy(inpaint.to_slab(truth).copy())[:, None]
+        return self.oracle(truth, self.scheduler)(slabs, timesteps[0])
+
+
+@pytest.mark.parametrize('prediction_type', ['epsilon', 'v_prediction'])
+def test_unconditional_oracle_fills_a_large_lesion_with_the_truth(large_lesion, unconditional, oracle, prediction_type):
+    image, lesion_mask, wm_mask = large_lesion
+    unconditional.scheduler = diffusion.build_scheduler(prediction_type=prediction_type)
+    unconditional.unet = network = KnowsTheTruth(image, lesion_mask, unconditional.scheduler, oracle)
+    voided = np.where(lesion_mask, np.float32(np.nan), image)
+    filled = inpaint.fill_volume(voided, lesion_mask, wm_mask, unconditional, 5, [1], batch_size=3)
+    assert len(network.tiles) > 3
+    # Five steps and two jumps of two, from levels 1 and 3.
+    assert network.n_seen == 9 * len(network.tiles)
+    np.testing.assert_allclose(filled[0], image[lesion_mask], atol=1e-3)
+
+
+def test_jumps_of_the_model_are_used(volume, unconditional):
+    passes = []
+
+    def unet(slabs, timesteps):
+        passes.append(int(timesteps[0]))
+        return torch.zeros_like(slabs)
+
+    unconditional.unet = unet
+    unconditional.jump_n_sample = 1
+    inpaint.fill_volume(*volume, unconditional, 5, [1])
+    assert passes == [999, 799, 599, 399, 199]
+    passes.clear()
+    unconditional.jump_n_sample, unconditional.jump_length = 2, 4
+    inpaint.fill_volume(*volume, unconditional, 5, [1])
+    assert passes == [999, 799, 599, 399] * 2 + [199]
+
+
+# Starting from a coarse painting (SDEdit)
+
+
+def test_start_step_reads_the_painting_and_without_it_nothing_does(volume, unconditional, model):
+    image, lesion_mask, wm_mask = volume
+    dark, bright = (np.where(lesion_mask, np.float32(value), image) for value in (-0.2, 0.6))
+    for any_model in (unconditional, model):
+
+        def fill(painting, start_step, any_model=any_model):
+            return inpaint.fill_volume(painting, lesion_mask, wm_mask, any_model, 5, [1], start_step=start_step)
+
+        assert np.array_equal(fill(dark, 0), fill(bright, 0))
+        assert fill(bright, 1).mean() > fill(dark, 1).mean() + 0.1
+
+
+@pytest.mark.parametrize('kind', ['unconditional', 'plain', 'prior', 'residual'])
+def test_fewer_steps_stay_closer_to_the_painting(volume, kind):
+    """A network that predicts no noise at all: one step leaves the painting nearly as it is, all steps do not."""
+    image, lesion_mask, wm_mask = volume
+    form = inpaint.Form(kind=kind, inside_mask_only=kind != 'unconditional')
+    model = SimpleNamespace(
+        unet=lambda slabs, _: torch.zeros_like(slabs[:, :1]),
+        form=form,
+        tile=TILE,
+        scheduler=diffusion.build_scheduler(),
+        jump_length=2,
+        jump_n_sample=2,
+    )
+    painting = np.where(lesion_mask, np.float32(0.1), image)
+    distances = [
+        np.abs(inpaint.fill_volume(painting, lesion_mask, wm_mask, model, 5, [1], start_step=steps) - 0.1).mean()
+        for steps in (1, 2, 5)
+    ]
+    assert distances[0] < 0.02
+    assert distances[0] < distances[1] < distances[2]

@@ -1,5 +1,7 @@
 """What the network is told and what it returns: forms, conditions, slabs (whole volumes: test_inpaint.py)."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,16 @@ from bids_lesionfill import baselines, diffusion, inpaint
 from bids_lesionfill.inpaint import Form
 
 FORMS = [Form(), Form(kind='plain'), Form(kind='plain', inside_mask_only=False)]
+UNCONDITIONAL = Form(kind='unconditional', inside_mask_only=False)
+BASES = ['biharmonic', 'membrane', 'local_white_matter']
 
 
-@pytest.fixture(params=['residual', 'plain'])
+def ddim(num_inference_steps):
+    scheduler = diffusion.build_scheduler('linear', 'v_prediction')
+    return functools.partial(diffusion.sample_ddim, scheduler=scheduler, num_inference_steps=num_inference_steps)
+
+
+@pytest.fixture(params=['residual', 'prior', 'plain'])
 def form(request):
     return Form(kind=request.param)
 
@@ -31,16 +40,34 @@ def test_residual_is_what_the_base_lacks_in_units_of_residual_scale():
     assert form.from_diffusion(np.array([-2.0]), np.array([0.5]))[0] == pytest.approx(0.4)
 
 
-def test_plain_form_diffuses_the_image_itself(rng):
+@pytest.mark.parametrize('form', [Form(kind='plain'), Form(kind='prior'), UNCONDITIONAL], ids=lambda form: form.kind)
+def test_all_forms_but_the_residual_one_diffuse_the_image_itself(form, rng):
     image, base = rng.normal(size=(2, 4, 5, 6))
-    form = Form(kind='plain')
     assert np.array_equal(form.to_diffusion(image, base), image)
     assert np.array_equal(form.from_diffusion(image, base), image)
 
 
 def test_unknown_form_is_refused():
-    with pytest.raises(ValueError, match="'magic'.*residual.*plain"):
+    with pytest.raises(ValueError, match="'magic'.*plain.*prior.*residual.*unconditional"):
         Form(kind='magic')
+
+
+def test_unknown_base_is_refused():
+    with pytest.raises(ValueError, match="'magic'.*biharmonic.*local_white_matter.*membrane"):
+        Form(base='magic')
+
+
+def test_unconditional_form_that_knows_a_mask_is_refused():
+    with pytest.raises(ValueError, match='inside_mask_only'):
+        Form(kind='unconditional')
+    with pytest.raises(ValueError, match='inside_mask_only'):
+        Form(kind='unconditional', inside_mask_only=True)
+
+
+def test_channels_of_the_network_by_hand():
+    n_channels = {kind: Form(kind=kind).n_channels for kind in ('plain', 'prior', 'residual')}
+    assert n_channels == {'plain': 3, 'prior': 4, 'residual': 4}
+    assert UNCONDITIONAL.n_channels == 1
 
 
 # Conditions
@@ -88,6 +115,43 @@ def test_base_of_the_residual_form_is_the_biharmonic_fill(phantom):
     base, _ = inpaint.condition(phantom.normalised, phantom.lesion_mask, phantom.wm_mask, Form())
     fill = baselines.biharmonic(phantom.normalised, phantom.lesion_mask)
     np.testing.assert_allclose(base, fill, atol=1e-5)
+
+
+@pytest.mark.parametrize('kind', ['residual', 'prior'])
+@pytest.mark.parametrize('base_name', BASES)
+def test_base_is_the_baseline_that_the_form_names(phantom, kind, base_name):
+    arguments = phantom.normalised, phantom.lesion_mask
+    base, channels = inpaint.condition(*arguments, phantom.wm_mask, Form(kind=kind, base=base_name))
+    lesion = phantom.lesion_mask
+    fills = {
+        'biharmonic': baselines.biharmonic(*arguments),
+        'membrane': baselines.membrane(*arguments),
+        'local_white_matter': baselines.local_white_matter(*arguments, phantom.wm_mask),
+    }
+    assert base.dtype == channels.dtype == np.float32
+    np.testing.assert_allclose(base[lesion], fills[base_name][lesion], atol=1e-5)
+    assert np.array_equal(base[~lesion], phantom.normalised[~lesion])
+    for other in set(BASES) - {base_name}:
+        assert np.abs(base[lesion] - fills[other][lesion]).max() > 1e-3
+    shown = ((base - fills['local_white_matter']) / 0.15).clip(-3, 3)
+    np.testing.assert_allclose(channels[2], shown, atol=1e-4)
+
+
+@pytest.mark.parametrize('base_name', BASES)
+def test_no_base_reads_the_image_inside_the_mask(phantom, base_name):
+    form = Form(kind='prior', base=base_name)
+    spoilt = np.where(phantom.lesion_mask, np.float32(np.nan), phantom.normalised)
+    usual = inpaint.condition(phantom.normalised, phantom.lesion_mask, phantom.wm_mask, form)
+    given = inpaint.condition(spoilt, phantom.lesion_mask, phantom.wm_mask, form)
+    assert all(np.array_equal(a, b) for a, b in zip(given, usual, strict=True))
+
+
+def test_unconditional_form_is_told_nothing(phantom):
+    base, channels = inpaint.condition(phantom.normalised, phantom.lesion_mask, phantom.wm_mask, UNCONDITIONAL)
+    assert channels.shape == (0, *phantom.t1w.shape)
+    assert channels.dtype == base.dtype == np.float32
+    assert not base[phantom.lesion_mask].any()
+    assert np.array_equal(base[~phantom.lesion_mask], phantom.normalised[~phantom.lesion_mask])
 
 
 def test_base_of_the_plain_form_is_zero_inside_the_mask(phantom):
@@ -179,7 +243,7 @@ def test_sampling_a_slab_with_an_oracle_returns_the_healthy_image(
         assert timesteps[0] == timesteps[1]
         return denoiser(slabs[:, :1], timesteps[0])
 
-    sampled = inpaint.sample_slab(unet, slab_channels, slab_noise, scheduler, form, num_inference_steps)
+    sampled = inpaint.sample_slab(unet, slab_channels, slab_noise, form, ddim(num_inference_steps))
     assert sampled.shape == slab_noise.shape
     for brain in range(2):
         filled = form.from_diffusion(inpaint.from_slab(sampled[brain, 0].numpy()), base)
@@ -189,7 +253,6 @@ def test_sampling_a_slab_with_an_oracle_returns_the_healthy_image(
 
 @pytest.mark.parametrize('form', FORMS, ids=['residual', 'plain', 'thesis'])
 def test_noise_reaches_the_network_inside_the_mask_only_if_the_form_says_so(form, slab_channels, slab_noise):
-    scheduler = diffusion.build_scheduler('linear', 'v_prediction')
     mask = slab_channels[:, 1:2]
 
     def unet(slabs, _):
@@ -197,16 +260,57 @@ def test_noise_reaches_the_network_inside_the_mask_only_if_the_form_says_so(form
         assert (slabs[:, :1] * mask).any()
         return slabs[:, :1]
 
-    inpaint.sample_slab(unet, slab_channels, slab_noise, scheduler, form, 2)
+    inpaint.sample_slab(unet, slab_channels, slab_noise, form, ddim(2))
 
 
 def test_sampling_a_slab_is_the_same_alone_and_in_a_batch(tiny_unet, form, slab_channels, slab_noise):
     network = tiny_unet(in_channels=form.n_channels)
-    scheduler = diffusion.build_scheduler('linear', 'v_prediction')
     channels, noise = slab_channels[..., :16, :16].clone(), slab_noise[..., :16, :16]
     channels[1, 0] += 0.3  # two different slabs
-    together = inpaint.sample_slab(network, channels, noise, scheduler, form, 2)
+    together = inpaint.sample_slab(network, channels, noise, form, ddim(2))
     for brain in range(2):
         part = slice(brain, brain + 1)
-        alone = inpaint.sample_slab(network, channels[part], noise[part], scheduler, form, 2)
+        alone = inpaint.sample_slab(network, channels[part], noise[part], form, ddim(2))
         torch.testing.assert_close(together[part], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_sampler_of_a_slab_is_given_the_noise_and_its_sample_is_returned(slab_channels, slab_noise):
+    def sampler(predict, noise):
+        assert noise is slab_noise
+        return predict(noise, torch.tensor(7)) + 1
+
+    def unet(slabs, timesteps):
+        assert timesteps.tolist() == [7, 7]
+        return slabs[:, 2:3]
+
+    form = Form(kind='plain')
+    sampled = inpaint.sample_slab(unet, slab_channels[:, :2], slab_noise, form, sampler)
+    assert torch.equal(sampled, slab_channels[:, 1:2] + 1)
+
+
+def test_unconditional_slab_is_inpainted_where_the_mask_is(phantom, oracle):
+    """RePaint through `sample_slab`: the network sees one channel; the truth inside, the image itself outside."""
+    truth = torch.from_numpy(inpaint.to_slab(phantom.normalised_healthy[None]).copy())[None]
+    mask = torch.from_numpy(inpaint.to_slab(phantom.lesion_mask[None]).copy())[None]
+    scheduler = diffusion.build_scheduler('linear', 'epsilon')
+    denoiser = oracle(truth, scheduler)
+    generator = torch.Generator().manual_seed(1)
+    sampler = functools.partial(
+        diffusion.sample_repaint,
+        scheduler=scheduler,
+        num_inference_steps=5,
+        image=torch.where(mask, torch.nan, truth),
+        inpaint_mask=mask,
+        generator=generator,
+        jump_length=2,
+        jump_n_sample=2,
+    )
+
+    def unet(slabs, timesteps):
+        assert slabs.shape == truth.shape
+        return denoiser(slabs, timesteps[0])
+
+    noise = torch.randn(truth.shape, generator=generator)
+    sampled = inpaint.sample_slab(unet, torch.empty(1, 0, *truth.shape[2:]), noise, UNCONDITIONAL, sampler)
+    assert torch.equal(sampled[~mask], truth[~mask])
+    torch.testing.assert_close(sampled[mask], truth[mask], atol=1e-4, rtol=0)

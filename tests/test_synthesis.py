@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from bids_lesionfill import synthesis
 
@@ -62,3 +63,107 @@ def test_painting_leaves_the_image_alone_and_keeps_single_precision(phantom):
     painted, alpha = synthesis.paint_lesion(image, phantom.lesion_mask, phantom.wm_mask, 0.3, 0.8)
     assert np.array_equal(image, before)
     assert painted.dtype == alpha.dtype == np.float32
+
+
+@pytest.mark.parametrize('edge_voxels', [0.5, 0.8, 1.3])
+@pytest.mark.parametrize('gap', [2, 3, 8])
+def test_lone_voxel_beside_a_big_lesion_keeps_its_peak_too(edge_voxels, gap):
+    lesion_mask = np.zeros((30, 20, 20), dtype=bool)
+    lesion_mask[3:12, 5:14, 5:14] = True
+    lone = 11 + 1 + gap, 9, 9
+    image, wm_mask = np.zeros(lesion_mask.shape, dtype=np.float32), np.ones_like(lesion_mask)
+    _, without = synthesis.paint_lesion(image, lesion_mask, wm_mask, 0.3, edge_voxels)
+    lesion_mask[lone] = True
+    _, alpha = synthesis.paint_lesion(image, lesion_mask, wm_mask, 0.3, edge_voxels)
+    assert alpha[lone] == pytest.approx(0.9, abs=0.05)
+    assert alpha[12 : lone[0]].max() < alpha[lone]  # what lies between, outside the mask, is not painted over
+    assert alpha.max() <= 1
+    np.testing.assert_allclose(alpha[:9], without[:9], atol=0.02)  # the big lesion is what it was
+
+
+def test_big_lesion_is_its_blurred_mask():
+    lesion_mask = np.zeros((24, 22, 20), dtype=bool)
+    lesion_mask[7:17, 6:15, 5:15] = True
+    image = np.zeros(lesion_mask.shape, dtype=np.float32)
+    for mask in (lesion_mask, np.roll(lesion_mask, (-7, 0, -5), axis=(0, 1, 2))):  # inside, and cut by the border
+        _, alpha = synthesis.paint_lesion(image, mask, np.ones_like(mask), 0.3, 0.9)
+        np.testing.assert_allclose(alpha, ndimage.gaussian_filter(mask.astype(np.float32), 0.9), atol=1e-5)
+
+
+def test_soft_edges_of_neighbouring_lesions_add_up_to_one_at_most():
+    mask = np.zeros((26, 17, 17), dtype=bool)
+    mask[4:12, 4:13, 4:13] = mask[13:22, 4:13, 4:13] = True
+    image = np.zeros(mask.shape, dtype=np.float32)
+    _, alpha = synthesis.paint_lesion(image, mask, np.ones_like(mask), 0.3, 0.9)
+    np.testing.assert_allclose(alpha, ndimage.gaussian_filter(mask.astype(np.float32), 0.9), atol=1e-5)
+
+    lone_voxels = np.zeros_like(mask)
+    lone_voxels[[8, 10], 8, 8] = True
+    _, alpha = synthesis.paint_lesion(image, lone_voxels, np.ones_like(mask), 0.3, 1.3)
+    assert alpha.max() == 1
+
+
+@pytest.mark.parametrize('edge_voxels', [0.56, 1.3])
+def test_lesion_outside_white_matter_does_not_flood_it(edge_voxels):
+    lesion_mask = np.zeros((20, 20, 20), dtype=bool)
+    lesion_mask[12, 10, 10] = True
+    wm_mask = np.zeros_like(lesion_mask)
+    wm_mask[:11] = True
+    image = np.zeros(lesion_mask.shape, dtype=np.float32)
+    _, alpha = synthesis.paint_lesion(image, lesion_mask, wm_mask, 0.3, edge_voxels)
+    assert (alpha > 0.5).sum() < 10
+
+
+# Contrast and coarse lesions
+
+
+def test_drawn_contrast_is_one_of_visible_measured_lesions(rng):
+    drawn = np.array([synthesis.draw_contrast(rng) for _ in range(4000)])
+    assert 0.15 <= drawn.min() < 0.17
+    assert 0.68 < drawn.max() <= 0.706
+    # 0.15 is percentile 22.3; the middle between that and the last one, 95, is 58.7.
+    assert np.median(drawn) == pytest.approx(0.326 + (0.518 - 0.326) * (58.66 - 50) / 25, abs=0.02)
+
+
+def test_drawn_contrast_follows_the_measured_percentiles_if_all_are_allowed(rng):
+    drawn = np.array([synthesis.draw_contrast(rng, lowest=0) for _ in range(4000)])
+    assert 0.041 <= drawn.min() < 0.06
+    for percentile in (25, 50, 75):
+        share = (drawn < synthesis.T1W_CONTRAST_PERCENTILES[percentile]).mean()
+        assert share == pytest.approx((percentile - 5) / 90, abs=0.03)
+
+
+def test_contrast_is_reproducible_and_a_plain_number():
+    first, again, other = (synthesis.draw_contrast(np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert first == again != other
+    assert type(first) is float
+
+
+@pytest.mark.parametrize(
+    ('intensity', 'expected'),
+    [('first-quartile', 10), ('mean', 32), ('median', 20), ('third-quartile', 30), ('percentile-99', 97.2)],
+)
+def test_coarse_lesion_by_hand(phantom, intensity, expected):
+    image = phantom.normalised_healthy
+    before = image.copy()
+    intensities = np.array([30.0, 0, 100, 10, 20])
+    painted = synthesis.coarse_lesion(image, phantom.lesion_mask, intensities, intensity)
+    np.testing.assert_allclose(painted[phantom.lesion_mask], expected, rtol=1e-6)
+    assert np.array_equal(painted[~phantom.lesion_mask], before[~phantom.lesion_mask])
+    assert np.array_equal(image, before)
+    assert painted.dtype == np.float32
+
+
+def test_coarse_lesion_is_the_median_if_nothing_is_said(phantom):
+    arguments = phantom.normalised, phantom.lesion_mask, np.array([1.0, 2, 9])
+    assert np.array_equal(synthesis.coarse_lesion(*arguments), synthesis.coarse_lesion(*arguments, 'median'))
+
+
+def test_unknown_intensity_names_those_that_exist(phantom):
+    with pytest.raises(ValueError, match="'mode'.*first-quartile.*mean.*median.*percentile-99.*third-quartile"):
+        synthesis.coarse_lesion(phantom.normalised, phantom.lesion_mask, np.ones(3), 'mode')
+
+
+def test_coarse_lesion_without_intensities_is_refused(phantom):
+    with pytest.raises(ValueError, match='no lesion intensities'):
+        synthesis.coarse_lesion(phantom.normalised, phantom.lesion_mask, np.array([]))

@@ -190,7 +190,7 @@ def test_options_override_the_size(tiny_unet):
 
 
 def test_unknown_size_names_those_that_exist():
-    with pytest.raises(ValueError, match="'huge'.*compact.*thesis"):
+    with pytest.raises(ValueError, match="'huge'.*compact.*small.*thesis"):
         unet.build_unet('huge', 3)
 
 
@@ -198,7 +198,7 @@ def test_count_parameters_by_hand():
     assert unet.count_parameters(torch.nn.Conv2d(3, 8, 5)) == 3 * 8 * 25 + 8
 
 
-# The two sizes (thesis 3.2)
+# The sizes (thesis 3.2)
 
 
 def test_thesis_network_has_137_million_parameters():
@@ -244,6 +244,25 @@ def test_compact_network_is_small_and_has_no_attention():
         network = unet.build_unet('compact', 4)
     assert 1e6 < unet.count_parameters(network) < 5e6
     assert not [name for name, _ in network.named_modules() if 'attentions.' in name]
+
+
+def test_small_network_is_the_compact_one_with_half_the_channels_or_so():
+    with torch.device('meta'):
+        small, compact = unet.build_unet('small', 1), unet.build_unet('compact', 1)
+    assert small.conv_in.in_channels == 1
+    assert unet.count_parameters(small) < 0.6 * unet.count_parameters(compact)
+    assert [name.split('.')[0] for name, _ in small.named_parameters()] == [
+        name.split('.')[0] for name, _ in compact.named_parameters()
+    ]
+    assert not [name for name, _ in small.named_modules() if 'attentions.' in name]
+
+
+def test_small_network_predicts():
+    slabs = torch.randn(1, 1, 3, 16, 24, generator=torch.Generator().manual_seed(1))
+    prediction = predict(unet.build_unet('small', 1).eval(), slabs, TIMESTEPS[:1])
+    assert prediction.shape == slabs.shape
+    assert prediction.isfinite().all()
+    assert prediction.std() > 0
 
 
 def test_compact_network_takes_any_tile_of_a_multiple_of_8():

@@ -25,6 +25,7 @@ def test_loaded_model_is_ready_to_sample():
     model = weights.load_model('fill-T1w')
     assert model.name == 'fill-T1w'
     assert not model.unet.training
+    assert (model.jump_length, model.jump_n_sample) == (8, 10)  # its plan is older than RePaint
     assert {parameter.dtype for parameter in model.unet.parameters()} == {torch.float32}
     slab = torch.zeros(1, model.form.n_channels, 4, 16, 16)
     assert model.unet(slab, torch.tensor([999])).shape == (1, 1, 4, 16, 16)
