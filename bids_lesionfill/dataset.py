@@ -1,15 +1,17 @@
-"""Training cases: crops of healthy brains with lesions drawn into their white matter."""
+"""Training cases: crops of healthy brains with lesions drawn into their white matter, or of patients' lesions."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
 from torch.utils.data import Dataset
 
-from . import inpaint, masks, preprocess, synthesis
+from . import inpaint, masks, preprocess, synthesis, tissues
 
 PADDING = 8  # voxels around a crop that the classical base may see
+MAX_TRIES = 200  # crops in which lesions find no place before giving up
 
 
 @dataclass(frozen=True)
@@ -20,11 +22,32 @@ class CasePlan:
     ellipsoid_share: float = 0.5  # 0: real lesion shapes (thesis: lesions), 1: circles, 0.5: mixture
     max_lesions: int = 3
     rim_share: float = 0.5  # share of crops with a lesion painted in, whose soft rim the mask misses
+    max_dilation: int = 2  # the mask is grown by 0 to so many voxels, within white matter
     intensity_augmentation: bool = True  # contrast, blur, noise, bias: other scanners
+    axis_augmentation: bool = False  # slices of any axis; the thesis tried it and dropped it (3.3)
+
+
+class Brain(NamedTuple):
+    """A normalised brain to train on, RAS, 1 mm, cropped: `(X, Y, Z)` arrays."""
+
+    image: np.ndarray
+    wm_mask: np.ndarray
+    lesion_mask: np.ndarray = None  # of a patient: what synthesis learns
+
+
+def read_tissues(t1w_file, dseg_file):
+    """A normalised T1w and its tissue segmentation on the working grid: (X, Y, Z) float32 and int arrays, affine."""
+    t1w_img, dseg_img = preprocess.conform(nib.load(t1w_file)), nib.load(dseg_file)
+    tissue_seg = np.zeros(t1w_img.shape, dtype=np.uint8)
+    for label in (tissues.CSF, tissues.GREY_MATTER, tissues.WHITE_MATTER):
+        tissue_seg[preprocess.conform_mask(dseg_img, t1w_img, label=label)] = label
+    t1w = t1w_img.get_fdata(dtype=np.float32)
+    scaling = preprocess.white_matter_scaling(t1w, tissue_seg == tissues.WHITE_MATTER)
+    return scaling.apply(t1w), tissue_seg, t1w_img.affine
 
 
 def read_healthy_brains(images):
-    """Load healthy brains, normalised: a list of (image, wm_mask) arrays, RAS, cropped to the brain.
+    """Load healthy brains: a list of Brain.
 
     Parameters
     ----------
@@ -32,13 +55,41 @@ def read_healthy_brains(images):
     """
     brains = []
     for t1w_file, dseg_file in images:
-        t1w_img, dseg_img = preprocess.conform(nib.load(t1w_file)), nib.load(dseg_file)
-        wm_mask = preprocess.conform_mask(dseg_img, t1w_img, label=3)
-        t1w = t1w_img.get_fdata(dtype=np.float32)
-        image = preprocess.white_matter_scaling(t1w, wm_mask).apply(t1w)
-        box = ndimage.find_objects(ndimage.binary_dilation(wm_mask, iterations=12).astype(np.uint8))[0]
-        brains.append((image[box], wm_mask[box]))
+        image, tissue_seg, _ = read_tissues(t1w_file, dseg_file)
+        wm_mask = tissue_seg == tissues.WHITE_MATTER
+        brains.append(Brain(*crop_to(wm_mask, image, wm_mask)))
     return brains
+
+
+def read_patients(images):
+    """Load patients' images with their lesions, to learn synthesis from: a list of Brain.
+
+    Parameters
+    ----------
+    images : list of (image file, T1w file, lesion mask file) on one grid
+        White matter is found on the T1w; the image (T1w or FLAIR) is normalised by it.
+    """
+    brains = []
+    for image_file, t1w_file, mask_file in images:
+        t1w_img = preprocess.conform(nib.load(t1w_file))
+        lesion_mask = preprocess.conform_mask(nib.load(mask_file), t1w_img)
+        if not lesion_mask.any():
+            continue  # nothing to learn from
+        t1w = t1w_img.get_fdata(dtype=np.float32)
+        brain_mask, _ = tissues.find_brain(t1w)
+        wm_mask = (tissues.classify(t1w, brain_mask, lesion_mask) == tissues.WHITE_MATTER) & ~lesion_mask
+        image = preprocess.resample_to(nib.load(image_file), t1w_img, order=3)
+        image = preprocess.white_matter_scaling(image, wm_mask).apply(image)
+        image = np.where(brain_mask, image, -1)
+        brains.append(Brain(*crop_to(wm_mask | lesion_mask, image, wm_mask, lesion_mask)))
+    return brains
+
+
+def crop_to(mask, *arrays, margin_voxels=12):
+    """Arrays cut to the bounding box of a mask and a margin."""
+    box = ndimage.find_objects(mask.astype(np.uint8))[0]
+    box = tuple(slice(max(s.start - margin_voxels, 0), s.stop + margin_voxels) for s in box)
+    return [array[box] for array in arrays]
 
 
 def read_lesion_shapes(mask_files, min_voxels=8):
@@ -63,23 +114,40 @@ def augment_intensity(image, rng):
     return image.astype(np.float32)
 
 
-def draw_case(image, wm_mask, lesions, plan, form, rng):
-    """One training case from a padded crop.
+def draw_fill_case(brain, lesions, plan, form, rng):
+    """One case of filling from a padded crop of a healthy brain.
 
     Returns
     -------
     dict of arrays: `image` (the healthy truth), `seen` (what the filler is given), `wm_mask`, `lesion_mask`, `base`,
     `channels`; or None if no lesion found a place.
     """
+    image, wm_mask = brain.image, brain.wm_mask
     lesion_mask = masks.sample_training_mask(wm_mask, lesions, rng, plan.ellipsoid_share, plan.max_lesions)
-    core = (slice(PADDING, -PADDING),) * 3
     seen = image
     if rng.random() < plan.rim_share:
         seen, alpha = synthesis.paint_lesion(
             image, lesion_mask, wm_mask, contrast=rng.uniform(0.1, 0.6), edge_voxels=rng.uniform(0.4, 1.3)
         )
         lesion_mask = alpha > rng.uniform(0.3, 0.7)
-    lesion_mask = masks.dilate_within(lesion_mask, wm_mask, int(rng.integers(0, 3)))
+    lesion_mask = masks.dilate_within(lesion_mask, wm_mask, int(rng.integers(0, plan.max_dilation + 1)))
+    return finish_case(image, seen, wm_mask, lesion_mask, form)
+
+
+def draw_synthesis_case(brain, plan, form, rng):
+    """One case of synthesis from a padded crop of a patient: some of the lesions are to be painted, the others known.
+
+    As in `draw_fill_case`; `image` has the lesions.
+    """
+    labels, n_lesions = masks.label_lesions(brain.lesion_mask)
+    if not n_lesions:
+        return None
+    chosen = 1 + rng.permutation(n_lesions)[: rng.integers(1, n_lesions + 1)]
+    return finish_case(brain.image, brain.image, brain.wm_mask, np.isin(labels, chosen), form)
+
+
+def finish_case(image, seen, wm_mask, lesion_mask, form):
+    core = (slice(PADDING, -PADDING),) * 3
     if lesion_mask[core].sum() < 4 or (wm_mask & ~lesion_mask).sum() < 20:
         return None
     base, channels = inpaint.condition(seen, lesion_mask, wm_mask, form)
@@ -103,48 +171,62 @@ class TrainingCases(Dataset):
 
     def __getitem__(self, index):
         rng = np.random.default_rng([self.seed, index])
-        case = None
-        while case is None:
-            case = draw_case(*self.draw_crop(rng), self.lesions, self.plan, self.form, rng)
+        for _ in range(MAX_TRIES):
+            case = self.draw(rng)
+            if case is not None:
+                break
+        else:
+            raise ValueError(f'no lesion found a place in {MAX_TRIES} crops of {self.plan.crop} voxels')
         target = self.form.to_diffusion(case['image'], case['base'])
         mask = case['lesion_mask'].astype(np.float32)
         slabs = [inpaint.to_slab(volume) for volume in (target[None], case['channels'], mask[None])]
         return tuple(np.ascontiguousarray(slab, dtype=np.float32) for slab in slabs)
 
+    def draw(self, rng):
+        """A case (see `draw_fill_case`), or None."""
+        brain = self.draw_crop(rng)
+        if brain.lesion_mask is not None:
+            return draw_synthesis_case(brain, self.plan, self.form, rng)
+        return draw_fill_case(brain, self.lesions, self.plan, self.form, rng)
+
     def draw_crop(self, rng):
-        """A padded crop around white matter, in one of 8 orientations that keep the axial slices axial."""
-        image, wm_mask = self.brains[rng.integers(len(self.brains))]
+        """A padded crop around white matter, or a patient's lesion, in one of its orientations: flips and quarter
+        turns that keep the axial slices axial; half turns where a crop is not square."""
+        brain = self.brains[rng.integers(len(self.brains))]
+        arrays = [array for array in brain if array is not None]
+        if self.plan.axis_augmentation:
+            axes = rng.permutation(3)
+            arrays = [array.transpose(axes) for array in arrays]
         size = np.array(self.plan.crop) + 2 * PADDING
-        missing = np.maximum(size - image.shape, 0)  # a crop may be larger than the brain: whole slices of the thesis
+        missing = np.maximum(size - arrays[0].shape, 0)  # a crop may be larger than the brain: whole slices
         padding = [(n // 2, n - n // 2) for n in missing]
-        image, wm_mask = np.pad(image, padding, constant_values=-1), np.pad(wm_mask, padding)
-        centres = np.argwhere(wm_mask)
+        arrays = [np.pad(arrays[0], padding, constant_values=-1)] + [np.pad(mask, padding) for mask in arrays[1:]]
+        centres = np.argwhere(arrays[-1])
         start = centres[rng.integers(len(centres))] - size // 2
-        start = np.clip(start, 0, np.array(image.shape) - size)
+        start = np.clip(start, 0, np.array(arrays[0].shape) - size)
         box = tuple(slice(s, s + n) for s, n in zip(start, size))
-        image, wm_mask = image[box], wm_mask[box]
-        quarter_turns = int(rng.integers(4))
-        image, wm_mask = np.rot90(image, quarter_turns), np.rot90(wm_mask, quarter_turns)
-        if rng.random() < 0.5:
-            image, wm_mask = image[::-1], wm_mask[::-1]
+        quarter_turns = int(rng.integers(4)) * (1 if size[0] == size[1] else 2)
+        flip = slice(None, None, -1 if rng.random() < 0.5 else 1)
+        image, *rest = (np.ascontiguousarray(np.rot90(array[box], quarter_turns)[flip]) for array in arrays)
         if self.plan.intensity_augmentation:
             image = augment_intensity(image, rng)
-        return np.ascontiguousarray(image), np.ascontiguousarray(wm_mask)
+        return Brain(image, *rest)
 
 
 def validation_cases(brains, lesions, plan, form, n_cases, seed):
-    """A fixed list of cases as dicts: real lesion shapes, half `clean`, half `rim` (a painted lesion, a tight mask)."""
-    cases = []
-    index = 0
+    """A fixed list of cases as dicts, with their `kind`: of patients `synth`; of healthy brains real lesion shapes,
+    in turn `clean` (the mask is exact) and `rim` (a painted lesion, whose soft rim the mask misses)."""
+    cases, index = [], 0
+    plan = replace(plan, ellipsoid_share=0.0, intensity_augmentation=False, axis_augmentation=False)
     while len(cases) < n_cases:
+        if index == MAX_TRIES * n_cases:
+            raise ValueError(f'{len(cases)} of {n_cases} validation cases found a place for lesions')
         rng = np.random.default_rng([seed, index])
         index += 1
         clean = len(cases) % 2 == 0
-        kind = CasePlan(**(asdict(plan) | {'ellipsoid_share': 0.0, 'rim_share': 0.0 if clean else 1.0}))
-        source = TrainingCases(
-            brains, lesions, CasePlan(**(asdict(kind) | {'intensity_augmentation': False})), form, seed, 1
-        )
-        case = draw_case(*source.draw_crop(rng), lesions, kind, form, rng)
+        kind_plan = replace(plan, rim_share=0.0 if clean else 1.0, max_dilation=0)
+        case = TrainingCases(brains, lesions, kind_plan, form, seed, 1).draw(rng)
         if case is not None:
-            cases.append(case | {'kind': 'clean' if clean else 'rim'})
+            kind = 'synth' if brains[0].lesion_mask is not None else 'clean' if clean else 'rim'
+            cases.append(case | {'kind': kind})
     return cases

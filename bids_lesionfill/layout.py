@@ -277,6 +277,55 @@ def find_training(bids_dir, split):
     return pairs
 
 
+def find_lesion_masks(folder):
+    """Lesion masks below a folder, sorted by name, to take shapes from.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    """
+    mask_files = sorted(Path(folder).rglob('*label-lesion*_mask.nii.gz'))
+    if not mask_files:
+        raise FileNotFoundError(f'no lesion masks (*label-lesion*_mask.nii.gz) below {folder}; give --lesion-masks')
+    return mask_files
+
+
+def find_patients(bids_dir, modality):
+    """Images of patients with their T1w and lesion mask, to learn synthesis from.
+
+    Parameters
+    ----------
+    bids_dir : path
+    modality : {'T1w', 'FLAIR'}
+
+    Returns
+    -------
+    list of (participant label, image file, T1w file, lesion mask file)
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    """
+    layout = open_layout(bids_dir, find_derivatives(bids_dir).values())
+    found = []
+    for t1w in layout.get(suffix='T1w', extension=NIFTI, scope='raw'):
+        where = {key: t1w.get_entities().get(key) for key in ('subject', 'session')}
+        where = {key: value for key, value in where.items() if value is not None}
+        images = layout.get(**where, suffix=modality, extension=NIFTI, scope='raw')
+        mask_files = [
+            mask
+            for mask in layout.get(**where, suffix='mask', extension=NIFTI, scope='derivatives')
+            if mask.get_entities().get('label') in MASK_LABELS
+        ]
+        if len(images) == len(mask_files) == 1:
+            found.append((where['subject'], images[0].path, t1w.path, mask_files[0].path))
+    if not found:
+        raise FileNotFoundError(f'no {modality} with T1w and lesion mask in {bids_dir}')
+    return found
+
+
 # -------------------------------------------------------------------------------------------------- writing outputs
 
 

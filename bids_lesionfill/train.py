@@ -1,12 +1,14 @@
-"""Train a model from a BIDS dataset of healthy brains: `python -m bids_lesionfill.train BIDS_DIR OUT --plan NAME`.
+"""Train a model from a BIDS dataset: `python -m bids_lesionfill.train BIDS_DIR OUT --plan NAME_OR_JSON`.
 
-The dataset holds T1w images, a derivative with tissue segmentations (`dseg`, 3 = white matter) and, in
-`participants.tsv`, a column `split` (train, validation). The result is a model folder: `unet/`, `scheduler/`,
-`plan.json`. A run that was killed goes on from its last checkpoint and ends with the same weights.
+To fill, the dataset holds T1w images of healthy brains, a derivative with tissue segmentations (`dseg`, 3 = white
+matter) and, in `participants.tsv`, a column `split` (train, validation). To synthesize, it holds patients with lesion
+masks. The result is a model folder: `unet/`, `scheduler/`, `plan.json`. A run that was killed goes on from its last
+checkpoint and ends with the same weights. `accelerate launch -m bids_lesionfill.train ...` runs it on several GPUs.
 """
 
 import argparse
 import csv
+import functools
 import json
 import logging
 import math
@@ -17,13 +19,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
-from . import dataset, diffusion, inpaint, layout, metrics, unet
+from . import dataset, diffusion, inpaint, layout, lpips, metrics, unet, weights
 
 logger = logging.getLogger('bids_lesionfill.train')
+N_TIMESTEP_BINS = 10  # the losses are logged for each tenth of the diffusion process (table 3.3)
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Plan:
     """All that makes a model; saved beside its weights as `plan.json`."""
 
     name: str
-    task: str = 'fill'
+    task: str = 'fill'  # or 'synth'
     modality: str = 'T1w'
     size: str = 'compact'
     pseudo_3d: bool = True
@@ -41,24 +45,39 @@ class Plan:
     form: inpaint.Form = field(default_factory=inpaint.Form)
     cases: dataset.CasePlan = field(default_factory=dataset.CasePlan)
     share_at_end: float = 0.5  # of the training time steps that are T
+    min_snr_gamma: float | None = None  # loss weights of Hang et al. 2023 (thesis 3.4); the thesis tried 5
     batch_size: int = 6  # slabs
     learning_rate: float = 6e-4
     warmup_updates: int = 150
     num_updates: int = 8000
     decay_updates: int = 1000  # the last ones, in which the learning rate falls to zero along a cosine
     gradient_clip: float = 1.0
+    mixed_precision: str = 'no'  # 'fp16' or 'bf16' on a GPU
     ema_decay: float = 0.999
     num_inference_steps: int = 1  # default of the finished model
+    jump_length: int = 8  # of RePaint, which samples unconditional models
+    jump_n_sample: int = 10
     validate_every: int = 200
     n_validation_cases: int = 64
     seed: int = 0
 
     @classmethod
     def from_json(cls, text):
-        """Inverse of `to_json`."""
-        values = json.loads(text)
-        values['cases'] = values['cases'] | {'crop': tuple(values['cases']['crop'])}
-        return cls(**(values | {'form': inpaint.Form(**values['form']), 'cases': dataset.CasePlan(**values['cases'])}))
+        """Inverse of `to_json`; what is not said has its default.
+
+        Raises
+        ------
+        ValueError
+            Names what is not part of a plan.
+        """
+        values = {'form': {}, 'cases': {}} | json.loads(text)
+        for names, known in ((values, cls), (values['form'], inpaint.Form), (values['cases'], dataset.CasePlan)):
+            unknown = set(names) - set(known.__dataclass_fields__)
+            if unknown:
+                raise ValueError(f'a plan has no {sorted(unknown)}; expected {sorted(known.__dataclass_fields__)}')
+        cases = dataset.CasePlan(**values['cases'])
+        cases = replace(cases, crop=tuple(cases.crop))
+        return cls(**(values | {'form': inpaint.Form(**values['form']), 'cases': cases}))
 
     def to_json(self):
         """Indented JSON."""
@@ -71,30 +90,91 @@ class Plan:
 
     def build_scheduler(self):
         """The noise schedule of this plan."""
-        return diffusion.build_scheduler(self.noise_schedule, self.prediction_type)
+        return diffusion.build_scheduler(
+            self.noise_schedule,
+            self.prediction_type,
+            clip_sample_range=None if self.form.kind == 'residual' else inpaint.CLIP,
+        )
 
 
 # Table 3.1 of the thesis; the learning rate falls from the end of the warm-up on.
 THESIS = Plan(
-    name='thesis-mixture',
+    name='thesis-3d-mixture',
     size='thesis',
     prediction_type='epsilon',
     form=inpaint.Form(kind='plain', inside_mask_only=False),
-    cases=dataset.CasePlan(crop=(256, 256, 16), rim_share=0.0, intensity_augmentation=False),
+    cases=dataset.CasePlan(crop=(256, 256, 16), rim_share=0.0, max_dilation=0, intensity_augmentation=False),
     share_at_end=0.0,
     batch_size=1,
     learning_rate=1e-4,
     warmup_updates=500,
     num_updates=90_000,
     decay_updates=89_500,
+    mixed_precision='fp16',
     num_inference_steps=50,
     validate_every=1000,
 )
+COMPACT = Plan(name='fill-T1w')
+MASKS = {'lesions': 0.0, 'circles': 1.0, 'mixture': 0.5}  # share of circles
+UNCONDITIONAL = inpaint.Form(kind='unconditional', inside_mask_only=False)
+
+
+def thesis_plans(start, prefix):
+    """Every model of the thesis' chapter 3, as changes of one plan: 2D and pseudo-3D, filling and synthesis."""
+    plans = []
+    unconditional = {'form': UNCONDITIONAL, 'n_validation_cases': 4}  # RePaint takes 482 passes, and so the thesis
+    for dimension, pseudo_3d in (('2d', False), ('3d', True)):
+        model = replace(start, pseudo_3d=pseudo_3d)
+        for masks_name, ellipsoid_share in MASKS.items():
+            cases = replace(start.cases, ellipsoid_share=ellipsoid_share)
+            plans.append(replace(model, name=f'{prefix}-{dimension}-{masks_name}', cases=cases))
+        plans.append(replace(model, name=f'{prefix}-{dimension}-unconditional', **unconditional))
+        synth = replace(model, task='synth', modality='FLAIR')
+        plans.append(replace(synth, name=f'{prefix}-{dimension}-synth'))
+        plans.append(replace(synth, name=f'{prefix}-{dimension}-synth-unconditional', **unconditional))
+    plans.append(
+        replace(start, name=f'{prefix}-2d-unconditional-min-snr', pseudo_3d=False, min_snr_gamma=5.0, **unconditional)
+    )
+    return plans
+
+
+def small_plans():
+    """Those of the benchmarks: every model of the thesis and our changes to it, small enough for a few CPU minutes."""
+    common = {
+        'size': 'small',
+        'batch_size': 4,
+        'learning_rate': 6e-4,
+        'warmup_updates': 100,
+        'num_updates': 1_000_000,  # give --cpu-minutes
+        'decay_updates': 0,
+        'mixed_precision': 'no',
+        'validate_every': 1_000_000,
+        'n_validation_cases': 8,
+    }
+    thesis = replace(THESIS, **common, cases=replace(THESIS.cases, crop=COMPACT.cases.crop))
+    clean, rims = replace(COMPACT.cases, rim_share=0.0, max_dilation=1), COMPACT.cases
+    plain = replace(COMPACT, **common, form=inpaint.Form(kind='plain'), share_at_end=0.25, num_inference_steps=50)
+    residual = replace(COMPACT, **common)
+    return [
+        *thesis_plans(thesis, 'small'),
+        replace(plain, name='small-plain', cases=clean),
+        replace(plain, name='small-plain-rims', cases=rims),
+        replace(plain, name='small-prior-rims', cases=rims, form=inpaint.Form(kind='prior')),
+        replace(residual, name='small-residual', cases=clean),
+        *(
+            replace(residual, name=f'small-residual-rims-{base}', cases=rims, form=inpaint.Form(base=base))
+            for base in inpaint.BASES
+        ),
+    ]
+
+
 PLANS = {
-    'fill-T1w': Plan(name='fill-T1w'),
-    'thesis-mixture': THESIS,
-    'thesis-lesions': replace(THESIS, name='thesis-lesions', cases=replace(THESIS.cases, ellipsoid_share=0.0)),
-    'thesis-circles': replace(THESIS, name='thesis-circles', cases=replace(THESIS.cases, ellipsoid_share=1.0)),
+    plan.name: plan
+    for plan in (
+        COMPACT,
+        *thesis_plans(THESIS, 'thesis'),
+        *small_plans(),
+    )
 }
 
 
@@ -105,38 +185,118 @@ def learning_rate_factor(plan, update):
     return warmup * 0.5 * (1 - math.cos(math.pi * min(1.0, max(0.0, left))))
 
 
-def train_step(network, batch, scheduler, plan, update):
-    """Loss of one batch; the noise and the time steps depend on the seed and the number of the update alone."""
+def train_step(network, batch, scheduler, plan, draw):
+    """Losses of one batch; the noise and the time steps depend on the seed and the number of the draw alone.
+
+    Returns
+    -------
+    losses : (batch,) tensor, unweighted
+    timesteps : (batch,) tensor
+    """
     target, channels, mask = batch
-    generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + update)
+    generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + draw)
     timesteps = diffusion.sample_timesteps(
         len(target), scheduler.config.num_train_timesteps, plan.share_at_end, generator
     )
-    noise = torch.randn(target.shape, generator=generator)
-    device = next(network.parameters()).device
-    target, channels, mask, noise, timesteps = (x.to(device) for x in (target, channels, mask, noise, timesteps))
-    return diffusion.diffusion_loss(
+    noise = torch.randn(target.shape, generator=generator).to(target.device)
+    timesteps = timesteps.to(target.device)
+    losses = diffusion.diffusion_loss(
         network, target, channels, mask, scheduler, timesteps, noise, plan.form.inside_mask_only
-    ).mean()
+    )
+    return losses, timesteps
 
 
-def validate(network, cases, scheduler, plan):
-    """M1 inside the mask of a list of cases (see `dataset.validation_cases`), by kind, and of their classical base."""
+def loss_weights(scheduler, timesteps, plan):
+    """Min-SNR weights of a plan, or ones."""
+    if plan.min_snr_gamma is None:
+        return torch.ones(len(timesteps), device=timesteps.device)
+    return diffusion.min_snr_weights(scheduler, timesteps, plan.min_snr_gamma)
+
+
+def losses_per_timestep(losses, timesteps, num_train_timesteps, name):
+    """Mean loss in each tenth of the diffusion process, NaN where none fell: dict of table 3.3's rows."""
+    losses, bins = np.asarray(losses), np.asarray(timesteps) * N_TIMESTEP_BINS // num_train_timesteps
+    width = num_train_timesteps // N_TIMESTEP_BINS
+    return {
+        f'{name}/t{n * width}': float(losses[bins == n].mean()) if (bins == n).any() else math.nan
+        for n in range(N_TIMESTEP_BINS)
+    }
+
+
+def sampler_of(plan, scheduler, case=None, generator=None, device='cpu'):
+    """How a model of a plan is sampled; see `inpaint.sample_slab`. RePaint needs the case: what is known, and where."""
+    options = {'scheduler': scheduler, 'num_inference_steps': plan.num_inference_steps}
+    if plan.form.kind != 'unconditional':
+        return functools.partial(diffusion.sample_ddim, **options)
+    image, mask = (
+        torch.from_numpy(inpaint.to_slab(case[name]).copy())[None, None].to(device) for name in ('seen', 'lesion_mask')
+    )
+    return functools.partial(
+        diffusion.sample_repaint,
+        image=image,
+        inpaint_mask=mask,
+        jump_length=plan.jump_length,
+        jump_n_sample=plan.jump_n_sample,
+        generator=generator,
+        **options,
+    )
+
+
+@torch.no_grad()
+def validate(network, cases, scheduler, plan, perceptual_distance=None):
+    """Table 3.3 on a list of cases (see `dataset.validation_cases`): losses per time step; and by kind of case
+
+    - `<kind>/model_mse` and so on: M1 inside the mask of the pasted result, and `base_mse` of its classical base;
+    - `<kind>/out_mse`, `<kind>/whole_mse`: of the network's own output, where nothing is pasted;
+    - `<kind>/lpips`: of whole slices, if `perceptual_distance` (`lpips.Lpips`) is given.
+    """
     generator = torch.Generator().manual_seed(plan.seed)
     device = next(network.parameters()).device
-    scores = {}
+    num_train_timesteps = scheduler.config.num_train_timesteps
+    scores, losses, loss_timesteps = {}, [], []
     for case in cases:
-        channels = torch.from_numpy(inpaint.to_slab(case['channels']).copy())[None]
-        noise = torch.randn(1, 1, *channels.shape[2:], generator=generator)
-        filled = inpaint.sample_slab(
-            network, channels.to(device), noise.to(device), scheduler, plan.form, plan.num_inference_steps
+        channels = torch.from_numpy(inpaint.to_slab(case['channels']).copy())[None].to(device)
+        noise = torch.randn(1, 1, *channels.shape[2:], generator=generator).to(device)
+        target = plan.form.to_diffusion(case['image'], case['base'])
+        target, mask = (
+            torch.from_numpy(inpaint.to_slab(array).astype(np.float32))[None, None].to(device)
+            for array in (target, case['lesion_mask'])
         )
-        filled = inpaint.from_slab(filled.cpu().numpy()[0, 0])
-        filled = np.where(case['lesion_mask'], plan.form.from_diffusion(filled, case['base']), case['image'])
-        for method, image in (('model', filled), ('base', np.where(case['lesion_mask'], case['base'], case['image']))):
-            for metric, value in metrics.slice_scores(case['image'], image, case['lesion_mask']).items():
-                scores.setdefault(f'{case["kind"]}/{method}_{metric}', []).append(value)
-    return {name: float(np.mean(values)) for name, values in scores.items()}
+        for part in range(N_TIMESTEP_BINS):
+            timesteps = torch.tensor([(part + 1) * num_train_timesteps // N_TIMESTEP_BINS - 1], device=device)
+            loss = diffusion.diffusion_loss(
+                network, target, channels, mask, scheduler, timesteps, noise, plan.form.inside_mask_only
+            )
+            losses.append(loss.item())
+            loss_timesteps.append(timesteps.item())
+
+        sampler = sampler_of(plan, scheduler, case, generator, device)
+        sampled = inpaint.sample_slab(network, channels, noise, plan.form, sampler)
+        raw = plan.form.from_diffusion(inpaint.from_slab(sampled.cpu().numpy()[0, 0]), case['base'])
+        wanted = np.where(case['lesion_mask'], case['image'], case['seen'])
+        if plan.form.inside_mask_only:
+            raw = np.where(case['lesion_mask'], raw, wanted)
+        filled, base = (np.where(case['lesion_mask'], inside, case['image']) for inside in (raw, case['base']))
+        row = {}
+        for method, image in (('model', filled), ('base', base)):
+            inside = metrics.slice_scores(case['image'], image, case['lesion_mask'])
+            row |= {f'{method}_{name}': value for name, value in inside.items()}
+        row |= {
+            '_'.join(reversed(name.split('_'))): value
+            for name, value in metrics.region_scores(wanted, raw, case['lesion_mask']).items()
+            if not name.endswith('_in')
+        }
+        if perceptual_distance is not None:
+            slices = (torch.from_numpy(inpaint.to_slab(array)[:, None]).float() for array in (wanted, raw))
+            row['lpips'] = perceptual_distance(*slices).mean().item()
+        for name, value in row.items():
+            scores.setdefault(f'{case["kind"]}/{name}', []).append(value)
+    return {name: float(np.mean(values)) for name, values in scores.items()} | (
+        {'validation_loss': float(np.mean(losses))}
+        | losses_per_timestep(losses, loss_timesteps, num_train_timesteps, 'validation_loss')
+        if losses
+        else {}
+    )
 
 
 def save_atomically(state, path):
@@ -146,7 +306,7 @@ def save_atomically(state, path):
 
 
 def save_model(network, plan, model_dir, dtype=torch.float16):
-    """Write a model folder: weights as safetensors in half precision, scheduler, plan."""
+    """Write a model folder: weights as safetensors in half precision, scheduler, plan; the plan last."""
     half = plan.build_unet().to(dtype)
     half.load_state_dict(network.state_dict())
     half.save_pretrained(model_dir / 'unet')
@@ -154,139 +314,236 @@ def save_model(network, plan, model_dir, dtype=torch.float16):
     (model_dir / 'plan.json').write_text(plan.to_json())
 
 
-def train(brains, validation, lesions, plan, output_dir, device='cpu', checkpoint_seconds=300, num_workers=1):
+def train(
+    brains,
+    validation,
+    lesions,
+    plan,
+    output_dir,
+    device='cpu',
+    checkpoint_seconds=300,
+    num_workers=1,
+    cpu_minutes=None,
+    initial_weights=None,
+    perceptual_distance=None,
+):
     """Train by a plan, from the last checkpoint in `output_dir` if there is one.
 
     Parameters
     ----------
-    brains : list of (image, wm_mask), see `dataset.read_healthy_brains`
+    brains : list of dataset.Brain
     validation : list of cases, see `dataset.validation_cases`
     lesions : list of bool arrays
     plan : Plan
     output_dir : Path
         Gets `checkpoint.pt`, `log.csv`, TensorBoard events, `last/` and `best/` (by in-mask SSIM) model folders.
     device : str
+        `cpu`, or `cuda` for what accelerate finds or was launched with.
     checkpoint_seconds : float
     num_workers : int
         Processes that draw cases.
+    cpu_minutes : float, optional
+        Stop after so many minutes of CPU time of this process: equal budgets for a comparison.
+    initial_weights : dict of tensors, optional
+        Where to start, instead of at random.
+    perceptual_distance : lpips.Lpips, optional
 
     Returns
     -------
     the network, with averaged weights (EMA)
+
+    Raises
+    ------
+    ValueError
+        If the folder holds the checkpoint of another plan.
     """
+    # A CPU has no half precision of this kind; the same plan runs there in single precision.
+    single = device == 'cpu' and plan.mixed_precision == 'fp16'
+    accelerator = Accelerator(cpu=device == 'cpu', mixed_precision='no' if single else plan.mixed_precision)
+    n_processes, is_main = accelerator.num_processes, accelerator.is_main_process
     output_dir.mkdir(parents=True, exist_ok=True)
-    (output_dir / 'plan.json').write_text(plan.to_json())
     torch.manual_seed(plan.seed)
-    network = plan.build_unet().to(device, memory_format=torch.channels_last)  # 10 % faster on a CPU
+    raw_network = plan.build_unet().to(accelerator.device, memory_format=torch.channels_last)  # 10 % faster on a CPU
+    if initial_weights is not None:
+        raw_network.load_state_dict(initial_weights)
     scheduler = plan.build_scheduler()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=plan.learning_rate)
-    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: learning_rate_factor(plan, update))
-    ema = EMAModel(network.parameters(), decay=plan.ema_decay, use_ema_warmup=True, power=0.75)
-    update, best_ssim, seconds = 0, -1.0, 0.0
+    optimizer = torch.optim.AdamW(raw_network.parameters(), lr=plan.learning_rate)
+    ema = EMAModel(raw_network.parameters(), decay=plan.ema_decay, use_ema_warmup=True, power=0.75)
+    update, best_ssim, seconds, cpu_seconds = 0, -1.0, 0.0, 0.0
+    losses, timesteps = [], []  # since the last validation
     checkpoint = output_dir / 'checkpoint.pt'
+    state = None
     if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        network.load_state_dict(state['network'])
+        state = torch.load(checkpoint, map_location=accelerator.device, weights_only=True)
+        check_same_model(plan, output_dir / 'plan.json')
+        raw_network.load_state_dict(state['network'])
         optimizer.load_state_dict(state['optimizer'])
         ema.load_state_dict(state['ema'])
-        update, best_ssim, seconds = state['update'], state['best_ssim'], state['seconds']
-        rate.last_epoch = update - 1
-        rate.step()
+        update, best_ssim = state['update'], state['best_ssim']
+        seconds, cpu_seconds = state['seconds'], state.get('cpu_seconds', 0.0)
+        losses, timesteps = state['losses'], state['timesteps']
         logger.info('resumed at update %d', update)
-    keep_rows(output_dir / 'log.csv', update)
+    accelerator.wait_for_everyone()  # all have read the old plan.json
+    if is_main:
+        (output_dir / 'plan.json').write_text(plan.to_json())
+        keep_rows(output_dir / 'log.csv', update)
 
-    cases = dataset.TrainingCases(brains, lesions, plan.cases, plan.form, plan.seed, plan.num_updates * plan.batch_size)
-    loader = DataLoader(
-        cases, batch_size=plan.batch_size, num_workers=num_workers, sampler=range(update * plan.batch_size, len(cases))
+    rate = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda update: learning_rate_factor(plan, update), last_epoch=update - 1
     )
-    writer = SummaryWriter(output_dir)
-    started, last_saved, losses = time.monotonic() - seconds, time.monotonic(), []
+    slabs_per_update = plan.batch_size * n_processes
+    n_slabs = plan.num_updates * slabs_per_update
+    cases = dataset.TrainingCases(brains, lesions, plan.cases, plan.form, plan.seed, n_slabs)
+    spent = cpu_minutes is not None and cpu_seconds > 60 * cpu_minutes  # by the run that is resumed
+    left = range(len(cases) if spent else update * slabs_per_update, len(cases))
+    loader = DataLoader(cases, batch_size=plan.batch_size, num_workers=num_workers, sampler=left)
+    network, prepared_optimizer, loader = accelerator.prepare(raw_network, optimizer, loader)
+    if state is not None and accelerator.scaler is not None:
+        accelerator.scaler.load_state_dict(state['scaler'])
+    writer = SummaryWriter(output_dir) if is_main else None
+    started, last_saved = time.monotonic() - seconds, time.monotonic()
+    cpu_started = time.process_time() - cpu_seconds
 
     def checkpoint_now():
         save_atomically(
             {
-                'network': network.state_dict(),
+                'network': raw_network.state_dict(),
                 'optimizer': optimizer.state_dict(),
                 'ema': ema.state_dict(),
+                'scaler': accelerator.scaler.state_dict() if accelerator.scaler is not None else {},
                 'update': update,
                 'best_ssim': best_ssim,
+                'losses': losses,
+                'timesteps': timesteps,
                 'seconds': time.monotonic() - started,
+                'cpu_seconds': time.process_time() - cpu_started,
             },
             checkpoint,
         )
 
+    def validate_now():
+        nonlocal best_ssim
+        ema.store(raw_network.parameters())
+        ema.copy_to(raw_network.parameters())
+        raw_network.eval()
+        scores = validate(raw_network, validation, scheduler, plan, perceptual_distance)
+        row = {
+            'update': update,
+            'seconds': round(time.monotonic() - started),
+            'cpu_seconds': round(time.process_time() - cpu_started),
+            'loss': np.mean(losses) if losses else math.nan,
+            'gradient_norm': gradient_norm.item(),
+            'learning_rate': rate.get_last_lr()[0],
+            **losses_per_timestep(losses, timesteps, scheduler.config.num_train_timesteps, 'loss'),
+            **scores,
+        }
+        write_row(output_dir / 'log.csv', row)
+        for name, value in row.items():
+            writer.add_scalar(name, value, update)
+        save_model(raw_network, plan, output_dir / 'last')
+        ssim = np.mean([value for name, value in scores.items() if name.endswith('/model_ssim')])
+        if ssim > best_ssim:
+            best_ssim = float(ssim)
+            save_model(raw_network, plan, output_dir / 'best')
+        ema.restore(raw_network.parameters())
+        raw_network.train()
+        logger.info('%s', {name: float(f'{value:.5g}') for name, value in row.items()})
+
     for batch in loader:
-        loss = train_step(network, batch, scheduler, plan, update)
-        optimizer.zero_grad()
-        loss.backward()
-        gradient_norm = torch.nn.utils.clip_grad_norm_(network.parameters(), plan.gradient_clip)
-        optimizer.step()
+        batch_losses, batch_timesteps = train_step(
+            network, batch, scheduler, plan, update * n_processes + accelerator.process_index
+        )
+        prepared_optimizer.zero_grad()
+        accelerator.backward((batch_losses * loss_weights(scheduler, batch_timesteps, plan)).mean())
+        gradient_norm = accelerator.clip_grad_norm_(network.parameters(), plan.gradient_clip)
+        prepared_optimizer.step()
         rate.step()
-        ema.step(network.parameters())
+        ema.step(raw_network.parameters())
         update += 1
-        losses.append(loss.item())
-        if update % plan.validate_every == 0 or update == plan.num_updates:
-            ema.store(network.parameters())
-            ema.copy_to(network.parameters())
-            network.eval()
-            scores = validate(network, validation, scheduler, plan)
-            row = {
-                'update': update,
-                'seconds': round(time.monotonic() - started),
-                'loss': np.mean(losses),
-                'gradient_norm': gradient_norm.item(),
-                'learning_rate': rate.get_last_lr()[0],
-                **scores,
-            }
-            write_row(output_dir / 'log.csv', row)
-            for name, value in row.items():
-                writer.add_scalar(name, value, update)
-            ssim = np.mean([value for name, value in scores.items() if name.endswith('model_ssim')])
-            save_model(network, plan, output_dir / 'last')
-            if ssim > best_ssim:
-                best_ssim = float(ssim)
-                save_model(network, plan, output_dir / 'best')
-            ema.restore(network.parameters())
-            network.train()
-            logger.info('%s', {name: float(f'{value:.5g}') for name, value in row.items()})
-            losses = []
-        if update == plan.num_updates or time.monotonic() - last_saved > checkpoint_seconds:
+        losses += batch_losses.tolist()
+        timesteps += batch_timesteps.tolist()
+        out_of_time = False
+        if cpu_minutes is not None:  # all processes stop when the first one has to
+            if time.process_time() - cpu_started > 60 * cpu_minutes:
+                accelerator.set_trigger()
+            out_of_time = accelerator.check_trigger()
+        at_end = update == plan.num_updates or out_of_time
+        if update % plan.validate_every == 0 or at_end:
+            if is_main:
+                validate_now()
+            accelerator.wait_for_everyone()
+            losses, timesteps = [], []
+        if is_main and (at_end or time.monotonic() - last_saved > checkpoint_seconds):
             checkpoint_now()
             last_saved = time.monotonic()
-    writer.close()
-    ema.copy_to(network.parameters())
-    return network.eval()
+        if at_end:
+            break
+    if is_main:
+        writer.close()
+    ema.copy_to(raw_network.parameters())
+    return raw_network.eval()
+
+
+def check_same_model(plan, plan_file):
+    """Raise ValueError if a checkpoint's plan describes another network or other cases than the plan given."""
+    old, plan = Plan.from_json(plan_file.read_text()), Plan.from_json(plan.to_json())  # tuples of unet_options as lists
+    may_differ = {'num_updates', 'decay_updates', 'learning_rate', 'validate_every', 'n_validation_cases'}
+    differing = [name for name in asdict(plan) if name not in may_differ and getattr(old, name) != getattr(plan, name)]
+    if differing:
+        raise ValueError(
+            f'{plan_file.parent} holds a checkpoint of another plan ({", ".join(differing)}); use a new folder'
+        )
 
 
 def keep_rows(path, update):
     """Drop the rows of a log that come after an update: a resumed run writes them again."""
-    if path.exists():
-        with open(path, newline='') as file:
-            rows = [row for row in csv.DictReader(file) if int(row['update']) <= update]
-        path.unlink()
-        for row in rows:
-            write_row(path, row)
+    write_rows(path, [row for row in read_rows(path) if int(row['update']) <= update])
 
 
 def write_row(path, row):
-    """Append a row to a CSV file, with a header if it is new."""
-    new = not path.exists()
-    with open(path, 'a', newline='') as file:
-        writer = csv.DictWriter(file, row)
-        if new:
+    """Append a row to a CSV file; columns that are new (of a run resumed with other options) are added at the end."""
+    write_rows(path, [*read_rows(path), row])
+
+
+def read_rows(path):
+    """A CSV file as a list of dicts; empty if there is none."""
+    if not path.exists():
+        return []
+    with open(path, newline='') as file:
+        return list(csv.DictReader(file))
+
+
+def write_rows(path, rows):
+    """Write a CSV file, whole or not at all."""
+    if rows:
+        with open(f'{path}.tmp', 'w', newline='') as file:
+            writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
             writer.writeheader()
-        writer.writerow(row)
+            writer.writerows(rows)
+        os.replace(f'{path}.tmp', path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def main(argv=None):
     """Command line of the training."""
-    parser = argparse.ArgumentParser(prog='python -m bids_lesionfill.train', description=__doc__.split('\n')[0])
-    parser.add_argument('bids_dir', type=Path, help='healthy brains: T1w, derivatives with dseg, column split')
+    parser = argparse.ArgumentParser(
+        prog='python -m bids_lesionfill.train',
+        description=__doc__.split('\n')[0],
+        epilog=f'Plans: {", ".join(PLANS)}.',
+    )
+    parser.add_argument('bids_dir', type=Path, nargs='+', help='healthy brains with dseg and column split; or patients')
     parser.add_argument('output_dir', type=Path)
-    parser.add_argument('--plan', default='fill-T1w', help=f'{", ".join(PLANS)}, or a JSON file')
-    parser.add_argument('--lesion-masks', type=Path, required=True, help='folder of lesion masks (*_mask.nii.gz)')
+    parser.add_argument('--plan', default='fill-T1w', help='name of a plan, or a JSON file')
+    parser.add_argument('--lesion-masks', type=Path, help='folder of lesion masks whose shapes are placed')
+    parser.add_argument(
+        '--validation-label', nargs='+', default=[], help='synthesis: participants kept out (default: the last one)'
+    )
     parser.add_argument('--num-updates', type=int, help="instead of the plan's")
     parser.add_argument('--decay-updates', type=int, help="instead of the plan's")
+    parser.add_argument('--cpu-minutes', type=float, help='stop after so much CPU time')
+    parser.add_argument('--init-from', help='model (name or folder) whose weights to start from')
+    parser.add_argument('--lpips-weights', type=Path, nargs='+', help='AlexNet and LPIPS weights; logs LPIPS')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--num-workers', type=int, default=1)
     options = parser.parse_args(argv)
@@ -294,28 +551,44 @@ def main(argv=None):
     plan = PLANS[options.plan] if options.plan in PLANS else Plan.from_json(Path(options.plan).read_text())
     changes = {name: getattr(options, name) for name in ('num_updates', 'decay_updates')}
     plan = replace(plan, **{name: value for name, value in changes.items() if value is not None})
-    mask_files = sorted(options.lesion_masks.rglob('*_mask.nii.gz'))
-    held_out = max(1, len(mask_files) // 5)  # lesion shapes that validation alone sees
-    brains = dataset.read_healthy_brains(layout.find_training(options.bids_dir, 'train'))
-    validation_brains = dataset.read_healthy_brains(layout.find_training(options.bids_dir, 'validation'))
+    brains, validation_brains, lesions, validation_lesions = read_data(options, plan)
     cases = dataset.validation_cases(
-        validation_brains,
-        dataset.read_lesion_shapes(mask_files[-held_out:]),
-        plan.cases,
-        plan.form,
-        plan.n_validation_cases,
-        plan.seed,
+        validation_brains, validation_lesions, plan.cases, plan.form, plan.n_validation_cases, plan.seed
     )
     logger.info('%d brains to train, %d to validate', len(brains), len(validation_brains))
     train(
         brains,
         cases,
-        dataset.read_lesion_shapes(mask_files[:-held_out]),
+        lesions,
         plan,
         options.output_dir,
         options.device,
         num_workers=options.num_workers,
+        cpu_minutes=options.cpu_minutes,
+        initial_weights=weights.load_model(options.init_from).unet.state_dict() if options.init_from else None,
+        perceptual_distance=lpips.load_lpips(options.lpips_weights) if options.lpips_weights else None,
     )
+
+
+def read_data(options, plan):
+    """Brains to train and to validate, lesion shapes to train and to validate, by the command line's options."""
+    if plan.task == 'synth':
+        images = [image for bids_dir in options.bids_dir for image in layout.find_patients(bids_dir, plan.modality)]
+        held_out = {label.removeprefix('sub-') for label in options.validation_label} or {images[-1][0]}
+        groups = [[files for label, *files in images if (label in held_out) == out] for out in (False, True)]
+        if not all(groups):
+            raise SystemExit(f'{len(groups[0])} images to train, {len(groups[1])} to validate: expected some of both')
+        return *(dataset.read_patients(group) for group in groups), [], []
+    mask_files = layout.find_lesion_masks(options.lesion_masks or options.bids_dir[0])
+    held_out = max(1, len(mask_files) // 5)  # lesion shapes that validation alone sees
+    brains = [
+        dataset.read_healthy_brains(
+            [files for bids_dir in options.bids_dir for files in layout.find_training(bids_dir, split)]
+        )
+        for split in ('train', 'validation')
+    ]
+    shapes = [dataset.read_lesion_shapes(files) for files in (mask_files[:-held_out], mask_files[-held_out:])]
+    return *brains, *shapes
 
 
 if __name__ == '__main__':

@@ -6,7 +6,7 @@ import pytest
 from scipy import ndimage
 
 from bids_lesionfill import dataset, inpaint, masks
-from bids_lesionfill.dataset import CasePlan, TrainingCases
+from bids_lesionfill.dataset import Brain, CasePlan, TrainingCases
 from bids_lesionfill.inpaint import Form
 
 PLAN = CasePlan(crop=(16, 16, 4))
@@ -14,7 +14,7 @@ PLAN = CasePlan(crop=(16, 16, 4))
 
 @pytest.fixture
 def brain(phantom):
-    return phantom.normalised_healthy, phantom.wm_mask
+    return Brain(phantom.normalised_healthy, phantom.wm_mask)
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def draw(brain, shapes, rng, form=None, **changes):
     """The first case that finds a place."""
     case = None
     while case is None:
-        case = dataset.draw_case(*brain, shapes, replace(PLAN, **changes), form or Form(), rng)
+        case = dataset.draw_fill_case(brain, shapes, replace(PLAN, **changes), form or Form(), rng)
     return case
 
 
@@ -50,7 +50,10 @@ def files(phantom, tmp_path):
 
 
 def test_healthy_brains_are_normalised_1mm_and_ras(phantom, files):
-    ((image, wm_mask),) = dataset.read_healthy_brains([(files / 'healthy.nii.gz', files / 'tissue_seg.nii.gz')])
+    ((image, wm_mask, lesion_mask),) = dataset.read_healthy_brains(
+        [(files / 'healthy.nii.gz', files / 'tissue_seg.nii.gz')]
+    )
+    assert lesion_mask is None
     assert image.dtype == np.float32
     assert image.shape == wm_mask.shape == (36, 36, 36)  # white matter and 12 mm around it: the whole phantom
     assert np.median(image[wm_mask]) == pytest.approx(0.5, abs=1e-4)
@@ -67,7 +70,7 @@ def test_healthy_brains_are_cropped_to_white_matter_and_12_voxels(make_phantom, 
     for name in ('healthy', 'tissue_seg'):
         padded = np.pad(getattr(phantom, name), margin)
         nib.save(nib.Nifti1Image(padded, affine), tmp_path / f'{name}.nii.gz')
-    ((_, wm_mask),) = dataset.read_healthy_brains([(tmp_path / 'healthy.nii.gz', tmp_path / 'tissue_seg.nii.gz')])
+    ((_, wm_mask, _),) = dataset.read_healthy_brains([(tmp_path / 'healthy.nii.gz', tmp_path / 'tissue_seg.nii.gz')])
     assert wm_mask.sum() == phantom.wm_mask.sum()
     voxels = np.argwhere(wm_mask)
     assert voxels.min(axis=0).tolist() == [12, 10, 12]  # along Y the volume ends earlier
@@ -194,28 +197,28 @@ def test_conditions_are_made_of_the_padded_crop_then_cut(brain, shapes, rng, mon
 
 
 def test_case_without_a_place_for_a_lesion_is_none(brain, rng):
-    image, _ = brain
+    image = brain.image
     nowhere = np.zeros(image.shape, dtype=bool)
-    assert dataset.draw_case(image, nowhere, [], replace(PLAN, ellipsoid_share=1), Form(), rng) is None
+    assert dataset.draw_fill_case(Brain(image, nowhere), [], replace(PLAN, ellipsoid_share=1), Form(), rng) is None
 
 
 def test_case_without_healthy_white_matter_left_is_none(brain, rng):
-    image, _ = brain
+    image = brain.image
     wm_mask = np.zeros(image.shape, dtype=bool)
     wm_mask[18:21, 16:19, 14:16] = True  # 18 voxels
     plan = replace(PLAN, ellipsoid_share=0)
-    assert dataset.draw_case(image, wm_mask, [np.ones((9, 9, 9), bool)], plan, Form(), rng) is None
+    assert dataset.draw_fill_case(Brain(image, wm_mask), [np.ones((9, 9, 9), bool)], plan, Form(), rng) is None
 
 
 def test_case_with_fewer_than_4_lesion_voxels_in_the_crop_is_none(brain, rng):
-    image, _ = brain
+    image = brain.image
     wm_mask = np.zeros(image.shape, dtype=bool)
     wm_mask[2:8, 15:17, 14:16] = True  # in the padding
     wm_mask[8, 15, 14:17] = True  # three voxels of the core
     wm_mask[36:39, 15:18, 14:17] = True  # healthy white matter in the padding of the other side
     plan = replace(PLAN, ellipsoid_share=0, max_lesions=1)
     for _ in range(20):
-        assert dataset.draw_case(image, wm_mask, [np.ones((9, 5, 5), bool)], plan, Form(), rng) is None
+        assert dataset.draw_fill_case(Brain(image, wm_mask), [np.ones((9, 5, 5), bool)], plan, Form(), rng) is None
 
 
 # The numbered set
@@ -278,7 +281,7 @@ def test_target_is_healthy_even_where_a_rim_is_seen(brain, shapes):
 
 def test_crops_have_the_planned_size_and_padding(cases, rng):
     for _ in range(10):
-        image, wm_mask = cases.draw_crop(rng)
+        image, wm_mask, _ = cases.draw_crop(rng)
         assert image.shape == wm_mask.shape == (32, 32, 20)
         assert image.flags.c_contiguous
         assert wm_mask.any()
@@ -287,17 +290,17 @@ def test_crops_have_the_planned_size_and_padding(cases, rng):
 def test_crop_keeps_image_and_white_matter_together(brain, rng):
     wm_mask = brain[1]
     plan = replace(PLAN, intensity_augmentation=False)
-    cases = TrainingCases([(wm_mask.astype(np.float32), wm_mask)], [], plan, Form(), 0, 1)
+    cases = TrainingCases([Brain(wm_mask.astype(np.float32), wm_mask)], [], plan, Form(), 0, 1)
     for _ in range(20):
-        image, crop = cases.draw_crop(rng)
+        image, crop, _ = cases.draw_crop(rng)
         assert np.array_equal(image, crop.astype(np.float32))
 
 
 def test_crop_keeps_axial_slices_axial_and_upright(brain, rng):
     height = np.broadcast_to(np.arange(30, dtype=np.float32), brain[0].shape)
-    cases = TrainingCases([(height, brain[1])], [], replace(PLAN, intensity_augmentation=False), Form(), 0, 1)
+    cases = TrainingCases([Brain(height, brain[1])], [], replace(PLAN, intensity_augmentation=False), Form(), 0, 1)
     for _ in range(20):
-        image, _ = cases.draw_crop(rng)
+        image, *_ = cases.draw_crop(rng)
         assert (np.ptp(image, axis=(0, 1)) == 0).all()
         assert (np.diff(image[0, 0]) == 1).all()
 
@@ -306,15 +309,191 @@ def test_crops_come_in_8_orientations(rng):
     image = np.zeros((32, 32, 20), dtype=np.float32)
     image[3, 5, :] = 1
     everywhere = np.ones(image.shape, dtype=bool)
-    cases = TrainingCases([(image, everywhere)], [], replace(PLAN, intensity_augmentation=False), Form(), 0, 1)
+    cases = TrainingCases([Brain(image, everywhere)], [], replace(PLAN, intensity_augmentation=False), Form(), 0, 1)
     seen = {tuple(np.argwhere(cases.draw_crop(rng)[0][..., 0])[0]) for _ in range(150)}
     assert seen == {(3, 5), (5, 3), (28, 5), (5, 28), (3, 26), (26, 3), (28, 26), (26, 28)}
 
 
 def test_crops_come_from_all_brains(brain, rng):
-    flat = [(np.full_like(brain[0], value), brain[1]) for value in (1, 2, 3)]
+    flat = [Brain(np.full_like(brain[0], value), brain[1]) for value in (1, 2, 3)]
     cases = TrainingCases(flat, [], replace(PLAN, intensity_augmentation=False), Form(), 0, 1)
     assert {cases.draw_crop(rng)[0].max() for _ in range(30)} == {1, 2, 3}
+
+
+def test_axes_are_permuted_if_the_plan_says_so(rng):
+    shape = (30, 32, 34)
+    everywhere = np.ones(shape, dtype=bool)
+    ramps = np.indices(shape).astype(np.float32)  # of every axis the voxel's own coordinate
+    for augmented in (False, True):
+        plan = replace(PLAN, intensity_augmentation=False, axis_augmentation=augmented)
+        seen = set()
+        for original_axis, ramp in enumerate(ramps):
+            cases = TrainingCases([Brain(ramp, everywhere)], [], plan, Form(), 0, 1)
+            for _ in range(40):
+                image, *_ = cases.draw_crop(rng)
+                assert image.shape == (32, 32, 20)
+                inside = image[tuple(slice(n // 2 - 4, n // 2 + 4) for n in image.shape)]  # not the padding
+                (axis,) = [axis for axis in range(3) if np.diff(inside, axis=axis).any()]
+                seen.add((original_axis, axis))
+        all_axes = {(i, j) for i in range(3) for j in range(3)}
+        assert seen == (all_axes if augmented else {(0, 0), (0, 1), (1, 0), (1, 1), (2, 2)})
+
+
+def test_image_white_matter_and_lesions_keep_together_when_axes_are_permuted(phantom, rng):
+    image = phantom.wm_mask + 2 * phantom.lesion_mask.astype(np.float32)
+    plan = replace(PLAN, intensity_augmentation=False, axis_augmentation=True)
+    cases = TrainingCases([Brain(image, phantom.wm_mask, phantom.lesion_mask)], [], plan, Form(), 0, 1)
+    for _ in range(20):
+        crop, wm_mask, lesion_mask = cases.draw_crop(rng)
+        assert np.array_equal(np.maximum(crop, 0), wm_mask + 2 * lesion_mask)  # -1 is the padding
+        assert lesion_mask.any()
+
+
+def test_crops_that_are_not_square_keep_one_shape_and_make_half_turns(rng):
+    image = np.zeros((32, 28, 20), dtype=np.float32)
+    image[3, 5, :] = 1
+    everywhere = np.ones(image.shape, dtype=bool)
+    plan = replace(PLAN, crop=(16, 12, 4), intensity_augmentation=False)
+    cases = TrainingCases([Brain(image, everywhere)], [], plan, Form(), 0, 1)
+    seen = set()
+    for _ in range(80):
+        crop, *_ = cases.draw_crop(rng)
+        assert crop.shape == (32, 28, 20)
+        seen.add(tuple(np.argwhere(crop[..., 0])[0].tolist()))
+    assert seen == {(3, 5), (28, 5), (3, 22), (28, 22)}
+
+
+def test_cases_that_are_not_square_are_one_batch(brain, shapes):
+    cases = TrainingCases([brain], shapes, replace(PLAN, crop=(16, 12, 4)), Form(), seed=3, n_cases=8)
+    assert {tuple(array.shape for array in cases[i]) for i in range(8)} == {
+        ((1, 4, 16, 12), (3, 4, 16, 12), (1, 4, 16, 12))
+    }
+
+
+def test_lesions_that_fit_nowhere_end_in_an_error(brain):
+    specks = [np.ones((1, 1, 1), dtype=bool)]
+    cases = TrainingCases([brain], specks, replace(PLAN, ellipsoid_share=0.0), Form(), seed=3, n_cases=1)
+    with pytest.raises(ValueError, match=r'no lesion found a place in 200 crops of \(16, 16, 4\) voxels'):
+        cases[0]
+
+
+# Patients: synthesis
+
+
+@pytest.fixture
+def patient(phantom):
+    """Four lesions: the phantom's two, one that touches another at a corner only, a third far away."""
+    lesion_mask = phantom.lesion_mask.copy()
+    lesion_mask[17:20, 24:27, 14:17] = True
+    lesion_mask[20:22, 27:29, 17:19] = True
+    lesion_mask[24:27, 21:24, 19:22] = True
+    image = np.where(lesion_mask, phantom.normalised_healthy + 0.4, phantom.normalised_healthy).astype(np.float32)
+    return Brain(image, phantom.wm_mask & ~lesion_mask, lesion_mask)
+
+
+CORE = (slice(8, -8),) * 3
+
+
+@pytest.mark.parametrize('kind', ['plain', 'prior', 'residual', 'unconditional'])
+def test_synthesis_case_has_whole_lesions_to_paint_and_shows_the_others(patient, rng, kind):
+    form = Form(kind=kind, inside_mask_only=kind != 'unconditional')
+    labels, n_lesions = ndimage.label(patient.lesion_mask, structure=np.ones((3, 3, 3)))
+    assert n_lesions == 4
+    chosen = []
+    for _ in range(30):
+        case = dataset.draw_synthesis_case(patient, PLAN, form, rng)
+        lesion_mask = case['lesion_mask']
+        assert np.array_equal(case['image'], patient.image[CORE])  # with all its lesions
+        assert np.array_equal(case['seen'], case['image'])
+        mine = [i for i in range(1, n_lesions + 1) if lesion_mask[labels[CORE] == i].any()]
+        assert mine
+        assert np.array_equal(lesion_mask, np.isin(labels[CORE], mine))  # whole, and nothing else
+        others = patient.lesion_mask[CORE] & ~lesion_mask
+        if kind != 'unconditional':
+            voided = case['channels'][0]
+            assert np.array_equal(voided[others], case['image'][others])
+            assert not voided[lesion_mask].any()
+            assert np.array_equal(case['channels'][1], lesion_mask)
+        assert len(case['channels']) == form.n_channels - 1
+        chosen.append(tuple(mine))
+    assert {len(mine) for mine in chosen} == {1, 2, 3, 4}
+    assert {i for mine in chosen for i in mine} == {1, 2, 3, 4}
+
+
+def test_what_synthesis_sees_does_not_depend_on_the_lesions_to_paint(patient):
+    hidden = patient._replace(image=np.where(patient.lesion_mask, 7, patient.image).astype(np.float32))
+    for seed in range(5):
+        one, other = (
+            dataset.draw_synthesis_case(brain, PLAN, Form(kind='plain'), np.random.default_rng(seed))
+            for brain in (patient, hidden)
+        )
+        others = patient.lesion_mask[CORE] & ~one['lesion_mask']
+        assert np.array_equal(one['channels'][0][~others], other['channels'][0][~others])
+        assert (other['channels'][0][others] == 1.5).all()  # those that are known are to be seen
+
+
+def test_synthesis_items_are_slabs_of_crops_around_lesions(patient):
+    form = Form(kind='plain', inside_mask_only=False)
+    cases = TrainingCases([patient], [], replace(PLAN, intensity_augmentation=False), form, seed=3, n_cases=20)
+    again = TrainingCases([patient], [], replace(PLAN, intensity_augmentation=False), form, seed=3, n_cases=20)
+    for i in range(10):
+        target, channels, mask = cases[i]
+        assert (target.shape, channels.shape, mask.shape) == ((1, 4, 16, 16), (2, 4, 16, 16), (1, 4, 16, 16))
+        assert mask.sum() >= 4
+        assert target[mask == 1].mean() == pytest.approx(0.9, abs=0.05)  # the lesions are what is to be learnt
+        assert np.array_equal(channels[:1][mask == 0], np.clip(target, -1, 1.5)[mask == 0])
+        assert equal(cases[i], again[i])
+
+
+def test_synthesis_without_a_lesion_large_enough_ends_in_an_error(patient, monkeypatch):
+    speck = np.zeros_like(patient.lesion_mask)
+    speck[20, 18, 15] = True
+    monkeypatch.setattr(dataset, 'MAX_TRIES', 5)
+    cases = TrainingCases([patient._replace(lesion_mask=speck)], [], PLAN, Form(), seed=3, n_cases=1)
+    with pytest.raises(ValueError, match='no lesion found a place in 5 crops'):
+        cases[0]
+    nothing = patient._replace(lesion_mask=np.zeros_like(speck))
+    assert dataset.draw_synthesis_case(nothing, PLAN, Form(), np.random.default_rng(0)) is None
+
+
+def test_validation_cases_of_patients_are_synth(patient):
+    plan = replace(PLAN, rim_share=1.0, max_dilation=2)
+    cases = dataset.validation_cases([patient], [], plan, Form(kind='plain'), n_cases=4, seed=5)
+    assert [case['kind'] for case in cases] == ['synth'] * 4
+    for case in cases:
+        assert np.array_equal(case['seen'], case['image'])
+        assert np.isin(case['image'], patient.image).all()  # not augmented
+        assert case['image'][case['lesion_mask']].min() > 0.7
+
+
+@pytest.fixture
+def patient_files(make_phantom, tmp_path):
+    """A patient on 1 mm: T1w with dark lesions, FLAIR with bright ones and white matter of other units."""
+    phantom = make_phantom(affine=np.eye(4))
+    flair = np.where(phantom.lesion_mask, phantom.healthy + 250, phantom.healthy) / 4
+    for name, image in (('t1w', phantom.t1w), ('flair', flair), ('mask', phantom.lesion_mask)):
+        nib.save(phantom.img(image), tmp_path / f'{name}.nii.gz')
+    return phantom, [str(tmp_path / f'{name}.nii.gz') for name in ('flair', 't1w', 'mask')]
+
+
+def test_patients_are_normalised_by_their_white_matter_and_keep_their_lesions(patient_files):
+    phantom, (flair, t1w, mask) = patient_files
+    on_flair, on_t1w = dataset.read_patients([(flair, t1w, mask), (t1w, t1w, mask)])
+    for brain in (on_flair, on_t1w):
+        assert brain.image.shape == brain.wm_mask.shape == brain.lesion_mask.shape
+        assert brain.lesion_mask.sum() == phantom.lesion_mask.sum()
+        assert not (brain.lesion_mask & brain.wm_mask).any()
+        assert np.median(brain.image[brain.wm_mask]) == pytest.approx(0.5, abs=1e-3)
+        assert brain.image[0, 0, 0] == -1
+    assert np.array_equal(on_flair.wm_mask, on_t1w.wm_mask)
+    assert on_flair.image[on_flair.lesion_mask].mean() > 0.8
+    assert on_t1w.image[on_t1w.lesion_mask].mean() < 0.2
+
+
+def test_patients_without_lesions_are_left_out(patient_files, tmp_path):
+    phantom, (flair, t1w, mask) = patient_files
+    nib.save(phantom.img(np.zeros_like(phantom.lesion_mask)), tmp_path / 'empty.nii.gz')
+    assert len(dataset.read_patients([(flair, t1w, str(tmp_path / 'empty.nii.gz')), (flair, t1w, mask)])) == 1
 
 
 # Validation
@@ -346,13 +525,39 @@ def test_more_validation_cases_begin_with_the_same(brain, shapes):
 
 
 def test_validation_cases_hold_real_shapes_whatever_the_plan(brain):
-    # Bars 5 x 5 x 5 grow to 7 or 9; an ellipsoid of the plan's share 1 would rarely fill its box.
+    # An ellipsoid of the plan's share 1 would rarely fill its box.
     bar = np.ones((5, 5, 5), dtype=bool)
     everywhere = np.ones_like(brain[1])
     plan = replace(PLAN, ellipsoid_share=1.0, max_lesions=1, crop=(16, 16, 8))
-    for case in dataset.validation_cases([(brain[0], everywhere)], [bar], plan, Form(), 6, seed=5)[::2]:
+    for case in dataset.validation_cases([Brain(brain[0], everywhere)], [bar], plan, Form(), 6, seed=5)[::2]:
         box = ndimage.find_objects(case['lesion_mask'].astype(np.uint8))[0]
         assert case['lesion_mask'][box].all()
+        assert max(case['lesion_mask'][box].shape) <= 5  # as it is: not grown by the plan's dilation
+
+
+def test_clean_validation_cases_have_an_exact_mask_and_rim_cases_a_painted_lesion(brain):
+    # The bar lies somewhere in a white matter that is everywhere.
+    bar, everywhere = np.ones((5, 5, 5), dtype=bool), np.ones_like(brain.wm_mask)
+    plan = replace(PLAN, crop=(16, 16, 8), max_lesions=1, max_dilation=2, rim_share=0.5)
+    cases = dataset.validation_cases([Brain(brain.image, everywhere)], [bar], plan, Form(), 12, seed=5)
+    assert [case['kind'] for case in cases] == ['clean', 'rim'] * 6
+    rims = []
+    for case in cases:
+        darker = case['image'] - case['seen']
+        if case['kind'] == 'clean':
+            assert not darker.any()
+            assert np.array_equal(case['base'][~case['lesion_mask']], case['image'][~case['lesion_mask']])
+        else:
+            assert darker.min() >= 0
+            assert darker[case['lesion_mask']].min() > 0
+            rims.append(darker[~case['lesion_mask']].max())
+    assert np.mean(np.array(rims) > 0.02) > 0.8  # the mask misses some of the lesion
+
+
+def test_validation_cases_that_find_no_place_end_in_an_error(brain, monkeypatch):
+    monkeypatch.setattr(dataset, 'MAX_TRIES', 3)
+    with pytest.raises(ValueError, match='0 of 2 validation cases'):
+        dataset.validation_cases([brain], [np.ones((1, 1, 1), bool)], PLAN, Form(), 2, seed=5)
 
 
 def test_crop_larger_than_the_brain_is_padded_with_background(rng):
@@ -360,8 +565,8 @@ def test_crop_larger_than_the_brain_is_padded_with_background(rng):
     wm_mask[6:-6, 6:-6, 6:-6] = True
     image = np.zeros(wm_mask.shape, dtype=np.float32)
     plan = dataset.CasePlan(crop=(24, 24, 8), intensity_augmentation=False)
-    cases = dataset.TrainingCases([(image, wm_mask)], [], plan, inpaint.Form(), 0, 1)
-    crop, white = cases.draw_crop(rng)
+    cases = dataset.TrainingCases([Brain(image, wm_mask)], [], plan, inpaint.Form(), 0, 1)
+    crop, white, _ = cases.draw_crop(rng)
     assert crop.shape == white.shape == (40, 40, 24)
     assert (crop == -1).sum() == crop.size - image.size
     assert white.sum() == wm_mask.sum()

@@ -120,6 +120,95 @@ def test_own_output_in_derivatives_is_not_searched(tmp_path, img):
     assert list(layout.find_derivatives(root)) == ['lesions']
 
 
+# Training data
+
+
+def flair_path(subject, session=None):
+    return t1w_path(subject, session).replace('T1w', 'FLAIR')
+
+
+def relative(found, root):
+    return [(label, *(str(path).removeprefix(f'{root}/') for path in paths)) for label, *paths in found]
+
+
+def test_patients_have_image_t1w_and_lesion_mask(tmp_path, img):
+    images = {path('02'): img for path in (t1w_path, flair_path, mask_path)}
+    images |= {path('01', session): img for path in (t1w_path, flair_path, mask_path) for session in '12'}
+    root = write_bids(tmp_path, images)
+    where = [('01', '1'), ('01', '2'), ('02', None)]
+    assert relative(layout.find_patients(root, 'FLAIR'), root) == [
+        (label, flair_path(label, session), t1w_path(label, session), mask_path(label, session))
+        for label, session in where
+    ]
+    assert relative(layout.find_patients(root, 'T1w'), root) == [
+        (label, t1w_path(label, session), t1w_path(label, session), mask_path(label, session))
+        for label, session in where
+    ]
+
+
+def test_patients_who_lack_something_are_left_out(tmp_path, img):
+    images = {path('01'): img for path in (t1w_path, flair_path, mask_path)}
+    images |= {t1w_path('02'): img, flair_path('02'): img}  # no mask
+    images |= {t1w_path('03'): img, mask_path('03'): img}  # no FLAIR
+    images |= {flair_path('04'): img, mask_path('04'): img}  # no T1w
+    images |= {t1w_path('05', '1'): img, flair_path('05', '1'): img, mask_path('05', '2'): img}  # of another session
+    images |= {t1w_path('06'): img, flair_path('06'): img, mask_path('06', name='label-GM_mask'): img}
+    root = write_bids(tmp_path, images)
+    assert [label for label, *_ in layout.find_patients(root, 'FLAIR')] == ['01']
+    assert [label for label, *_ in layout.find_patients(root, 'T1w')] == ['01', '03']
+
+
+def test_lesion_mask_of_a_patient_is_not_taken_for_another_mask(tmp_path, img):
+    masks = {mask_path('01', name=name): img for name in ('desc-brain_mask', 'label-L_mask', 'label-GM_mask')}
+    root = write_bids(tmp_path, {t1w_path('01'): img, flair_path('01'): img} | masks)
+    ((*_, mask_file),) = layout.find_patients(root, 'FLAIR')
+    assert mask_file.endswith('sub-01_label-L_mask.nii.gz')
+
+
+def test_patients_with_two_raters_are_left_out(tmp_path, img):
+    names = ('label-lesion_desc-rater1_mask', 'label-lesion_desc-rater2_mask')
+    images = {path('01'): img for path in (t1w_path, flair_path, mask_path)}
+    images |= {t1w_path('02'): img, flair_path('02'): img} | {mask_path('02', name=name): img for name in names}
+    root = write_bids(tmp_path, images)
+    assert [label for label, *_ in layout.find_patients(root, 'FLAIR')] == ['01']
+
+
+@pytest.mark.parametrize('modality', ['FLAIR', 'T2w'])
+def test_dataset_without_patients_says_what_is_missing(tmp_path, img, modality):
+    root = write_bids(tmp_path, {t1w_path('01'): img, mask_path('01'): img})
+    with pytest.raises(FileNotFoundError, match=f'no {modality} with T1w and lesion mask'):
+        layout.find_patients(root, modality)
+
+
+def test_lesion_masks_are_found_at_any_depth_and_sorted(tmp_path, img):
+    names = (
+        'label-lesion_mask',
+        'label-lesion_desc-rater1_mask',
+        'label-L_mask',
+        'desc-brain_mask',
+        'label-lesion_roi',
+    )
+    images = {mask_path(subject, name=name): img for subject in ('02', '01') for name in names}
+    root = write_bids(tmp_path, images)
+    found = layout.find_lesion_masks(root)
+    assert [path.relative_to(root).as_posix() for path in found] == [
+        mask_path(subject, name=name)
+        for subject in ('01', '02')
+        for name in ('label-lesion_desc-rater1_mask', 'label-lesion_mask')
+    ]
+    assert layout.find_lesion_masks(str(found[0].parent)) == found[:2]
+
+
+@pytest.mark.parametrize('folder', ['.', 'nowhere'])
+def test_folder_without_lesion_masks_is_named(tmp_path, img, folder):
+    root = write_bids(tmp_path, {t1w_path('01'): img, mask_path('01', name='desc-brain_mask'): img})
+    with pytest.raises(FileNotFoundError, match=rf'{root}.*--lesion-masks'):
+        layout.find_lesion_masks(root / folder)
+
+
+# Outputs
+
+
 def test_output_names_follow_bids(tmp_path):
     inputs = layout.Inputs('01', '1', 'sub-01_ses-1_acq-x_run-2_T1w', tmp_path, 'x')
     files = {
