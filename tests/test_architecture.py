@@ -16,12 +16,18 @@ MAY_IMPORT = {
     # stories
     'participant': {'fill', 'layout', 'report', 'weights'},
     'fill': {'inpaint', 'masks', 'preprocess', 'tissues', 'weights'},
-    'train': {'dataset', 'diffusion', 'inpaint', 'layout', 'metrics', 'unet'},
+    'train': {'dataset', 'diffusion', 'inpaint', 'layout', 'lpips', 'metrics', 'unet', 'weights'},
+    'evaluate': {
+        *('baselines', 'dataset', 'evaluation_cases', 'evaluation_page', 'inpaint', 'layout', 'lpips', 'metrics'),
+        'weights',
+    },
     # edge
     'layout': set(),
     'report': set(),
+    'evaluation_page': set(),
+    'lpips': set(),
     'weights': {'inpaint', 'unet'},
-    'dataset': {'inpaint', 'masks', 'preprocess', 'synthesis'},
+    'dataset': {'inpaint', 'masks', 'preprocess', 'synthesis', 'tissues'},
     # pure
     'inpaint': {'baselines', 'diffusion', 'masks'},
     'tissues': {'masks'},
@@ -30,10 +36,22 @@ MAY_IMPORT = {
     'masks': set(),
     'metrics': set(),
     'preprocess': set(),
-    'synthesis': set(),
+    'evaluation_cases': {'masks', 'synthesis', 'tissues'},
+    'synthesis': {'masks'},
     'unet': set(),
 }
-PURE = ['inpaint', 'tissues', 'baselines', 'diffusion', 'masks', 'metrics', 'preprocess', 'synthesis', 'unet']
+PURE = [
+    'inpaint',
+    'evaluation_cases',
+    'tissues',
+    'baselines',
+    'diffusion',
+    'masks',
+    'metrics',
+    'preprocess',
+    'synthesis',
+    'unet',
+]
 EFFECTS = {
     'os',
     'sys',
