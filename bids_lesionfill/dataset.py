@@ -36,14 +36,14 @@ class Brain(NamedTuple):
 
 
 def read_tissues(t1w_file, dseg_file):
-    """A normalised T1w and its tissue segmentation on the working grid: (X, Y, Z) float32 and int arrays, affine."""
+    """A normalised T1w and its tissue segmentation on the working grid: (X, Y, Z) float32 and uint8 arrays."""
     t1w_img, dseg_img = preprocess.conform(nib.load(t1w_file)), nib.load(dseg_file)
     tissue_seg = np.zeros(t1w_img.shape, dtype=np.uint8)
     for label in (tissues.CSF, tissues.GREY_MATTER, tissues.WHITE_MATTER):
         tissue_seg[preprocess.conform_mask(dseg_img, t1w_img, label=label)] = label
     t1w = t1w_img.get_fdata(dtype=np.float32)
     scaling = preprocess.white_matter_scaling(t1w, tissue_seg == tissues.WHITE_MATTER)
-    return scaling.apply(t1w), tissue_seg, t1w_img.affine
+    return scaling.apply(t1w), tissue_seg
 
 
 def read_healthy_brains(images):
@@ -55,7 +55,7 @@ def read_healthy_brains(images):
     """
     brains = []
     for t1w_file, dseg_file in images:
-        image, tissue_seg, _ = read_tissues(t1w_file, dseg_file)
+        image, tissue_seg = read_tissues(t1w_file, dseg_file)
         wm_mask = tissue_seg == tissues.WHITE_MATTER
         brains.append(Brain(*crop_to(wm_mask, image, wm_mask)))
     return brains

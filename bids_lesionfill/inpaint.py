@@ -13,7 +13,6 @@ from scipy import ndimage
 
 from . import baselines, diffusion, masks
 
-
 CLIP = 2.0  # what is brighter than twice the white matter is no tissue: the bound of a sampled image
 
 

@@ -307,7 +307,7 @@ def save_atomically(state, path):
 
 def save_model(network, plan, model_dir, dtype=torch.float16):
     """Write a model folder: weights as safetensors in half precision, scheduler, plan; the plan last."""
-    half = plan.build_unet().to(dtype)
+    half = torch.nn.Module.to(plan.build_unet(), dtype)  # that of diffusers warns of layers that this network lacks
     half.load_state_dict(network.state_dict())
     half.save_pretrained(model_dir / 'unet')
     plan.build_scheduler().save_pretrained(model_dir / 'scheduler')

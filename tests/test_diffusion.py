@@ -587,12 +587,11 @@ def test_prediction_is_split_into_image_and_noise(image, noise, prediction_type)
 @pytest.mark.parametrize('sampler', ['ddim', 'repaint'])
 def test_sampling_cannot_start_before_its_first_step(sampler):
     scheduler, image = diffusion.build_scheduler(), torch.zeros(1, 1, 2, 4, 4)
+    sample, rest = diffusion.sample_ddim, ()
+    if sampler == 'repaint':
+        sample, rest = diffusion.sample_repaint, (image > 0, torch.Generator())
     with pytest.raises(ValueError, match='start_step is 7, expected 0 to 5'):
-        if sampler == 'ddim':
-            diffusion.sample_ddim(lambda x, t: x, image, scheduler, 5, image, start_step=7)
-        else:
-            generator = torch.Generator().manual_seed(0)
-            diffusion.sample_repaint(lambda x, t: x, image, scheduler, 5, image, image > 0, generator, start_step=7)
+        sample(lambda x, t: x, image, scheduler, 5, image, *rest, start_step=7)
 
 
 @pytest.mark.parametrize('sampler', ['ddim', 'repaint'])
