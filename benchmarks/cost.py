@@ -18,7 +18,7 @@ SLAB = """
 import time, torch
 from bids_lesionfill import train
 with torch.no_grad():
-    network = train.PLANS['thesis-mixture'].build_unet().eval()
+    network = train.PLANS['thesis-3d-mixture'].build_unet().eval()
     slab = torch.zeros(1, 3, 16, 256, 256)
     started = time.monotonic()
     network(slab, torch.tensor([999]))

@@ -29,8 +29,6 @@ THESIS = {
 }
 OURS = {
     'small-plain': 'plain: v-prediction, loss in the mask',
-    'small-plain-rims': 'plain, rim-robust training',
-    'small-prior-rims': 'plain with prior channel, rims',
     'small-residual': 'residual on biharmonic, no rims',
     'small-residual-rims-biharmonic': 'residual on biharmonic, rims',
     'small-residual-rims-membrane': 'residual on membrane, rims',

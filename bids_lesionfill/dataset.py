@@ -20,10 +20,12 @@ class CasePlan:
 
     crop: tuple = (24, 24, 12)  # voxels
     ellipsoid_share: float = 0.5  # 0: real lesion shapes (thesis: lesions), 1: circles, 0.5: mixture
+    ellipsoid_radii_voxels: tuple = (1.5, 8.0)
     max_lesions: int = 3
     rim_share: float = 0.5  # share of crops with a lesion painted in, whose soft rim the mask misses
     max_dilation: int = 2  # the mask is grown by 0 to so many voxels, within white matter
     intensity_augmentation: bool = True  # contrast, blur, noise, bias: other scanners
+    orientation_augmentation: bool = True  # flips, and quarter turns about the long axis of the body
     axis_augmentation: bool = False  # slices of any axis; the thesis tried it and dropped it (3.3)
 
 
@@ -123,7 +125,9 @@ def draw_fill_case(brain, lesions, plan, form, rng):
     `channels`; or None if no lesion found a place.
     """
     image, wm_mask = brain.image, brain.wm_mask
-    lesion_mask = masks.sample_training_mask(wm_mask, lesions, rng, plan.ellipsoid_share, plan.max_lesions)
+    lesion_mask = masks.sample_training_mask(
+        wm_mask, lesions, rng, plan.ellipsoid_share, plan.max_lesions, radii_voxels=plan.ellipsoid_radii_voxels
+    )
     seen = image
     if rng.random() < plan.rim_share:
         seen, alpha = synthesis.paint_lesion(
@@ -205,9 +209,12 @@ class TrainingCases(Dataset):
         start = centres[rng.integers(len(centres))] - size // 2
         start = np.clip(start, 0, np.array(arrays[0].shape) - size)
         box = tuple(slice(s, s + n) for s, n in zip(start, size))
-        quarter_turns = int(rng.integers(4)) * (1 if size[0] == size[1] else 2)
-        flip = slice(None, None, -1 if rng.random() < 0.5 else 1)
-        image, *rest = (np.ascontiguousarray(np.rot90(array[box], quarter_turns)[flip]) for array in arrays)
+        arrays = [array[box] for array in arrays]
+        if self.plan.orientation_augmentation:
+            quarter_turns = int(rng.integers(4)) * (1 if size[0] == size[1] else 2)
+            flip = slice(None, None, -1 if rng.random() < 0.5 else 1)
+            arrays = [np.rot90(array, quarter_turns)[flip] for array in arrays]
+        image, *rest = (np.ascontiguousarray(array) for array in arrays)
         if self.plan.intensity_augmentation:
             image = augment_intensity(image, rng)
         return Brain(image, *rest)

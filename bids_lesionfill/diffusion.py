@@ -208,7 +208,8 @@ def sample_repaint(
     jump_length, jump_n_sample : int
         See `repaint_schedule`.
     start_step : int
-        SDEdit: start from the image, noised, with so many steps left; 0 starts from noise.
+        SDEdit: start from the image, noised, with so many steps left; 0 starts from noise. With no more steps than
+        `jump_length` there are no jumps, at any `jump_n_sample`: so it was in the thesis' synthesis.
 
     Returns
     -------
@@ -217,7 +218,9 @@ def sample_repaint(
     check_start(start_step, num_inference_steps)
     timesteps = inference_timesteps(scheduler, num_inference_steps)
     # alphas_cumprod per level: level 0 is the image, level n the time step that the n-th last step starts from.
-    levels_of = torch.cat([torch.ones(1), scheduler.alphas_cumprod[timesteps].flip(0)]).to(noise.device)
+    # (`add_noise` of diffusers leaves alphas_cumprod on the device of what it last noised)
+    alphas_cumprod = scheduler.alphas_cumprod.to(noise.device)[timesteps.to(noise.device)]
+    levels_of = torch.cat([torch.ones(1, device=noise.device), alphas_cumprod.flip(0)])
     n_steps = start_step or num_inference_steps
     known = torch.where(inpaint_mask, 0, image)
 

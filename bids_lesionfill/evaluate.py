@@ -72,6 +72,8 @@ class ModelMethod:
     def load(self, device):
         """Name of the row, whether it is sampled by RePaint, the filler, and where its weights are from."""
         model = weights.load_model(self.name_or_path, device)
+        if model.plan['task'] != 'fill':
+            raise SystemExit(f'model {model.name} is there to {model.plan["task"]}, expected one that fills')
         steps = self.num_inference_steps or model.plan['num_inference_steps']
         repaint = model.form.kind == 'unconditional'
 
@@ -99,7 +101,7 @@ def make_cases(subject, t1w_file, dseg_file, shapes, patient_mask_file, options,
     if 'patient' in options.kinds:
         mask_img = nib.load(patient_mask_file)
         lesion_mask = np.asarray(mask_img.dataobj) > 0
-        moved = evaluation_cases.move_lesions(lesion_mask, mask_img.affine, image)
+        moved = evaluation_cases.move_lesions(lesion_mask, mask_img.affine, tissue_seg > 0)
         rng = np.random.default_rng([options.seed, number, 2])
         cases.append(evaluation_cases.patient_case(subject, image, tissue_seg, moved, rng))
     return cases

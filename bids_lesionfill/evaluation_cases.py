@@ -134,14 +134,19 @@ def paint(image, labels, wm_mask, rng, edge_voxels=EDGE_VOXELS):
 
 
 def tighten(lesion_mask, rng):
-    """A lesion's mask one voxel too tight, or ragged (half of its border is missing): by chance. Never empty."""
-    core = ndimage.binary_erosion(lesion_mask)
-    if rng.random() < 0.5:
-        core |= lesion_mask & (rng.random(lesion_mask.shape) < 0.5)
-    return core if core.any() else lesion_mask
+    """A lesion's mask one voxel too tight, or ragged (half of its border is missing): by chance. Never empty.
+
+    A lesion without a core is ragged always.
+    """
+    tight = ndimage.binary_erosion(lesion_mask)
+    if rng.random() < 0.5 or not tight.any():
+        tight |= lesion_mask & (rng.random(lesion_mask.shape) < 0.5)
+    if not tight.any() and lesion_mask.any():
+        tight.flat[rng.choice(np.flatnonzero(lesion_mask))] = True
+    return tight
 
 
-def move_lesions(lesion_mask, affine, image):
+def move_lesions(lesion_mask, affine, brain_mask):
     """Lesions of a patient at the proportional place in another brain, whose bounding boxes are laid over each other.
 
     Parameters
@@ -150,23 +155,22 @@ def move_lesions(lesion_mask, affine, image):
         In the space of the Ljubljana database.
     affine : (4, 4) array
         Of the mask.
-    image : (X, Y, Z) float array
-        Normalised and skull-stripped (background -1), RAS, 1 mm.
+    brain_mask : (X, Y, Z) bool array
+        Of the other brain, RAS, 1 mm.
 
     Returns
     -------
-    bool array on the image's grid
+    bool array on that brain's grid
     """
-    brain = ndimage.binary_opening(image > -0.9, iterations=2)
-    voxels = np.argwhere(brain)
+    voxels = np.argwhere(ndimage.binary_opening(brain_mask, iterations=2))
     low, high = LESION_MASKS_BRAIN_BOX_MM
     scale = (np.array(high) - low) / (voxels.max(axis=0) - voxels.min(axis=0))
-    # From the image's voxels to the database's millimetres, to the mask's voxels. The image's axes are RAS.
+    # From the brain's voxels to the database's millimetres, to the mask's voxels.
     to_mm = np.diag([*scale, 1.0])
     to_mm[:3, 3] = low - scale * voxels.min(axis=0)
     to_mask = np.linalg.inv(affine) @ to_mm
     share = ndimage.affine_transform(
-        lesion_mask.astype(np.float32), to_mask[:3, :3], to_mask[:3, 3], output_shape=image.shape, order=1
+        lesion_mask.astype(np.float32), to_mask[:3, :3], to_mask[:3, 3], output_shape=brain_mask.shape, order=1
     )
     return share >= 0.5
 

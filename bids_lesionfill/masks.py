@@ -78,9 +78,9 @@ def random_orientation(lesion, rng):
     return lesion[tuple(slice(None, None, int(rng.choice((-1, 1)))) for _ in range(3))]
 
 
-def random_ellipsoid(rng, min_radius_voxels=1.5, max_radius_voxels=8.0):
+def random_ellipsoid(rng, radii_voxels=(1.5, 8.0)):
     """A filled ellipsoid with random radii: the 3D form of the thesis' random circles (3.3, *Mask Generation*)."""
-    radii = np.exp(rng.uniform(np.log(min_radius_voxels), np.log(max_radius_voxels))) * rng.uniform(0.6, 1.4, 3)
+    radii = np.exp(rng.uniform(*np.log(radii_voxels))) * rng.uniform(0.6, 1.4, 3)
     half = np.ceil(radii).astype(int)
     x, y, z = np.ogrid[tuple(slice(-h, h + 1) for h in half)]
     return (x / radii[0]) ** 2 + (y / radii[1]) ** 2 + (z / radii[2]) ** 2 <= 1
@@ -96,7 +96,9 @@ def place(lesion, centre, shape):
     return mask
 
 
-def sample_training_mask(wm_mask, lesions, rng, ellipsoid_share=0.5, max_lesions=3, min_voxels=6, tries=20):
+def sample_training_mask(
+    wm_mask, lesions, rng, ellipsoid_share=0.5, max_lesions=3, min_voxels=6, tries=20, radii_voxels=(1.5, 8.0)
+):
     """Draw lesions at random places of the white matter (the thesis' *mixture*, without registration).
 
     Parameters
@@ -112,6 +114,8 @@ def sample_training_mask(wm_mask, lesions, rng, ellipsoid_share=0.5, max_lesions
         Between 1 and this many lesions are placed.
     min_voxels : int
         Fewer voxels inside white matter do not count, and another place is tried, `tries` times.
+    radii_voxels : (smallest, largest)
+        Of the ellipsoids.
 
     Returns
     -------
@@ -126,7 +130,7 @@ def sample_training_mask(wm_mask, lesions, rng, ellipsoid_share=0.5, max_lesions
     ellipsoids = rng.random() < ellipsoid_share
     wanted = rng.integers(1, max_lesions + 1)
     for _ in range(tries if len(centres) else 0):
-        lesion = random_ellipsoid(rng) if ellipsoids else lesions[rng.integers(len(lesions))]
+        lesion = random_ellipsoid(rng, radii_voxels) if ellipsoids else lesions[rng.integers(len(lesions))]
         lesion = place(random_orientation(lesion, rng), centres[rng.integers(len(centres))], wm_mask.shape) & wm_mask
         if lesion.sum() >= min_voxels:
             mask |= lesion

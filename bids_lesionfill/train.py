@@ -13,13 +13,16 @@ import json
 import logging
 import math
 import os
+import shutil
 import time
 from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import gather_object
 from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
@@ -61,23 +64,36 @@ class Plan:
     n_validation_cases: int = 64
     seed: int = 0
 
+    def __post_init__(self):
+        if self.task not in ('fill', 'synth'):
+            raise ValueError(f"task is {self.task!r}, expected 'fill' or 'synth'")
+        if self.min_snr_gamma is not None and self.prediction_type == 'v_prediction' and self.share_at_end:
+            raise ValueError(
+                'min_snr_gamma with v_prediction gives the last time step no weight: set share_at_end to 0'
+            )
+
     @classmethod
     def from_json(cls, text):
-        """Inverse of `to_json`; what is not said has its default.
+        """Inverse of `to_json`; what is not said is that of the plan named by `from`, or has its default.
 
         Raises
         ------
         ValueError
             Names what is not part of a plan.
         """
-        values = {'form': {}, 'cases': {}} | json.loads(text)
+        values = json.loads(text)
+        start = values.pop('from', None)
+        if start is not None and start not in PLANS:
+            raise ValueError(f'a plan starts from {start!r}, expected one of {sorted(PLANS)}')
+        start = asdict(PLANS[start]) if start is not None else {'form': {}, 'cases': {}}
+        parts = {name: start[name] | values.get(name, {}) for name in ('form', 'cases')}
+        values = start | values | parts
         for names, known in ((values, cls), (values['form'], inpaint.Form), (values['cases'], dataset.CasePlan)):
             unknown = set(names) - set(known.__dataclass_fields__)
             if unknown:
                 raise ValueError(f'a plan has no {sorted(unknown)}; expected {sorted(known.__dataclass_fields__)}')
-        cases = dataset.CasePlan(**values['cases'])
-        cases = replace(cases, crop=tuple(cases.crop))
-        return cls(**(values | {'form': inpaint.Form(**values['form']), 'cases': cases}))
+        cases = {name: tuple(v) if isinstance(v, list) else v for name, v in values['cases'].items()}
+        return cls(**(values | {'form': inpaint.Form(**values['form']), 'cases': dataset.CasePlan(**cases)}))
 
     def to_json(self):
         """Indented JSON."""
@@ -103,7 +119,14 @@ THESIS = Plan(
     size='thesis',
     prediction_type='epsilon',
     form=inpaint.Form(kind='plain', inside_mask_only=False),
-    cases=dataset.CasePlan(crop=(256, 256, 16), rim_share=0.0, max_dilation=0, intensity_augmentation=False),
+    cases=dataset.CasePlan(
+        crop=(256, 256, 16),
+        ellipsoid_radii_voxels=(3.0, 50.0),
+        rim_share=0.0,
+        max_dilation=0,
+        intensity_augmentation=False,
+        orientation_augmentation=False,
+    ),
     share_at_end=0.0,
     batch_size=1,
     learning_rate=1e-4,
@@ -113,6 +136,7 @@ THESIS = Plan(
     mixed_precision='fp16',
     num_inference_steps=50,
     validate_every=1000,
+    n_validation_cases=8,  # 50 passes each, on 16 whole slices
 )
 COMPACT = Plan(name='fill-T1w')
 MASKS = {'lesions': 0.0, 'circles': 1.0, 'mixture': 0.5}  # share of circles
@@ -151,7 +175,9 @@ def small_plans():
         'validate_every': 1_000_000,
         'n_validation_cases': 8,
     }
-    thesis = replace(THESIS, **common, cases=replace(THESIS.cases, crop=COMPACT.cases.crop))
+    small_cases = {name: getattr(COMPACT.cases, name) for name in ('crop', 'ellipsoid_radii_voxels')}
+    cases = replace(THESIS.cases, **small_cases, orientation_augmentation=True)
+    thesis = replace(THESIS, **common, cases=cases)
     clean, rims = replace(COMPACT.cases, rim_share=0.0, max_dilation=1), COMPACT.cases
     plain = replace(COMPACT, **common, form=inpaint.Form(kind='plain'), share_at_end=0.25, num_inference_steps=50)
     residual = replace(COMPACT, **common)
@@ -243,60 +269,72 @@ def sampler_of(plan, scheduler, case=None, generator=None, device='cpu'):
 
 
 @torch.no_grad()
-def validate(network, cases, scheduler, plan, perceptual_distance=None):
+def validate(network, cases, scheduler, plan, perceptual_distance=None, accelerator=None):
     """Table 3.3 on a list of cases (see `dataset.validation_cases`): losses per time step; and by kind of case
 
     - `<kind>/model_mse` and so on: M1 inside the mask of the pasted result, and `base_mse` of its classical base;
     - `<kind>/out_mse`, `<kind>/whole_mse`: of the network's own output, where nothing is pasted;
-    - `<kind>/lpips`: of whole slices, if `perceptual_distance` (`lpips.Lpips`) is given.
-    """
-    generator = torch.Generator().manual_seed(plan.seed)
-    device = next(network.parameters()).device
-    num_train_timesteps = scheduler.config.num_train_timesteps
-    scores, losses, loss_timesteps = {}, [], []
-    for case in cases:
-        channels = torch.from_numpy(inpaint.to_slab(case['channels']).copy())[None].to(device)
-        noise = torch.randn(1, 1, *channels.shape[2:], generator=generator).to(device)
-        target = plan.form.to_diffusion(case['image'], case['base'])
-        target, mask = (
-            torch.from_numpy(inpaint.to_slab(array).astype(np.float32))[None, None].to(device)
-            for array in (target, case['lesion_mask'])
-        )
-        for part in range(N_TIMESTEP_BINS):
-            timesteps = torch.tensor([(part + 1) * num_train_timesteps // N_TIMESTEP_BINS - 1], device=device)
-            loss = diffusion.diffusion_loss(
-                network, target, channels, mask, scheduler, timesteps, noise, plan.form.inside_mask_only
-            )
-            losses.append(loss.item())
-            loss_timesteps.append(timesteps.item())
+    - `<kind>/lpips`: of the slices of the crop, if `perceptual_distance` (`lpips.Lpips`) is given.
 
-        sampler = sampler_of(plan, scheduler, case, generator, device)
-        sampled = inpaint.sample_slab(network, channels, noise, plan.form, sampler)
-        raw = plan.form.from_diffusion(inpaint.from_slab(sampled.cpu().numpy()[0, 0]), case['base'])
-        wanted = np.where(case['lesion_mask'], case['image'], case['seen'])
-        if plan.form.inside_mask_only:
-            raw = np.where(case['lesion_mask'], raw, wanted)
-        filled, base = (np.where(case['lesion_mask'], inside, case['image']) for inside in (raw, case['base']))
-        row = {}
-        for method, image in (('model', filled), ('base', base)):
-            inside = metrics.slice_scores(case['image'], image, case['lesion_mask'])
-            row |= {f'{method}_{name}': value for name, value in inside.items()}
-        row |= {
-            '_'.join(reversed(name.split('_'))): value
-            for name, value in metrics.region_scores(wanted, raw, case['lesion_mask']).items()
-            if not name.endswith('_in')
-        }
-        if perceptual_distance is not None:
-            slices = (torch.from_numpy(inpaint.to_slab(array)[:, None]).float() for array in (wanted, raw))
-            row['lpips'] = perceptual_distance(*slices).mean().item()
+    With an accelerator each process takes its share of the cases, and all get the scores of all.
+    """
+    first, step = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
+    results = [
+        validate_case(network, cases[number], number, scheduler, plan, perceptual_distance)
+        for number in range(first, len(cases), step)
+    ]
+    results = results if accelerator is None else gather_object(results)
+    if not results:
+        return {}
+    scores = {}
+    for row, _ in results:
         for name, value in row.items():
-            scores.setdefault(f'{case["kind"]}/{name}', []).append(value)
-    return {name: float(np.mean(values)) for name, values in scores.items()} | (
-        {'validation_loss': float(np.mean(losses))}
-        | losses_per_timestep(losses, loss_timesteps, num_train_timesteps, 'validation_loss')
-        if losses
-        else {}
+            scores.setdefault(name, []).append(value)
+    losses, timesteps = zip(*(pair for _, pairs in results for pair in pairs))
+    return (
+        {name: float(np.mean(values)) for name, values in scores.items()}
+        | {'validation_loss': float(np.mean(losses))}
+        | losses_per_timestep(losses, timesteps, scheduler.config.num_train_timesteps, 'validation_loss')
     )
+
+
+def validate_case(network, case, number, scheduler, plan, perceptual_distance=None):
+    """Scores of one case (dict), and its losses as pairs (loss, time step); the noise depends on its number alone."""
+    generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + number)
+    device, mask = next(network.parameters()).device, case['lesion_mask']
+    channels = torch.from_numpy(inpaint.to_slab(case['channels']).copy())[None].to(device)
+    noise = torch.randn(1, 1, *channels.shape[2:], generator=generator).to(device)
+    target, mask_slab = (
+        torch.from_numpy(inpaint.to_slab(array).astype(np.float32))[None, None].to(device)
+        for array in (plan.form.to_diffusion(case['image'], case['base']), mask)
+    )
+    losses = []
+    num_train_timesteps = scheduler.config.num_train_timesteps
+    for part in range(1, N_TIMESTEP_BINS + 1):
+        timesteps = torch.tensor([part * num_train_timesteps // N_TIMESTEP_BINS - 1], device=device)
+        loss = diffusion.diffusion_loss(
+            network, target, channels, mask_slab, scheduler, timesteps, noise, plan.form.inside_mask_only
+        )
+        losses.append((loss.item(), timesteps.item()))
+
+    sampler = sampler_of(plan, scheduler, case, generator, device)
+    sampled = inpaint.sample_slab(network, channels, noise, plan.form, sampler)
+    raw = plan.form.from_diffusion(inpaint.from_slab(sampled.cpu().numpy()[0, 0]), case['base'])
+    wanted = np.where(mask, case['image'], case['seen'])
+    if plan.form.inside_mask_only:
+        raw = np.where(mask, raw, wanted)
+    row = {}
+    for method, inside in (('model', raw), ('base', case['base'])):
+        inside = metrics.slice_scores(wanted, np.where(mask, inside, wanted), mask)
+        row |= {f'{method}_{name}': value for name, value in inside.items()}
+    for name, value in metrics.region_scores(wanted, raw, mask).items():
+        metric, region = name.split('_')
+        if region != 'in':
+            row[f'{region}_{metric}'] = value
+    if perceptual_distance is not None:
+        slices = (torch.from_numpy(inpaint.to_slab(array)[:, None]).float() for array in (wanted, raw))
+        row['lpips'] = perceptual_distance(*slices).mean().item()
+    return {f'{case["kind"]}/{name}': value for name, value in row.items()}, losses
 
 
 def save_atomically(state, path):
@@ -306,12 +344,19 @@ def save_atomically(state, path):
 
 
 def save_model(network, plan, model_dir, dtype=torch.float16):
-    """Write a model folder: weights as safetensors in half precision, scheduler, plan; the plan last."""
+    """Write a model folder, whole or not at all: weights as safetensors in half precision, scheduler, plan."""
+    new, old = (model_dir.with_name(f'{model_dir.name}.{end}') for end in ('new', 'old'))
+    for leftover in (new, old):
+        shutil.rmtree(leftover, ignore_errors=True)
     half = torch.nn.Module.to(plan.build_unet(), dtype)  # that of diffusers warns of layers that this network lacks
     half.load_state_dict(network.state_dict())
-    half.save_pretrained(model_dir / 'unet')
-    plan.build_scheduler().save_pretrained(model_dir / 'scheduler')
-    (model_dir / 'plan.json').write_text(plan.to_json())
+    half.save_pretrained(new / 'unet')
+    plan.build_scheduler().save_pretrained(new / 'scheduler')
+    (new / 'plan.json').write_text(plan.to_json())
+    if model_dir.exists():
+        os.replace(model_dir, old)
+    os.replace(new, model_dir)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def train(
@@ -359,7 +404,11 @@ def train(
     """
     # A CPU has no half precision of this kind; the same plan runs there in single precision.
     single = device == 'cpu' and plan.mixed_precision == 'fp16'
-    accelerator = Accelerator(cpu=device == 'cpu', mixed_precision='no' if single else plan.mixed_precision)
+    accelerator = Accelerator(
+        cpu=device == 'cpu',
+        mixed_precision='no' if single else plan.mixed_precision,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],  # one process may validate for long
+    )
     n_processes, is_main = accelerator.num_processes, accelerator.is_main_process
     output_dir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(plan.seed)
@@ -398,9 +447,9 @@ def train(
     left = range(len(cases) if spent else update * slabs_per_update, len(cases))
     loader = DataLoader(cases, batch_size=plan.batch_size, num_workers=num_workers, sampler=left)
     network, prepared_optimizer, loader = accelerator.prepare(raw_network, optimizer, loader)
-    if state is not None and accelerator.scaler is not None:
+    if state is not None and accelerator.scaler is not None and state['scaler']:
         accelerator.scaler.load_state_dict(state['scaler'])
-    writer = SummaryWriter(output_dir) if is_main else None
+    writer = SummaryWriter(output_dir, purge_step=update or None) if is_main else None
     started, last_saved = time.monotonic() - seconds, time.monotonic()
     cpu_started = time.process_time() - cpu_seconds
 
@@ -422,11 +471,17 @@ def train(
         )
 
     def validate_now():
-        nonlocal best_ssim
         ema.store(raw_network.parameters())
         ema.copy_to(raw_network.parameters())
         raw_network.eval()
-        scores = validate(raw_network, validation, scheduler, plan, perceptual_distance)
+        scores = validate(raw_network, validation, scheduler, plan, perceptual_distance, accelerator)
+        if is_main:
+            log_and_save(scores)
+        ema.restore(raw_network.parameters())
+        raw_network.train()
+
+    def log_and_save(scores):
+        nonlocal best_ssim
         row = {
             'update': update,
             'seconds': round(time.monotonic() - started),
@@ -440,14 +495,12 @@ def train(
         write_row(output_dir / 'log.csv', row)
         for name, value in row.items():
             writer.add_scalar(name, value, update)
+        logger.info('%s', {name: float(f'{value:.5g}') for name, value in row.items()})
         save_model(raw_network, plan, output_dir / 'last')
         ssim = np.mean([value for name, value in scores.items() if name.endswith('/model_ssim')])
         if ssim > best_ssim:
             best_ssim = float(ssim)
             save_model(raw_network, plan, output_dir / 'best')
-        ema.restore(raw_network.parameters())
-        raw_network.train()
-        logger.info('%s', {name: float(f'{value:.5g}') for name, value in row.items()})
 
     for batch in loader:
         batch_losses, batch_timesteps = train_step(
@@ -458,7 +511,8 @@ def train(
         gradient_norm = accelerator.clip_grad_norm_(network.parameters(), plan.gradient_clip)
         prepared_optimizer.step()
         rate.step()
-        ema.step(raw_network.parameters())
+        if not prepared_optimizer.step_was_skipped:  # half precision overflowed
+            ema.step(raw_network.parameters())
         update += 1
         losses += batch_losses.tolist()
         timesteps += batch_timesteps.tolist()
@@ -469,8 +523,7 @@ def train(
             out_of_time = accelerator.check_trigger()
         at_end = update == plan.num_updates or out_of_time
         if update % plan.validate_every == 0 or at_end:
-            if is_main:
-                validate_now()
+            validate_now()
             accelerator.wait_for_everyone()
             losses, timesteps = [], []
         if is_main and (at_end or time.monotonic() - last_saved > checkpoint_seconds):
@@ -541,10 +594,12 @@ def main(argv=None):
     )
     parser.add_argument('--num-updates', type=int, help="instead of the plan's")
     parser.add_argument('--decay-updates', type=int, help="instead of the plan's")
-    parser.add_argument('--cpu-minutes', type=float, help='stop after so much CPU time')
+    parser.add_argument(
+        '--cpu-minutes', type=float, help='stop after so much CPU time of the main process; with --num-workers 0 of all'
+    )
     parser.add_argument('--init-from', help='model (name or folder) whose weights to start from')
     parser.add_argument('--lpips-weights', type=Path, nargs='+', help='AlexNet and LPIPS weights; logs LPIPS')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--num-workers', type=int, default=1)
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format='%(asctime)s %(message)s')

@@ -570,3 +570,28 @@ def test_crop_larger_than_the_brain_is_padded_with_background(rng):
     assert crop.shape == white.shape == (40, 40, 24)
     assert (crop == -1).sum() == crop.size - image.size
     assert white.sum() == wm_mask.sum()
+
+
+def test_crops_keep_their_orientation_if_told_so(rng):
+    image = np.arange(60 * 60 * 40, dtype=np.float32).reshape(60, 60, 40)
+    brain = Brain(image, np.ones(image.shape, dtype=bool))
+    plan = CasePlan(crop=(8, 8, 8), intensity_augmentation=False, orientation_augmentation=False)
+
+    def directions(plan):
+        """Steps of the image along the three axes: they tell how a crop was turned."""
+        source = TrainingCases([brain], [], plan, Form(), 0, 1)
+        corners = (source.draw_crop(rng).image[:2, :2, :2] for _ in range(80))
+        return {tuple(corner[at] - corner[0, 0, 0] for at in ((1, 0, 0), (0, 1, 0), (0, 0, 1))) for corner in corners}
+
+    assert directions(plan) == {(2400.0, 40.0, 1.0)}
+    assert len(directions(replace(plan, orientation_augmentation=True))) == 8
+
+
+def test_ellipsoids_have_the_radii_of_the_plan(rng):
+    brain = Brain(np.full((80, 80, 80), 0.5, dtype=np.float32), np.ones((80, 80, 80), dtype=bool))
+    largest = []
+    for radii in ((1.5, 3.0), (12.0, 14.0)):
+        plan = CasePlan((8, 8, 8), 1.0, radii, 1, 0.0, 0)
+        cases = [dataset.draw_fill_case(brain, [], plan, Form(kind='plain'), rng) for _ in range(8)]
+        largest.append(max(case['lesion_mask'].sum() for case in cases if case is not None))
+    assert largest[0] < 320 < 1500 < largest[1]

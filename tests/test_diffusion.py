@@ -617,3 +617,14 @@ def test_clipping_keeps_a_network_that_knows_nothing_in_range(sampler):
         results.append(result.abs().max().item())
     assert results[0] > 50
     assert results[1] <= 1.5 + 1e-6
+
+
+def test_repaint_works_after_training_left_the_schedule_on_another_device():
+    """diffusers' `add_noise` moves alphas_cumprod for good; `meta` stands for a GPU."""
+    scheduler = diffusion.build_scheduler()
+    there = torch.zeros(1, 1, 2, 4, 4, device='meta')
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.to('meta')
+    result = diffusion.sample_repaint(
+        lambda x, t: x, there, scheduler, 3, there, there > 0, torch.Generator().manual_seed(0), 1, 2
+    )
+    assert result.device.type == 'meta'

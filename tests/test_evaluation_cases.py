@@ -463,7 +463,7 @@ def build_brain(shape, low, high):
 
 
 def move(mask, image, affine=LJUBLJANA_AFFINE):
-    return evaluation_cases.move_lesions(mask, affine, image)
+    return evaluation_cases.move_lesions(mask, affine, image > -0.9)
 
 
 def centroid(mask):

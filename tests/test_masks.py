@@ -148,7 +148,7 @@ def test_random_orientation_reaches_all_48_and_keeps_the_voxels(rng):
 
 def test_random_ellipsoid_is_symmetric_and_within_its_radii(rng):
     for _ in range(50):
-        ellipsoid = masks.random_ellipsoid(rng, min_radius_voxels=2, max_radius_voxels=5)
+        ellipsoid = masks.random_ellipsoid(rng, radii_voxels=(2, 5))
         assert np.array_equal(ellipsoid, ellipsoid[::-1, ::-1, ::-1])
         assert ellipsoid[tuple(n // 2 for n in ellipsoid.shape)]
         lengths = np.array([ellipsoid.any(axis=axes).sum() for axes in ((1, 2), (0, 2), (0, 1))])
@@ -158,7 +158,7 @@ def test_random_ellipsoid_is_symmetric_and_within_its_radii(rng):
 
 def test_random_ellipsoid_fills_pi_sixths_of_its_box(rng):
     for _ in range(5):
-        ellipsoid = masks.random_ellipsoid(rng, min_radius_voxels=15, max_radius_voxels=15)
+        ellipsoid = masks.random_ellipsoid(rng, radii_voxels=(15, 15))
         box = np.ptp(np.argwhere(ellipsoid), axis=0) + 1
         assert ellipsoid.sum() / box.prod() == pytest.approx(np.pi / 6, abs=0.03)
 

@@ -286,7 +286,7 @@ def test_losses_weigh_one_without_gamma_and_min_snr_with_it(prediction_type):
     snr = scheduler.alphas_cumprod[timesteps] / (1 - scheduler.alphas_cumprod[timesteps])
     divisor = snr + (prediction_type == 'v_prediction')
     for gamma in (5.0, 0.5):
-        given = train.loss_weights(scheduler, timesteps, replace(plan, min_snr_gamma=gamma))
+        given = train.loss_weights(scheduler, timesteps, replace(plan, share_at_end=0.0, min_snr_gamma=gamma))
         assert given.tolist() == pytest.approx((snr.clamp(max=gamma) / divisor).tolist(), rel=1e-4)
 
 
@@ -346,8 +346,9 @@ def test_validation_averages_m1_of_the_cases_by_kind(cases):
         by_hand = []
         for case in cases:
             if case['kind'] == kind:
-                result = np.where(case['lesion_mask'], case['base'], case['image'])
-                by_hand.append(metrics.slice_scores(case['image'], result, case['lesion_mask']))
+                result = np.where(case['lesion_mask'], case['base'], case['seen'])  # the rim is there, as for a user
+                wanted = np.where(case['lesion_mask'], case['image'], case['seen'])
+                by_hand.append(metrics.slice_scores(wanted, result, case['lesion_mask']))
         assert len(by_hand) == 2
         for metric in ('mse', 'psnr', 'ssim'):
             assert scores[f'{kind}/base_{metric}'] == pytest.approx(np.mean([row[metric] for row in by_hand]))
@@ -737,7 +738,7 @@ def test_every_small_plan_trains_and_validates(name, material, patients, tmp_pat
 
 
 PARTS = {
-    'min-snr': {'min_snr_gamma': 5.0},
+    'min-snr': {'min_snr_gamma': 5.0, 'share_at_end': 0.0},
     'bf16': {'mixed_precision': 'bf16'},
     'axes': {'cases': replace(PLAN.cases, axis_augmentation=True)},
     'unconditional': {'form': UNCONDITIONAL, 'prediction_type': 'epsilon', **FEW_STEPS},
@@ -790,7 +791,7 @@ def test_every_part_changes_the_weights(name, material, tmp_path):
     ('name', 'value'),
     [
         ('seed', 8),
-        ('min_snr_gamma', 5.0),
+        ('gradient_clip', 5.0),
         ('form', inpaint.Form(kind='prior')),
         ('cases', replace(PLAN.cases, max_dilation=0)),
         ('unet_options', TINY_UNET | {'layers_per_block': 1, 'norm_num_groups': 2}),
@@ -952,7 +953,7 @@ def test_command_line_keeps_out_who_it_is_told_to(patient_dir, patient_images, t
 def test_command_line_with_nobody_left_to_train_says_so(patient_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, 'read_patients', lambda images: images)
     plan_file = write_plan(tmp_path / 'plan.json', SYNTH)
-    with pytest.raises(SystemExit, match='0 images to train and 3 to validate'):
+    with pytest.raises(SystemExit, match='0 images to train, 3 to validate'):
         main([patient_dir], tmp_path / 'out', plan_file, '--validation-label', '01', '02', '03')
 
 
@@ -1044,3 +1045,37 @@ def test_two_processes_train_one_model_from_different_cases(healthy_dir, tmp_pat
     assert torch.load(out / 'checkpoint.pt', weights_only=True)['update'] == 4
     assert (first['n_updates'], second['n_updates']) == (1, 1)
     assert [int(row['update']) for row in log_of(tmp_path / 'out-in-time')] == [1]
+
+
+def test_plan_may_start_from_another_by_name():
+    plan = Plan.from_json(
+        '{"from": "thesis-3d-mixture", "name": "mine", "prediction_type": "v_prediction",'
+        ' "cases": {"crop": [64, 64, 8]}}'
+    )
+    thesis = PLANS['thesis-3d-mixture']
+    cases = replace(thesis.cases, crop=(64, 64, 8))
+    assert plan == replace(thesis, name='mine', prediction_type='v_prediction', cases=cases)
+    with pytest.raises(ValueError, match="starts from 'nobody'"):
+        Plan.from_json('{"from": "nobody", "name": "mine"}')
+
+
+def test_plan_that_cannot_work_is_refused():
+    with pytest.raises(ValueError, match="task is 'sinth'"):
+        replace(PLAN, task='sinth')
+    with pytest.raises(ValueError, match='set share_at_end to 0'):
+        replace(PLAN, min_snr_gamma=5.0)
+
+
+def test_model_folder_is_whole_or_absent(tmp_path, monkeypatch):
+    """A kill while the second one is being written leaves the first."""
+    network = PLAN.build_unet()
+    train.save_model(network, PLAN, tmp_path / 'best')
+    before = {path: path.read_bytes() for path in (tmp_path / 'best').rglob('*.*')}
+    torch.nn.init.ones_(network.conv_out.bias)
+    with monkeypatch.context() as patch:
+        patch.setattr(Plan, 'to_json', lambda plan: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train.save_model(network, PLAN, tmp_path / 'best')
+    assert {path: path.read_bytes() for path in (tmp_path / 'best').rglob('*.*')} == before
+    train.save_model(network, PLAN, tmp_path / 'best')
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['best']

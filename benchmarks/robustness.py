@@ -1,0 +1,145 @@
+"""Does the bundled model still fill as well when the scanner changes? The whole app path, on changed validation brains.
+
+    python benchmarks/robustness.py BIDS_DIR MASKS [--model NAME] [--n-lesions 8] [--brains 4]
+
+Lesions are painted into healthy brains as in `rim` of the evaluation, with masks at their half maximum; then image and
+mask are changed as another scanner would, and `fill.fill` finds brain and white matter itself, as for a user. M1's MSE
+inside the mask that was used (white matter +0.5), against the healthy image with the same change, beside biharmonic
+interpolation of the same mask on the same image. Prints Markdown.
+"""
+
+import argparse
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+from bids_lesionfill import baselines, dataset, evaluation_cases, fill, layout, masks, metrics, preprocess, weights
+
+
+def smooth_field(shape, rng, share):
+    """A bias field of plus and minus `share`: a random quadratic."""
+    x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing='ij')
+    terms = (x, y, z, x * y, y * z, x * z, x**2, y**2, z**2)
+    field = sum(rng.normal() * term for term in terms)
+    return 1 + share * field / np.abs(field).max()
+
+
+def gamma(power):
+    return lambda t1w, rng: np.maximum(t1w, 0) ** power
+
+
+def noise(share):
+    """Rician noise of this share of the white matter (which is 1), inside the head."""
+
+    def add(t1w, rng):
+        real, imaginary = t1w + rng.normal(0, share, t1w.shape), rng.normal(0, share, t1w.shape)
+        return np.where(t1w > 0, np.hypot(real, imaginary), 0)
+
+    return add
+
+
+def blur(t1w, rng):
+    return ndimage.gaussian_filter(t1w, 0.7)
+
+
+def bare(t1w, rng):
+    """A brain mask that cuts two voxels too deep."""
+    return np.where(ndimage.binary_erosion(ndimage.binary_fill_holes(t1w > 0), iterations=2), t1w, 0)
+
+
+# name -> (change of the intensities; white matter is 1, background 0), voxel size in mm
+CONDITIONS = {
+    'as it is': (lambda t1w, rng: t1w, (1, 1, 1)),
+    'contrast: power 0.7': (gamma(0.7), (1, 1, 1)),
+    'contrast: power 1.5': (gamma(1.5), (1, 1, 1)),
+    'bias field, 20 %': (lambda t1w, rng: t1w * smooth_field(t1w.shape, rng, 0.2), (1, 1, 1)),
+    'bias field, 40 %': (lambda t1w, rng: t1w * smooth_field(t1w.shape, rng, 0.4), (1, 1, 1)),
+    'noise, 3 %': (noise(0.03), (1, 1, 1)),
+    'noise, 6 %': (noise(0.06), (1, 1, 1)),
+    'blur, 0.7 voxels': (blur, (1, 1, 1)),
+    'brain mask 2 voxels too tight': (bare, (1, 1, 1)),
+    '0.7 mm': (lambda t1w, rng: t1w, (0.7, 0.7, 0.7)),
+    '1.2 mm': (lambda t1w, rng: t1w, (1.2, 1.2, 1.2)),
+    '1 x 1 x 3 mm': (lambda t1w, rng: t1w, (1, 1, 3)),
+}
+
+
+def on_voxels(volume, size_mm, order):
+    """A 1 mm volume with other voxels; thick slices are averages."""
+    img = nib.Nifti1Image(volume.astype(np.float32), np.eye(4))
+    if size_mm == (1, 1, 1):
+        return img
+    for axis, size in enumerate(size_mm):
+        if size > 1 and order > 1:
+            volume = ndimage.uniform_filter1d(volume, round(size), axis=axis) if size >= 2 else volume
+    img = nib.Nifti1Image(volume.astype(np.float32), np.eye(4))
+    shape = np.floor(np.array(volume.shape) / size_mm).astype(int)
+    target = nib.Nifti1Image(np.zeros(shape, np.float32), np.diag([*size_mm, 1.0]))
+    return nib.Nifti1Image(preprocess.resample_to(img, target, order), target.affine)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('bids_dir', type=Path)
+    parser.add_argument('lesion_masks', type=Path)
+    parser.add_argument('--model', default='fill-T1w')
+    parser.add_argument('--n-lesions', type=int, default=8)
+    parser.add_argument('--brains', type=int, default=4)
+    parser.add_argument('--seed', type=int, default=3)
+    options = parser.parse_args()
+    model = weights.load_model(options.model)
+    mask_files = layout.find_lesion_masks(options.lesion_masks)
+    shapes = dataset.read_lesion_shapes(mask_files[-max(1, len(mask_files) // 5) :])
+    brains = layout.find_training(options.bids_dir, 'validation')[: options.brains]
+    errors = {}
+    for number, files in enumerate(brains):
+        image, tissue_seg = dataset.read_tissues(*files)
+        rng = np.random.default_rng([options.seed, number])
+        wm_mask = tissue_seg == 3
+        labels = evaluation_cases.scatter_lesions(
+            tissue_seg, evaluation_cases.find_ventricles(tissue_seg), shapes, rng, options.n_lesions
+        )
+        seen, alpha = evaluation_cases.paint(image, labels, wm_mask, rng)
+        healthy, seen = ((volume + 1) / 1.5 for volume in (image, seen))  # background 0, white matter 1
+        for name, (change, size_mm) in CONDITIONS.items():
+            changed = []
+            for volume in (healthy, seen):
+                rng = np.random.default_rng([options.seed, number, 1])  # the same noise and field in both
+                changed.append(on_voxels(change(volume, rng), size_mm, order=3))
+            healthy_img, seen_img = changed
+            mask = on_voxels(alpha, size_mm, order=1).get_fdata() > 0.5
+            mask_img = nib.Nifti1Image(mask.astype(np.uint8), seen_img.affine)
+            filling = fill.fill(seen_img, mask_img, model=model)
+            used = filling.used_mask_img.get_fdata() > 0
+            truth = healthy_img.get_fdata()
+            native_wm = preprocess.conform_mask(nib.Nifti1Image(wm_mask.astype(np.uint8), np.eye(4)), seen_img)
+            scale = 1.5 / np.median(truth[native_wm])
+            fillings = {
+                model.name: fill.as_loaded(filling.filled_img).get_fdata(),
+                'biharmonic': baselines.biharmonic(seen_img.get_fdata(), used),
+                'unfilled': seen_img.get_fdata(),
+            }
+            lesions, n_lesions = masks.label_lesions(used)
+            for method, filled in fillings.items():
+                for lesion in range(1, n_lesions + 1):
+                    inside = lesions == lesion
+                    mse = metrics.mean_squared_error(truth * scale, filled * scale, inside)
+                    errors.setdefault((name, method), []).append(mse)
+    rng = np.random.default_rng(0)
+    print(f'{len(brains)} brains, {options.n_lesions} lesions each, seed {options.seed}; MSE (95 % interval)\n')
+    print(f'| change | {model.name} | biharmonic | unfilled | paired difference to biharmonic |')
+    print('|---|---|---|---|---|')
+    for name in CONDITIONS:
+        cells = []
+        for method in (model.name, 'biharmonic', 'unfilled'):
+            mean, low, high = metrics.bootstrap_mean(errors[name, method], rng)
+            cells.append(f'{mean:.4f} ({low:.4f} to {high:.4f})')
+        difference, low, high = metrics.paired_bootstrap(errors[name, model.name], errors[name, 'biharmonic'], rng)
+        cells.append(f'{difference:+.4f} ({low:+.4f} to {high:+.4f})')
+        print(f'| {name} | {" | ".join(cells)} |')
+
+
+if __name__ == '__main__':
+    main()
