@@ -12,6 +12,7 @@ import os
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -26,7 +27,7 @@ MARGIN_VOXELS = 8  # around a lesion that is scored; more than the windows of SS
 METRICS = ('mse', 'psnr', 'ssim', 'm2_mse', 'm2_psnr', 'm2_ssim', 'lpips', 'border', 'texture', 'seconds')
 ERRORS = METRICS[:7]  # against the truth
 EXAMPLE_ML = 0.3  # about the volume of the lesions that are shown
-KEYS = ('kind', 'dilation', 'subject', 'unit', 'volume_ml', 'place', 'method', 'family')
+KEYS = ('kind', 'dilation', 'subject', 'person', 'unit', 'volume_ml', 'place', 'method', 'family')
 
 
 def skimage_biharmonic(image, lesion_mask, wm_mask, rng):
@@ -135,7 +136,7 @@ def score_unit(case, unit, filled, window, perceptual_distance=None):
 
 def evaluate_brain(job):
     """Cases of one brain by every method: rows of `scores.tsv`, and the examples of the page that are wanted."""
-    options, number, subject, files, shapes, patient_mask_file, n_examples = job
+    options, number, subject, person, files, shapes, patient_mask_file, n_examples = job
     logging.basicConfig(level=logging.INFO, format='%(asctime)s %(message)s')  # this may be a process of its own
     torch.set_num_threads(options.threads or max(1, (os.cpu_count() or 1) // options.nprocs))
     perceptual_distance = lpips.load_lpips(options.lpips_weights) if options.lpips_weights else None
@@ -157,7 +158,8 @@ def evaluate_brain(job):
                 scores = score_unit(case, unit, filled, window, perceptual_distance)
                 if name == TRUTH:  # equal to itself; its border and texture say what is normal
                     scores |= dict.fromkeys(ERRORS, np.nan)
-                row = (case.kind, case.dilation, subject, unit.number, unit.volume_ml, unit.place, name, family)
+                row = (case.kind, case.dilation, subject, person)
+                row += (unit.number, unit.volume_ml, unit.place, name, family)
                 rows.append(dict(zip(KEYS, row)) | scores | {'seconds': seconds})
         if show:
             title = f'{subject}, {case.kind}, mask grown by {case.dilation}, '
@@ -218,8 +220,9 @@ def summarise(rows, seed=0):
     summary = []
     for key, members in grouped.items():
         entry = dict(zip(('kind', 'dilation', 'group', 'method', 'family'), key)) | {'n': len(members)}
+        people = [row['person'] for row in members]
         for metric in METRICS:
-            mean, low, high = metrics.bootstrap_mean([row[metric] for row in members], rng)
+            mean, low, high = metrics.bootstrap_mean([row[metric] for row in members], rng, clusters=people)
             entry |= {metric: mean, f'{metric}_low': low, f'{metric}_high': high}
         summary.append(entry)
     return summary
@@ -239,11 +242,12 @@ def compare(rows, seed=0, names=METRICS[:-1]):
                 shared = sorted(own.keys() & others.keys())
                 if method == other or not shared:
                     continue
+                people = [own[case]['person'] for case in shared]
                 for metric in names:
                     pairs = [[found[case][metric] for case in shared] for found in (own, others)]
                     n = int(np.isfinite(pairs).all(axis=0).sum())
                     if n:
-                        difference, low, high = metrics.paired_bootstrap(*pairs, rng)
+                        difference, low, high = metrics.paired_bootstrap(*pairs, rng, clusters=people)
                         row = (kind, dilation, metric, method, other, difference, low, high, n)
                         names_of_row = 'kind dilation metric method other difference low high n'.split()
                         comparisons.append(dict(zip(names_of_row, row)))
@@ -258,13 +262,17 @@ def artefacts_of(examples, repaint_methods, flat_methods, deep_methods):
     stripes = [[name for name in names if clean and name in clean['images']] for names in (flat_methods, deep_methods)]
     if all(stripes):
         shown = ['healthy truth', stripes[0][0], stripes[1][0]]
-        caption = 'Slice by slice, a 2D model leaves stripes along z; the pseudo-3D model sees the neighbouring slices.'
+        caption = (
+            'A 2D model fills slice by slice: look for stripes along z. A pseudo-3D model sees the neighbouring slices.'
+        )
         found.append(clean | {'title': 'Stripes', 'caption': caption, 'view': 'sagittal', 'methods': shown})
     if rim:
         shown = ['healthy truth', 'with lesion'] + [name for name in repaint_methods if name in rim['images']][:1]
         shown += [name for name in deep_methods if name in rim['images']][:2] + ['biharmonic']
         shown = [name for name in shown if name in rim['images']]
-        caption = 'The mask misses the rim of the lesion, which stays as a border; RePaint keeps it by construction.'
+        caption = (
+            'The mask misses the rim of the lesion, which no filler may touch: look for the border that it leaves.'
+        )
         found.append(rim | {'title': 'Borders', 'caption': caption, 'view': 'axial', 'methods': shown})
     return found
 
@@ -317,10 +325,12 @@ def main(argv=None):
     mask_files = layout.find_lesion_masks(options.lesion_masks or options.bids_dir)
     mask_files = mask_files[-max(1, len(mask_files) // 5) :]  # those that training never saw, see `train.read_data`
     shapes = dataset.read_lesion_shapes(mask_files)
-    subjects = [Path(t1w_file).name.removesuffix('_T1w.nii.gz') for t1w_file, _ in files]
+    subjects = [layout.strip_extension(Path(t1w_file).name).removesuffix('_T1w') for t1w_file, _ in files]
+    people = layout.find_people(options.bids_dir)
+    people = [people.get(subject.split('_')[0], subject) for subject in subjects]
     jobs = [
-        (options, number, subject, pair, shapes, mask_files[number % len(mask_files)], n_examples)
-        for number, (subject, pair) in enumerate(zip(subjects, files))
+        (options, number, subject, person, pair, shapes, mask_files[number % len(mask_files)], n_examples)
+        for number, (subject, person, pair) in enumerate(zip(subjects, people, files))
         for n_examples in [options.n_examples if number < 2 else 0]
     ]
     if options.nprocs > 1:
@@ -333,14 +343,13 @@ def main(argv=None):
     summary, comparisons = summarise(rows), compare(rows)
 
     info = {
-        'command': f'python -m bids_lesionfill.evaluate with seed {options.seed}',
-        'subjects': ', '.join(subjects),
-        'lesion shapes': f'{len(shapes)} from {len(mask_files)} masks that training did not see',
+        'seed': options.seed,
+        'subjects': f'{", ".join(subjects)}: {len(set(people))} people, by whom intervals are resampled',
+        'lesion shapes': f'{len(shapes)} from the last {len(mask_files)} masks of the folder, which `train` holds out',
+        'selection': f'models may have been chosen on these subjects (split {options.split}): see their cards',
         'cases': ', '.join(f'{kind}: {n}' for kind, n in count_cases(rows).items()),
         'models': '; '.join(f'{named[text]}: SHA-256 {model.sha256}' for text, model in loaded.items()),
-        'version': (Path(__file__).parent.parent / 'version').read_text().strip()
-        if (Path(__file__).parent.parent / 'version').exists()
-        else 'unknown',
+        'version': metadata.version('bids_lesionfill'),
         'torch': torch.__version__,
         'minutes': f'{(time.monotonic() - started) / 60:.0f}',
         'dilation': {'rim': 1 if 1 in options.dilate else options.dilate[0]},

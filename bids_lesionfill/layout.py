@@ -277,6 +277,14 @@ def find_training(bids_dir, split):
     return pairs
 
 
+def find_people(bids_dir):
+    """Who was scanned, by participant: rescans (`rescan_of` in `participants.tsv`) are of one person; dict of str."""
+    with open(Path(bids_dir) / 'participants.tsv', newline='') as file:
+        rows = list(csv.DictReader(file, delimiter='\t'))
+    rescan_of = {row['participant_id']: row.get('rescan_of') or 'n/a' for row in rows}
+    return {label: label if other == 'n/a' else other for label, other in rescan_of.items()}
+
+
 def find_lesion_masks(folder):
     """Lesion masks below a folder, sorted by name, to take shapes from.
 

@@ -179,7 +179,8 @@ INTERVAL = ('difference', 'low', 'high', 'n')
 
 def row_of(subject='sub-01', unit=1, method='a', mse=0.0, **more):
     row = {'kind': 'clean', 'dilation': 0, 'subject': subject, 'unit': unit, 'volume_ml': 0.05, 'place': 'deep'}
-    return row | {'method': method, 'family': 'model'} | dict.fromkeys(METRICS, np.nan) | {'mse': mse} | more
+    row |= {'person': subject, 'method': method, 'family': 'model'}
+    return row | dict.fromkeys(METRICS, np.nan) | {'mse': mse} | more
 
 
 @pytest.mark.parametrize(
@@ -608,7 +609,7 @@ def job_of(bids_dir, n_examples, *arguments):
     options = evaluate.parse_options(['in', 'out', '--models', *arguments])
     files = evaluate.layout.find_training(bids_dir / 'bids', 'validation')[0]
     shapes = [np.ones((3, 3, n), dtype=bool) for n in range(2, 10)]
-    return options, 0, 'sub-01', files, shapes, None, n_examples
+    return options, 0, 'sub-01', 'sub-01', files, shapes, None, n_examples
 
 
 @pytest.mark.parametrize('threads', ['1', '2'])

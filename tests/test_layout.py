@@ -277,3 +277,9 @@ def test_dataset_description_names_sources(tmp_path, img):
     assert description['GeneratedBy'][0]['Version'] == '1.2.3'
     assert set(description['DatasetLinks']) == {'raw', 'lesions'}
     assert not any(line.endswith('/') for line in (tmp_path / 'out' / '.bidsignore').read_text().splitlines())
+
+
+def test_rescans_are_of_one_person(tmp_path):
+    rows = ['participant_id\trescan_of', 'sub-01\tn/a', 'sub-02\tsub-01', 'sub-03\t']
+    (tmp_path / 'participants.tsv').write_text('\n'.join(rows) + '\n')
+    assert layout.find_people(tmp_path) == {'sub-01': 'sub-01', 'sub-02': 'sub-01', 'sub-03': 'sub-03'}

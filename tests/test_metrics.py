@@ -326,3 +326,35 @@ def test_paired_bootstrap_leaves_out_incomplete_pairs():
     assert mean == pytest.approx((1 - 2 + 4) / 3)
     assert low < mean < high
     assert (low, high) == pytest.approx((-2, 4))  # of 27 resamples one is (-2, -2, -2), one (4, 4, 4): 3.7 % each
+
+
+def test_resamples_draw_people_first_and_then_their_cases():
+    clusters = ['a', 'a', 'a', 'b', 'c', 'c']
+    weights = metrics.bootstrap_weights(clusters, np.random.default_rng(0), 4000)
+    assert weights.shape == (4000, 6)
+    per_person = np.stack([weights[:, :3].sum(axis=1), weights[:, 3], weights[:, 4:].sum(axis=1)])
+    people = per_person / np.array([[3], [1], [2]])  # a person brings as many cases as there are of that person
+    assert np.array_equal(people, people.round())
+    assert (people.sum(axis=0) == 3).all()
+    assert (people == 0).any()
+    np.testing.assert_allclose(weights.mean(axis=0), 1, atol=0.1)
+
+
+def test_interval_over_people_is_wider_than_over_lesions_where_people_differ(rng):
+    people = np.repeat(np.arange(4), 30)
+    values = rng.normal(size=4)[people] + 0.1 * rng.normal(size=120)
+    _, low, high = metrics.bootstrap_mean(values, rng)
+    _, low_of_people, high_of_people = metrics.bootstrap_mean(values, rng, clusters=people)
+    assert high_of_people - low_of_people > 2 * (high - low)
+
+
+def test_one_person_gives_the_ordinary_bootstrap(rng):
+    values = rng.normal(size=30)
+    one = metrics.bootstrap_mean(values, np.random.default_rng(1), clusters=['me'] * 30)
+    assert one == metrics.bootstrap_mean(values, np.random.default_rng(1))
+
+
+def test_missing_values_leave_their_person_as_it_is():
+    values, people = [1.0, np.nan, 3.0, 5.0], ['a', 'a', 'b', 'b']
+    complete = metrics.bootstrap_mean([1.0, 3.0, 5.0], np.random.default_rng(0), clusters=['a', 'b', 'b'])
+    assert metrics.bootstrap_mean(values, np.random.default_rng(0), clusters=people) == complete
