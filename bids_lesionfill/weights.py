@@ -20,10 +20,10 @@ class Model:
     plan: dict
     form: object  # inpaint.Form
     tile: tuple  # voxels, as it was trained on
-    jump_length: int  # of RePaint, for unconditional models
-    jump_n_sample: int
     unet: object
     scheduler: object
+    jump_length: int = 8  # of RePaint, for unconditional models
+    jump_n_sample: int = 10
 
 
 def list_models(models_dir=MODELS_DIR):
