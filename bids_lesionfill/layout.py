@@ -329,6 +329,14 @@ def find_patients(bids_dir, modality):
         ]
         if len(images) == len(mask_files) == 1:
             found.append((where['subject'], images[0].path, t1w.path, mask_files[0].path))
+        else:
+            logger.warning(
+                '%s has %d %s and %d lesion masks, expected one of each: left out',
+                t1w.filename,
+                len(images),
+                modality,
+                len(mask_files),
+            )
     if not found:
         raise FileNotFoundError(f'no {modality} with T1w and lesion mask in {bids_dir}')
     return found
