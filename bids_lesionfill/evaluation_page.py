@@ -402,7 +402,7 @@ def draw_scores(kinds):
         write(figure, left_px + names_px, 41, note, ha='left', fontsize=9, color=SOFT)
         for position, row in enumerate(rows):
             where = left_px + names_px - 10, head_px + (position + 0.5) * row_px
-            name = shortened(row["method"], 27)
+            name = shortened(row['method'], 27)
             write(figure, *where, name, ha='right', fontsize=9, color=COLOURS[row['family']])
     present = in_order([row['family'] for kind in kinds for row in kind['plotted']], COLOURS)
     keys = [('●', FAMILY_WORDS[family], COLOURS[family]) for family in present]
