@@ -15,6 +15,8 @@ import argparse
 import csv
 from pathlib import Path
 
+from bids_lesionfill import layout
+
 HERE = Path(__file__).parent
 # Row of the thesis -> its SSIM, PSNR, MSE, LPIPS (table 4.1), and our plan.
 THESIS = {
@@ -65,16 +67,11 @@ radius.
 """
 
 
-def read_tsv(path):
-    with open(path, newline='') as file:
-        return list(csv.DictReader(file, delimiter='\t'))
-
-
 def with_interval(row, metric, form):
     """Value and 95 % interval of a row of summary.tsv."""
-    if row is None or row[metric] == 'n/a':
+    if row is None or row[metric] is None:
         return '–'
-    value, low, high = (float(row[name]) for name in (metric, f'{metric}_low', f'{metric}_high'))
+    value, low, high = (row[name] for name in (metric, f'{metric}_low', f'{metric}_high'))
     return f'{value:{form}} ({low:{form}} to {high:{form}})'
 
 
@@ -82,7 +79,7 @@ def find(summary, method, kind, dilation):
     """Row of a method; None if it was not run."""
     for row in summary:
         name = row['method'].removesuffix(' (RePaint)')
-        if (row['group'], row['kind'], row['dilation'], name) == ('all', kind, str(dilation), method):
+        if (row['group'], row['kind'], row['dilation'], name) == ('all', kind, dilation, method):
             return row
     return None
 
@@ -123,7 +120,7 @@ def main():
     parser.add_argument('evaluation_dir', type=Path)
     parser.add_argument('rows_dir', type=Path)
     options = parser.parse_args()
-    summary = read_tsv(options.evaluation_dir / 'summary.tsv')
+    summary = layout.read_tsv(options.evaluation_dir / 'summary.tsv')
     first = next(row for row in summary if row['group'] == 'all' and row['kind'] == 'clean')
     columns = ['SSIM', 'PSNR dB', 'MSE', 'MSE, rim', 'texture']
     other = 'thesis: SSIM / PSNR / MSE / LPIPS (other data)'
@@ -137,7 +134,7 @@ def main():
     for row in summary:
         if row['family'] != 'model' and (row['group'], row['kind']) == ('all', 'clean'):
             rows.append([row['method'], 'none', *cells(summary, row['method']), '–'])
-    notes = NOTES.format(n=first['n'])
+    notes = NOTES.format(n=int(first['n']))
     (HERE / 'table_4_1.md').write_text(f'# Table 4.1, our counterpart\n\n{notes}\n' + table(header, rows))
     rows = [
         [name, updates(options.rows_dir, plan), *cells(summary, of_steps(plan, 50)), ' / '.join(scores)]

@@ -8,6 +8,8 @@ from scipy import ndimage, sparse
 from scipy.sparse import linalg
 from scipy.spatial import cKDTree
 
+from . import masks
+
 SIX_NEIGHBOURS = np.array([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]])
 
 
@@ -121,16 +123,6 @@ def local_white_matter(image, lesion_mask, wm_mask, gap_voxels=2, sigma_voxels=3
     return mean
 
 
-def label_with_bounds(lesion_mask):
-    """Numbers of the connected lesions (26 neighbours) and the bounding box of each."""
-    labels, _ = ndimage.label(lesion_mask, structure=np.ones((3, 3, 3)))
-    return labels, ndimage.find_objects(labels)
-
-
-def _widen(box, margin):
-    return tuple(slice(max(side.start - margin, 0), side.stop + margin) for side in box)
-
-
 def normal_white_matter(image, lesion_mask, wm_mask, rng, deviation_share=0.5, min_voxels=20):
     """Fill from the normal distribution of the white matter in the same slice (SLF, Valverde et al. 2014).
 
@@ -187,11 +179,11 @@ def local_white_matter_voxels(image, lesion_mask, wm_mask, rng, radius_voxels=3,
     healthy = _healthy_white_matter(lesion_mask, wm_mask)
     enough = min(min_voxels, healthy.sum())
     filled = image.copy()
-    labels, bounds = label_with_bounds(lesion_mask)
-    for number, bound in enumerate(bounds, start=1):
+    labels, _ = masks.label_lesions(lesion_mask)
+    for number, bound in enumerate(ndimage.find_objects(labels), start=1):
         radius, n_found = radius_voxels, 0
         while n_found < enough:
-            box = _widen(bound, radius)
+            box = masks.widen(bound, radius)
             lesion = labels[box] == number
             neighbourhood = healthy[box] & (ndimage.distance_transform_edt(~lesion) <= radius)
             radius, n_found = 2 * radius, neighbourhood.sum()
@@ -215,11 +207,11 @@ def ants_rule(image, lesion_mask, wm_mask, rng):
     """
     healthy = _healthy_white_matter(lesion_mask, wm_mask)
     filled = image.copy()
-    labels, bounds = label_with_bounds(lesion_mask)
-    for number, bound in enumerate(bounds, start=1):
-        box = _widen(bound, 1)
+    labels, _ = masks.label_lesions(lesion_mask)
+    for number, bound in enumerate(ndimage.find_objects(labels), start=1):
+        box = masks.widen(bound, 1)
         lesion = labels[box] == number
-        edge = image[box][healthy[box] & ndimage.binary_dilation(lesion, structure=np.ones((3, 3, 3)))]
+        edge = image[box][healthy[box] & ndimage.binary_dilation(lesion, structure=masks.FULL_CONNECTIVITY)]
         lesion_mean = image[box][lesion].mean()
         brighter = edge[edge > lesion_mean]
         if len(brighter) and lesion_mean < edge.mean():

@@ -89,8 +89,7 @@ def read_patients(images):
 
 def crop_to(mask, *arrays, margin_voxels=12):
     """Arrays cut to the bounding box of a mask and a margin."""
-    box = ndimage.find_objects(mask.astype(np.uint8))[0]
-    box = tuple(slice(max(s.start - margin_voxels, 0), s.stop + margin_voxels) for s in box)
+    box = masks.widen(ndimage.find_objects(mask.astype(np.uint8))[0], margin_voxels)
     return [array[box] for array in arrays]
 
 

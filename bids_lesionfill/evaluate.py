@@ -70,13 +70,27 @@ class ModelMethod:
             raise ValueError(f'model {text!r} has {steps!r} steps, expected MODEL@STEPS with at least 1')
         return cls(name, int(steps) if at else None)
 
-    def load(self, device):
-        """Name of the row, whether it is sampled by RePaint, the filler, and where its weights are from."""
+    def load_model(self, device):
+        """The model, which must be one that fills."""
         model = weights.load_model(self.name_or_path, device)
         if model.plan['task'] != 'fill':
             raise SystemExit(f'model {model.name} is there to {model.plan["task"]}, expected one that fills')
-        steps = self.num_inference_steps or model.plan['num_inference_steps']
-        repaint = model.form.kind == 'unconditional'
+        return model
+
+    def steps(self, model):
+        """Of the sampling: those asked for, or the model's own."""
+        return self.num_inference_steps or model.plan['num_inference_steps']
+
+    def name(self, model):
+        """Of the row in the tables."""
+        steps = self.steps(model)
+        name = f'{model.name}, {steps} step{"s" if steps > 1 else ""}'
+        return name + (' (RePaint)' if model.form.kind == 'unconditional' else '')
+
+    def load(self, device):
+        """Name of the row, whether it is sampled by RePaint, the filler, and where its weights are from."""
+        model = self.load_model(device)
+        steps = self.steps(model)
 
         def fill(image, lesion_mask, wm_mask, rng):
             seed = int(rng.integers(2**31))
@@ -85,8 +99,7 @@ class ModelMethod:
             filled[lesion_mask] = values
             return filled
 
-        name = f'{model.name}, {steps} step{"s" if steps > 1 else ""}'
-        return name + (' (RePaint)' if repaint else ''), repaint, fill, model.sha256
+        return self.name(model), model.form.kind == 'unconditional', fill, model.sha256
 
 
 def make_cases(subject, t1w_file, dseg_file, shapes, patient_mask_file, options, number):
@@ -317,8 +330,8 @@ def main(argv=None):
     logging.basicConfig(level=logging.INFO, format='%(asctime)s %(message)s')
     options = parse_options(argv)
     started = time.monotonic()
-    loaded = {text: weights.load_model(ModelMethod.parse(text).name_or_path) for text in options.models}
-    named = {text: ModelMethod.parse(text).load('cpu')[0] for text in options.models}
+    loaded = {text: ModelMethod.parse(text).load_model('cpu') for text in options.models}
+    named = {text: ModelMethod.parse(text).name(model) for text, model in loaded.items()}
     if len(set(named.values())) < len(options.models):  # one would take the other's place in every table
         raise SystemExit(f'two models have one name, see their plan.json: {named}')
     files = layout.find_training(options.bids_dir, options.split)

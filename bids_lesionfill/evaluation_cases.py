@@ -14,7 +14,7 @@ from scipy import ndimage
 from . import masks, synthesis, tissues
 
 TOUCHED = 0.02  # share of the lesion in a voxel from which on the painted lesion touched it
-EDGE_VOXELS = (0.4, 0.9)  # around the measured edge of real lesions, synthesis.T1W_EDGE_MM
+EDGE_VOXELS = (0.4, 0.9)  # around the edge of real lesions: .56 mm, benchmarks/lesion_contrast.py
 SEPARATION_VOXELS = 10  # between lesions that are scored apart, so that no score sees two
 VOLUMES_ML = ((0.0, 0.1), (0.1, 1.0), (1.0, np.inf))  # of lesion shapes, before white matter cuts them
 # The brains in which the Ljubljana masks were drawn (mean of their bounding boxes in the database's space), mm.
@@ -115,8 +115,7 @@ def scatter_lesions(tissue_seg, ventricles, shapes, rng, n_lesions, min_voxels=8
             continue
         number += 1
         labels[lesion] = number
-        box = ndimage.find_objects(lesion.astype(np.uint8))[0]
-        taken[tuple(slice(max(s.start - SEPARATION_VOXELS, 0), s.stop + SEPARATION_VOXELS) for s in box)] = True
+        taken[masks.widen(ndimage.find_objects(lesion.astype(np.uint8))[0], SEPARATION_VOXELS)] = True
     if number == n_lesions:
         return labels
     raise ValueError(

@@ -6,7 +6,6 @@ Pictures are inside the page as well as under `figures/`, and nothing in it has 
 import base64
 import io
 import math
-import os
 import textwrap
 from numbers import Real
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import NamedTuple
 
 import jinja2
 import numpy as np
+
+from . import layout
 
 TEMPLATE = 'evaluation_page.html.jinja'
 DPI = 100
@@ -103,7 +104,7 @@ def write_page(output_dir, summary, comparisons, examples, info, artefacts=()):
     if artefacts:
         figures['artefacts'] = draw_artefacts(artefacts, families)
     for name, png in figures.items():
-        write_whole(output_dir / 'figures' / f'{name}.png', png)
+        layout.write_bytes(output_dir / 'figures' / f'{name}.png', png)
     page = page_template().render(
         kinds=kinds,
         panels=panels,
@@ -119,19 +120,9 @@ def write_page(output_dir, summary, comparisons, examples, info, artefacts=()):
         artefact_window=window_words(ARTEFACT_WINDOW),
         difference=DIFFERENCE,
     )
-    return write_whole(output_dir / 'evaluation.html', page.encode('utf-8'))
-
-
-def write_whole(path, content):
-    """Write bytes to a file that is whole or absent; makes its folder and returns its path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    page_file = output_dir / 'evaluation.html'
+    layout.write_bytes(page_file, page.encode('utf-8'))
+    return page_file
 
 
 def page_template():

@@ -126,6 +126,22 @@ def sample_slab(unet, channels, noise, form, sampler):
     return sampler(predict, noise)
 
 
+def sampler_of(model, scheduler, num_inference_steps, image, inpaint_mask, generator, start_step=0):
+    """How a model is sampled, see `sample_slab`: conditional ones by DDIM, unconditional ones by RePaint.
+
+    Parameters
+    ----------
+    model : has `form` and, if unconditional, `jump_length` and `jump_n_sample`
+    image, inpaint_mask, generator, start_step : see `diffusion.sample_repaint`
+    """
+    options = {'scheduler': scheduler, 'num_inference_steps': num_inference_steps}
+    options |= {'image': image, 'start_step': start_step}
+    if model.form.kind != 'unconditional':
+        return functools.partial(diffusion.sample_ddim, **options)
+    options |= {'jump_length': model.jump_length, 'jump_n_sample': model.jump_n_sample}
+    return functools.partial(diffusion.sample_repaint, inpaint_mask=inpaint_mask, generator=generator, **options)
+
+
 def plan_tiles(lesion_mask, tile):
     """Corners of tiles that cover the lesions, each voxel of a lesion at least a fifth of a tile from the tile's edge.
 
@@ -267,19 +283,8 @@ def fill_volume(
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(int(region.sum()), generator=generator).to(device)
         start = torch.from_numpy(model.form.to_diffusion(image, base)[region]).to(device)
-        options = {'scheduler': model.scheduler, 'num_inference_steps': num_inference_steps, 'start_step': start_step}
-        if model.form.kind == 'unconditional':
-            sampler = functools.partial(
-                diffusion.sample_repaint,
-                image=start,
-                inpaint_mask=torch.from_numpy(lesion_mask[region]).to(device),
-                jump_length=model.jump_length,
-                jump_n_sample=model.jump_n_sample,
-                generator=generator,
-                **options,
-            )
-        else:
-            sampler = functools.partial(diffusion.sample_ddim, image=start, **options)
+        inpaint_mask = torch.from_numpy(lesion_mask[region]).to(device)
+        sampler = sampler_of(model, model.scheduler, num_inference_steps, start, inpaint_mask, generator, start_step)
         sampled = sample_volume(model.unet, channels, region, corners, tuple(model.tile), noise, sampler, batch_size)
         diffused = np.zeros(region.shape, dtype=np.float32)
         diffused[region] = sampled.cpu().numpy()

@@ -260,8 +260,7 @@ def find_training(bids_dir, split):
         If there is none.
     """
     layout = open_layout(bids_dir, find_derivatives(bids_dir).values())
-    with open(Path(bids_dir) / 'participants.tsv', newline='') as file:
-        rows = list(csv.DictReader(file, delimiter='\t'))
+    rows = read_tsv(Path(bids_dir) / 'participants.tsv')
     chosen = [row['participant_id'].removeprefix('sub-') for row in rows if row.get('split') == split]
     pairs = []
     for subject in chosen:
@@ -279,10 +278,8 @@ def find_training(bids_dir, split):
 
 def find_people(bids_dir):
     """Who was scanned, by participant: rescans (`rescan_of` in `participants.tsv`) are of one person; dict of str."""
-    with open(Path(bids_dir) / 'participants.tsv', newline='') as file:
-        rows = list(csv.DictReader(file, delimiter='\t'))
-    rescan_of = {row['participant_id']: row.get('rescan_of') or 'n/a' for row in rows}
-    return {label: label if other == 'n/a' else other for label, other in rescan_of.items()}
+    rows = read_tsv(Path(bids_dir) / 'participants.tsv')
+    return {row['participant_id']: row.get('rescan_of') or row['participant_id'] for row in rows}
 
 
 def find_lesion_masks(folder):

@@ -14,6 +14,11 @@ def label_lesions(lesion_mask):
     return ndimage.label(lesion_mask, structure=FULL_CONNECTIVITY)
 
 
+def widen(box, margin_voxels):
+    """A box (slices) with a margin on every side, cut at the lower borders as slicing cuts at the upper ones."""
+    return tuple(slice(max(side.start - margin_voxels, 0), side.stop + margin_voxels) for side in box)
+
+
 def split_lesions(lesion_mask, min_voxels=1):
     """Connected lesions of a mask, each cropped to its bounding box (thesis 3.3, *Mask Generation*).
 

@@ -7,9 +7,8 @@ from . import masks
 
 # How much darker than the white matter around them lesions are on T1w, in units of the normalised image (white matter
 # is 1.5 above the background): percentiles over the 64 lesions of at least 20 voxels of three Ljubljana patients, and
-# the standard deviation of their soft edge (benchmarks/lesion_contrast.py).
+# (benchmarks/lesion_contrast.py).
 T1W_CONTRAST_PERCENTILES = {5: 0.041, 10: 0.067, 25: 0.168, 50: 0.326, 75: 0.518, 90: 0.664, 95: 0.706}
-T1W_EDGE_MM = 0.56
 
 # The coarse lesions of the thesis' unconditional synthesis (3.2, SDEdit): quantiles of the patient's lesions; None is
 # their mean.
@@ -77,7 +76,7 @@ def paint_lesion(image, lesion_mask, wm_mask, contrast, edge_voxels):
     labels, _ = masks.label_lesions(lesion_mask)
     reach = int(4 * edge_voxels + 0.5)  # where scipy cuts its Gaussian off
     for number, bound in enumerate(ndimage.find_objects(labels), start=1):
-        box = tuple(slice(max(s.start - reach, 0), s.stop + reach) for s in bound)
+        box = masks.widen(bound, reach)
         share = ndimage.gaussian_filter((labels[box] == number).astype(np.float32), edge_voxels) * wm_mask[box]
         peak = share.max()
         if peak > 0:  # a small lesion loses its peak to the blur; real small lesions do not

@@ -8,7 +8,6 @@ checkpoint and ends with the same weights. `accelerate launch -m bids_lesionfill
 
 import argparse
 import csv
-import functools
 import json
 import logging
 import math
@@ -249,23 +248,12 @@ def losses_per_timestep(losses, timesteps, num_train_timesteps, name):
     }
 
 
-def sampler_of(plan, scheduler, case=None, generator=None, device='cpu'):
-    """How a model of a plan is sampled; see `inpaint.sample_slab`. RePaint needs the case: what is known, and where."""
-    options = {'scheduler': scheduler, 'num_inference_steps': plan.num_inference_steps}
-    if plan.form.kind != 'unconditional':
-        return functools.partial(diffusion.sample_ddim, **options)
+def sampler_of(plan, scheduler, case, generator, device='cpu'):
+    """How a model of a plan is sampled in a case; see `inpaint.sampler_of`."""
     image, mask = (
         torch.from_numpy(inpaint.to_slab(case[name]).copy())[None, None].to(device) for name in ('seen', 'lesion_mask')
     )
-    return functools.partial(
-        diffusion.sample_repaint,
-        image=image,
-        inpaint_mask=mask,
-        jump_length=plan.jump_length,
-        jump_n_sample=plan.jump_n_sample,
-        generator=generator,
-        **options,
-    )
+    return inpaint.sampler_of(plan, scheduler, plan.num_inference_steps, image, mask, generator)
 
 
 @torch.no_grad()

@@ -24,14 +24,14 @@ MAY_IMPORT = {
     # edge
     'layout': set(),
     'report': set(),
-    'evaluation_page': set(),
+    'evaluation_page': {'layout'},
     'lpips': set(),
     'weights': {'inpaint', 'unet'},
     'dataset': {'inpaint', 'masks', 'preprocess', 'synthesis', 'tissues'},
     # pure
     'inpaint': {'baselines', 'diffusion', 'masks'},
     'tissues': {'masks'},
-    'baselines': set(),
+    'baselines': {'masks'},
     'diffusion': set(),
     'masks': set(),
     'metrics': set(),

@@ -279,7 +279,7 @@ def test_failed_write_keeps_the_old_page_and_leaves_no_temporary_file(make_page,
 
     make_page()
     before = sorted(path.name for path in tmp_path.rglob('*'))
-    monkeypatch.setattr(evaluation_page.os, 'replace', refuse)
+    monkeypatch.setattr(evaluation_page.layout.os, 'replace', refuse)
     with pytest.raises(OSError, match='disk full'):
         make_page()
     assert sorted(path.name for path in tmp_path.rglob('*')) == before
