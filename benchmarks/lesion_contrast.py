@@ -1,35 +1,32 @@
 """Contrast and edge of real lesions on T1w images: what `rim` and `patient` of the evaluation paint.
 
-    python benchmarks/lesion_contrast.py BIDS_DIR
+    python benchmarks/lesion_contrast.py BIDS_DIR [BIDS_DIR ...] [--modality FLAIR]
 
 Contrast: local white matter minus the lesion's core (its mask eroded once, where something is left), normalised
-intensities (white matter +0.5, background -1). Edge: the share of the contrast that is left at a distance from the
+intensities (white matter +0.5, background -1); on FLAIR lesions are brighter, and signs are turned. Edge: the share of the contrast that is left at a distance from the
 mask's border, averaged over lesions and fitted by a Gaussian edge (shift and standard deviation in mm).
 """
 
 import argparse
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from scipy import ndimage, optimize, stats
 
-from bids_lesionfill import baselines, fill, masks, preprocess
+from bids_lesionfill import baselines, dataset, layout, masks, tissues
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('bids_dir', type=Path)
+    parser.add_argument('bids_dir', type=Path, nargs='+')
+    parser.add_argument('--modality', choices=['T1w', 'FLAIR'], default='T1w')
     options = parser.parse_args()
     contrasts, profiles = [], []
     distances = np.arange(-2.5, 5)
-    for mask_file in sorted(options.bids_dir.glob('derivatives/*/sub-*/**/*lesion_mask.nii.gz')):
-        subject = mask_file.name.split('_')[0]
-        t1w_img = preprocess.conform(nib.load(next(options.bids_dir.glob(f'{subject}/**/*_T1w.nii.gz'))))
-        lesion_mask = preprocess.conform_mask(nib.load(mask_file), t1w_img)
-        t1w = t1w_img.get_fdata(dtype=np.float32)
-        _, wm_mask, _ = fill.find_white_matter(t1w, lesion_mask, t1w_img)
-        image = preprocess.white_matter_scaling(t1w, wm_mask).apply(t1w)
+    images = [image for bids_dir in options.bids_dir for image in layout.find_patients(bids_dir, options.modality)]
+    for subject, *files in images:
+        image, tissue_seg, lesion_mask = dataset.read_patient(*files)
+        wm_mask = (tissue_seg == tissues.WHITE_MATTER) & ~lesion_mask
         white_matter = baselines.local_white_matter(image, lesion_mask, wm_mask, gap_voxels=4)
         labels, n_lesions = masks.label_lesions(lesion_mask)
         core = ndimage.binary_erosion(lesion_mask)
@@ -37,7 +34,7 @@ def main():
         inside = ndimage.distance_transform_edt(lesion_mask)
         signed = np.floor(np.where(lesion_mask, 0.5 - inside, outside - 0.5)) + 0.5
         nearest = labels[tuple(ndimage.distance_transform_edt(~lesion_mask, return_indices=True)[1])]
-        darker = white_matter - image
+        darker = (white_matter - image) * (-1 if options.modality == 'FLAIR' else 1)
         found = []
         for number in range(1, n_lesions + 1):
             own = labels == number

@@ -23,7 +23,9 @@ class CasePlan:
     ellipsoid_radii_voxels: tuple = (1.5, 8.0)
     max_lesions: int = 3
     rim_share: float = 0.5  # share of crops with a lesion painted in, whose soft rim the mask misses
+    rim_contrast: tuple = (0.1, 0.6)  # how much darker than white matter painted lesions are; negative: brighter
     max_dilation: int = 2  # the mask is grown by 0 to so many voxels, within white matter
+    grow_share: float = 0.0  # share of masks that then grow into the rim as the app's do
     intensity_augmentation: bool = True  # contrast, blur, noise, bias: other scanners
     orientation_augmentation: bool = True  # flips, and quarter turns about the long axis of the body
     axis_augmentation: bool = False  # slices of any axis; the thesis tried it and dropped it (3.3)
@@ -63,27 +65,68 @@ def read_healthy_brains(images):
     return brains
 
 
+RIM_VOXELS = 3  # around a patient's lesions that is not taken for healthy
+
+
+class Patient(NamedTuple):
+    """A patient's normalised image on the working grid: `(X, Y, Z)` arrays, RAS, 1 mm."""
+
+    image: np.ndarray  # T1w or FLAIR
+    tissue_seg: np.ndarray  # lesions count as the tissue that they look like
+    lesion_mask: np.ndarray
+
+
+def read_patient(image_file, t1w_file, mask_file):
+    """Load a patient's image (T1w or FLAIR), on one grid with its T1w, and lesion mask.
+
+    Tissue is found on the T1w; the image is normalised by its white matter outside the lesions.
+    """
+    t1w_img = preprocess.conform(nib.load(t1w_file))
+    lesion_mask = preprocess.conform_mask(nib.load(mask_file), t1w_img)
+    t1w = t1w_img.get_fdata(dtype=np.float32)
+    brain_mask, _ = tissues.find_brain(t1w)
+    tissue_seg = tissues.classify(t1w, brain_mask, lesion_mask)
+    image = preprocess.resample_to(nib.load(image_file), t1w_img, order=3)
+    scaling = preprocess.white_matter_scaling(image, (tissue_seg == tissues.WHITE_MATTER) & ~lesion_mask)
+    return Patient(np.where(brain_mask, scaling.apply(image), -1), tissue_seg, lesion_mask)
+
+
 def read_patients(images):
     """Load patients' images with their lesions, to learn synthesis from: a list of Brain.
 
     Parameters
     ----------
-    images : list of (image file, T1w file, lesion mask file) on one grid
-        White matter is found on the T1w; the image (T1w or FLAIR) is normalised by it.
+    images : list of (image file, T1w file, lesion mask file), see `read_patient`
     """
     brains = []
-    for image_file, t1w_file, mask_file in images:
-        t1w_img = preprocess.conform(nib.load(t1w_file))
-        lesion_mask = preprocess.conform_mask(nib.load(mask_file), t1w_img)
-        if not lesion_mask.any():
-            continue  # nothing to learn from
-        t1w = t1w_img.get_fdata(dtype=np.float32)
-        brain_mask, _ = tissues.find_brain(t1w)
-        wm_mask = (tissues.classify(t1w, brain_mask, lesion_mask) == tissues.WHITE_MATTER) & ~lesion_mask
-        image = preprocess.resample_to(nib.load(image_file), t1w_img, order=3)
-        image = preprocess.white_matter_scaling(image, wm_mask).apply(image)
-        image = np.where(brain_mask, image, -1)
-        brains.append(Brain(*crop_to(wm_mask | lesion_mask, image, wm_mask, lesion_mask)))
+    for files in images:
+        image, tissue_seg, lesion_mask = read_patient(*files)
+        if lesion_mask.any():  # else there is nothing to learn from
+            wm_mask = (tissue_seg == tissues.WHITE_MATTER) & ~lesion_mask
+            brains.append(Brain(*crop_to(wm_mask | lesion_mask, image, wm_mask, lesion_mask)))
+    return brains
+
+
+def normal_appearing(patient):
+    """A patient's tissue segmentation in which lesions and a rim around them are of no tissue (`tissues.EXCLUDED`)."""
+    near = ndimage.binary_dilation(patient.lesion_mask, masks.FULL_CONNECTIVITY, iterations=RIM_VOXELS)
+    return np.where(near & (patient.tissue_seg > 0), tissues.EXCLUDED, patient.tissue_seg)
+
+
+def read_normal_appearing(images):
+    """Load patients' normal-appearing white matter, to learn filling from: a list of Brain.
+
+    Lesions are never drawn into real lesions or the rim around them, so that they are in no mask and in no loss.
+
+    Parameters
+    ----------
+    images : list of (image file, T1w file, lesion mask file), see `read_patient`
+    """
+    brains = []
+    for files in images:
+        patient = read_patient(*files)
+        wm_mask = normal_appearing(patient) == tissues.WHITE_MATTER
+        brains.append(Brain(*crop_to(wm_mask, patient.image, wm_mask)))
     return brains
 
 
@@ -130,10 +173,12 @@ def draw_fill_case(brain, lesions, plan, form, rng):
     seen = image
     if rng.random() < plan.rim_share:
         seen, alpha = synthesis.paint_lesion(
-            image, lesion_mask, wm_mask, contrast=rng.uniform(0.1, 0.6), edge_voxels=rng.uniform(0.4, 1.3)
+            image, lesion_mask, wm_mask, contrast=rng.uniform(*plan.rim_contrast), edge_voxels=rng.uniform(0.4, 1.3)
         )
         lesion_mask = alpha > rng.uniform(0.3, 0.7)
     lesion_mask = masks.dilate_within(lesion_mask, wm_mask, int(rng.integers(0, plan.max_dilation + 1)))
+    if plan.grow_share and rng.random() < plan.grow_share:
+        lesion_mask = inpaint.grow_to_rim(seen, lesion_mask, wm_mask, bright_lesions=max(plan.rim_contrast) < 0)
     return finish_case(image, seen, wm_mask, lesion_mask, form)
 
 

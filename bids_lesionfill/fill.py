@@ -30,6 +30,7 @@ def fill_lesions(
     model='fill-T1w',
     wm_mask_img=None,
     dilate=1,
+    rim_voxels=2,
     num_inference_steps=None,
     n_samples=1,
     device='auto',
@@ -49,6 +50,9 @@ def fill_lesions(
         White matter, above zero; found by a mixture model if not given.
     dilate : int
         Voxels that the mask grows into white matter (thesis 3.5).
+    rim_voxels : int
+        Voxels that it may grow further, into white matter as dark as the rim of a lesion that the mask missed; see
+        `inpaint.grow_to_rim`.
     num_inference_steps : int, optional
         DDIM steps; the model's default if not given.
     n_samples : int
@@ -74,6 +78,7 @@ def fill_lesions(
         model=model,
         wm_mask_img=wm_mask_img,
         dilate=dilate,
+        rim_voxels=rim_voxels,
         num_inference_steps=num_inference_steps,
         n_samples=n_samples,
         device=device,
@@ -90,6 +95,7 @@ def fill(
     wm_mask_img=None,
     brain_mask_img=None,
     dilate=1,
+    rim_voxels=2,
     num_inference_steps=None,
     n_samples=1,
     device='auto',
@@ -125,12 +131,18 @@ def fill(
     native_wm = preprocess.conform_mask(mask_image(wm_mask, conformed_img), plain_img)
     used_mask = masks.restrict_to_white_matter(given_mask, native_wm)
     used_mask = masks.dilate_within(used_mask, native_wm, dilate)
+    hole = preprocess.conform_mask(mask_image(used_mask, plain_img), conformed_img, threshold=0.05)
+    rim = inpaint.grow_to_rim(t1w, hole, wm_mask, rim_voxels) & ~hole
+    if rim.any():
+        used_mask |= preprocess.conform_mask(mask_image(rim, conformed_img), plain_img) & native_wm
+        hole = preprocess.conform_mask(mask_image(used_mask, plain_img), conformed_img, threshold=0.05)
     notes = mask_warnings(given_mask, used_mask, plain_img, brain_mask, conformed_img)
     info = {
         'LesionVoxelsGiven': int(given_mask.sum()),
         'LesionVoxelsUsed': int(used_mask.sum()),
         'Lesions': masks.label_lesions(given_mask & used_mask)[1],
         'Dilation': dilate,
+        'RimVoxels': rim_voxels,
         **tissue_info,
     }
     if not used_mask.any():
@@ -138,7 +150,6 @@ def fill(
         return Filling(copy_image(t1w_img), mask_image(used_mask, t1w_img), info=info, warnings=notes)
 
     # 4. Sample on tiles that cover the lesions.
-    hole = preprocess.conform_mask(mask_image(used_mask, plain_img), conformed_img, threshold=0.05)
     scaling = preprocess.white_matter_scaling(t1w, wm_mask & ~hole)
     if num_inference_steps is None:
         num_inference_steps = model.plan['num_inference_steps']

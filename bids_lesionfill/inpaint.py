@@ -93,6 +93,31 @@ def condition(image, lesion_mask, wm_mask, form):
     return base, np.stack([*channels, detail])
 
 
+def grow_to_rim(image, lesion_mask, wm_mask, rim_voxels=2, bright_lesions=False, deviations=2.5):
+    """Grow a lesion mask into the rim of its lesions that it missed; see `masks.grow_while_dark`.
+
+    What counts as rim is `deviations` (robust standard deviations of the white matter) darker than the white matter
+    around, which is averaged at least four voxels from the mask.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float array
+    lesion_mask, wm_mask : (X, Y, Z) bool array
+    rim_voxels : int
+        Growth ends here; 0 grows nothing.
+    bright_lesions : bool
+        True for FLAIR, where lesions are brighter than white matter.
+    deviations : float
+    """
+    far = wm_mask & ~ndimage.binary_dilation(lesion_mask, iterations=4)
+    if not rim_voxels or not lesion_mask.any() or not far.any():
+        return lesion_mask.copy()
+    darker = baselines.local_white_matter(image, lesion_mask, wm_mask, gap_voxels=4) - image
+    darker = -darker if bright_lesions else darker
+    deviation = 1.4826 * np.median(np.abs(darker[far] - np.median(darker[far])))
+    return masks.grow_while_dark(lesion_mask, wm_mask, darker, deviations * deviation, rim_voxels)
+
+
 def to_slab(volume):
     """(..., X, Y, Z) to (..., slices, height, width): axial slices first."""
     return np.moveaxis(volume, -1, -3)

@@ -6,6 +6,9 @@ from scipy import ndimage
 from . import masks
 
 CSF, GREY_MATTER, WHITE_MATTER = 1, 2, 3
+EXCLUDED = 4  # brain that is not to be taken for any of them: a patient's lesions and their rims
+SMALLEST_WM_SHARE = 0.1  # of a brain; white matter is about 0.4 of a healthy one
+MAX_REFITS = 3
 LARGEST_BRAIN_ML = 2200  # a foreground that is larger has a skull, or a background that is not zero
 
 
@@ -93,8 +96,13 @@ def classify(t1w, brain_mask, lesion_mask, max_voxels=60_000):
     if len(healthy) < 100:
         raise ValueError(f'brain mask holds {len(healthy)} voxels outside the lesions, expected a brain')
     sample = healthy[:: max(1, len(healthy) // max_voxels)].astype(np.float64)
-    start = np.percentile(sample, (8, 45, 85)).reshape(-1, 1)
-    mixture = GaussianMixture(3, means_init=start, random_state=0).fit(sample)
+    for _ in range(MAX_REFITS):
+        start = np.percentile(sample, (8, 45, 85)).reshape(-1, 1)
+        mixture = GaussianMixture(3, means_init=start, random_state=0).fit(sample)
+        brightest = mixture.predict(sample) == mixture.means_.argmax()
+        if brightest.mean() > SMALLEST_WM_SHARE:
+            break
+        sample = sample[~brightest]  # vessels after contrast agent, a hot spot: no white matter
     tissue_seg = np.zeros(t1w.shape, dtype=np.uint8)
     rank = np.argsort(np.argsort(mixture.means_.ravel())) + 1
     # Classes are intervals of the intensity: one table instead of a density in every voxel.
@@ -107,7 +115,7 @@ def classify(t1w, brain_mask, lesion_mask, max_voxels=60_000):
     return tissue_seg
 
 
-def claim_rim(wm_mask, lesion_mask, brain_mask, reach_voxels=2):
+def claim_rim(wm_mask, lesion_mask, brain_mask, reach_voxels=3):
     """White matter, with the soft rims of lesions claimed back from grey matter.
 
     A voxel that is part lesion, part white matter looks grey. Growing the mask into white matter alone would then

@@ -48,6 +48,7 @@ class Plan:
     cases: dataset.CasePlan = field(default_factory=dataset.CasePlan)
     share_at_end: float = 0.5  # of the training time steps that are T
     min_snr_gamma: float | None = None  # loss weights of Hang et al. 2023 (thesis 3.4); the thesis tried 5
+    log_loss_floor: float | None = None  # train on log(loss + floor) of each slab: easy ones count as in PSNR
     batch_size: int = 6  # slabs
     learning_rate: float = 6e-4
     warmup_updates: int = 150
@@ -137,7 +138,17 @@ THESIS = Plan(
     validate_every=1000,
     n_validation_cases=8,  # 50 passes each, on 16 whole slices
 )
-COMPACT = Plan(name='fill-T1w')
+COMPACT = Plan(
+    name='fill-T1w',
+    cases=dataset.CasePlan(grow_share=0.7),
+    log_loss_floor=0.05,
+)
+FLAIR = replace(
+    COMPACT,
+    name='fill-FLAIR',
+    modality='FLAIR',
+    cases=replace(COMPACT.cases, rim_contrast=(-1.0, -0.1)),
+)
 MASKS = {'lesions': 0.0, 'circles': 1.0, 'mixture': 0.5}  # share of circles
 UNCONDITIONAL = inpaint.Form(kind='unconditional', inside_mask_only=False)
 
@@ -173,11 +184,13 @@ def small_plans():
         'mixed_precision': 'no',
         'validate_every': 1_000_000,
         'n_validation_cases': 8,
+        'log_loss_floor': None,
     }
     small_cases = {name: getattr(COMPACT.cases, name) for name in ('crop', 'ellipsoid_radii_voxels')}
     cases = replace(THESIS.cases, **small_cases, orientation_augmentation=True)
     thesis = replace(THESIS, **common, cases=cases)
-    clean, rims = replace(COMPACT.cases, rim_share=0.0, max_dilation=1), COMPACT.cases
+    rims = replace(COMPACT.cases, grow_share=0.0)
+    clean = replace(rims, rim_share=0.0, max_dilation=1)
     plain = replace(COMPACT, **common, form=inpaint.Form(kind='plain'), share_at_end=0.25, num_inference_steps=50)
     residual = replace(COMPACT, **common)
     return [
@@ -197,6 +210,7 @@ PLANS = {
     plan.name: plan
     for plan in (
         COMPACT,
+        FLAIR,
         *thesis_plans(THESIS, 'thesis'),
         *small_plans(),
     )
@@ -236,6 +250,17 @@ def loss_weights(scheduler, timesteps, plan):
     if plan.min_snr_gamma is None:
         return torch.ones(len(timesteps), device=timesteps.device)
     return diffusion.min_snr_weights(scheduler, timesteps, plan.min_snr_gamma)
+
+
+def objective(losses, weights, plan):
+    """What is minimised: the weighted mean of the slabs' losses, or of their logarithms.
+
+    A small lesion in even tissue has a loss hundreds of times below that of a large one. With the plain mean it
+    counts for nothing, and a model is worse there than interpolation; PSNR, a logarithm as well, shows it.
+    """
+    if plan.log_loss_floor is None:
+        return (losses * weights).mean()
+    return (torch.log(losses + plan.log_loss_floor) * weights).mean()
 
 
 def losses_per_timestep(losses, timesteps, num_train_timesteps, name):
@@ -495,7 +520,7 @@ def train(
             network, batch, scheduler, plan, update * n_processes + accelerator.process_index
         )
         prepared_optimizer.zero_grad()
-        accelerator.backward((batch_losses * loss_weights(scheduler, batch_timesteps, plan)).mean())
+        accelerator.backward(objective(batch_losses, loss_weights(scheduler, batch_timesteps, plan), plan))
         gradient_norm = accelerator.clip_grad_norm_(network.parameters(), plan.gradient_clip)
         prepared_optimizer.step()
         rate.step()
@@ -578,7 +603,17 @@ def main(argv=None):
     parser.add_argument('--plan', default='fill-T1w', help='name of a plan, or a JSON file')
     parser.add_argument('--lesion-masks', type=Path, help='folder of lesion masks whose shapes are placed')
     parser.add_argument(
-        '--validation-label', nargs='+', default=[], help='synthesis: participants kept out (default: the last one)'
+        '--patients',
+        type=Path,
+        nargs='+',
+        default=[],
+        help='filling T1w: datasets of patients whose normal-appearing white matter is trained on as well',
+    )
+    parser.add_argument(
+        '--validation-label',
+        nargs='+',
+        default=[],
+        help='patients kept out of training; synthesis and FLAIR are validated on them (default: the last one)',
     )
     parser.add_argument('--num-updates', type=int, help="instead of the plan's")
     parser.add_argument('--decay-updates', type=int, help="instead of the plan's")
@@ -615,23 +650,34 @@ def main(argv=None):
 
 def read_data(options, plan):
     """Brains to train and to validate, lesion shapes to train and to validate, by the command line's options."""
+    healthy_dirs = options.bids_dir if (plan.task, plan.modality) == ('fill', 'T1w') else []
+    patient_dirs = options.patients if healthy_dirs else options.bids_dir
+    patients = split_patients(patient_dirs, plan.modality, options.validation_label, not healthy_dirs)
     if plan.task == 'synth':
-        images = [image for bids_dir in options.bids_dir for image in layout.find_patients(bids_dir, plan.modality)]
-        held_out = {label.removeprefix('sub-') for label in options.validation_label} or {images[-1][0]}
-        groups = [[files for label, *files in images if (label in held_out) == out] for out in (False, True)]
-        if not all(groups):
-            raise SystemExit(f'{len(groups[0])} images to train, {len(groups[1])} to validate: expected some of both')
-        return *(dataset.read_patients(group) for group in groups), [], []
+        return *(dataset.read_patients(group) for group in patients), [], []
     mask_files = layout.find_lesion_masks(options.lesion_masks or options.bids_dir[0])
     held_out = max(1, len(mask_files) // 5)  # lesion shapes that validation alone sees
-    brains = [
-        dataset.read_healthy_brains(
-            [files for bids_dir in options.bids_dir for files in layout.find_training(bids_dir, split)]
-        )
+    brains, validation_brains = (
+        dataset.read_healthy_brains([files for folder in healthy_dirs for files in layout.find_training(folder, split)])
         for split in ('train', 'validation')
-    ]
+    )
+    brains += dataset.read_normal_appearing(patients[0])
+    if not healthy_dirs:
+        validation_brains = dataset.read_normal_appearing(patients[1])
     shapes = [dataset.read_lesion_shapes(files) for files in (mask_files[:-held_out], mask_files[-held_out:])]
-    return *brains, *shapes
+    return brains, validation_brains, *shapes
+
+
+def split_patients(bids_dirs, modality, held_out, must_validate):
+    """Files of patients to train and to validate (see `layout.find_patients`), by the labels that are held out."""
+    images = [image for bids_dir in bids_dirs for image in layout.find_patients(bids_dir, modality)]
+    held_out = {label.removeprefix('sub-') for label in held_out}
+    if must_validate and not held_out:
+        held_out = {images[-1][0]}
+    groups = [[files for label, *files in images if (label in held_out) == out] for out in (False, True)]
+    if must_validate and not all(groups):
+        raise SystemExit(f'{len(groups[0])} images to train, {len(groups[1])} to validate: expected some of both')
+    return groups
 
 
 if __name__ == '__main__':
