@@ -68,8 +68,7 @@ def read_patients(images):
 
     Parameters
     ----------
-    images : list of (image file, T1w file, lesion mask file) on one grid
-        White matter is found on the T1w; the image (T1w or FLAIR) is normalised by it.
+    images : list of (image file, T1w file, lesion mask file) on one grid; see `normalise_patient`
     """
     brains = []
     for image_file, t1w_file, mask_file in images:
@@ -77,14 +76,41 @@ def read_patients(images):
         lesion_mask = preprocess.conform_mask(nib.load(mask_file), t1w_img)
         if not lesion_mask.any():
             continue  # nothing to learn from
-        t1w = t1w_img.get_fdata(dtype=np.float32)
-        brain_mask, _ = tissues.find_brain(t1w)
-        wm_mask = (tissues.classify(t1w, brain_mask, lesion_mask) == tissues.WHITE_MATTER) & ~lesion_mask
-        image = preprocess.resample_to(nib.load(image_file), t1w_img, order=3)
-        image = preprocess.white_matter_scaling(image, wm_mask).apply(image)
-        image = np.where(brain_mask, image, -1)
-        brains.append(Brain(*crop_to(wm_mask | lesion_mask, image, wm_mask, lesion_mask)))
+        brain, _ = normalise_patient(nib.load(image_file), t1w_img, lesion_mask)
+        brains.append(Brain(*crop_to(brain.wm_mask | lesion_mask, *brain)))
     return brains
+
+
+def normalise_patient(image_img, t1w_img, lesion_mask):
+    """A patient's image on the working grid, normalised by the white matter that the T1w shows.
+
+    Parameters
+    ----------
+    image_img : nibabel image
+        T1w or FLAIR, in the world space of the T1w.
+    t1w_img : nibabel image
+        On its working grid, see `preprocess.conform`.
+    lesion_mask : (X, Y, Z) bool array
+        On the same grid.
+
+    Returns
+    -------
+    brain : Brain
+        On the whole grid; -1 outside the brain, no lesion in the white matter.
+    scaling : preprocess.Scaling
+        From the image's own intensities.
+
+    Raises
+    ------
+    ValueError
+        If there is no brain or no white matter.
+    """
+    t1w = t1w_img.get_fdata(dtype=np.float32)
+    brain_mask, _ = tissues.find_brain(t1w)
+    wm_mask = (tissues.classify(t1w, brain_mask, lesion_mask) == tissues.WHITE_MATTER) & ~lesion_mask
+    image = preprocess.resample_to(image_img, t1w_img, order=3)
+    scaling = preprocess.white_matter_scaling(image, wm_mask)
+    return Brain(np.where(brain_mask, scaling.apply(image), -1), wm_mask, lesion_mask), scaling
 
 
 def crop_to(mask, *arrays, margin_voxels=12):
