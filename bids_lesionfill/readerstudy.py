@@ -50,7 +50,9 @@ def make(options):
         subject, *files = patients[index]
         name = Path(files[0]).name
         if any(case['subject'] == subject for case in cases.values()):
-            logger.info('%s: left out, this patient has a case: two visits side by side would show what is new', name)
+            logger.warning(
+                '%s: left out, this patient has a case: two visits side by side would show what is new', name
+            )
             continue
         try:
             images = [nib.load(path) for path in files]

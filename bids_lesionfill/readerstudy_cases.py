@@ -46,7 +46,7 @@ def draw_case(image_img, t1w_img, lesion_mask_img, model, num_inference_steps, r
     labels = masks.largest_lesions(lesion_mask, n_largest)
     n_lesions = int(labels.max())
     if n_lesions < 2:
-        raise ValueError(f'the lesion mask has {n_lesions} lesions, expected at least 2 to choose from')
+        raise ValueError(f'lesions in the mask: {n_lesions}, expected at least 2 to choose from')
     number, seed = int(rng.integers(1, n_lesions + 1)), int(rng.integers(2**63))
     case_img = replace_lesion(
         image_img, labels == number, lesion_mask, t1w_img, model, num_inference_steps, seed, device
