@@ -179,8 +179,9 @@ def score(options):
     answers = {path.stem: read_form(path, cases) for path in options.forms}
     chances = [1 / case['n_lesions'] for case in cases.values()]
     readers = [
-        {'reader': reader, 'answered': sum(row['lesion'] is not None for row in rows.values())}
+        {'reader': reader}
         | metrics.score_hits([row['hit'] for row in rows.values()], chances)
+        | {'answered': sum(row['lesion'] is not None for row in rows.values())}
         for reader, rows in answers.items()
     ]
     confidences = [

@@ -95,8 +95,11 @@ def replace_lesion(image_img, lesion, lesion_mask, t1w_img, model, num_inference
     brain, scaling = dataset.normalise_patient(plain_img, grid_img, all_lesions)
     values = inpaint.fill_volume(brain.image, hole, brain.wm_mask, model, num_inference_steps, [seed], device)
     painted = fill.on_grid(scaling.invert(brain.image), hole, scaling.invert(values[0]), grid_img, plain_img)
+    # A value that the image has nowhere else would tell: one beyond its range, or a fraction among whole numbers.
+    known = plain_img.get_fdata(dtype=np.float32)[~lesion]
+    painted = np.clip(painted, known.min(), known.max())
     stored, slope, intercept = fill.stored_values(image_img)
-    if stored.dtype.kind == 'f' and not (np.nan_to_num(stored) % 1).any():  # whole numbers: a fraction would tell
+    if stored.dtype.kind == 'f' and not (np.nan_to_num(stored) % 1).any():
         painted = np.rint((painted - intercept) / slope) * slope + intercept
     return fill.paste(image_img, painted, lesion)
 

@@ -3,6 +3,7 @@ import gzip
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ import pytest
 from bids_examples import listing, mask_path, t1w_path, write_bids
 from conftest import ellipsoid
 
-from bids_lesionfill import inpaint, layout, masks, readerstudy, readerstudy_cases
+from bids_lesionfill import fill, inpaint, layout, masks, readerstudy, readerstudy_cases
 
 # Offsets from the middle of the phantom and radii of the lesions, in voxels; all lie in white matter, apart.
 LESIONS = [((-6, 2, 1), (3, 2.5, 2)), ((6, -5, -2), (2.5, 2, 2)), ((4, 6, 2), (2, 1.5, 1.5)), ((0, 0, -7), (1, 1, 1))]
@@ -187,6 +188,18 @@ def test_floats_that_are_whole_numbers_stay_whole(make_phantom, model_dir):
         made = readerstudy_cases.replace_lesion(img, lesion, lesion_mask, t1w_img, model, 1, 7).get_fdata()
         assert (made != values).any()
         assert (made[lesion] % 1).any() == fractions
+
+
+@pytest.mark.parametrize('extreme', [-2, 2])
+def test_no_value_lies_beyond_those_of_the_rest_of_the_image(make_phantom, monkeypatch, extreme):
+    monkeypatch.setattr(inpaint, 'fill_volume', lambda image, hole, *_: np.full((1, hole.sum()), extreme, np.float32))
+    t1w_img, flair_img, mask_img = patient(make_phantom)
+    lesion_mask = np.asarray(mask_img.dataobj) > 0
+    lesion = masks.largest_lesions(lesion_mask, 10) == 1
+    made_img = readerstudy_cases.replace_lesion(flair_img, lesion, lesion_mask, t1w_img, None, 1, 7)
+    made, rest = fill.as_loaded(made_img).get_fdata(), flair_img.get_fdata()[~lesion]
+    limit = rest.min() if extreme < 0 else rest.max()
+    assert np.median(made[lesion]) == limit
 
 
 def test_big_endian_images_keep_their_values():
@@ -530,7 +543,9 @@ def test_a_study_that_was_made_can_be_scored(study, tmp_path):
     lines = [f'{case}\t{entry["lesion"]}\t5\t' for case, entry in study.key['cases'].items()]
     form = tmp_path / 'seer.tsv'
     form.write_text('\n'.join([HEAD.strip(), *lines]))
-    code, scores = score(study.folder, form)
+    for folder in (study.folder, study.key_file.parent):  # scores are written beside the key
+        shutil.copytree(folder, tmp_path / folder.name)
+    code, scores = score(tmp_path / 'study', form)
     assert code == 0
     assert scores['readers'][0]['hit_percent'] == 100
     assert scores['readers'][0]['hits_by_chance'] == pytest.approx(1 / 4 + 1 / 3 + 1 / 4, abs=1e-3)
