@@ -3,8 +3,9 @@
     python benchmarks/lesion_contrast.py BIDS_DIR [BIDS_DIR ...] [--modality FLAIR]
 
 Contrast: local white matter minus the lesion's core (its mask eroded once, where something is left), normalised
-intensities (white matter +0.5, background -1); on FLAIR lesions are brighter, and signs are turned. Edge: the share of the contrast that is left at a distance from the
-mask's border, averaged over lesions and fitted by a Gaussian edge (shift and standard deviation in mm).
+intensities (white matter +0.5, background -1); on FLAIR lesions are brighter, and signs are turned. Edge: the
+share of the contrast that is left at a distance from the mask's border, averaged over lesions and fitted by a Gaussian
+edge (shift and standard deviation in mm).
 """
 
 import argparse
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage, optimize, stats
 
-from bids_lesionfill import baselines, dataset, layout, masks, tissues
+from bids_lesionfill import baselines, dataset, layout, masks
 
 
 def main():
@@ -25,8 +26,8 @@ def main():
     distances = np.arange(-2.5, 5)
     images = [image for bids_dir in options.bids_dir for image in layout.find_patients(bids_dir, options.modality)]
     for subject, *files in images:
-        image, tissue_seg, lesion_mask = dataset.read_patient(*files)
-        wm_mask = (tissue_seg == tissues.WHITE_MATTER) & ~lesion_mask
+        patient = dataset.read_patient(*files)
+        image, wm_mask, lesion_mask = patient.image, patient.wm_mask, patient.lesion_mask
         white_matter = baselines.local_white_matter(image, lesion_mask, wm_mask, gap_voxels=4)
         labels, n_lesions = masks.label_lesions(lesion_mask)
         core = ndimage.binary_erosion(lesion_mask)

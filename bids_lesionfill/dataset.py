@@ -71,24 +71,55 @@ RIM_VOXELS = 3  # around a patient's lesions that is not taken for healthy
 class Patient(NamedTuple):
     """A patient's normalised image on the working grid: `(X, Y, Z)` arrays, RAS, 1 mm."""
 
-    image: np.ndarray  # T1w or FLAIR
+    image: np.ndarray  # T1w or FLAIR; -1 outside the brain
     tissue_seg: np.ndarray  # lesions count as the tissue that they look like
     lesion_mask: np.ndarray
 
+    @property
+    def wm_mask(self):
+        """White matter outside the lesions."""
+        return (self.tissue_seg == tissues.WHITE_MATTER) & ~self.lesion_mask
 
-def read_patient(image_file, t1w_file, mask_file):
-    """Load a patient's image (T1w or FLAIR), on one grid with its T1w, and lesion mask.
 
-    Tissue is found on the T1w; the image is normalised by its white matter outside the lesions.
+def normalise_patient(image_img, t1w_img, lesion_mask):
+    """A patient's image on the working grid, normalised by the white matter that the T1w shows.
+
+    Parameters
+    ----------
+    image_img : nibabel image
+        T1w or FLAIR, in the world space of the T1w.
+    t1w_img : nibabel image
+        On its working grid, see `preprocess.conform`.
+    lesion_mask : (X, Y, Z) bool array
+        On the same grid.
+
+    Returns
+    -------
+    patient : Patient
+    scaling : preprocess.Scaling
+        From the image's own intensities.
+
+    Raises
+    ------
+    ValueError
+        If there is no brain or no white matter.
     """
-    t1w_img = preprocess.conform(nib.load(t1w_file))
-    lesion_mask = preprocess.conform_mask(nib.load(mask_file), t1w_img)
     t1w = t1w_img.get_fdata(dtype=np.float32)
     brain_mask, _ = tissues.find_brain(t1w)
-    tissue_seg = tissues.classify(t1w, brain_mask, lesion_mask)
-    image = preprocess.resample_to(nib.load(image_file), t1w_img, order=3)
-    scaling = preprocess.white_matter_scaling(image, (tissue_seg == tissues.WHITE_MATTER) & ~lesion_mask)
-    return Patient(np.where(brain_mask, scaling.apply(image), -1), tissue_seg, lesion_mask)
+    patient = Patient(
+        preprocess.resample_to(image_img, t1w_img, order=3),
+        tissues.classify(t1w, brain_mask, lesion_mask),
+        lesion_mask,
+    )
+    scaling = preprocess.white_matter_scaling(patient.image, patient.wm_mask)
+    return patient._replace(image=np.where(brain_mask, scaling.apply(patient.image), -1)), scaling
+
+
+def read_patient(image_file, t1w_file, mask_file):
+    """Load and normalise a patient's image (T1w or FLAIR); see `normalise_patient`."""
+    t1w_img = preprocess.conform(nib.load(t1w_file))
+    lesion_mask = preprocess.conform_mask(nib.load(mask_file), t1w_img)
+    return normalise_patient(nib.load(image_file), t1w_img, lesion_mask)[0]
 
 
 def read_patients(images):
@@ -100,10 +131,10 @@ def read_patients(images):
     """
     brains = []
     for files in images:
-        image, tissue_seg, lesion_mask = read_patient(*files)
-        if lesion_mask.any():  # else there is nothing to learn from
-            wm_mask = (tissue_seg == tissues.WHITE_MATTER) & ~lesion_mask
-            brains.append(Brain(*crop_to(wm_mask | lesion_mask, image, wm_mask, lesion_mask)))
+        patient = read_patient(*files)
+        if patient.lesion_mask.any():  # else there is nothing to learn from
+            box = patient.wm_mask | patient.lesion_mask
+            brains.append(Brain(*crop_to(box, patient.image, patient.wm_mask, patient.lesion_mask)))
     return brains
 
 

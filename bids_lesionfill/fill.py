@@ -310,7 +310,7 @@ def with_stored_values(img, stored, slope, intercept):
     """An image with the header of `img` whose *stored* values are given: written as they are, read back scaled."""
     image_class = nib.Nifti2Image if isinstance(img, nib.Nifti2Image) else nib.Nifti1Image
     stored_img = image_class(stored, img.affine, img.header)
-    if stored.dtype.kind in 'iu' and nib.is_proxy(img.dataobj):
+    if nib.is_proxy(img.dataobj):
         stored_img.header.set_slope_inter(slope, intercept)  # after the constructor, which forgets it
     return stored_img
 

@@ -484,10 +484,10 @@ def read_tsv(path):
     def value(text):
         try:
             return None if text == 'n/a' else float(text)
-        except ValueError:
+        except (TypeError, ValueError):  # a word; or the line is shorter or longer than the first
             return text
 
-    with open(path, newline='') as file:
+    with open(path, newline='', encoding='utf-8-sig') as file:  # spreadsheets start a file with a mark
         return [{name: value(text) for name, text in row.items()} for row in csv.DictReader(file, delimiter='\t')]
 
 

@@ -38,6 +38,15 @@ def split_lesions(lesion_mask, min_voxels=1):
     return [lesion for lesion in lesions if lesion.sum() >= min_voxels]
 
 
+def largest_lesions(lesion_mask, n_largest):
+    """Number the largest connected lesions by falling volume, from 1; (X, Y, Z) int array, 0 in all smaller ones."""
+    labels, n_lesions = label_lesions(lesion_mask)
+    falling = np.argsort(-np.bincount(labels.flat)[1:], kind='stable')[:n_largest]
+    number = np.zeros(n_lesions + 1, dtype=int)
+    number[1 + falling] = np.arange(1, len(falling) + 1)
+    return number[labels]
+
+
 def dilate_within(lesion_mask, wm_mask, n_voxels=1):
     """Grow a lesion mask by `n_voxels`, but only into white matter.
 

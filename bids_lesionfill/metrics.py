@@ -1,11 +1,13 @@
 """How good is a fill: image quality by two definitions, the border and texture it leaves, and intervals over cases.
 
 M1 is the thesis' definition (3.5, table 3.3; axial slices), M2 that of the BraTS inpainting challenge (volumes).
-Scores of M1 and M2 must never be compared with each other.
+Scores of M1 and M2 must never be compared with each other. At the end: what readers find, against guessing.
 """
 
+import functools
+
 import numpy as np
-from scipy import ndimage
+from scipy import ndimage, stats
 from skimage.metrics import structural_similarity
 
 DATA_RANGE = 2.0  # normalised images run from -1 to 1
@@ -230,3 +232,66 @@ def paired_bootstrap(values, other_values, rng, n_resamples=2000, clusters=None)
     """
     values, other_values = (np.asarray(array, dtype=np.float64) for array in (values, other_values))
     return bootstrap_mean(values - other_values, rng, n_resamples, clusters)
+
+
+def clopper_pearson(n_hits, n_cases, confidence=0.95):
+    """Exact interval of a proportion (Clopper and Pearson 1934): low, high, floats from 0 to 1.
+
+    Parameters
+    ----------
+    n_hits, n_cases : int
+        At least one case.
+    confidence : float
+    """
+    interval = stats.binomtest(n_hits, n_cases).proportion_ci(confidence, method='exact')
+    return float(interval.low), float(interval.high)
+
+
+def chance_of_hits(n_hits, chances):
+    """Probability that guessing hits at least `n_hits` times, where each case has its own chance (Poisson-binomial).
+
+    Parameters
+    ----------
+    n_hits : int
+    chances : (cases,) sequence of floats from 0 to 1
+    """
+    probabilities = functools.reduce(np.convolve, [[1 - chance, chance] for chance in chances], np.ones(1))
+    return min(float(probabilities[n_hits:].sum()), 1.0)
+
+
+def score_hits(hits, chances):
+    """A reader's hits with their exact 95 % interval, and what guessing would do.
+
+    Parameters
+    ----------
+    hits : (cases,) sequence of bool
+    chances : (cases,) sequence of floats
+        Of a guess.
+
+    Returns
+    -------
+    dict with `cases`, `hits`, `hit_percent`, `low_percent`, `high_percent` (Clopper-Pearson), `hits_by_chance`
+    (expected) and `p_value`: the probability that guessing hits as often or more.
+    """
+    low, high = clopper_pearson(sum(hits), len(hits))
+    percents = {'hit_percent': sum(hits) / len(hits), 'low_percent': low, 'high_percent': high}
+    return {
+        'cases': len(hits),
+        'hits': sum(hits),
+        **{name: round(100 * share, 2) for name, share in percents.items()},
+        'hits_by_chance': round(sum(chances), 3),
+        'p_value': round(chance_of_hits(sum(hits), chances), 5),
+    }
+
+
+def cohen_kappa(one, other):
+    """Agreement of two readers beyond chance (Cohen 1960); NaN if each always says the same.
+
+    Parameters
+    ----------
+    one, other : (cases,) sequences of bool
+    """
+    one, other = np.asarray(one, dtype=bool), np.asarray(other, dtype=bool)
+    observed = (one == other).mean()
+    expected = one.mean() * other.mean() + (1 - one.mean()) * (1 - other.mean())
+    return float((observed - expected) / (1 - expected)) if expected < 1 else np.nan

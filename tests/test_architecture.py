@@ -21,6 +21,8 @@ MAY_IMPORT = {
         *('baselines', 'dataset', 'evaluation_cases', 'evaluation_page', 'inpaint', 'layout', 'lpips', 'metrics'),
         'weights',
     },
+    'readerstudy': {'fill', 'layout', 'metrics', 'readerstudy_cases', 'weights'},
+    'readerstudy_cases': {'dataset', 'fill', 'inpaint', 'masks', 'preprocess'},
     # edge
     'layout': set(),
     'report': set(),

@@ -22,8 +22,11 @@ def model(tiny_unet):
 
 
 def with_scaling(phantom, dtype, slope, inter):
-    """The phantom's T1w stored as integers with a scaling, as a scanner writes it."""
-    stored = np.clip(np.rint((phantom.t1w - inter) / slope), np.iinfo(dtype).min, np.iinfo(dtype).max).astype(dtype)
+    """The phantom's T1w stored with a scaling: as integers, as a scanner writes it, or as floats."""
+    stored = (phantom.t1w - inter) / slope
+    if np.dtype(dtype).kind != 'f':
+        stored = np.clip(np.rint(stored), np.iinfo(dtype).min, np.iinfo(dtype).max)
+    stored = stored.astype(dtype)
     img = nib.Nifti1Image(stored, phantom.affine)
     img.header.set_data_dtype(dtype)
     img.header.set_slope_inter(slope, inter)
@@ -37,10 +40,11 @@ def images(phantom):
         'int16 with scaling': with_scaling(phantom, np.int16, 0.37, -20.0),
         'uint8': with_scaling(phantom, np.uint8, 5.0, 0.0),
         'float32': nib.Nifti1Image.from_bytes(phantom.t1w_img.to_bytes()),
+        'float32 with scaling': with_scaling(phantom, np.float32, 2.0, 5.0),
     }
 
 
-@pytest.mark.parametrize('kind', ['int16 with scaling', 'uint8', 'float32'])
+@pytest.mark.parametrize('kind', ['int16 with scaling', 'uint8', 'float32', 'float32 with scaling'])
 def test_fill_leaves_voxels_outside_mask_untouched(phantom, model, kind):
     img = images(phantom)[kind]
     filling = fill.fill(img, phantom.lesion_mask_img, model=model, wm_mask_img=phantom.wm_mask_img)

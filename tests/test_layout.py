@@ -251,6 +251,14 @@ def test_tsv_writes_missing_values_as_na_and_reads_them_back(tmp_path):
     assert layout.read_tsv(tmp_path / 't.tsv') == [{'a': 1.5, 'b': None}, {'a': None, 'b': 'x'}]
 
 
+def test_tsv_of_a_spreadsheet_is_read(tmp_path):
+    """It starts with a byte order mark, and its lines may be shorter or longer than the first."""
+    (tmp_path / 't.tsv').write_bytes('a\tb\r\n1\r\n2\té\tx\r\n'.encode('utf-8-sig'))
+    short, long = layout.read_tsv(tmp_path / 't.tsv')
+    assert short == {'a': 1, 'b': None}
+    assert (long['a'], long['b']) == (2, 'é')
+
+
 def test_seed_depends_on_path_and_random_seed_only(tmp_path):
     def inputs(path, root):
         return layout.Inputs('01', None, 'sub-01_T1w', root / path, path)

@@ -25,6 +25,20 @@ def test_lesions_one_voxel_apart_are_two():
     assert masks.label_lesions(cube((8, 8, 8), (1, 1, 1), (4, 1, 1)))[1] == 2
 
 
+def test_largest_lesions_are_numbered_by_falling_volume():
+    mask = np.zeros((9, 3, 3), dtype=bool)
+    mask[0, 0, 0] = True
+    mask[2, :2, 0] = True
+    mask[4:6, 0, 0] = True
+    mask[6, 1, 1] = True  # touches the lesion before at a corner: three voxels
+    mask[8, 2, 2] = True
+    labels = masks.largest_lesions(mask, 3)
+    assert (labels[4, 0, 0], labels[6, 1, 1], labels[2, 0, 0], labels[0, 0, 0]) == (1, 1, 2, 3)
+    assert np.bincount(labels.flat).tolist() == [81 - 6, 3, 2, 1]  # of equal ones the first; the last is not numbered
+    assert masks.largest_lesions(mask, 10).max() == 4
+    assert not masks.largest_lesions(np.zeros_like(mask), 3).any()
+
+
 def test_split_lesions_crops_each_lesion_to_its_box(phantom):
     deep, small = sorted(masks.split_lesions(phantom.lesion_mask), key=np.sum, reverse=True)
     assert deep.sum() > small.sum()

@@ -1,6 +1,9 @@
+import math
+
 import numpy as np
 import pytest
 from scipy import ndimage
+from sklearn.metrics import cohen_kappa_score
 
 from bids_lesionfill import metrics
 
@@ -358,3 +361,64 @@ def test_missing_values_leave_their_person_as_it_is():
     values, people = [1.0, np.nan, 3.0, 5.0], ['a', 'a', 'b', 'b']
     complete = metrics.bootstrap_mean([1.0, 3.0, 5.0], np.random.default_rng(0), clusters=['a', 'b', 'b'])
     assert metrics.bootstrap_mean(values, np.random.default_rng(0), clusters=people) == complete
+
+
+# Readers
+
+
+def tail(n, p, at_least):
+    """Binomial probability of at least so many hits, written out."""
+    return sum(math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(at_least, n + 1))
+
+
+@pytest.mark.parametrize(('n_hits', 'low', 'high'), [(3, 0.0321, 0.3789), (1, 0.0013, 0.2487)])
+def test_exact_intervals_of_the_thesis_readers(n_hits, low, high):
+    """3 and 1 of 20 (4.1). By definition so many hits or more, so few or fewer, have probability 2.5 % at the ends."""
+    interval = metrics.clopper_pearson(n_hits, 20)
+    assert interval == pytest.approx((low, high), abs=5e-5)
+    assert tail(20, interval[0], n_hits) == pytest.approx(0.025, rel=1e-6)
+    assert 1 - tail(20, interval[1], n_hits + 1) == pytest.approx(0.025, rel=1e-6)
+
+
+def test_exact_interval_of_none_and_all():
+    assert metrics.clopper_pearson(0, 20) == pytest.approx((0, 1 - 0.025 ** (1 / 20)))
+    assert metrics.clopper_pearson(20, 20) == pytest.approx((0.025 ** (1 / 20), 1))
+
+
+def test_chance_of_hits_by_hand():
+    # Two cases, of two and of three lesions: both missed 1/2 * 2/3, both hit 1/2 * 1/3.
+    assert metrics.chance_of_hits(0, [1 / 2, 1 / 3]) == pytest.approx(1)
+    assert metrics.chance_of_hits(1, [1 / 2, 1 / 3]) == pytest.approx(2 / 3)
+    assert metrics.chance_of_hits(2, [1 / 2, 1 / 3]) == pytest.approx(1 / 6)
+    assert metrics.chance_of_hits(3, [1 / 2, 1 / 3]) == 0
+
+
+def test_chance_of_hits_is_binomial_where_all_chances_are_equal():
+    for n_hits in range(21):
+        assert metrics.chance_of_hits(n_hits, [0.1] * 20) == pytest.approx(tail(20, 0.1, n_hits), rel=1e-6)
+
+
+def test_chance_of_hits_counts_every_pattern(rng):
+    chances = rng.uniform(0, 1, 6)
+    patterns = np.array(list(np.ndindex(*[2] * 6)))
+    weights = np.where(patterns, chances, 1 - chances).prod(axis=1)
+    for n_hits in range(7):
+        expected = weights[patterns.sum(axis=1) >= n_hits].sum()
+        assert metrics.chance_of_hits(n_hits, chances) == pytest.approx(expected)
+
+
+def test_score_of_a_reader_names_what_guessing_would_do():
+    scores = metrics.score_hits([True, False, True], [1 / 2, 1 / 4, 1 / 4])
+    assert (scores['cases'], scores['hits'], scores['hit_percent'], scores['hits_by_chance']) == (3, 2, 66.67, 1)
+    # Two or three hits: 1/2 * 1/4 * 3/4 twice, 1/2 * 1/4 * 1/4 for the last two, 1/2 * 1/4 * 1/4 for all.
+    assert scores['p_value'] == pytest.approx(2 * 3 / 32 + 1 / 32 + 1 / 32)
+
+
+def test_kappa_by_hand_and_as_sklearn(rng):
+    # Agreement in 2 of 4 cases, and 1/4 * 3/4 + 3/4 * 1/4 = 3/8 by chance: (1/2 - 3/8) / (1 - 3/8).
+    assert metrics.cohen_kappa([1, 0, 0, 0], [1, 1, 1, 0]) == pytest.approx(0.2)
+    assert metrics.cohen_kappa([1, 0, 0], [1, 0, 0]) == 1
+    assert metrics.cohen_kappa([1, 0], [0, 1]) == -1
+    assert np.isnan(metrics.cohen_kappa([0, 0], [0, 0]))
+    one, other = rng.random((2, 30)) < 0.4
+    assert metrics.cohen_kappa(one, other) == pytest.approx(cohen_kappa_score(one, other))
