@@ -14,7 +14,7 @@ def main():
     header = ['cases', 'grown by', 'filler', *(title for title, _ in COLUMNS.values())]
     print('| ' + ' | '.join(header) + ' |\n' + '|---' * len(header) + '|')
     for row in rows:
-        cells = [row['kind'], f'{row["dilation"]:g}', row['method']]
+        cells = [row['kind'], str(row['dilation']).removesuffix('.0'), row['method']]
         for name, (_, form) in COLUMNS.items():
             if row[name] is None:
                 cells.append('–')

@@ -53,6 +53,7 @@ BASELINES = {
 }
 UNFILLED, TRUTH = 'unfilled', 'healthy tissue'
 NOT_FOR_PATIENTS = {'biharmonic (skimage)'}  # its direct solver takes hours on a large lesion
+NOT_FOR_FLAIR = {'ANTs rule'}  # it fills what is darker than its neighbours
 
 
 @dataclass(frozen=True)
@@ -102,22 +103,45 @@ class ModelMethod:
         return self.name(model), model.form.kind == 'unconditional', fill, model.sha256
 
 
-def make_cases(subject, t1w_file, dseg_file, shapes, patient_mask_file, options, number):
+APP_GROWTH = '1+2'  # of masks, by default in `fill.fill`; see `evaluation_cases.grow`
+
+
+def growth(text):
+    """A growth of masks from the command line: a number of voxels, or `1+2`."""
+    parts = text.split('+')
+    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f'{text!r} is no growth, expected for example 1 or 1+2')
+    return int(text) if len(parts) == 1 else text
+
+
+def read_image(files):
+    """Normalised image and tissue classes of a healthy brain (T1w, dseg) or a patient (image, T1w, lesion mask)."""
+    if len(files) == 2:
+        return dataset.read_tissues(*files)
+    patient = dataset.read_patient(*files)
+    return patient.image, dataset.normal_appearing(patient)
+
+
+def make_cases(subject, files, shapes, patient_mask_file, options, number):
     """All cases of one brain: `clean`, `rim` per dilation, `patient`."""
-    image, tissue_seg = dataset.read_tissues(t1w_file, dseg_file)
+    image, tissue_seg = read_image(files)
     cases = []
     for draw, (kind, dilations) in enumerate((('clean', [0]), ('rim', options.dilate))):
         if kind in options.kinds:
             rng = np.random.default_rng([options.seed, number, draw])
             cases += evaluation_cases.draw_cases(
-                subject, image, tissue_seg, shapes, rng, options.n_lesions, kind, dilations
+                subject, image, tissue_seg, shapes, rng, options.n_lesions, kind, dilations, options.modality
             )
     if 'patient' in options.kinds:
         mask_img = nib.load(patient_mask_file)
         lesion_mask = np.asarray(mask_img.dataobj) > 0
         moved = evaluation_cases.move_lesions(lesion_mask, mask_img.affine, tissue_seg > 0)
         rng = np.random.default_rng([options.seed, number, 2])
-        cases.append(evaluation_cases.patient_case(subject, image, tissue_seg, moved, rng))
+        cases.append(
+            evaluation_cases.patient_case(
+                subject, image, tissue_seg, moved, rng, options.dilate[-1], modality=options.modality
+            )
+        )
     return cases
 
 
@@ -153,12 +177,13 @@ def evaluate_brain(job):
     logging.basicConfig(level=logging.INFO, format='%(asctime)s %(message)s')  # this may be a process of its own
     torch.set_num_threads(options.threads or max(1, (os.cpu_count() or 1) // options.nprocs))
     perceptual_distance = lpips.load_lpips(options.lpips_weights) if options.lpips_weights else None
-    methods = [(name, 'baseline', False, fill) for name, fill in BASELINES.items() if name in options.baselines]
+    names = set(options.baselines) - (NOT_FOR_FLAIR if options.modality == 'FLAIR' else set())
+    methods = [(name, 'baseline', False, fill) for name, fill in BASELINES.items() if name in names]
     for text in options.models:
         name, repaint, fill, _ = ModelMethod.parse(text).load(options.device)
         methods.append((name, 'model', repaint, fill))
     rows, examples = [], []
-    for case in make_cases(subject, *files, shapes, patient_mask_file, options, number):
+    for case in make_cases(subject, files, shapes, patient_mask_file, options, number):
         window = metrics.brats_window(case.image, case.lesion_mask)
         show = len(examples) < n_examples and case.kind != 'patient'
         shown = min(case.units, key=lambda unit: abs(unit.volume_ml - EXAMPLE_ML))
@@ -181,7 +206,7 @@ def evaluate_brain(job):
                 {'title': title, 'kind': case.kind, 'mask': shown.lesion_mask[box], 'images': pictures}
                 | {'dilation': case.dilation}
             )
-        logger.info('%s, %s, mask grown by %d', subject, case.kind, case.dilation)
+        logger.info('%s, %s, mask grown by %s', subject, case.kind, case.dilation)
     return rows, examples
 
 
@@ -297,18 +322,34 @@ def parse_options(argv=None):
         description=__doc__.split('\n')[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument('bids_dir', type=Path, help='healthy brains: T1w, derivatives with dseg, column split')
+    parser.add_argument(
+        'bids_dir', type=Path, nargs='+', help='healthy brains: T1w, derivatives with dseg, column split; or patients'
+    )
     parser.add_argument('output_dir', type=Path)
     parser.add_argument('--models', nargs='*', default=['fill-T1w'], metavar='MODEL[@STEPS]', help='names or folders')
     parser.add_argument('--baselines', nargs='*', default=list(BASELINES), choices=list(BASELINES), metavar='NAME')
     parser.add_argument('--lesion-masks', type=Path, help='folder of lesion masks; the last fifth is used')
     parser.add_argument('--split', default='validation')
+    parser.add_argument('--modality', choices=['T1w', 'FLAIR'], default='T1w')
+    parser.add_argument(
+        '--participant-label',
+        nargs='+',
+        metavar='LABEL',
+        help="patients, in whose normal-appearing white matter cases are made, instead of a split's healthy brains",
+    )
     kinds = ['clean', 'rim', 'patient']
     parser.add_argument('--kinds', nargs='+', default=kinds, choices=kinds)
     parser.add_argument(
         '--repaint-kinds', nargs='*', default=['clean'], choices=kinds, help='kinds that unconditional models fill too'
     )
-    parser.add_argument('--dilate', type=int, nargs='+', default=[0, 1, 2], help='growth of the masks of `rim`')
+    parser.add_argument(
+        '--dilate',
+        type=growth,
+        nargs='+',
+        default=[0, 1, 2, APP_GROWTH],
+        help='growth of the masks of `rim`, in voxels; 1+2: by one, then by up to two into the rim. The last one is '
+        'that of `patient`',
+    )
     parser.add_argument('--n-lesions', type=int, default=8, help='per brain and kind')
     parser.add_argument('--n-examples', type=int, default=2, help='pictures per brain shown, of the first brains')
     parser.add_argument('--seed', type=int, default=2)
@@ -325,6 +366,30 @@ def parse_options(argv=None):
     return options
 
 
+def find_brains(options):
+    """Files of the brains to evaluate on (see `read_image`), and whose brain each is."""
+    if options.participant_label is None:
+        if options.modality != 'T1w':
+            raise SystemExit(f'healthy brains have no {options.modality} here: give patients by --participant-label')
+        files, people = [], []
+        for bids_dir in options.bids_dir:
+            names = layout.find_people(bids_dir)
+            for pair in layout.find_training(bids_dir, options.split):
+                subject = Path(pair[0]).name.split('_')[0]
+                files.append(pair)
+                people.append(names.get(subject, subject))
+        return files, people
+    wanted = {label.removeprefix('sub-') for label in options.participant_label}
+    images = [image for bids_dir in options.bids_dir for image in layout.find_patients(bids_dir, options.modality)]
+    images = [image for image in images if image[0] in wanted]
+    missing = sorted(wanted - {image[0] for image in images})
+    if missing:
+        raise SystemExit(
+            f'patients {missing} have no {options.modality} with T1w and lesion mask in {options.bids_dir}'
+        )
+    return [files for _, *files in images], [label for label, *_ in images]
+
+
 def main(argv=None):
     """Evaluate, and write tables and the page."""
     logging.basicConfig(level=logging.INFO, format='%(asctime)s %(message)s')
@@ -334,13 +399,11 @@ def main(argv=None):
     named = {text: ModelMethod.parse(text).name(model) for text, model in loaded.items()}
     if len(set(named.values())) < len(options.models):  # one would take the other's place in every table
         raise SystemExit(f'two models have one name, see their plan.json: {named}')
-    files = layout.find_training(options.bids_dir, options.split)
-    mask_files = layout.find_lesion_masks(options.lesion_masks or options.bids_dir)
+    files, people = find_brains(options)
+    mask_files = layout.find_lesion_masks(options.lesion_masks or options.bids_dir[0])
     mask_files = mask_files[-max(1, len(mask_files) // 5) :]  # those that training never saw, see `train.read_data`
     shapes = dataset.read_lesion_shapes(mask_files)
-    subjects = [layout.strip_extension(Path(t1w_file).name).removesuffix('_T1w') for t1w_file, _ in files]
-    people = layout.find_people(options.bids_dir)
-    people = [people.get(subject.split('_')[0], subject) for subject in subjects]
+    subjects = [layout.strip_extension(Path(image_file).name).rpartition('_')[0] for image_file, *_ in files]
     jobs = [
         (options, number, subject, person, pair, shapes, mask_files[number % len(mask_files)], n_examples)
         for number, (subject, person, pair) in enumerate(zip(subjects, people, files))
@@ -357,6 +420,7 @@ def main(argv=None):
 
     info = {
         'seed': options.seed,
+        'modality': options.modality,
         'subjects': f'{", ".join(subjects)}: {len(set(people))} people, by whom intervals are resampled',
         'lesion shapes': f'{len(shapes)} from the last {len(mask_files)} masks of the folder, which `train` holds out',
         'selection': f'models may have been chosen on these subjects (split {options.split}): see their cards',
@@ -365,7 +429,7 @@ def main(argv=None):
         'version': metadata.version('bids_lesionfill'),
         'torch': torch.__version__,
         'minutes': f'{(time.monotonic() - started) / 60:.0f}',
-        'dilation': {'rim': 1 if 1 in options.dilate else options.dilate[0]},
+        'dilation': {'rim': APP_GROWTH if APP_GROWTH in options.dilate else options.dilate[0]},
     }
     flat = [named[text] for text, model in loaded.items() if not model.plan['pseudo_3d']]
     conditional = [named[t] for t, m in loaded.items() if m.plan['pseudo_3d'] and m.form.kind != 'unconditional']

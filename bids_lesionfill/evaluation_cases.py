@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from . import masks, synthesis, tissues
+from . import inpaint, masks, synthesis, tissues
 
 TOUCHED = 0.02  # share of the lesion in a voxel from which on the painted lesion touched it
 EDGE_VOXELS = (0.4, 0.9)  # around the edge of real lesions: .56 mm, benchmarks/lesion_contrast.py
@@ -37,7 +37,7 @@ class Case:
     """A brain with lesions to be filled; `(X, Y, Z)` arrays, normalised, 1 mm."""
 
     kind: str
-    dilation: int  # voxels by which the mask that was handed over has been grown, within white matter
+    dilation: int | str  # how the mask that was handed over has been grown, see `grow`
     subject: str
     image: np.ndarray  # the healthy truth
     seen: np.ndarray  # what the filler is given
@@ -124,9 +124,27 @@ def scatter_lesions(tissue_seg, ventricles, shapes, rng, n_lesions, min_voxels=8
     )
 
 
-def paint(image, labels, wm_mask, rng, edge_voxels=EDGE_VOXELS):
+def grow(lesion_mask, image, wm_mask, dilation, modality='T1w'):
+    """Grow a mask within white matter as the app does.
+
+    Parameters
+    ----------
+    lesion_mask, wm_mask : (X, Y, Z) bool array
+    image : (X, Y, Z) float array
+        With the lesion.
+    dilation : int or str
+        Voxels everywhere; `'1+2'` is one voxel everywhere, then up to two into the rim (`inpaint.grow_to_rim`).
+    modality : {'T1w', 'FLAIR'}
+    """
+    everywhere, _, rim_voxels = str(dilation).partition('+')
+    grown = masks.dilate_within(lesion_mask, wm_mask, int(everywhere))
+    return inpaint.grow_to_rim(image, grown, wm_mask, int(rim_voxels or 0), modality == 'FLAIR')
+
+
+def paint(image, labels, wm_mask, rng, edge_voxels=EDGE_VOXELS, modality='T1w'):
     """Paint lesions, each of its own contrast, with one soft edge; return the image and the lesions' share."""
-    contrasts = np.array([0.0] + [synthesis.draw_contrast(rng) for _ in range(labels.max())])
+    contrasts = [0.0] + [synthesis.draw_contrast(rng, modality=modality) for _ in range(labels.max())]
+    contrasts = np.array(contrasts)
     nearest = ndimage.distance_transform_edt(labels == 0, return_distances=False, return_indices=True)
     contrast = contrasts[labels[tuple(nearest)]].astype(np.float32)
     return synthesis.paint_lesion(image, labels > 0, wm_mask, contrast, rng.uniform(*edge_voxels))
@@ -191,7 +209,7 @@ def make_units(labels, touched, lesion_mask, ventricles, tissue_seg):
     )
 
 
-def draw_cases(subject, image, tissue_seg, shapes, rng, n_lesions, kind, dilations):
+def draw_cases(subject, image, tissue_seg, shapes, rng, n_lesions, kind, dilations, modality='T1w'):
     """A brain's `clean` or `rim` case, once per dilation of the mask.
 
     Parameters
@@ -203,7 +221,8 @@ def draw_cases(subject, image, tissue_seg, shapes, rng, n_lesions, kind, dilatio
     rng : numpy.random.Generator
     n_lesions : int
     kind : {'clean', 'rim'}
-    dilations : list of ints
+    dilations : list, see `grow`
+    modality : {'T1w', 'FLAIR'}
 
     Returns
     -------
@@ -213,7 +232,7 @@ def draw_cases(subject, image, tissue_seg, shapes, rng, n_lesions, kind, dilatio
     ventricles = find_ventricles(tissue_seg)
     labels = scatter_lesions(tissue_seg, ventricles, shapes, rng, n_lesions)
     touched = handed = labels > 0
-    seen, alpha = paint(image, labels, wm_mask, rng, EDGE_VOXELS if kind == 'rim' else (0, 0))
+    seen, alpha = paint(image, labels, wm_mask, rng, EDGE_VOXELS if kind == 'rim' else (0, 0), modality)
     if kind == 'rim':
         touched = alpha > TOUCHED
         handed = np.zeros_like(touched)
@@ -221,13 +240,13 @@ def draw_cases(subject, image, tissue_seg, shapes, rng, n_lesions, kind, dilatio
             handed |= tighten((labels == number) & (alpha > 0.5), rng)
     cases = []
     for dilation in dilations:
-        mask = masks.dilate_within(handed, wm_mask, dilation)
+        mask = grow(handed, seen, wm_mask, dilation, modality)
         units = make_units(labels, touched, mask, ventricles, tissue_seg)
         cases.append(Case(kind, dilation, subject, image, seen, mask, wm_mask, units))
     return cases
 
 
-def patient_case(subject, image, tissue_seg, lesion_mask, rng, dilation=1, min_voxels=4):
+def patient_case(subject, image, tissue_seg, lesion_mask, rng, dilation=1, min_voxels=4, modality='T1w'):
     """A brain's `patient` case.
 
     Parameters
@@ -247,8 +266,8 @@ def patient_case(subject, image, tissue_seg, lesion_mask, rng, dilation=1, min_v
     labels = np.unique(labels, return_inverse=True)[1].reshape(labels.shape)
     if not labels.any():
         raise ValueError(f'{subject}: none of the {lesion_mask.sum()} lesion voxels lies in white matter')
-    seen, alpha = paint(image, labels, wm_mask, rng)
-    mask = masks.dilate_within(alpha > 0.5, wm_mask, dilation)
+    seen, alpha = paint(image, labels, wm_mask, rng, modality=modality)
+    mask = grow(alpha > 0.5, seen, wm_mask, dilation, modality)
     score_mask = mask | (alpha > TOUCHED)
     unit = Unit(1, score_mask, mask, float((labels > 0).sum() / 1000), 'all')
     return Case('patient', dilation, subject, image, seen, mask, wm_mask, (unit,))

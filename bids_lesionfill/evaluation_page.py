@@ -139,7 +139,7 @@ def page_template():
 def describe_kind(kind, summary, comparisons, info):
     """Everything the page says about one kind of case, as a dict."""
     rows = [row for row in summary if row['kind'] == kind]
-    dilations = sorted({row['dilation'] for row in rows})
+    dilations = sorted({row['dilation'] for row in rows}, key=str)
     chosen = (info.get('dilation') or {}).get(kind)
     dilation = chosen if chosen in dilations else dilations[0]
     overall = {other: ranked([r for r in rows if (r['dilation'], r['group']) == (other, 'all')]) for other in dilations}
@@ -170,7 +170,11 @@ def describe_kind(kind, summary, comparisons, info):
 
 def mask_words(dilation):
     """What was done to the mask before the methods were given it."""
-    return f'mask dilated by {dilation} voxel{"s" if dilation > 1 else ""}' if dilation else 'mask not dilated'
+    if not dilation:
+        return 'mask not dilated'
+    everywhere, _, rim = str(dilation).partition('+')
+    words = f'mask dilated by {everywhere} voxel{"s" if everywhere != "1" else ""}'
+    return f'{words}, then by up to {rim} into the rim' if rim else words
 
 
 def window_words(window):

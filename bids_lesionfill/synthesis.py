@@ -6,9 +6,12 @@ from scipy import ndimage
 from . import masks
 
 # How much darker than the white matter around them lesions are on T1w, in units of the normalised image (white matter
-# is 1.5 above the background): percentiles over the 64 lesions of at least 20 voxels of three Ljubljana patients, and
-# (benchmarks/lesion_contrast.py).
-T1W_CONTRAST_PERCENTILES = {5: 0.041, 10: 0.067, 25: 0.168, 50: 0.326, 75: 0.518, 90: 0.664, 95: 0.706}
+# is 1.5 above the background): percentiles over the 64 lesions of at least 20 voxels of three Ljubljana patients. And
+# how much brighter on FLAIR: 149 lesions of the same and of four sessions of MSLesSeg (benchmarks/lesion_contrast.py).
+CONTRAST_PERCENTILES = {
+    'T1w': {5: 0.041, 10: 0.067, 25: 0.168, 50: 0.326, 75: 0.518, 90: 0.664, 95: 0.706},
+    'FLAIR': {5: 0.306, 10: 0.380, 25: 0.546, 50: 0.704, 75: 0.871, 90: 1.085, 95: 1.180},
+}
 
 # The coarse lesions of the thesis' unconditional synthesis (3.2, SDEdit): quantiles of the patient's lesions; None is
 # their mean.
@@ -21,11 +24,16 @@ COARSE_INTENSITIES = {
 }
 
 
-def draw_contrast(rng, lowest=0.15):
-    """Contrast of a T1w lesion, drawn from that of real ones of which something is to be seen (at least `lowest`)."""
-    percentiles, contrasts = T1W_CONTRAST_PERCENTILES.keys(), list(T1W_CONTRAST_PERCENTILES.values())
-    start = np.interp(lowest, contrasts, list(percentiles))
-    return float(np.interp(rng.uniform(start, max(percentiles)), list(percentiles), contrasts))
+def draw_contrast(rng, lowest=0.15, modality='T1w'):
+    """Contrast of a lesion, drawn from that of real ones of which something is to be seen (at least `lowest`).
+
+    It is how much darker than white matter a lesion is: below zero on FLAIR, where lesions are bright.
+    """
+    table = CONTRAST_PERCENTILES[modality]
+    percentiles, contrasts = list(table.keys()), list(table.values())
+    start = np.interp(lowest, contrasts, percentiles)
+    contrast = float(np.interp(rng.uniform(start, max(percentiles)), percentiles, contrasts))
+    return -contrast if modality == 'FLAIR' else contrast
 
 
 def coarse_lesion(image, lesion_mask, lesion_intensities, intensity='median'):
@@ -63,7 +71,7 @@ def paint_lesion(image, lesion_mask, wm_mask, contrast, edge_voxels):
     lesion_mask, wm_mask : (X, Y, Z) bool array
         The lesion is the mask blurred; it stays inside white matter.
     contrast : float
-        What is subtracted where the lesion is full, in units of the image.
+        What is subtracted where the lesion is full, in units of the image; below zero for bright lesions.
     edge_voxels : float
         Standard deviation of the Gaussian edge, in voxels.
 

@@ -38,7 +38,7 @@ MAY_IMPORT = {
     'masks': set(),
     'metrics': set(),
     'preprocess': set(),
-    'evaluation_cases': {'masks', 'synthesis', 'tissues'},
+    'evaluation_cases': {'inpaint', 'masks', 'synthesis', 'tissues'},
     'synthesis': {'masks'},
     'unet': set(),
 }

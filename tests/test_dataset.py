@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from bids_lesionfill import dataset, inpaint, masks
+from bids_lesionfill import dataset, inpaint, masks, tissues
 from bids_lesionfill.dataset import Brain, CasePlan, TrainingCases
 from bids_lesionfill.inpaint import Form
 
@@ -595,3 +595,43 @@ def test_ellipsoids_have_the_radii_of_the_plan(rng):
         cases = [dataset.draw_fill_case(brain, [], plan, Form(kind='plain'), rng) for _ in range(8)]
         largest.append(max(case['lesion_mask'].sum() for case in cases if case is not None))
     assert largest[0] < 320 < 1500 < largest[1]
+
+
+def test_lesions_and_their_rims_are_not_normal_appearing():
+    tissue_seg = np.full((20, 20, 20), tissues.WHITE_MATTER)
+    tissue_seg[:2] = 0
+    lesion_mask = np.zeros(tissue_seg.shape, dtype=bool)
+    lesion_mask[4, 10, 10] = True
+    found = dataset.normal_appearing(dataset.Patient(np.zeros(tissue_seg.shape), tissue_seg, lesion_mask))
+    excluded = np.zeros_like(lesion_mask)
+    excluded[2:8, 7:14, 7:14] = True  # three voxels around, but not outside the brain
+    assert np.array_equal(found == tissues.EXCLUDED, excluded)
+    assert np.array_equal(found[~excluded], tissue_seg[~excluded])
+
+
+def test_no_mask_is_drawn_into_a_patients_lesions(make_phantom, rng):
+    phantom = make_phantom(affine=np.eye(4))
+    patient = dataset.Patient(phantom.normalised, phantom.tissue_seg, phantom.lesion_mask)
+    wm_mask = dataset.normal_appearing(patient) == tissues.WHITE_MATTER
+    brain = dataset.Brain(phantom.normalised, wm_mask)
+    plan = dataset.CasePlan(crop=phantom.t1w.shape, ellipsoid_share=1.0, grow_share=1.0)
+    far = ~ndimage.binary_dilation(phantom.lesion_mask, iterations=2)
+    n_drawn = 0
+    for _ in range(6):
+        wide = dataset.Brain(*(np.pad(a, dataset.PADDING) for a in brain[:2]))
+        case = dataset.draw_fill_case(wide, [], plan, inpaint.Form(), rng)
+        n_drawn += case is not None
+        assert case is None or far[case['lesion_mask']].all()
+    assert n_drawn >= 3
+
+
+def test_grown_masks_leave_less_of_the_rim(make_phantom):
+    phantom = make_phantom(affine=np.eye(4))
+    brain = dataset.Brain(*(np.pad(a, dataset.PADDING) for a in (phantom.normalised_healthy, phantom.wm_mask)))
+    left = []
+    for grow_share in (0.0, 1.0):
+        plan = dataset.CasePlan(ellipsoid_share=1.0, rim_share=1.0, max_dilation=0, grow_share=grow_share)
+        cases = [dataset.draw_fill_case(brain, [], plan, inpaint.Form(), np.random.default_rng(n)) for n in range(8)]
+        left.append([((c['image'] - c['seen'])[~c['lesion_mask']]).sum() for c in cases if c is not None])
+    assert len(left[0]) == len(left[1]) > 3
+    assert sum(left[1]) < 0.6 * sum(left[0])

@@ -392,7 +392,7 @@ def test_options_have_defaults_that_are_known():
     assert options.models == ['fill-T1w']
     assert options.baselines == list(BASELINES)
     assert options.kinds == ['clean', 'rim', 'patient']
-    assert (options.dilate, options.repaint_kinds, options.nprocs) == ([0, 1, 2], ['clean'], 1)
+    assert (options.dilate, options.repaint_kinds, options.nprocs) == ([0, 1, 2, '1+2'], ['clean'], 1)
 
 
 @pytest.mark.parametrize(
@@ -406,6 +406,7 @@ def test_options_have_defaults_that_are_known():
         (['--kinds', 'dirty'], "'dirty'"),
         (['--repaint-kinds', 'dirty'], "'dirty'"),
         (['--dilate', 'x'], "'x'"),
+        (['--dilate', '1+x'], "'1+x'"),
     ],
 )
 def test_options_that_make_no_sense_are_usage_errors(arguments, message, capsys):
@@ -563,7 +564,9 @@ def test_patients_are_filled_as_a_whole(bids_dir, models, tmp_path):
     options = ['--kinds', 'patient', '--baselines', 'biharmonic', 'biharmonic (skimage)']
     rows = run(bids_dir, tmp_path, [models['flat'], models['repaint']], *options)
     assert {row['method'] for row in rows} == {UNFILLED, TRUTH, 'biharmonic', 'flat, 1 step'}
-    assert {(row['kind'], row['dilation'], row['unit'], row['place']) for row in rows} == {('patient', '1', '1', 'all')}
+    assert {(row['kind'], row['dilation'], row['unit'], row['place']) for row in rows} == {
+        ('patient', '1+2', '1', 'all')
+    }
     summary = read_tsv(tmp_path / 'summary.tsv')
     assert {row['group'] for row in summary} == {'all'}
     assert listing(tmp_path / 'figures') == ['scores.png']
@@ -681,10 +684,59 @@ def test_masks_of_a_patient_are_those_of_the_brain_that_is_evaluated(bids_dir):
     files = evaluate.layout.find_training(bids_dir / 'bids', 'validation')[0]
     mask_file = bids_dir / 'shapes' / '4_label-lesion_mask.nii.gz'
     options = evaluate.parse_options(['in', 'out', '--kinds', 'patient', '--models'])
-    (case,) = evaluate.make_cases('sub-01', *files, [], mask_file, options, 0)
+    (case,) = evaluate.make_cases('sub-01', files, [], mask_file, options, 0)
     assert case.image.shape == SHAPE
     found = np.argwhere(case.image - case.seen > 0.1)
     # The larger lesion is at x = 70 - 85 = -15 mm: left of the middle; the smaller one at 25 mm.
     assert (found[:, 0] < SHAPE[0] / 2).sum() > (found[:, 0] > SHAPE[0] / 2).sum() > 0
     wm_mask = np.asarray(nib.load(files[1]).dataobj) == tissues.WHITE_MATTER
     assert np.array_equal(case.wm_mask, wm_mask)
+
+
+@pytest.fixture(scope='module')
+def patients_dir(make_phantom, tmp_path_factory):
+    """Two patients with T1w and FLAIR."""
+    images = {}
+    for seed, subject in enumerate(('01', '02')):
+        phantom = make_phantom(shape=SHAPE, affine=np.eye(4), seed=seed)
+        images[t1w_path(subject)] = phantom.t1w_img
+        images[t1w_path(subject).replace('T1w', 'FLAIR')] = phantom.img(1000 - 0.5 * phantom.t1w)
+        images[mask_path(subject)] = phantom.lesion_mask_img
+    return write_bids(tmp_path_factory.mktemp('patients') / 'bids', images)
+
+
+@pytest.mark.slow
+def test_patients_are_evaluated_in_their_normal_appearing_white_matter(patients_dir, bids_dir, tmp_path):
+    arguments = [str(patients_dir), str(tmp_path), '--lesion-masks', str(bids_dir / 'shapes'), *SMALL, '--models']
+    options = ['--modality', 'FLAIR', '--participant-label', 'sub-02', '--kinds', 'clean', 'rim', '--dilate', '1']
+    evaluate.main([*arguments, *options])
+    rows = read_tsv(tmp_path / 'scores.tsv')
+    assert {row['subject'] for row in rows} == {'sub-02'}
+    assert {row['kind'] for row in rows} == {'clean', 'rim'}
+    assert json.loads((tmp_path / 'evaluation.json').read_text())['info']['modality'] == 'FLAIR'
+    (files,), _ = evaluate.find_brains(evaluate.parse_options([*arguments, *options]))
+    options = evaluate.parse_options([*arguments, *options])
+    shapes = [np.ones((3, 3, 3), dtype=bool)]
+    for case in evaluate.make_cases('sub-02', files, shapes, None, options, 0):
+        real = np.asarray(nib.load(files[2]).dataobj) > 0
+        assert not (case.lesion_mask & real).any()
+        assert (case.seen >= case.image).all()  # bright
+
+
+def test_flair_needs_patients_and_patients_must_be_there(patients_dir):
+    with pytest.raises(SystemExit, match='give patients by --participant-label'):
+        evaluate.find_brains(evaluate.parse_options([str(patients_dir), 'out', '--modality', 'FLAIR']))
+    with pytest.raises(SystemExit, match="'09'"):
+        evaluate.find_brains(evaluate.parse_options([str(patients_dir), 'out', '--participant-label', '09']))
+
+
+def test_rule_for_dark_lesions_is_left_out_on_flair(patients_dir, bids_dir):
+    options = evaluate.parse_options(
+        [str(patients_dir), 'out', '--models', '--modality', 'FLAIR', '--participant-label', '01', '--n-lesions', '1']
+        + ['--kinds', 'clean', '--baselines', 'ANTs rule', 'membrane']
+    )
+    (files, _), _ = evaluate.find_brains(
+        evaluate.parse_options([str(patients_dir), 'out', '--participant-label', '01', '02'])
+    )
+    rows, _ = evaluate.evaluate_brain((options, 0, 'sub-01', '01', files, [np.ones((3, 3, 3), dtype=bool)], None, 0))
+    assert {row['method'] for row in rows} == {UNFILLED, TRUTH, 'membrane'}

@@ -247,7 +247,7 @@ def test_lesions_have_one_contrast_each_and_different_ones(brain, painted):
         assert np.ptp(ratio) < 1e-4
         contrasts.append(ratio.mean())
     assert min(contrasts) >= 0.15 - 1e-4  # something is to be seen of every lesion
-    assert max(contrasts) <= max(synthesis.T1W_CONTRAST_PERCENTILES.values()) + 1e-4
+    assert max(contrasts) <= max(synthesis.CONTRAST_PERCENTILES['T1w'].values()) + 1e-4
     assert min(abs(a - b) for i, a in enumerate(contrasts) for b in contrasts[:i]) > 1e-4
 
 
@@ -536,8 +536,8 @@ def patient(brain):
     lesion_mask[30:34, 30:34, 2:12] = True  # from outside through the cortex into white matter
     paint, given = evaluation_cases.paint, []
 
-    def spy(image, labels, *rest):
-        given.append((labels, *paint(image, labels, *rest)))
+    def spy(image, labels, *rest, **options):
+        given.append((labels, *paint(image, labels, *rest, **options)))
         return given[-1][1:]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -582,3 +582,29 @@ def test_patient_without_lesions_in_white_matter_is_refused(brain, where, rng):
     lesion_mask[where] = True
     with pytest.raises(ValueError, match=rf'sub-02: none of the {lesion_mask.sum()} lesion voxels'):
         evaluation_cases.patient_case('sub-02', *brain, lesion_mask, rng)
+
+
+def test_mask_grows_by_voxels_and_then_into_the_rim():
+    image = np.full((40, 40, 40), 0.5) + np.random.default_rng(0).normal(0, 0.01, (40, 40, 40))
+    lesion_mask = np.zeros(image.shape, dtype=bool)
+    lesion_mask[18:22, 18:22, 18:22] = True
+    image[15:26, 18:22, 18:22] = 0.2  # the rim goes on along one axis
+    wm_mask = np.ones_like(lesion_mask)
+    assert np.array_equal(evaluation_cases.grow(lesion_mask, image, wm_mask, 0), lesion_mask)
+    by_one = masks.dilate_within(lesion_mask, wm_mask, 1)
+    assert np.array_equal(evaluation_cases.grow(lesion_mask, image, wm_mask, 1), by_one)
+    grown = evaluation_cases.grow(lesion_mask, image, wm_mask, '1+2')
+    assert grown[by_one].all()
+    assert grown[15:25, 18:22, 18:22].all()
+    assert grown.sum() < by_one.sum() + 3 * 16 + 30
+    bright = evaluation_cases.grow(lesion_mask, 1 - image, wm_mask, '1+2', modality='FLAIR')
+    assert np.array_equal(bright, grown)
+
+
+def test_lesions_on_flair_are_painted_bright(rng):
+    image = np.full((20, 20, 20), 0.5)
+    labels = np.zeros(image.shape, dtype=int)
+    labels[8:12, 8:12, 8:12] = 1
+    painted, alpha = evaluation_cases.paint(image, labels, np.ones(image.shape, bool), rng, modality='FLAIR')
+    assert (painted >= image).all()
+    assert 0.25 < (painted - image)[labels == 1].max() < 1.2

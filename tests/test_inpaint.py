@@ -31,6 +31,41 @@ def cover_of(corners, tile, shape, shrink=True):
     return cover
 
 
+def rim_phantom(sign=1.0, seed=0):
+    """White matter with some noise, a lesion with a wide soft edge, a mask that misses the edge."""
+    shape = (40, 40, 40)
+    distance = np.sqrt(sum((axis - 20.0) ** 2 for axis in np.ogrid[:40, :40, :40]))
+    image = 0.5 + np.random.default_rng(seed).normal(0, 0.02, shape)
+    share = np.clip((8.5 - distance) / 4, 0, 1)  # full up to 4.5 voxels, gone at 8.5
+    return image - sign * 0.5 * share, distance <= 5, share, np.ones(shape, dtype=bool)
+
+
+@pytest.mark.parametrize('bright_lesions', [False, True])
+def test_mask_grows_into_the_rim_that_it_missed(bright_lesions):
+    image, lesion_mask, share, wm_mask = rim_phantom(-1.0 if bright_lesions else 1.0)
+    grown = inpaint.grow_to_rim(image, lesion_mask, wm_mask, 3, bright_lesions)
+    assert grown[lesion_mask].all()
+    assert grown[share > 0.2].mean() > 0.98  # 0.1 is five deviations of the noise
+    assert (grown & (share == 0)).sum() < 0.01 * grown.sum()
+
+
+def test_mask_does_not_grow_where_nothing_is_left_or_where_the_contrast_is_the_other_way():
+    image, lesion_mask, share, wm_mask = rim_phantom()
+    whole = share > 0.01
+    assert inpaint.grow_to_rim(image, whole, wm_mask, 2).sum() < 1.03 * whole.sum()
+    grown = inpaint.grow_to_rim(image, lesion_mask, wm_mask, 2, bright_lesions=True)
+    assert grown.sum() < 1.03 * lesion_mask.sum()
+
+
+def test_growth_into_the_rim_does_not_depend_on_the_unit_of_intensity():
+    image, lesion_mask, _, wm_mask = rim_phantom()
+    grown = inpaint.grow_to_rim(image, lesion_mask, wm_mask)
+    again = inpaint.grow_to_rim(image * 1000 + 3000, lesion_mask, wm_mask)
+    assert (grown != again).sum() <= 2
+    assert np.array_equal(inpaint.grow_to_rim(image, lesion_mask, wm_mask, 0), lesion_mask)
+    assert np.array_equal(inpaint.grow_to_rim(image, lesion_mask, lesion_mask), lesion_mask)  # no white matter left
+
+
 def test_small_lesion_gets_one_tile_around_it():
     mask = mask_of((64, 64, 40), [(30, 34), (28, 33), (20, 22)])
     (corner,) = inpaint.plan_tiles(mask, TILE)

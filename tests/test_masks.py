@@ -115,6 +115,29 @@ def test_dilation_leaves_its_arguments_alone(phantom):
     assert np.array_equal(phantom.wm_mask, wm_mask)
 
 
+def test_growth_takes_what_is_dark_shell_by_shell_and_stops():
+    lesion = cube((12, 5, 5), (2, 2, 2), size=1)
+    darker = np.zeros(lesion.shape)
+    darker[3:8, 2, 2] = 1  # a dark line that leads away from the lesion
+    everywhere = np.ones_like(lesion)
+    for n_voxels in (0, 1, 3):
+        grown = masks.grow_while_dark(lesion, everywhere, darker, 0.5, n_voxels)
+        assert np.array_equal(np.flatnonzero(grown[:, 2, 2]), np.arange(2, 3 + n_voxels))
+        assert grown.sum() == 1 + n_voxels
+
+
+def test_growth_does_not_reach_what_is_dark_elsewhere_or_no_white_matter():
+    lesion = cube((12, 5, 5), (2, 2, 2), size=1)
+    dark = np.ones(lesion.shape)
+    dark[4] = 0  # a bright sheet between
+    wm_mask = np.ones_like(lesion)
+    wm_mask[:, 3:] = False
+    grown = masks.grow_while_dark(lesion, wm_mask, dark, 0.5, 9)
+    assert not grown[4:].any()
+    assert not grown[:, 3:].any()
+    assert grown[1, 1, 1]
+
+
 # Restriction
 
 

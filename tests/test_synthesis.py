@@ -129,7 +129,7 @@ def test_drawn_contrast_follows_the_measured_percentiles_if_all_are_allowed(rng)
     drawn = np.array([synthesis.draw_contrast(rng, lowest=0) for _ in range(4000)])
     assert 0.041 <= drawn.min() < 0.06
     for percentile in (25, 50, 75):
-        share = (drawn < synthesis.T1W_CONTRAST_PERCENTILES[percentile]).mean()
+        share = (drawn < synthesis.CONTRAST_PERCENTILES['T1w'][percentile]).mean()
         assert share == pytest.approx((percentile - 5) / 90, abs=0.03)
 
 

@@ -72,6 +72,18 @@ def test_classification_is_deterministic(head):
     assert np.array_equal(*again)
 
 
+def test_vessels_after_contrast_agent_are_not_the_white_matter(head):
+    """Seen on a patient of MSLesSeg: a class of its own for 3 % of the brain, and no white matter at all."""
+    phantom, t1w, _ = head
+    vessels = np.zeros(t1w.shape, dtype=bool)
+    vessels.flat[np.flatnonzero(phantom.brain_mask)[::30]] = True
+    t1w = np.where(vessels, 1500 + 0.5 * t1w, t1w).astype(np.float32)
+    found = tissues.classify(t1w, phantom.brain_mask, phantom.lesion_mask) == tissues.WHITE_MATTER
+    true = (phantom.tissue_seg == tissues.WHITE_MATTER) & ~vessels & ~phantom.lesion_mask
+    assert found[true].mean() > 0.9
+    assert found[phantom.tissue_seg == tissues.GREY_MATTER].mean() < 0.15
+
+
 def ball(shape, centre, radius):
     axes = np.ogrid[tuple(slice(0, n) for n in shape)]
     return sum((x - c) ** 2 for x, c in zip(axes, centre, strict=True)) <= radius**2

@@ -1079,3 +1079,33 @@ def test_model_folder_is_whole_or_absent(tmp_path, monkeypatch):
     assert {path: path.read_bytes() for path in (tmp_path / 'best').rglob('*.*')} == before
     train.save_model(network, PLAN, tmp_path / 'best')
     assert sorted(path.name for path in tmp_path.iterdir()) == ['best']
+
+
+@pytest.mark.slow
+def test_command_line_trains_filling_of_flair_on_normal_appearing_tissue(patient_dir, healthy_dir, tmp_path):
+    plan = replace(PLAN, modality='FLAIR', num_updates=1, n_validation_cases=2)
+    plan = replace(plan, cases=replace(plan.cases, rim_contrast=(-0.6, -0.1), grow_share=1.0))
+    main([patient_dir, *healthy_dir[1:]], tmp_path / 'out', write_plan(tmp_path / 'plan.json', plan))
+    (row,) = log_of(tmp_path / 'out')
+    assert {'clean/model_mse', 'rim/model_mse'} <= set(row)
+    assert weights.load_model(tmp_path / 'out' / 'last').plan['modality'] == 'FLAIR'
+
+
+@pytest.mark.slow
+def test_patients_are_added_to_healthy_brains(patient_dir, healthy_dir, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(train, 'train', lambda brains, *arguments, **options: given.extend(brains))
+    plan_file = write_plan(tmp_path / 'plan.json', replace(PLAN, n_validation_cases=2))
+    main(healthy_dir, tmp_path / 'out', plan_file, '--patients', patient_dir, '--validation-label', '02')
+    assert len(given) == 1 + 2
+    assert all(brain.lesion_mask is None for brain in given)
+
+
+def test_logarithm_of_the_loss_weighs_slabs_by_how_far_off_they_are():
+    losses = torch.tensor([0.01, 100.0], requires_grad=True)
+    plain = train.objective(losses, torch.ones(2), PLAN)
+    assert plain.item() == pytest.approx(50.005)
+    logarithm = train.objective(losses, torch.ones(2), replace(PLAN, log_loss_floor=0.01))
+    assert logarithm.item() == pytest.approx((np.log(0.02) + np.log(100.01)) / 2)
+    logarithm.backward()
+    assert losses.grad.tolist() == pytest.approx([0.5 / 0.02, 0.5 / 100.01])
