@@ -234,7 +234,7 @@ def describe_image(image, output_dir):
         'White matter': info.get('WhiteMatterSource', 'n/a'),
         'White matter found in': (image.tissue_file or image.image_file).name,
         'Mask grown by (voxels)': info.get('Dilation', 'n/a'),
-        'And into a missed rim by at most (voxels)': info.get('RimVoxels', 'n/a'),
+        'Then into missed rims by at most (voxels)': info.get('RimVoxels', 'n/a'),
         'Model': info.get('Model', 'n/a'),
         'Steps': info.get('NumInferenceSteps', 'n/a'),
         'Seed': info.get('RandomSeed', 'n/a'),
