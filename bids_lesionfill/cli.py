@@ -42,8 +42,8 @@ class Options:
 
     bids_dir: Path
     output_dir: Path
-    modality: str = 'T1w'
-    model: str = 'fill-T1w'
+    modalities: tuple = ('T1w',)
+    model: str | None = None  # the bundled one of the modality
     participant_labels: tuple = ()
     session_labels: tuple = ()
     filters: dict | None = None
@@ -52,6 +52,7 @@ class Options:
     mask_desc: str | None = None
     mask_threshold: float = 0.5
     dilate: int = 1
+    rim_voxels: int = 2
     num_inference_steps: int | None = None
     n_samples: int = 1
     batch_size: int = 8
@@ -62,10 +63,14 @@ class Options:
     command: str = ''
     version: str = ''
 
-    def of_result(self):
-        """Those options that change the result; written to the sidecar."""
-        names = ('model', 'mask_threshold', 'dilate', 'num_inference_steps', 'n_samples', 'device', 'random_seed')
-        return {name: str(value) if isinstance(value := getattr(self, name), Path) else value for name in names}
+    def model_of(self, modality):
+        """Name or path of the model that fills images of a modality."""
+        return self.model or f'fill-{modality}'
+
+    def of_result(self, modality):
+        """Those options that change the result for an image of a modality; written to the sidecar."""
+        names = ('mask_threshold', 'dilate', 'rim_voxels', 'num_inference_steps', 'n_samples', 'device', 'random_seed')
+        return {'model': self.model_of(modality)} | {name: getattr(self, name) for name in names}
 
 
 def build_parser():
@@ -109,7 +114,7 @@ def build_parser():
         '--bids_filter_file',
         type=Path,
         metavar='FILE',
-        help='JSON: pybids filters under the keys t1w and lesion_mask; null is "no such entity", "*" any; '
+        help='JSON: pybids filters under the keys t1w, flair and lesion_mask; null is "no such entity", "*" any; '
         'other keys are ignored',
     )
     data.add_argument(
@@ -140,10 +145,16 @@ def build_parser():
 
     filling = parser.add_argument_group('filling')
     filling.add_argument(
+        '--modality',
+        nargs='+',
+        choices=['T1w', 'FLAIR'],
+        default=['T1w'],
+        help='images to fill; a FLAIR needs a T1w of its session, in which white matter is found (default: T1w)',
+    )
+    filling.add_argument(
         '--model',
-        default='fill-T1w',
         metavar='NAME_OR_PATH',
-        help='a bundled model or a folder in the same format (default: %(default)s)',
+        help='a bundled model or a folder in the same format (default: fill-T1w or fill-FLAIR, by modality)',
     )
     filling.add_argument('--list-models', action=ListModels, help='say which models are bundled, and stop')
     filling.add_argument(
@@ -152,6 +163,15 @@ def build_parser():
         default=1,
         metavar='N',
         help='voxels by which the mask grows, into white matter only (default: %(default)s)',
+    )
+    filling.add_argument(
+        '--rim-voxels',
+        '--rim_voxels',
+        type=whole_number,
+        default=2,
+        metavar='N',
+        help='further voxels by which the mask grows into white matter as dark (FLAIR: bright) as the rim of a lesion '
+        'that the mask missed (default: %(default)s)',
     )
     filling.add_argument(
         '--num-inference-steps',
@@ -218,7 +238,8 @@ class ListModels(argparse.Action):
 
     def __call__(self, parser, namespace, values, option_string=None):
         for name, plan in weights.list_models().items():
-            print(f'{name}\t{plan["task"]} {plan["modality"]}\t{plan["size"]}\t{plan["num_inference_steps"]} step(s)')
+            made_for, steps = f'{plan["task"]} {plan["modality"]}', f'{plan["num_inference_steps"]} step(s)'
+            print(name, made_for, plan['size'], steps, weights.license_of(name), sep='\t')
         parser.exit()
 
 
@@ -265,13 +286,10 @@ def options_of(arguments, argv):
         if name in derivatives:
             raise UsageError(f'--derivatives names {name} twice; use NAME=PATH')
         derivatives[name] = path
-    try:
-        weights.find_model(arguments.model)
-    except FileNotFoundError as error:
-        raise UsageError(str(error)) from None
-    return Options(
+    options = Options(
         bids_dir=bids_dir,
         output_dir=output_dir,
+        modalities=tuple(dict.fromkeys(arguments.modality)),
         model=arguments.model,
         participant_labels=tuple(label.removeprefix('sub-') for label in arguments.participant_label),
         session_labels=tuple(label.removeprefix('ses-') for label in arguments.session_label),
@@ -281,6 +299,7 @@ def options_of(arguments, argv):
         mask_desc=arguments.mask_desc,
         mask_threshold=arguments.mask_threshold,
         dilate=arguments.dilate,
+        rim_voxels=arguments.rim_voxels,
         num_inference_steps=arguments.num_inference_steps,
         n_samples=arguments.n_samples,
         batch_size=arguments.batch_size,
@@ -291,6 +310,14 @@ def options_of(arguments, argv):
         command='run.py ' + shlex.join(argv),
         version=version(),
     )
+    if options.model and len(options.modalities) > 1:
+        raise UsageError(f'--model {options.model} is for one modality, --modality names {len(options.modalities)}')
+    try:
+        for modality in options.modalities:
+            weights.check_model(options.model_of(modality), 'fill', modality)
+    except (FileNotFoundError, ValueError) as error:
+        raise UsageError(str(error)) from None
+    return options
 
 
 def read_filters(path):
@@ -301,13 +328,14 @@ def read_filters(path):
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UsageError(f'--bids-filter-file {path} cannot be read as JSON: {error}') from None
-    ignored = sorted(set(content) - {'t1w', 'lesion_mask'})
+    known = ('t1w', 'flair', 'lesion_mask')
+    ignored = sorted(set(content) - set(known))
     if ignored:
         logger.info('keys %s of %s are ignored', ignored, path)
     special = {None: None, '*': '*'}
     return {
         key: {name: any_or_none(value) if value in special.values() else value for name, value in content[key].items()}
-        for key in ('t1w', 'lesion_mask')
+        for key in known
         if key in content
     }
 

@@ -1,4 +1,4 @@
-"""One image: conform, find white matter, restrict and dilate the mask, sample, paste back. No files, no BIDS."""
+"""One image, T1w or FLAIR: conform, find white matter, restrict and grow the mask, sample, paste back. No files."""
 
 from dataclasses import dataclass, field
 
@@ -24,9 +24,10 @@ class Filling:
 
 
 def fill_lesions(
-    t1w_img,
+    image_img,
     lesion_mask_img,
     *,
+    tissue_img=None,
     model='fill-T1w',
     wm_mask_img=None,
     dilate=1,
@@ -40,10 +41,13 @@ def fill_lesions(
 
     Parameters
     ----------
-    t1w_img : nibabel image, 3D (or 4D with one volume)
-        With or without skull, any orientation and voxel size.
+    image_img : nibabel image, 3D (or 4D with one volume)
+        T1w, or FLAIR with a model for FLAIR; with or without skull, any orientation and voxel size.
     lesion_mask_img : nibabel image
         Above zero = lesion; another grid in the same world space is resampled.
+    tissue_img : nibabel image, optional
+        The T1w in which brain and white matter are found, in the same world space; the image itself if not given.
+        A FLAIR needs it, unless `wm_mask_img` is given.
     model : str, path or weights.Model
         A bundled name, a model folder, or a loaded model.
     wm_mask_img : nibabel image, optional
@@ -51,8 +55,8 @@ def fill_lesions(
     dilate : int
         Voxels that the mask grows into white matter (thesis 3.5).
     rim_voxels : int
-        Voxels that it may grow further, into white matter as dark as the rim of a lesion that the mask missed; see
-        `inpaint.grow_to_rim`.
+        Voxels that it may grow further, into white matter as dark (FLAIR: bright) as the rim of a lesion that the mask
+        missed; see `inpaint.grow_to_rim`.
     num_inference_steps : int, optional
         DDIM steps; the model's default if not given.
     n_samples : int
@@ -63,7 +67,7 @@ def fill_lesions(
     Returns
     -------
     nibabel image
-        On the grid of `t1w_img`, with its header; equal outside the mask that was used.
+        On the grid of `image_img`, with its header; equal outside the mask that was used.
 
     Raises
     ------
@@ -73,8 +77,9 @@ def fill_lesions(
         If the model is not found.
     """
     filling = fill(
-        t1w_img,
+        image_img,
         lesion_mask_img,
+        tissue_img=tissue_img,
         model=model,
         wm_mask_img=wm_mask_img,
         dilate=dilate,
@@ -88,9 +93,10 @@ def fill_lesions(
 
 
 def fill(
-    t1w_img,
+    image_img,
     lesion_mask_img,
     *,
+    tissue_img=None,
     model='fill-T1w',
     wm_mask_img=None,
     brain_mask_img=None,
@@ -104,35 +110,40 @@ def fill(
     mask_threshold=0.5,
 ):
     """As `fill_lesions`, but returns a `Filling`: also the used mask, the deviation map, the table of lesions."""
-    check_image(t1w_img, 'image')
-    given_mask = mask_on_grid(lesion_mask_img, t1w_img, mask_threshold)
+    check_image(image_img, 'image')
+    given_mask = mask_on_grid(lesion_mask_img, image_img, mask_threshold)
     if not given_mask.any():
         info = {'LesionVoxelsGiven': 0, 'LesionVoxelsUsed': 0, 'Lesions': 0}
         return Filling(
-            copy_image(t1w_img),
-            mask_image(given_mask, t1w_img),
+            copy_image(image_img),
+            mask_image(given_mask, image_img),
             info=info,
             warnings=['The lesion mask is empty: the output is a copy of the input.'],
         )
     device = choose_device(device)
     if not isinstance(model, weights.Model):
         model = weights.load_model(model, device)
+    if model.modality == 'FLAIR' and tissue_img is None and wm_mask_img is None:
+        raise ValueError(f'model {model.name} fills FLAIR images: it needs their T1w (tissue_img) or wm_mask_img')
 
     # 1. To the working grid: 1 mm, RAS.
-    plain_img = nib.Nifti1Image(np.nan_to_num(one_volume(t1w_img), posinf=0, neginf=0), t1w_img.affine)
+    plain_img = plain(image_img, 'image')
     conformed_img = preprocess.conform(plain_img)
-    t1w = conformed_img.get_fdata(dtype=np.float32)
+    image = conformed_img.get_fdata(dtype=np.float32)
 
     # 2. White matter, into which the mask may grow and whose median sets the scale.
     lesion_mask = preprocess.conform_mask(mask_image(given_mask, plain_img), conformed_img, threshold=0.05)
+    t1w = image if tissue_img is None else t1w_on_grid(tissue_img, conformed_img)
     brain_mask, wm_mask, tissue_info = find_white_matter(t1w, lesion_mask, conformed_img, wm_mask_img, brain_mask_img)
+    if tissue_img is not None:
+        tissue_info['SkullStripped'] = is_skull_stripped(image)
 
     # 3. The mask that is used, on the image's own grid.
     native_wm = preprocess.conform_mask(mask_image(wm_mask, conformed_img), plain_img)
     used_mask = masks.restrict_to_white_matter(given_mask, native_wm)
     used_mask = masks.dilate_within(used_mask, native_wm, dilate)
     hole = preprocess.conform_mask(mask_image(used_mask, plain_img), conformed_img, threshold=0.05)
-    rim = inpaint.grow_to_rim(t1w, hole, wm_mask, rim_voxels) & ~hole
+    rim = inpaint.grow_to_rim(image, hole, wm_mask, rim_voxels, bright_lesions=model.modality == 'FLAIR') & ~hole
     if rim.any():
         used_mask |= preprocess.conform_mask(mask_image(rim, conformed_img), plain_img) & native_wm
         hole = preprocess.conform_mask(mask_image(used_mask, plain_img), conformed_img, threshold=0.05)
@@ -147,10 +158,10 @@ def fill(
     }
     if not used_mask.any():
         notes.append('No lesion touches white matter: the output is a copy of the input.')
-        return Filling(copy_image(t1w_img), mask_image(used_mask, t1w_img), info=info, warnings=notes)
+        return Filling(copy_image(image_img), mask_image(used_mask, image_img), info=info, warnings=notes)
 
     # 4. Sample on tiles that cover the lesions.
-    scaling = preprocess.white_matter_scaling(t1w, wm_mask & ~hole)
+    scaling = preprocess.white_matter_scaling(image, wm_mask & ~hole)
     if num_inference_steps is None:
         num_inference_steps = model.plan['num_inference_steps']
         num_inference_steps = (
@@ -158,17 +169,17 @@ def fill(
         )
     seeds = [(seed + 7919 * sample) % 2**63 for sample in range(n_samples)]
     fillings = inpaint.fill_volume(
-        scaling.apply(t1w), hole, wm_mask, model, num_inference_steps, seeds, device, batch_size
+        scaling.apply(image), hole, wm_mask, model, num_inference_steps, seeds, device, batch_size
     )
     fillings = scaling.invert(fillings)
 
     # 5. Back to the image's grid and its stored values, inside the mask only.
-    filled = one_volume(t1w_img).astype(np.float64)
-    filled[used_mask] = on_grid(t1w, hole, fillings.mean(axis=0), conformed_img, plain_img)[used_mask]
+    filled = one_volume(image_img).astype(np.float64)
+    filled[used_mask] = on_grid(image, hole, fillings.mean(axis=0), conformed_img, plain_img)[used_mask]
     sd_img = None
     if n_samples > 1:
-        sd = on_grid(np.zeros_like(t1w), hole, fillings.std(axis=0), conformed_img, plain_img, order=1)
-        sd_img = nib.Nifti1Image(np.where(used_mask, sd, 0).astype(np.float32), t1w_img.affine)
+        sd = on_grid(np.zeros_like(image), hole, fillings.std(axis=0), conformed_img, plain_img, order=1)
+        sd_img = nib.Nifti1Image(np.where(used_mask, sd, 0).astype(np.float32), image_img.affine)
         sd_img.header.set_xyzt_units('mm')
     info |= {
         'Model': model.name,
@@ -177,14 +188,14 @@ def fill(
         'NumInferenceSteps': num_inference_steps,
         'NumSamples': n_samples,
         'Device': device,
-        'VoxelsChanged': int((filled != one_volume(t1w_img))[used_mask].sum()),
+        'VoxelsChanged': int((filled != one_volume(image_img))[used_mask].sum()),
         'WhiteMatterMedian': float(1.5 / scaling.slope),
     }
-    filled_img = paste(t1w_img, filled, used_mask)
+    filled_img = paste(image_img, filled, used_mask)
     lesions = describe_lesions(
-        one_volume(t1w_img), one_volume(as_loaded(filled_img)), given_mask, used_mask, native_wm, t1w_img.affine
+        one_volume(image_img), one_volume(as_loaded(filled_img)), given_mask, used_mask, native_wm, image_img.affine
     )
-    return Filling(filled_img, mask_image(used_mask, t1w_img), sd_img, lesions, info, notes)
+    return Filling(filled_img, mask_image(used_mask, image_img), sd_img, lesions, info, notes)
 
 
 def choose_device(device):
@@ -213,7 +224,13 @@ def one_volume(img):
     return img.get_fdata(dtype=np.float32, caching='unchanged').reshape(img.shape[:3])
 
 
-def mask_on_grid(lesion_mask_img, t1w_img, threshold=0.5):
+def plain(img, name):
+    """An image as one volume of finite floats; ValueError if it is none."""
+    check_image(img, name)
+    return nib.Nifti1Image(np.nan_to_num(one_volume(img), posinf=0, neginf=0), img.affine)
+
+
+def mask_on_grid(lesion_mask_img, image_img, threshold=0.5):
     """A lesion mask as a bool array on the grid of an image.
 
     Integers count as lesion above zero; floats in 0..1 from `threshold` on (probabilities).
@@ -227,22 +244,41 @@ def mask_on_grid(lesion_mask_img, t1w_img, threshold=0.5):
     data = np.nan_to_num(one_volume(lesion_mask_img))
     probability = lesion_mask_img.get_data_dtype().kind == 'f' and 0 < data.max(initial=0) <= 1
     inside = data >= threshold if probability else data > 0
-    same_grid = data.shape == t1w_img.shape[:3] and np.allclose(lesion_mask_img.affine, t1w_img.affine, atol=1e-3)
+    same_grid = data.shape == image_img.shape[:3] and np.allclose(lesion_mask_img.affine, image_img.affine, atol=1e-3)
     if same_grid or not inside.any():
-        return inside if same_grid else np.zeros(t1w_img.shape[:3], dtype=bool)
+        return inside if same_grid else np.zeros(image_img.shape[:3], dtype=bool)
     mask_img = nib.Nifti1Image(inside.astype(np.float32), lesion_mask_img.affine)
-    resampled = preprocess.resample_to(mask_img, t1w_img, order=1) >= 0.5
+    resampled = preprocess.resample_to(mask_img, image_img, order=1) >= 0.5
     if not resampled.any():
         raise ValueError('the lesion mask lies outside the image: their world coordinates do not overlap')
     return resampled
+
+
+def t1w_on_grid(tissue_img, conformed_img):
+    """The T1w of a session on the working grid of another image of it; (X, Y, Z) float32 array.
+
+    Raises
+    ------
+    ValueError
+        If it is no image, or lies outside the other.
+    """
+    plain_img = plain(tissue_img, 'T1w')
+    t1w = preprocess.resample_to(plain_img, conformed_img, order=3)
+    if not t1w.any() and np.any(plain_img.dataobj):
+        raise ValueError('the T1w lies outside the image: their world coordinates do not overlap')
+    return t1w
+
+
+def is_skull_stripped(image):
+    """True if the foreground of an image, (X, Y, Z) float array at 1 mm, is no larger than a brain."""
+    return bool(tissues.foreground(image).sum() / 1000 < tissues.LARGEST_BRAIN_ML)
 
 
 def find_white_matter(t1w, lesion_mask, conformed_img, wm_mask_img=None, brain_mask_img=None):
     """Brain mask and white matter on the working grid, and where they come from (for the sidecar)."""
     if wm_mask_img is not None:
         wm_mask = preprocess.conform_mask(wm_mask_img, conformed_img)
-        head = tissues.foreground(t1w)
-        info = {'WhiteMatterSource': 'given', 'SkullStripped': bool(head.sum() / 1000 < tissues.LARGEST_BRAIN_ML)}
+        info = {'WhiteMatterSource': 'given', 'SkullStripped': is_skull_stripped(t1w)}
         return ndimage.binary_dilation(wm_mask, iterations=6), wm_mask, info
     if brain_mask_img is not None:
         brain_mask = preprocess.conform_mask(brain_mask_img, conformed_img)
@@ -256,7 +292,7 @@ def find_white_matter(t1w, lesion_mask, conformed_img, wm_mask_img=None, brain_m
     info = {
         'SkullStripped': skull_stripped,
         'BrainMaskSource': source,
-        'WhiteMatterSource': 'mixture of three normal distributions on the bias-corrected image',
+        'WhiteMatterSource': 'mixture of three normal distributions on the bias-corrected T1w',
     }
     return brain_mask, wm_mask, info
 
@@ -282,9 +318,9 @@ def mask_warnings(given_mask, used_mask, img, brain_mask, conformed_img):
     return notes
 
 
-def on_grid(t1w, hole, values, conformed_img, target_img, order=3):
+def on_grid(image, hole, values, conformed_img, target_img, order=3):
     """The conformed image with `values` in its hole, on the grid of the image it came from; (X, Y, Z) float32."""
-    filled = t1w.copy()
+    filled = image.copy()
     filled[hole] = values
     return preprocess.resample_to(nib.Nifti1Image(filled, conformed_img.affine), target_img, order)
 

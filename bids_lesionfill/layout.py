@@ -43,12 +43,18 @@ class Inputs:
     subject: str  # without sub-
     session: str | None
     name: str  # sub-01_ses-1_T1w
-    t1w_file: Path
-    relative_path: str  # of the T1w, in the dataset
+    image_file: Path
+    relative_path: str  # of the image, in the dataset
     lesion_mask_file: Path | None = None
+    tissue_file: Path | None = None  # the T1w that shows the white matter, if the image is none itself
     brain_mask_file: Path | None = None
     problem: str = ''  # why it cannot be filled
     sources: tuple = ()
+
+    @property
+    def modality(self):
+        """`T1w` or `FLAIR`, the suffix of the file."""
+        return self.name.rpartition('_')[2]
 
 
 # ---------------------------------------------------------------------------------------------------- finding inputs
@@ -90,7 +96,7 @@ def find_inputs(
     mask_labels=MASK_LABELS,
     mask_desc=None,
 ):
-    """Pair every image with its lesion mask, by subject, session, acquisition and run.
+    """Pair every image with its lesion mask, by subject, session, acquisition and run; a FLAIR also with a T1w.
 
     Parameters
     ----------
@@ -101,7 +107,7 @@ def find_inputs(
     participant_labels, session_labels : list of str, optional
         Without `sub-` and `ses-`; all if not given.
     filters : dict, optional
-        pybids filters for `t1w` and `lesion_mask`.
+        pybids filters for `t1w`, `flair` and `lesion_mask`.
     mask_labels : tuple of str
         Accepted `label-` entities (or `desc-`, for `desc-lesion_mask`).
     mask_desc : str, optional
@@ -121,17 +127,22 @@ def find_inputs(
     missing = sorted(set(participant_labels or []) - set(subjects))
     if missing:
         raise UsageError(f'participants {missing} are not in the dataset, which has {subjects}')
-    image_filter = {'suffix': modality, 'extension': NIFTI, 'scope': 'raw'} | filters.get(modality.lower(), {})
+
+    def images_of(subject, suffix):
+        query = {'subject': subject, 'suffix': suffix, 'extension': NIFTI, 'scope': 'raw'}
+        return layout.get(**(query | filters.get(suffix.lower(), {})))
+
     roots = {name: Path(path).resolve() for name, path in derivatives.items()}
     found = {}
     for subject in participant_labels or subjects:
         images = [
             image
-            for image in layout.get(subject=subject, **image_filter)
+            for image in images_of(subject, modality)
             if not session_labels or image.get_entities().get('session') in session_labels
         ]
         masks = lesion_masks_of(layout, subject, filters.get('lesion_mask', {}), mask_labels, mask_desc)
-        found[subject] = [pair(image, images, masks, layout, roots) for image in images]
+        t1w_images = [] if modality == 'T1w' else images_of(subject, 'T1w')
+        found[subject] = [pair(image, images, masks, t1w_images, layout, roots) for image in images]
     return found
 
 
@@ -151,13 +162,13 @@ def name_entities(filename):
     return dict(part.split('-', 1) for part in strip_extension(filename).split('_') if '-' in part)
 
 
-def pair(image, images, masks, layout, roots):
-    """An image with its lesion mask, or with the reason why it has none."""
+def pair(image, images, masks, t1w_images, layout, roots):
+    """An image with its lesion mask and, if it is no T1w, its T1w; or with the reason why it has none."""
     entities = image.get_entities()
     relative_path = Path(image.path).relative_to(Path(layout.root)).as_posix()
     name = strip_extension(image.filename)
     sources = [f'bids:raw:{relative_path}']
-    lesion_mask_file = brain_mask_file = None
+    lesion_mask_file = tissue_file = brain_mask_file = None
     problem = ''
     try:
         mask = choose_mask(entities, [other.get_entities() for other in images], masks, name)
@@ -169,12 +180,20 @@ def pair(image, images, masks, layout, roots):
         else:
             lesion_mask_file = Path(mask.path)
             sources.append(uri(lesion_mask_file, roots, layout.root))
+    tissue_entities = entities
+    if entities['suffix'] != 'T1w':
+        tissue = choose_t1w(entities, t1w_images, name)
+        if tissue is None:
+            problem = problem or 'no T1w of the same session, in which white matter is found'
+        else:
+            tissue_file, tissue_entities = Path(tissue.path), tissue.get_entities()
+            sources.append(uri(tissue_file, roots, layout.root))
     brain_masks = [
         mask
         for mask in layout.get(subject=entities['subject'], suffix='mask', extension=NIFTI, scope='derivatives')
         if mask.get_entities().get('desc') == 'brain'
         and 'space' not in mask.get_entities()
-        and all(mask.get_entities().get(key) == entities.get(key) for key in ('session', 'run'))
+        and all(mask.get_entities().get(key) == tissue_entities.get(key) for key in ('session', 'run'))
     ]
     if len(brain_masks) == 1:
         brain_mask_file = Path(brain_masks[0].path)
@@ -186,24 +205,49 @@ def pair(image, images, masks, layout, roots):
         Path(image.path),
         relative_path,
         lesion_mask_file,
+        tissue_file,
         brain_mask_file,
         problem,
         tuple(sources),
     )
 
 
+SCAN_KEYS = ('run', 'acquisition', 'ceagent', 'reconstruction')  # tell the scans of one session and modality apart
+
+
+def choose_t1w(image_entities, t1w_images, name):
+    """The T1w of an image's session that fits it best, the first by name if several do; None if there is none.
+
+    The best has the most entities (run, acquisition, ...) in common with the image; what neither names is in common.
+    """
+    in_common = {}
+    for t1w in sorted(t1w_images, key=lambda t1w: t1w.filename):
+        entities = t1w.get_entities()
+        if entities.get('session') == image_entities.get('session'):
+            n_same = sum(entities.get(key) == image_entities.get(key) for key in SCAN_KEYS)
+            in_common.setdefault(n_same, []).append(t1w)
+    if not in_common:
+        return None
+    best = in_common[max(in_common)]
+    if len(best) > 1:
+        names = ', '.join(t1w.filename for t1w in best)
+        logger.warning('%s: %d T1w fit equally (%s); white matter is found in the first', name, len(best), names)
+    return best[0]
+
+
 def choose_mask(image_entities, all_images, masks, name):
     """The mask that fits an image best; None if there is none.
 
     A mask fits if the entities that it names (session, acquisition, run) are those of the image. One that names
-    fewer is taken only if no other image could be meant.
+    fewer is taken only if no other image could be meant. Of those that fit equally, one in the image's own space
+    (`space-T1w`, `space-FLAIR`) is taken.
 
     Raises
     ------
     AmbiguousMaskError
         If two fit equally well, or one fits several images; it names the files.
     """
-    keys = ('session', 'run', 'acquisition', 'ceagent', 'reconstruction')
+    keys = ('session', *SCAN_KEYS)
     fitting = {}
     for mask in masks:
         named = {key: mask.get_entities()[key] for key in keys if key in mask.get_entities()}
@@ -212,6 +256,8 @@ def choose_mask(image_entities, all_images, masks, name):
     if not fitting:
         return None
     best = fitting[max(fitting)]
+    in_own_space = [(mask, n) for mask, n in best if mask.get_entities().get('space') == image_entities['suffix']]
+    best = in_own_space or best
     if len(best) > 1:
         names = ', '.join(sorted(mask.filename for mask, _ in best))
         raise AmbiguousMaskError(
@@ -390,12 +436,14 @@ def anat_dir(output_dir, inputs):
 
 def output_files(output_dir, inputs, n_samples=1):
     """Paths of all that is written for an image: dict of name -> path."""
-    stem, _, modality = inputs.name.rpartition('_')
+    modality = inputs.modality
+    stem = inputs.name.removesuffix(f'_{modality}')
+    space = '' if modality == 'T1w' else f'_space-{modality}'  # masks of T1w and FLAIR would have one name
     folder = anat_dir(output_dir, inputs)
     files = {
         'filled': folder / f'{stem}_desc-filled_{modality}.nii.gz',
-        'used_mask': folder / f'{stem}_label-lesion_desc-used_mask.nii.gz',
-        'lesions': folder / f'{stem}_desc-lesions_qc.tsv',
+        'used_mask': folder / f'{stem}{space}_label-lesion_desc-used_mask.nii.gz',
+        'lesions': folder / f'{stem}{space}_desc-lesions_qc.tsv',
     }
     if n_samples > 1:
         files['sd'] = folder / f'{stem}_desc-filledsd_{modality}.nii.gz'
@@ -446,6 +494,7 @@ def write_filling(output_dir, inputs, filling, provenance):
             'Description': DESCRIPTIONS['desc-used'],
             **common,
             'Dilation': provenance['Options']['dilate'],
+            'RimVoxels': provenance['Options']['rim_voxels'],
         },
     )
     if filling.sd_img is not None:
@@ -504,7 +553,7 @@ def hash_run(inputs, options, weights_sha256, version):
     digest = hashlib.sha256(
         json.dumps([options, weights_sha256, version, inputs.relative_path], sort_keys=True).encode()
     )
-    for path in (inputs.t1w_file, inputs.lesion_mask_file, inputs.brain_mask_file):
+    for path in (inputs.image_file, inputs.lesion_mask_file, inputs.tissue_file, inputs.brain_mask_file):
         digest.update(path.read_bytes() if path else b'none')
     return digest.hexdigest()
 

@@ -23,25 +23,16 @@ def run(options):
     derivatives = options.derivatives
     if derivatives is None:
         derivatives = layout.find_derivatives(options.bids_dir, options.output_dir)
-    found = layout.find_inputs(
-        layout.open_layout(options.bids_dir, derivatives.values()),
-        derivatives,
-        options.modality,
-        options.participant_labels,
-        options.session_labels,
-        options.filters,
-        options.mask_labels,
-        options.mask_desc,
-    )
+    found = find_images(options, derivatives)
     layout.write_dataset_files(options.output_dir, options.bids_dir, derivatives, options.version, citation(options))
     layout.remove_leftovers(options.output_dir)
-    usable = any(image.lesion_mask_file for images in found.values() for image in images)
-    model = load_model(options) if usable and not options.reports_only else None
+    usable = {image.modality for images in found.values() for image in images if not image.problem}
+    models = {modality: load_model(options, modality) for modality in usable if not options.reports_only}
     run_id = layout.new_run_id()
     statuses = {}
     for number, (subject, images) in enumerate(found.items(), start=1):
         logger.info('sub-%s (%d of %d)', subject, number, len(found))
-        statuses[subject] = run_participant(subject, images, model, run_id, options)
+        statuses[subject] = run_participant(subject, images, models, run_id, options)
         if statuses[subject] == 'failed' and options.stop_on_first_crash:
             break
     failed = [f'sub-{subject}' for subject, status in statuses.items() if status == 'failed']
@@ -51,7 +42,7 @@ def run(options):
     if set(statuses.values()) <= {'no lesion mask'}:
         logger.error(
             'nothing to do: no %s with a lesion mask in %s (looked for label-%s_mask in %s)',
-            options.modality,
+            ' or '.join(options.modalities),
             options.bids_dir,
             ' or label-'.join(options.mask_labels),
             ', '.join(derivatives) or 'no derivatives',
@@ -60,17 +51,37 @@ def run(options):
     return OK
 
 
-def load_model(options):
+def find_images(options, derivatives):
+    """All images of a participant to fill, of one modality after the other: dict of subject -> list of Inputs."""
+    bids_layout = layout.open_layout(options.bids_dir, derivatives.values())
+    found = {}
+    for modality in options.modalities:
+        of_modality = layout.find_inputs(
+            bids_layout,
+            derivatives,
+            modality,
+            options.participant_labels,
+            options.session_labels,
+            options.filters,
+            options.mask_labels,
+            options.mask_desc,
+        )
+        for subject, images in of_modality.items():
+            found.setdefault(subject, []).extend(images)
+    return found
+
+
+def load_model(options, modality):
     """The model on the device that was asked for; a device that is not there is a matter of usage."""
     try:
-        return weights.load_model(options.model, fill.choose_device(options.device))
+        return weights.load_model(options.model_of(modality), fill.choose_device(options.device))
     except ValueError as error:
         raise layout.UsageError(str(error)) from None
 
 
-def run_participant(subject, images, model, run_id, options):
+def run_participant(subject, images, models, run_id, options):
     """Fill all images of a participant, write its report and status; return the status. Nothing is raised."""
-    results = [run_image(image, model, run_id, options) for image in images]
+    results = [run_image(image, models, run_id, options) for image in images]
     try:
         return finish(subject, images, results, run_id, options)
     except Exception as error:
@@ -87,7 +98,7 @@ def note_crash(error, name, subject, run_id, options):
     return ' '.join(f'{error}'.split()) or type(error).__name__
 
 
-def run_image(image, model, run_id, options):
+def run_image(image, models, run_id, options):
     """Fill one image unless it is done; return what became of it as a dict with `status` and `message`."""
     if image.problem:
         status = 'no lesion mask' if image.problem == 'no lesion mask' else 'failed'
@@ -97,7 +108,7 @@ def run_image(image, model, run_id, options):
         done = bool(layout.read_sidecar(layout.output_files(options.output_dir, image)['filled']))
         return {'status': 'filled'} if done else {'status': 'failed', 'message': 'not filled yet'}
     try:
-        fill_image(image, model, options)
+        fill_image(image, models[image.modality], options)
     except Exception as error:
         return {'status': 'failed', 'message': note_crash(error, image.name, image.subject, run_id, options)}
     return {'status': 'filled'}
@@ -105,17 +116,20 @@ def run_image(image, model, run_id, options):
 
 def fill_image(image, model, options):
     """Fill one image and write its derivatives, unless they are there from the same input and options."""
-    run_hash = layout.hash_run(image, options.of_result(), model.sha256, options.version)
+    result_options = options.of_result(image.modality)
+    run_hash = layout.hash_run(image, result_options, model.sha256, options.version)
     if layout.is_finished(options.output_dir, image, run_hash, options.n_samples):
         logger.info('%s: already done', image.name)
         return
     started = time.monotonic()
     filling = fill.fill(
-        nib.load(image.t1w_file),
+        nib.load(image.image_file),
         nib.load(image.lesion_mask_file),
+        tissue_img=nib.load(image.tissue_file) if image.tissue_file else None,
         model=model,
         brain_mask_img=nib.load(image.brain_mask_file) if image.brain_mask_file else None,
         dilate=options.dilate,
+        rim_voxels=options.rim_voxels,
         num_inference_steps=options.num_inference_steps,
         n_samples=options.n_samples,
         device=options.device,
@@ -124,7 +138,7 @@ def fill_image(image, model, options):
         mask_threshold=options.mask_threshold,
     )
     provenance = {
-        'Options': options.of_result(),
+        'Options': result_options,
         'RunHash': run_hash,
         'GeneratedBy': [{'Name': layout.APP_NAME, 'Version': options.version}],
     }
@@ -148,9 +162,7 @@ def finish(subject, images, results, run_id, options):
         pages.append(page)
     statuses = [page['status'] for page in pages]
     status = next((s for s in ('failed', 'filled', 'copied') if s in statuses), 'no lesion mask')
-    message = '; '.join(page['message'] for page in pages if page.get('message')) or (
-        '' if images else 'no image of this modality'
-    )
+    message = status_message(pages, set(options.modalities) - {image.modality for image in images})
     report.write_participant(
         options.output_dir / f'sub-{subject}.html',
         {
@@ -179,6 +191,16 @@ def finish(subject, images, results, run_id, options):
     return status
 
 
+def status_message(pages, missing):
+    """What went wrong with a participant's images, by name if there are several, and which modalities it lacks."""
+    sentences = [
+        f'{page["name"]}: {page["message"]}' if len(pages) > 1 else page['message']
+        for page in pages
+        if page.get('message')
+    ]
+    return '; '.join(sentences + [f'no {modality} image' for modality in sorted(missing)])
+
+
 def describe_image(image, output_dir):
     """What the report says of a filled image, read back from the files that were written."""
     files = layout.output_files(output_dir, image)
@@ -186,7 +208,7 @@ def describe_image(image, output_dir):
     lesions = layout.read_tsv(files['lesions'])
     canonical = {
         name: nib.as_closest_canonical(nib.load(path))
-        for name, path in {'before': image.t1w_file, 'after': files['filled'], 'mask': files['used_mask']}.items()
+        for name, path in {'before': image.image_file, 'after': files['filled'], 'mask': files['used_mask']}.items()
     }
     affine, volumes = canonical['before'].affine, {name: fill.one_volume(img) for name, img in canonical.items()}
     to_voxel = np.linalg.inv(affine)
@@ -204,12 +226,15 @@ def describe_image(image, output_dir):
         volumes['before'], volumes['mask'] > 0, volumes['after'], nib.affines.voxel_sizes(affine), located
     )
     summary = {
+        'Modality': image.modality,
         'Lesions filled': len(lesions),
         'Volume filled (ml)': round(sum(row['volume_mm3'] for row in lesions) / 1000, 2),
         'Voxels changed': info.get('VoxelsChanged', 0),
         'Brain mask': info.get('BrainMaskSource', 'n/a'),
         'White matter': info.get('WhiteMatterSource', 'n/a'),
+        'White matter found in': (image.tissue_file or image.image_file).name,
         'Mask grown by (voxels)': info.get('Dilation', 'n/a'),
+        'Then into missed rims by at most (voxels)': info.get('RimVoxels', 'n/a'),
         'Model': info.get('Model', 'n/a'),
         'Steps': info.get('NumInferenceSteps', 'n/a'),
         'Seed': info.get('RandomSeed', 'n/a'),
@@ -229,13 +254,22 @@ def describe_image(image, output_dir):
 
 def methods_text(options):
     """A paragraph to paste into a paper."""
+    models = ' and '.join(f'{options.model_of(modality)}' for modality in options.modalities)
+    rims = {'T1w': 'dark', 'FLAIR': 'bright'}
+    rims = ' or '.join(f'{rims[modality]} ({modality})' for modality in options.modalities)
+    grown = f'grown by {options.dilate} voxel(s) within white matter'
+    if options.rim_voxels:
+        grown += (
+            f' and by up to {options.rim_voxels} more where white matter was as {rims} as the rim of a lesion that the '
+            'mask missed'
+        )
     return (
-        f'Lesions were filled with bids_lesionfill {options.version} (model {options.model}): a pseudo-3D conditional '
-        'diffusion model (Uhr, 2024) that starts from biharmonic interpolation. '
-        f'The lesion mask was grown by {options.dilate} voxel(s) within white matter; voxels outside the grown mask '
-        'were left as they were. Brain masks were made with deepbet (Fisch et al., 2024) where images were not '
-        'skull-stripped; white matter was found by a mixture of three normal distributions after N4 bias correction '
-        '(Tustison et al., 2010).'
+        f'Lesions of {" and ".join(options.modalities)} images were filled with bids_lesionfill {options.version} '
+        f'(model {models}): a pseudo-3D conditional diffusion model (Uhr, 2024) that starts from biharmonic '
+        f'interpolation. The lesion mask was {grown}; voxels outside the grown mask were left as they were. '
+        'Brain masks were made with deepbet (Fisch et al., 2024) where images were not skull-stripped; white matter '
+        'was found on the T1w by a mixture of three normal distributions after N4 bias correction (Tustison et al., '
+        '2010).'
     )
 
 

@@ -29,12 +29,12 @@ class Scaling:
         return (np.asarray(normalised, dtype=np.float64) - self.intercept) / self.slope
 
 
-def white_matter_scaling(t1w, wm_mask):
+def white_matter_scaling(image, wm_mask):
     """White matter median to +0.5, background (zero) to -1: robust, and one hot voxel changes nothing.
 
     Parameters
     ----------
-    t1w : (X, Y, Z) float array
+    image : (X, Y, Z) float array, T1w or FLAIR
     wm_mask : (X, Y, Z) bool array
 
     Raises
@@ -42,7 +42,7 @@ def white_matter_scaling(t1w, wm_mask):
     ValueError
         If the mask is empty or its median is not positive.
     """
-    median = float(np.median(t1w[wm_mask])) if wm_mask.any() else 0.0
+    median = float(np.median(image[wm_mask])) if wm_mask.any() else 0.0
     if not median > 0:
         raise ValueError(f'white matter has median {median:g} in {int(wm_mask.sum())} voxels, expected a positive one')
     return Scaling(slope=1.5 / median, intercept=-1.0)

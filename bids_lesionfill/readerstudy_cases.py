@@ -85,7 +85,7 @@ def replace_lesion(image_img, lesion, lesion_mask, t1w_img, model, num_inference
     ValueError
         If there is no white matter to set the scale by, or the lesion vanishes on the working grid.
     """
-    grid_img, plain_img = preprocess.conform(plain(t1w_img, 'T1w')), plain(image_img, 'image')
+    grid_img, plain_img = preprocess.conform(fill.plain(t1w_img, 'T1w')), fill.plain(image_img, 'image')
     all_lesions, hole = (
         preprocess.conform_mask(fill.mask_image(mask, plain_img), grid_img, threshold=threshold)
         for mask, threshold in ((lesion_mask, 0.5), (lesion, 0.05))
@@ -102,12 +102,6 @@ def replace_lesion(image_img, lesion, lesion_mask, t1w_img, model, num_inference
     if stored.dtype.kind == 'f' and not (np.nan_to_num(stored) % 1).any():
         painted = np.rint((painted - intercept) / slope) * slope + intercept
     return fill.paste(image_img, painted, lesion)
-
-
-def plain(img, name):
-    """An image as one volume of finite floats; ValueError if it is none."""
-    fill.check_image(img, name)
-    return nib.Nifti1Image(np.nan_to_num(fill.one_volume(img), posinf=0, neginf=0), img.affine)
 
 
 def blind(img):

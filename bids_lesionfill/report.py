@@ -69,7 +69,7 @@ def fill_figures(before, lesion_mask, after, voxel_sizes_mm, lesions):
     before, after = np.nan_to_num(before), np.nan_to_num(after)
     lesion_mask = np.asarray(lesion_mask, dtype=bool)
     head = foreground(before)
-    grey_max = grey_maximum(before[head])
+    grey_max = grey_maximum(before, head, lesion_mask)
     changed_most = sorted(lesions, key=intensity_moved, reverse=True)[:MAX_LESIONS]
     return [overview(before, lesion_mask, after, voxel_sizes_mm, head | lesion_mask, grey_max)] + [
         zoom(before, lesion_mask, after, voxel_sizes_mm, lesion, grey_max) for lesion in changed_most
@@ -134,9 +134,15 @@ def foreground(volume):
     return volume > 0.1 * np.percentile(positive, 99)  # air is below, CSF on T1w and FLAIR above
 
 
-def grey_maximum(inside):
-    """Upper end of the grey window: 99.5 percentile, so that a few bright voxels do not darken the picture."""
-    return float(np.percentile(inside, 99.5)) if inside.size else 1.0
+def grey_maximum(image, head, lesion_mask):
+    """Upper end of the grey window: 99.5 percentile, so that a few bright voxels do not darken the picture.
+
+    That of the lesions, if it is higher: on FLAIR they are the brightest tissue, and few lesions are less than 0.5 %
+    of a head. Arrays are `(X, Y, Z)`.
+    """
+    if not head.any():
+        return 1.0
+    return max(float(np.percentile(image[part], 99.5)) for part in (head, lesion_mask) if part.any())
 
 
 def crop_limits(head, axis, voxel_size_mm, margin_mm=3):

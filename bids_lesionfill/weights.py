@@ -5,6 +5,7 @@ A model is a folder: `unet/` and `scheduler/` as diffusers writes them (safetens
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,11 @@ class Model:
     scheduler: object
     jump_length: int = 8  # of RePaint, for unconditional models
     jump_n_sample: int = 10
+
+    @property
+    def modality(self):
+        """`T1w` or `FLAIR`."""
+        return self.plan['modality']
 
 
 def list_models(models_dir=MODELS_DIR):
@@ -46,6 +52,31 @@ def find_model(name_or_path, models_dir=MODELS_DIR):
     raise FileNotFoundError(
         f'model {str(name_or_path)!r} is neither bundled ({bundled}) nor a folder with unet/, scheduler/ and plan.json'
     )
+
+
+def check_model(name_or_path, task, modality, models_dir=MODELS_DIR):
+    """See that a model was made for a task and a modality, by its plan alone.
+
+    Raises
+    ------
+    FileNotFoundError
+        See `find_model`.
+    ValueError
+        Says what the model was made for.
+    """
+    plan = json.loads((find_model(name_or_path, models_dir) / 'plan.json').read_text())
+    if (plan.get('task'), plan.get('modality')) != (task, modality):
+        raise ValueError(
+            f'model {str(name_or_path)!r} was made for {plan.get("task")} {plan.get("modality")}, '
+            f'expected one for {task} {modality}'
+        )
+
+
+def license_of(name_or_path, models_dir=MODELS_DIR):
+    """The licence of a model's weights as its card says it (`weights are CC BY-NC 4.0`); 'n/a' if it does not."""
+    card = find_model(name_or_path, models_dir) / 'README.md'
+    said = re.search(r'weights\s+are\s+(CC[\s-][A-Z-]+\s\d\.\d|CC0)', card.read_text() if card.is_file() else '')
+    return ' '.join(said[1].split()) if said else 'n/a'
 
 
 def sha256_of(path):

@@ -35,6 +35,10 @@ def t1w_path(subject, session=None, extra=''):
     return f'{folder}anat/sub-{subject}_' + (f'ses-{session}_' if session else '') + f'{extra}T1w.nii.gz'
 
 
+def flair_path(subject, session=None, extra=''):
+    return t1w_path(subject, session, extra).replace('T1w', 'FLAIR')
+
+
 def mask_path(subject, session=None, extra='', name='label-lesion_mask', derivative='lesions'):
     folder = f'derivatives/{derivative}/sub-{subject}/' + (f'ses-{session}/' if session else '')
     return f'{folder}anat/sub-{subject}_' + (f'ses-{session}_' if session else '') + f'{extra}{name}.nii.gz'

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import nibabel as nib
 import numpy as np
 import pytest
+from nibabel.processing import resample_from_to
+from scipy import ndimage
 
 # Voxels of 0.9 x 1.0 x 1.2 mm; the first axis runs from right to left.
 PHANTOM_AFFINE = np.array([[-0.9, 0, 0, 17.5], [0, 1.0, 0, -21.0], [0, 0, 1.2, -13.0], [0, 0, 0, 1]], dtype=np.float64)
@@ -38,6 +40,24 @@ class Phantom:
     @property
     def healthy_img(self):
         return self.img(self.healthy)
+
+    @property
+    def flair(self):
+        """The same head as FLAIR (float32): CSF 80, GM 450, WM 350, lesions 550; dark ringing around the brain."""
+        texture = self.healthy - np.array([0, 200, 500, 800])[self.tissue_seg]
+        flair = np.array([0, 80, 450, 350])[self.tissue_seg] + 200 * self.lesion_mask + texture
+        flair[ndimage.binary_dilation(self.brain_mask) & ~self.brain_mask] = -5  # as sinc interpolation leaves it
+        return flair.astype(np.float32)
+
+    def thick_slices(self, array):
+        """An array of the phantom on another grid of its world: slices of 3 mm, two axes flipped; masks as uint8."""
+        affine = np.array([[1, 0, 0, -20], [0, -1, 0, 16], [0, 0, 3, -15], [0, 0, 0, 1]], dtype=np.float64)
+        own_grid = nib.Nifti1Image(array.astype(np.float32), self.affine)
+        image = resample_from_to(own_grid, ((40, 38, 14), affine), order=1)
+        data = image.get_fdata(dtype=np.float32)
+        image = nib.Nifti1Image((data > 0.5).astype(np.uint8) if array.dtype == bool else data, affine)
+        image.header.set_xyzt_units('mm')
+        return image
 
     @property
     def lesion_mask_img(self):

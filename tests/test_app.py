@@ -13,7 +13,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from bids_examples import empty_like, listing, mask_path, t1w_path, write_bids
+from bids_examples import empty_like, flair_path, listing, mask_path, t1w_path, write_bids
 
 from bids_lesionfill import cli, layout
 
@@ -22,20 +22,23 @@ DATASET_FILES = [
     '.bidsignore', 'README.md', 'dataset_description.json', 'descriptions.json', 'descriptions.tsv', 'dseg.tsv',
     'logs/CITATION.bib', 'logs/CITATION.md', 'participants.json', 'participants.tsv',
 ]  # fmt: skip
-FIGURES = [f'T1w_{entry}_{picture}.png' for entry in ('overview', 'lesion-1', 'lesion-2')
+FIGURES = [f'{entry}_{picture}.png' for entry in ('overview', 'lesion-1', 'lesion-2')
            for picture in ('before', 'mask', 'after')]  # fmt: skip
 
 
-def image_files(stem, folder):
+def image_files(stem, folder, modality):
+    space = '' if modality == 'T1w' else f'space-{modality}_'
     return [f'{folder}anat/{stem}_{name}' for name in (
-        'desc-filled_T1w.json', 'desc-filled_T1w.nii.gz', 'desc-lesions_qc.json', 'desc-lesions_qc.tsv',
-        'label-lesion_desc-used_mask.json', 'label-lesion_desc-used_mask.nii.gz')]  # fmt: skip
+        f'desc-filled_{modality}.json', f'desc-filled_{modality}.nii.gz',
+        f'{space}desc-lesions_qc.json', f'{space}desc-lesions_qc.tsv',
+        f'{space}label-lesion_desc-used_mask.json', f'{space}label-lesion_desc-used_mask.nii.gz')]  # fmt: skip
 
 
-def subject_files(subject, session=None):
+def subject_files(subject, session=None, modality='T1w'):
     stem = f'sub-{subject}' + (f'_ses-{session}' if session else '')
     folder = f'sub-{subject}/' + (f'ses-{session}/' if session else '')
-    return image_files(stem, folder) + [f'sub-{subject}/figures/{stem}_{name}' for name in FIGURES]
+    figures = [f'sub-{subject}/figures/{stem}_{modality}_{name}' for name in FIGURES]
+    return image_files(stem, folder, modality) + figures
 
 
 def closing_files(subject):
@@ -43,19 +46,25 @@ def closing_files(subject):
 
 
 @pytest.fixture(scope='session')
-def model_dir(tmp_path_factory):
-    """A model folder with a tiny network whose weights are random."""
+def model_dirs(tmp_path_factory):
+    """Model folders with a tiny network whose weights are random, one for each modality."""
     import torch
 
     from bids_lesionfill import train
 
     options = {'block_out_channels': (8, 8), 'down_block_types': ('DownBlock2D',) * 2,
                'up_block_types': ('UpBlock2D',) * 2, 'norm_num_groups': 4}  # fmt: skip
-    plan = train.Plan('tiny', unet_options=options)
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp('models') / 'tiny'
-    train.save_model(plan.build_unet(), plan, folder)
-    return folder
+    folders = {modality: tmp_path_factory.mktemp('models') / 'tiny' for modality in ('T1w', 'FLAIR')}
+    for modality, folder in folders.items():
+        plan = train.Plan('tiny', modality=modality, unet_options=options)
+        torch.manual_seed(0)
+        train.save_model(plan.build_unet(), plan, folder)
+    return folders
+
+
+@pytest.fixture
+def model_dir(model_dirs):
+    return model_dirs['T1w']
 
 
 @pytest.fixture
@@ -79,6 +88,34 @@ def dataset(tmp_path, make_phantom):
 def run(model_dir):
     def call(bids_dir, output_dir, *arguments, level='participant'):
         return cli.main([str(bids_dir), str(output_dir), level, '--model', str(model_dir), *arguments])
+
+    return call
+
+
+@pytest.fixture
+def flair_dataset(dataset, make_phantom):
+    """The same two participants with a FLAIR on a grid of its own, on which the lesions were drawn."""
+
+    def build(subjects=('01', '02'), **more):
+        images = {}
+        for seed, subject in enumerate(subjects):
+            phantom = make_phantom(seed=seed)
+            slices = phantom.thick_slices(phantom.flair)
+            img = nib.Nifti1Image(np.rint(slices.get_fdata() / 0.25).astype(np.int16), slices.affine)
+            img.header.set_slope_inter(0.25, 0.0)
+            images |= {flair_path(subject): img, mask_path(subject): phantom.thick_slices(phantom.lesion_mask)}
+        return dataset(subjects, **(images | more))
+
+    return build
+
+
+@pytest.fixture
+def run_modalities(model_dirs, monkeypatch):
+    """Run with the tiny models in place of the bundled ones."""
+    monkeypatch.setattr(cli.Options, 'model_of', lambda self, modality: str(model_dirs[modality]))
+
+    def call(bids_dir, output_dir, *modalities, more=()):
+        return cli.main([str(bids_dir), str(output_dir), 'participant', *more, '--modality', *modalities])
 
     return call
 
@@ -291,14 +328,140 @@ def test_reports_only_writes_reports_and_fills_nothing(dataset, run, tmp_path):
     assert data_hashes(tmp_path / 'out', 'sub-01/anat/*') == filled
 
 
+def test_flair_outputs_are_exactly_those_of_the_list(flair_dataset, model_dirs, tmp_path):
+    arguments = ['participant', '--modality', 'FLAIR', '--model', str(model_dirs['FLAIR'])]
+    assert cli.main([str(flair_dataset()), str(tmp_path / 'out'), *arguments]) == cli.OK
+    expected = [file for s in ('01', '02') for file in subject_files(s, modality='FLAIR') + closing_files(s)]
+    assert listing(tmp_path / 'out') == sorted(DATASET_FILES + expected)
+    assert 'Lesions of FLAIR images were filled' in (tmp_path / 'out/logs/CITATION.md').read_text()
+
+
+def test_both_modalities_in_one_run_share_a_report(flair_dataset, run_modalities, tmp_path):
+    out = tmp_path / 'out'
+    assert run_modalities(flair_dataset(), out, 'T1w', 'FLAIR') == cli.OK
+    expected = [file for s in ('01', '02') for file in closing_files(s)]
+    expected += [file for s in ('01', '02') for m in ('T1w', 'FLAIR') for file in subject_files(s, modality=m)]
+    assert listing(out) == sorted(DATASET_FILES + expected)
+    tables = [layout.read_tsv(out / f'sub-01/anat/sub-01_{name}_qc.tsv')
+              for name in ('desc-lesions', 'space-FLAIR_desc-lesions')]  # fmt: skip
+    row, _ = layout.read_tsv(out / 'participants.tsv')
+    assert (row['status'], row['images'], row['lesions'], row['message']) == ('filled', 2, 4, None)
+    assert row['volume_filled_ml'] == pytest.approx(sum(r['volume_mm3'] for t in tables for r in t) / 1000, abs=1e-3)
+    page = (out / 'sub-01.html').read_text()
+    for words in ('<h2>sub-01_T1w</h2>', '<h2>sub-01_FLAIR</h2>', 'Lesions of T1w and FLAIR images were filled'):
+        assert words in page
+
+
+def test_promise_1_holds_for_flair_on_a_grid_of_its_own(flair_dataset, run_modalities, tmp_path):
+    root, anat = flair_dataset(('01',)), tmp_path / 'out/sub-01/anat'
+    assert run_modalities(root, tmp_path / 'out', 'FLAIR') == cli.OK
+    before, after = nib.load(root / flair_path('01')), nib.load(anat / 'sub-01_desc-filled_FLAIR.nii.gz')
+    used_mask = np.asarray(nib.load(anat / 'sub-01_space-FLAIR_label-lesion_desc-used_mask.nii.gz').dataobj) > 0
+    stored = [img.dataobj.get_unscaled() for img in (before, after)]
+    assert stored[0].dtype == stored[1].dtype == np.int16
+    assert stored[0][~used_mask].tobytes() == stored[1][~used_mask].tobytes()
+    assert (stored[0] != stored[1])[used_mask].mean() > 0.9
+    assert (after.dataobj.slope, after.dataobj.inter) == (before.dataobj.slope, before.dataobj.inter)
+    assert np.array_equal(after.affine, before.affine)
+    for row in layout.read_tsv(anat / 'sub-01_space-FLAIR_desc-lesions_qc.tsv'):
+        assert row['mean_after'] < row['mean_before']  # lesions are bright
+
+
+def test_promises_2_and_3_hold_for_flair_alone_and_beside_t1w(flair_dataset, run_modalities, tmp_path):
+    root = flair_dataset(('01',))
+    raw = data_hashes(root)
+    assert run_modalities(root, tmp_path / 'alone', 'FLAIR') == cli.OK
+    assert run_modalities(root, tmp_path / 'both', 'FLAIR', 'T1w') == cli.OK
+    assert data_hashes(root) == raw
+    alone, both = (data_hashes(tmp_path / name, 'sub-01/anat/*') for name in ('alone', 'both'))
+    assert len(alone) == 6
+    assert alone.items() <= both.items()
+
+
+def test_promise_4_flair_without_t1w_fails_and_the_others_go_on(flair_dataset, run_modalities, tmp_path):
+    root = flair_dataset()
+    (root / t1w_path('01')).unlink()
+    assert run_modalities(root, tmp_path / 'out', 'T1w', 'FLAIR') == cli.SOME_FAILED
+    first, second = layout.read_tsv(tmp_path / 'out/participants.tsv')
+    reason = 'no T1w of the same session, in which white matter is found'
+    assert (first['status'], first['message']) == ('failed', f'{reason}; no T1w image')
+    assert (second['status'], second['images']) == ('filled', 2)
+    assert not (tmp_path / 'out/sub-01/anat').exists()
+    assert reason in (tmp_path / 'out/sub-01.html').read_text()
+
+
+def test_promise_4_what_is_done_is_done_again_if_the_t1w_or_the_rim_is_another(
+    flair_dataset, run_modalities, tmp_path, make_phantom
+):
+    root = flair_dataset(('01',))
+    filled = tmp_path / 'out/sub-01/anat/sub-01_desc-filled_FLAIR.nii.gz'
+
+    def is_done_again(*more):
+        before = filled.stat().st_mtime_ns
+        assert run_modalities(root, tmp_path / 'out', 'FLAIR', more=more) == cli.OK
+        return filled.stat().st_mtime_ns != before
+
+    assert run_modalities(root, tmp_path / 'out', 'FLAIR') == cli.OK
+    assert not is_done_again()
+    assert is_done_again('--rim-voxels', '0')
+    nib.save(make_phantom(seed=7).t1w_img, root / t1w_path('01'))
+    assert is_done_again('--rim-voxels', '0')
+
+
+def test_promise_5_every_number_of_a_flair_is_explained(flair_dataset, run_modalities, tmp_path, model_dirs):
+    more = ('--rim-voxels', '1')
+    assert run_modalities(flair_dataset(('01',)), tmp_path / 'out', 'FLAIR', more=more) == cli.OK
+    anat = tmp_path / 'out/sub-01/anat'
+    info = layout.read_sidecar(anat / 'sub-01_desc-filled_FLAIR.nii.gz')
+    assert info['Sources'] == ['bids:raw:sub-01/anat/sub-01_FLAIR.nii.gz',
+                               'bids:lesions:sub-01/anat/sub-01_label-lesion_mask.nii.gz',
+                               'bids:raw:sub-01/anat/sub-01_T1w.nii.gz']  # fmt: skip
+    assert info['WhiteMatterMedian'] == pytest.approx(350, rel=0.05)
+    assert info['Options']['model'] == str(model_dirs['FLAIR'])
+    assert (info['RimVoxels'], info['Options']['rim_voxels']) == (1, 1)
+    mask = layout.read_sidecar(anat / 'sub-01_space-FLAIR_label-lesion_desc-used_mask.nii.gz')
+    assert (mask['Dilation'], mask['RimVoxels']) == (1, 1)
+    assert mask['SpatialReference'] == info['Sources'][0]
+
+
+@pytest.mark.parametrize(('content', 'words'), [
+    (b'not an image', 'sub-01_T1w.nii.gz'),
+    (nib.Nifti1Image(np.ones((9, 9, 9, 3), np.float32), np.eye(4)), 'T1w has shape'),
+    (nib.Nifti1Image(np.ones((9, 9, 9), np.float32), nib.affines.from_matvec(np.eye(3), [500] * 3)), 'do not overlap'),
+], ids=['no NIfTI', 'three volumes', 'elsewhere'])  # fmt: skip
+def test_promise_6_unusable_t1w_of_a_flair_gives_one_clear_sentence(
+    flair_dataset, run_modalities, tmp_path, content, words
+):
+    root = flair_dataset(('01',), **{t1w_path('01'): content})
+    assert run_modalities(root, tmp_path / 'out', 'FLAIR') == cli.SOME_FAILED
+    (row,) = layout.read_tsv(tmp_path / 'out/participants.tsv')
+    assert words in row['message']
+    assert 'sub-01/log/RUN/crash-sub-01_FLAIR.txt' in listing(tmp_path / 'out')
+
+
+def test_reasons_name_their_image_if_a_participant_has_several(flair_dataset, run_modalities, tmp_path):
+    other = mask_path('01', name='space-T1w_label-lesion_desc-a_mask')
+    rater = mask_path('01', name='space-T1w_label-lesion_desc-b_mask')
+    root = flair_dataset(('01',))
+    for path in (other, rater):
+        shutil.copy(root / mask_path('01'), root / path)
+    (root / mask_path('01')).rename(root / mask_path('01', name='space-FLAIR_label-lesion_mask'))
+    assert run_modalities(root, tmp_path / 'out', 'T1w', 'FLAIR') == cli.SOME_FAILED
+    (row,) = layout.read_tsv(tmp_path / 'out/participants.tsv')
+    assert row['message'].startswith('sub-01_T1w: 2 lesion masks fit sub-01_T1w')
+    assert row['images'] == 1
+    assert 'sub-01_FLAIR' not in row['message']
+
+
 def validator():
     return shutil.which('bids-validator-deno', path=f'{Path(sys.executable).parent}:{os.environ["PATH"]}')
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(validator() is None, reason='bids-validator-deno is not installed')
-def test_output_and_demo_are_valid_bids(dataset, run, tmp_path):
-    assert run(dataset(), tmp_path / 'out', '--n-samples', '2', '--num-inference-steps', '1') == cli.OK
+def test_output_and_demo_are_valid_bids(flair_dataset, run_modalities, tmp_path):
+    more = ('--n-samples', '2', '--num-inference-steps', '1')
+    assert run_modalities(flair_dataset(), tmp_path / 'out', 'T1w', 'FLAIR', more=more) == cli.OK
     for folder in (tmp_path / 'out', ROOT / 'demo', ROOT / 'demo/derivatives/lesions'):
         command = [validator(), '--ignoreWarnings', str(folder)]
         result = subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -66,7 +67,9 @@ def test_wrong_options_are_2(bids_dir, tmp_path, caplog, arguments, words):
     assert not (tmp_path / 'out').exists()
 
 
-@pytest.mark.parametrize('arguments', [['--dilate', '-1'], ['--n-samples', '0'], ['--num-inference-steps', 'x']])
+@pytest.mark.parametrize('arguments', [
+    ['--dilate', '-1'], ['--rim-voxels', '-1'], ['--n-samples', '0'], ['--num-inference-steps', 'x'],
+])  # fmt: skip
 def test_numbers_out_of_range_are_2(bids_dir, tmp_path, arguments):
     with pytest.raises(SystemExit) as stop:
         cli.main([str(bids_dir), str(tmp_path / 'out'), 'participant', *arguments])
@@ -125,15 +128,77 @@ def test_filter_file_knows_null_and_any(tmp_path):
     from bids.layout import Query
 
     path = tmp_path / 'f.json'
-    path.write_text('{"t1w": {"acquisition": null, "run": "*", "session": "1"}, "bold": {"task": "rest"}}')
-    assert cli.read_filters(path) == {'t1w': {'acquisition': Query.NONE, 'run': Query.ANY, 'session': '1'}}
+    path.write_text(
+        '{"t1w": {"acquisition": null, "run": "*", "session": "1"}, "flair": {"run": 2}, "bold": {"task": "rest"}}'
+    )
+    assert cli.read_filters(path) == {
+        't1w': {'acquisition': Query.NONE, 'run': Query.ANY, 'session': '1'},
+        'flair': {'run': 2},
+    }
 
 
 def test_models_are_listed(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(['--list-models'])
     assert stop.value.code == 0
-    assert 'fill-T1w\tfill T1w' in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert 'fill-T1w\tfill T1w\tcompact\t1 step(s)\tCC BY-NC 4.0' in lines
+
+
+def parse(bids_dir, tmp_path, *more):
+    arguments = [str(bids_dir), str(tmp_path / 'out'), 'participant', *more]
+    return cli.options_of(cli.build_parser().parse_args(arguments), arguments)
+
+
+@pytest.fixture
+def write_model(tmp_path):
+    """Factory: a folder that says by its plan what it was made for."""
+
+    def write(task, modality):
+        folder = tmp_path / f'{task}-{modality}-model'
+        folder.mkdir()
+        (folder / 'plan.json').write_text(json.dumps({'name': 'mine', 'task': task, 'modality': modality}))
+        return str(folder)
+
+    return write
+
+
+def test_model_and_modality_have_defaults(bids_dir, tmp_path):
+    options = parse(bids_dir, tmp_path)
+    assert options.modalities == ('T1w',)
+    assert [options.model_of(modality) for modality in ('T1w', 'FLAIR')] == ['fill-T1w', 'fill-FLAIR']
+
+
+def test_modality_and_its_model_are_taken(bids_dir, tmp_path, write_model):
+    model = write_model('fill', 'FLAIR')
+    options = parse(bids_dir, tmp_path, '--modality', 'FLAIR', 'FLAIR', '--model', model, '--rim-voxels', '0')
+    assert options.modalities == ('FLAIR',)
+    assert options.of_result('FLAIR')['model'] == options.model_of('FLAIR') == model
+    assert options.of_result('FLAIR')['rim_voxels'] == 0
+
+
+@pytest.mark.parametrize(('made_for', 'modality'), [
+    (('fill', 'T1w'), 'FLAIR'), (('synth', 'FLAIR'), 'FLAIR'), (('fill', 'FLAIR'), 'T1w'),
+])  # fmt: skip
+def test_model_that_was_made_for_something_else_is_2(bids_dir, tmp_path, caplog, write_model, made_for, modality):
+    arguments = ['--modality', modality, '--model', write_model(*made_for)]
+    assert cli.main([str(bids_dir), str(tmp_path / 'out'), 'participant', *arguments]) == cli.USAGE
+    assert f'was made for {" ".join(made_for)}, expected one for fill {modality}' in caplog.text
+    assert len(caplog.records) == 1
+    assert not (tmp_path / 'out').exists()
+
+
+def test_one_model_for_two_modalities_is_2(bids_dir, tmp_path, caplog, write_model):
+    arguments = ['--modality', 'T1w', 'FLAIR', '--model', write_model('fill', 'FLAIR')]
+    assert cli.main([str(bids_dir), str(tmp_path / 'out'), 'participant', *arguments]) == cli.USAGE
+    assert 'is for one modality, --modality names 2' in caplog.text
+    assert not (tmp_path / 'out').exists()
+
+
+def test_modality_that_is_not_filled_is_2(bids_dir, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(bids_dir), str(tmp_path / 'out'), 'participant', '--modality', 'T2w'])
+    assert stop.value.code == 2
 
 
 def test_internal_error_is_70(bids_dir, tmp_path, monkeypatch):

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -13,12 +14,17 @@ def model(tiny_unet):
     return weights.Model(
         'tiny',
         'abc',
-        {'num_inference_steps': 1},
+        {'num_inference_steps': 1, 'modality': 'T1w'},
         form,
         (16, 16, 8),
         tiny_unet(form.n_channels),
         diffusion.build_scheduler(prediction_type='v_prediction'),
     )
+
+
+@pytest.fixture(scope='module')
+def flair_model(model):
+    return replace(model, plan=model.plan | {'modality': 'FLAIR'})
 
 
 def with_scaling(phantom, dtype, slope, inter):
@@ -62,7 +68,7 @@ def test_fill_leaves_voxels_outside_mask_untouched(phantom, model, kind):
 
 def test_public_function_returns_scaled_values_of_the_same_image(phantom, model):
     img = images(phantom)['int16 with scaling']
-    filled = fill_lesions(img, phantom.lesion_mask_img, model=model, wm_mask_img=phantom.wm_mask_img)
+    filled = fill_lesions(img, phantom.lesion_mask_img, model=model, wm_mask_img=phantom.wm_mask_img, rim_voxels=0)
     assert filled.shape == img.shape
     grown = fill.masks.dilate_within(phantom.lesion_mask, phantom.wm_mask, 1)
     assert np.array_equal(filled.get_fdata()[~grown], img.get_fdata()[~grown])
@@ -236,6 +242,112 @@ def test_mixture_finds_white_matter_when_none_is_given(make_phantom, model):
     filling = fill.fill(phantom.t1w_img, phantom.lesion_mask_img, model=model)
     assert filling.info['WhiteMatterMedian'] == pytest.approx(800, rel=0.02)
     assert filling.info['SkullStripped'] is True
+
+
+# FLAIR
+
+
+def stored_bytes_outside(img, filling):
+    """The stored values outside the used mask, of the image and of what was written."""
+    outside = np.asarray(filling.used_mask_img.dataobj) == 0
+    written = nib.Nifti1Image.from_bytes(filling.filled_img.to_bytes())
+    return [np.asanyarray(image.dataobj)[outside].tobytes() for image in (img, written)]
+
+
+@pytest.mark.parametrize('other_grid', ['neither', 'T1w', 'FLAIR'])
+def test_flair_takes_white_matter_from_the_t1w_and_the_scale_from_itself(phantom, flair_model, other_grid):
+    def img(array, name):
+        return phantom.thick_slices(array) if name == other_grid else phantom.img(array)
+
+    flair_img, mask_img = img(phantom.flair, 'FLAIR'), img(phantom.lesion_mask, 'FLAIR')
+    filling = fill.fill(flair_img, mask_img, tissue_img=img(phantom.t1w, 'T1w'), model=flair_model, rim_voxels=0)
+    before, after = stored_bytes_outside(flair_img, filling)
+    assert before == after
+    assert filling.info['WhiteMatterMedian'] == pytest.approx(350, rel=0.03)
+    assert 'T1w' in filling.info['WhiteMatterSource']
+    assert len(filling.lesions) == 2
+    for row in filling.lesions:  # bright before; the untrained network adds little to the interpolation
+        assert row['mean_before'] > row['mean_surrounding'] + 20
+        assert row['mean_after'] == pytest.approx(350, abs=60)
+
+
+def test_another_order_of_the_axes_of_the_t1w_changes_no_byte(phantom, flair_model):
+    flair_img, mask_img = phantom.img(phantom.flair), phantom.lesion_mask_img
+    canonical = nib.as_closest_canonical(phantom.t1w_img)
+    assert not np.array_equal(canonical.affine, phantom.affine)
+    filled = [
+        fill_lesions(flair_img, mask_img, tissue_img=tissue_img, model=flair_model).to_bytes()
+        for tissue_img in (phantom.t1w_img, canonical, canonical.as_reoriented([[2, 1], [0, -1], [1, 1]]))
+    ]
+    assert filled[0] == filled[1] == filled[2]
+
+
+def test_dark_ringing_around_the_brain_survives(phantom, flair_model):
+    assert (phantom.flair < 0).any()
+    filled = fill_lesions(
+        phantom.img(phantom.flair), phantom.lesion_mask_img, tissue_img=phantom.t1w_img, model=flair_model
+    ).get_fdata()
+    assert np.array_equal(filled < 0, phantom.flair < 0)
+    assert np.isfinite(filled).all()
+
+
+def test_flair_without_its_t1w_is_refused_in_a_sentence(phantom, flair_model):
+    with pytest.raises(ValueError, match=r'tiny fills FLAIR images: it needs their T1w \(tissue_img\) or wm_mask_img'):
+        fill_lesions(phantom.img(phantom.flair), phantom.lesion_mask_img, model=flair_model)
+
+
+def test_white_matter_mask_stands_in_for_the_t1w(phantom, flair_model):
+    filling = fill.fill(
+        phantom.img(phantom.flair), phantom.lesion_mask_img, model=flair_model, wm_mask_img=phantom.wm_mask_img
+    )
+    assert filling.info['WhiteMatterMedian'] == pytest.approx(350, rel=0.03)
+
+
+def test_t1w_elsewhere_in_space_is_refused(phantom, flair_model):
+    far = phantom.affine.copy()
+    far[:3, 3] += 500
+    with pytest.raises(ValueError, match='the T1w lies outside the image'):
+        fill_lesions(
+            phantom.img(phantom.flair),
+            phantom.lesion_mask_img,
+            tissue_img=nib.Nifti1Image(phantom.t1w, far),
+            model=flair_model,
+        )
+
+
+def test_t1w_with_nothing_in_it_or_of_two_volumes_is_refused(phantom, flair_model):
+    for t1w, words in ((0 * phantom.t1w, 'no brain'), (np.stack([phantom.t1w] * 2, -1), 'T1w has shape')):
+        with pytest.raises(ValueError, match=words):
+            fill_lesions(
+                phantom.img(phantom.flair),
+                phantom.lesion_mask_img,
+                tissue_img=nib.Nifti1Image(t1w, phantom.affine),
+                model=flair_model,
+            )
+
+
+def test_missed_rim_is_bright_on_flair_and_dark_on_t1w(make_phantom, model, flair_model):
+    phantom = make_phantom(affine=np.eye(4))
+    tight = fill.ndimage.binary_erosion(phantom.lesion_mask)
+    rim = phantom.lesion_mask & ~tight
+
+    def share_taken(array, model, rim_voxels):
+        filling = fill.fill(phantom.img(array), phantom.img(tight), model=model, wm_mask_img=phantom.wm_mask_img,
+                            dilate=0, rim_voxels=rim_voxels)  # fmt: skip
+        return (np.asarray(filling.used_mask_img.dataobj) > 0)[rim].mean()
+
+    for array, own, other in ((phantom.flair, flair_model, model), (phantom.t1w, model, flair_model)):
+        assert share_taken(array, own, 2) > 0.9
+        assert share_taken(array, own, 0) == 0
+        assert share_taken(array, other, 2) < 0.1
+
+
+def test_skull_of_the_image_counts_not_that_of_the_t1w(phantom, flair_model, monkeypatch):
+    monkeypatch.setattr(fill.tissues, 'LARGEST_BRAIN_ML', 30)  # the phantom's brain has 19 ml
+    full = np.where(phantom.brain_mask, phantom.flair, 100).astype(np.float32)
+    filling = fill.fill(phantom.img(full), phantom.lesion_mask_img, tissue_img=phantom.t1w_img, model=flair_model)
+    assert filling.info['SkullStripped'] is False
+    assert filling.info['BrainMaskSource'] == 'foreground of a skull-stripped image'
 
 
 def test_cuda_that_is_not_there_is_refused(monkeypatch):

@@ -4,7 +4,7 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
-from bids_examples import mask_path, t1w_path, write_bids, write_description
+from bids_examples import flair_path, mask_path, t1w_path, write_bids, write_description
 
 from bids_lesionfill import layout
 
@@ -120,11 +120,105 @@ def test_own_output_in_derivatives_is_not_searched(tmp_path, img):
     assert list(layout.find_derivatives(root)) == ['lesions']
 
 
+# FLAIR
+
+
+def test_flair_gets_its_mask_and_the_t1w_of_its_session(tmp_path, img):
+    paths = [path('01', session) for path in (t1w_path, flair_path, mask_path) for session in '12']
+    root = write_bids(tmp_path, dict.fromkeys(paths, img))
+    first, second = find(root, modality='FLAIR')['01']
+    assert (first.name, first.modality) == ('sub-01_ses-1_FLAIR', 'FLAIR')
+    for inputs, session in ((first, '1'), (second, '2')):
+        assert inputs.image_file == root / flair_path('01', session)
+        assert inputs.tissue_file == root / t1w_path('01', session)
+        assert inputs.lesion_mask_file == root / mask_path('01', session)
+    assert first.sources == (
+        'bids:raw:sub-01/ses-1/anat/sub-01_ses-1_FLAIR.nii.gz',
+        'bids:lesions:sub-01/ses-1/anat/sub-01_ses-1_label-lesion_mask.nii.gz',
+        'bids:raw:sub-01/ses-1/anat/sub-01_ses-1_T1w.nii.gz',
+    )
+
+
+def test_t1w_shows_its_own_white_matter(tmp_path, img):
+    root = write_bids(tmp_path, {path('01'): img for path in (t1w_path, flair_path, mask_path)})
+    (inputs,) = find(root)['01']
+    assert (inputs.name, inputs.tissue_file) == ('sub-01_T1w', None)
+
+
+@pytest.mark.parametrize(
+    ('flair', 't1w', 'chosen'),
+    [
+        ('', ['', 'acq-x_'], ''),
+        ('', ['ce-gd_', ''], ''),
+        ('run-2_', ['run-1_', 'run-2_'], 'run-2_'),
+        ('acq-x_run-2_', ['acq-x_run-1_', 'acq-x_run-2_', 'acq-y_run-2_'], 'acq-x_run-2_'),
+        ('acq-3D_', ['acq-mprage_'], 'acq-mprage_'),
+    ],
+)
+def test_flair_gets_the_t1w_that_fits_best(tmp_path, img, caplog, flair, t1w, chosen):
+    root = write_bids(tmp_path, {t1w_path('01', extra=extra): img for extra in t1w} | {mask_path('01'): img}
+                      | {flair_path('01', extra=flair): img})  # fmt: skip
+    (inputs,) = find(root, modality='FLAIR')['01']
+    assert inputs.tissue_file == root / t1w_path('01', extra=chosen)
+    assert 'fit equally' not in caplog.text
+
+
+def test_of_two_t1w_that_fit_equally_the_first_by_name_is_taken_and_named(tmp_path, img, caplog):
+    images = {t1w_path('01', extra=extra): img for extra in ('run-2_', 'run-1_')}
+    root = write_bids(tmp_path, images | {flair_path('01'): img, mask_path('01'): img})
+    (inputs,) = find(root, modality='FLAIR')['01']
+    assert inputs.tissue_file.name == 'sub-01_run-1_T1w.nii.gz'
+    assert 'sub-01_FLAIR: 2 T1w fit equally (sub-01_run-1_T1w.nii.gz, sub-01_run-2_T1w.nii.gz)' in caplog.text
+    (inputs,) = find(root, modality='FLAIR', filters={'t1w': {'run': 2}})['01']
+    assert inputs.tissue_file.name == 'sub-01_run-2_T1w.nii.gz'
+
+
+def test_flair_without_t1w_of_its_session_says_so(tmp_path, img):
+    images = {flair_path('01', '1'): img, mask_path('01', '1'): img, t1w_path('01', '2'): img}
+    root = write_bids(tmp_path, images)
+    (inputs,) = find(root, modality='FLAIR')['01']
+    assert inputs.problem == 'no T1w of the same session, in which white matter is found'
+    (root / mask_path('01', '1')).unlink()
+    assert find(root, modality='FLAIR')['01'][0].problem == 'no lesion mask'  # nothing to do is no failure
+
+
+def test_brain_mask_of_a_flair_is_that_of_its_t1w(tmp_path, img):
+    images = {flair_path('01', extra='run-1_'): img, t1w_path('01'): img, mask_path('01'): img}
+    root = write_bids(tmp_path, images | {mask_path('01', name='desc-brain_mask'): img})
+    (inputs,) = find(root, modality='FLAIR')['01']
+    assert inputs.brain_mask_file == root / mask_path('01', name='desc-brain_mask')
+
+
+def test_flair_filter_chooses_flair_images(tmp_path, img):
+    paths = [flair_path('01', extra='acq-a_'), flair_path('01', extra='acq-b_'), t1w_path('01'), mask_path('01')]
+    root = write_bids(tmp_path, dict.fromkeys(paths, img))
+    found = find(root, modality='FLAIR', filters={'flair': {'acquisition': 'b'}})['01']
+    assert [inputs.name for inputs in found] == ['sub-01_acq-b_FLAIR']
+
+
+@pytest.mark.parametrize('modality', ['T1w', 'FLAIR'])
+def test_of_two_masks_that_in_the_space_of_the_image_is_taken(tmp_path, img, modality):
+    images = {path('01'): img for path in (t1w_path, flair_path)}
+    masks = {mask_path('01', name=f'space-{space}_label-lesion_mask'): img for space in ('T1w', 'FLAIR')}
+    root = write_bids(tmp_path, images | masks)
+    (inputs,) = find(root, modality=modality)['01']
+    assert inputs.lesion_mask_file.name == f'sub-01_space-{modality}_label-lesion_mask.nii.gz'
+
+
+def test_run_depends_on_every_file_that_it_reads(tmp_path):
+    names = ('image_file', 'lesion_mask_file', 'tissue_file', 'brain_mask_file')
+    files = {name: tmp_path / name for name in names}
+    for name, path in files.items():
+        path.write_text(name)
+    inputs = layout.Inputs('01', None, 'sub-01_FLAIR', relative_path='x', **files)
+    hashes = [layout.hash_run(inputs, {}, 'abc', '1')]
+    for path in files.values():
+        path.write_text('another')
+        hashes.append(layout.hash_run(inputs, {}, 'abc', '1'))
+    assert len(set(hashes)) == 5
+
+
 # Training data
-
-
-def flair_path(subject, session=None):
-    return t1w_path(subject, session).replace('T1w', 'FLAIR')
 
 
 def relative(found, root):
@@ -222,6 +316,20 @@ def test_output_names_follow_bids(tmp_path):
         'lesions': f'{stem}_desc-lesions_qc.tsv',
     }
     assert layout.sidecar(tmp_path / files['filled']).name == 'sub-01_ses-1_acq-x_run-2_desc-filled_T1w.json'
+
+
+def test_outputs_of_t1w_and_flair_never_share_a_name(tmp_path):
+    t1w, flair = (
+        layout.output_files(tmp_path, layout.Inputs('01', None, f'sub-01_{modality}', tmp_path, 'x'), 2)
+        for modality in ('T1w', 'FLAIR')
+    )
+    assert not set(t1w.values()) & set(flair.values())
+    assert {name: path.name for name, path in flair.items()} == {
+        'filled': 'sub-01_desc-filled_FLAIR.nii.gz',
+        'sd': 'sub-01_desc-filledsd_FLAIR.nii.gz',
+        'used_mask': 'sub-01_space-FLAIR_label-lesion_desc-used_mask.nii.gz',
+        'lesions': 'sub-01_space-FLAIR_desc-lesions_qc.tsv',
+    }
 
 
 def test_written_file_is_whole_and_leaves_nothing_else(tmp_path):

@@ -140,6 +140,15 @@ def test_slices_of_the_overview_hold_the_mask_and_are_spread():
     assert max(slices) > 44
 
 
+def test_few_bright_lesions_widen_the_grey_window_and_dark_ones_do_not(volumes):
+    before, mask, *_ = volumes
+    head, lesion = before > 0, np.zeros_like(mask)
+    lesion[20, 18, 14:17] = True
+    usual = report.grey_maximum(before, head, np.zeros_like(mask))
+    assert report.grey_maximum(before, head, mask) == usual == pytest.approx(815, abs=15)
+    assert report.grey_maximum(np.where(lesion, 1500, before), head, lesion) == 1500
+
+
 def test_missing_mask_works(volumes):
     before, mask, _, voxel_sizes_mm = volumes
     figures = report.fill_figures(before, np.zeros_like(mask), before, voxel_sizes_mm, [])

@@ -36,6 +36,25 @@ def test_unknown_model_names_the_bundled_ones():
         weights.find_model('no-such-model')
 
 
+def test_model_says_what_it_was_made_for():
+    weights.check_model('fill-T1w', 'fill', 'T1w')
+    with pytest.raises(ValueError, match="'fill-T1w' was made for fill T1w, expected one for fill FLAIR"):
+        weights.check_model('fill-T1w', 'fill', 'FLAIR')
+
+
+@pytest.mark.parametrize(('card', 'license_name'), [
+    ('**these weights\nare CC BY-NC 4.0**: no commercial use', 'CC BY-NC 4.0'),
+    ('data are CC BY 4.0, these weights are CC0', 'CC0'),
+    ('no word of it', 'n/a'),
+    (None, 'n/a'),
+])  # fmt: skip
+def test_licence_is_what_the_card_says_of_the_weights(tmp_path, card, license_name):
+    (tmp_path / 'plan.json').write_text('{}')
+    if card:
+        (tmp_path / 'README.md').write_text(card)
+    assert weights.license_of(tmp_path) == license_name
+
+
 def test_a_folder_of_the_same_form_is_a_model(tmp_path):
     (tmp_path / 'mine').mkdir()
     (tmp_path / 'mine/plan.json').write_text(json.dumps({'name': 'mine'}))
