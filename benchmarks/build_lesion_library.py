@@ -22,9 +22,8 @@ WHITE_MATTER_LEVEL = 170  # of the template
 # them, the fissure between the hemispheres, the Sylvian fissures; (low, high) corners, mm.
 VENTRICLES_BOX_MM = ((-34, -55, -4), (34, 35, 33))
 NO_VENTRICLES_MM = (
-    ((-13, -99, -99), (13, -31, 99)),
+    *lesion_masks.MIDLINE_MM,
     ((-23, -45, -99), (23, -15, 7)),
-    ((-3, -99, -99), (3, 99, 99)),
     ((24, -22, -99), (99, 99, 99)),
     ((-99, -22, -99), (-24, 99, 99)),
 )
@@ -43,7 +42,7 @@ def main():
     template, tissue_seg = average_brain(options.bids_dir, grid)
     points_mm = apply_affine(grid.affine, np.moveaxis(np.indices(grid.shape), 0, -1))
     ventricles = find_template_ventricles(tissue_seg, points_mm)
-    cortex = (tissue_seg == tissues.GREY_MATTER) & ~inside(points_mm, lesion_masks.NUCLEI_BOX_MM)
+    cortex = (tissue_seg == tissues.GREY_MATTER) & ~lesion_masks.inside_box(points_mm, lesion_masks.NUCLEI_BOX_MM)
     places = tissues.map_places(ventricles, cortex, lesion_masks.is_infratentorial(points_mm))
     shapes, centres_mm, owners, lesion_places = [], [], [], []
     frequency = np.zeros(grid.shape)
@@ -109,16 +108,12 @@ def average_brain(bids_dir, grid):
 
 def find_template_ventricles(tissue_seg, points_mm):
     """Lateral ventricles of the average brain: CSF that most brains share, in bulk, where they are."""
-    expected = inside(points_mm, VENTRICLES_BOX_MM)
+    expected = lesion_masks.inside_box(points_mm, VENTRICLES_BOX_MM)
     for box_mm in NO_VENTRICLES_MM:
-        expected &= ~inside(points_mm, box_mm)
+        expected &= ~lesion_masks.inside_box(points_mm, box_mm)
     labels, _ = masks.label_lesions(ndimage.binary_opening(tissue_seg == tissues.CSF) & expected)
     sizes = np.bincount(labels.flat)
     return (sizes[labels] >= 50) & (labels > 0)
-
-
-def inside(points_mm, box_mm):
-    return np.all((points_mm > box_mm[0]) & (points_mm < box_mm[1]), axis=-1)
 
 
 def mirror(volume, affine):

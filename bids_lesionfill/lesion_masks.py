@@ -24,6 +24,8 @@ TRIES = 60  # places for a lesion; every tenth time another shape
 HALVINGS = 3  # of the volume of a lesion for which there is no place
 PULL_VOXELS = 2  # how much more a voxel at the ventricles belongs to a shape beside it, so that no sliver is left
 VENTRICLES_MM = (4, 10)  # around the template's ventricles: CSF is a ventricle's, enlarged ventricles end
+# No lateral ventricle: fissure between the hemispheres and third ventricle, cisterns behind; (low, high) corners.
+MIDLINE_MM = (((-3, -99, -99), (3, 99, 99)), ((-13, -99, -99), (13, -31, 99)))
 NUCLEI_BOX_MM = ((-33, -34, -14), (33, 22, 24))  # grey matter in it is deep nuclei (or insula's edge), not cortex
 
 
@@ -65,6 +67,11 @@ def unpack_shapes(bits, sizes):
     n_voxels = sizes.astype(int).prod(axis=1)
     pieces = np.split(bits, np.cumsum(-(-n_voxels // 8))[:-1])
     return [np.unpackbits(piece, count=n).reshape(size).astype(bool) for piece, n, size in zip(pieces, n_voxels, sizes)]
+
+
+def inside_box(points_mm, box_mm):
+    """Whether points (..., 3) lie between two corners."""
+    return np.all((points_mm > np.array(box_mm[0])) & (points_mm < np.array(box_mm[1])), axis=-1)
 
 
 def is_infratentorial(points_mm):
@@ -112,12 +119,13 @@ def locate(library, tissue_seg, voxel_to_template):
 
     distance = ndimage.distance_transform_edt(library.ventricles == 0, sampling=np.diag(library.affine)[:3])
     near_mm = on_subject(distance)
-    known = on_subject(np.ones(library.ventricles.shape)) > 0.5  # beyond the template's edge is no ventricle
-    zones = (known & (near_mm <= end) for end in (0, *VENTRICLES_MM))
-    ventricles = tissues.find_lateral_ventricles(tissue_seg, *zones)
     points_mm = apply_affine(voxel_to_template, np.moveaxis(np.indices(tissue_seg.shape), 0, -1))
-    nuclei = np.all((points_mm > NUCLEI_BOX_MM[0]) & (points_mm < NUCLEI_BOX_MM[1]), axis=-1)
-    cortex = (tissue_seg == tissues.GREY_MATTER) & ~nuclei
+    possible = on_subject(np.ones(library.ventricles.shape)) > 0.5  # beyond the template's edge is no ventricle
+    for box_mm in MIDLINE_MM:
+        possible &= ~inside_box(points_mm, box_mm)
+    zones = (possible & (near_mm <= end) for end in (0, *VENTRICLES_MM))
+    ventricles = tissues.find_lateral_ventricles(tissue_seg, *zones)
+    cortex = (tissue_seg == tissues.GREY_MATTER) & ~inside_box(points_mm, NUCLEI_BOX_MM)
     places = tissues.map_places(ventricles, cortex, is_infratentorial(points_mm))
     return places, on_subject(library.frequency), ventricles
 
@@ -255,8 +263,9 @@ def draw_volumes(library, rng, n_lesions=None, load_ml=None, locations=tuple(tis
         if load_ml is not None:
             n_lesions = min(n_lesions, max(1, int(1000 * load_ml / (2 * MIN_VOXELS))))
     own = rng.permutation(own)
-    own = np.concatenate([own[:n_lesions], rng.choice(own, max(0, n_lesions - len(own)))])
-    drawn = volumes[own] * np.exp(rng.normal(0, 0.15, len(own)))
+    small = own[volumes[own] < LARGE_VOXELS] if (volumes[own] < LARGE_VOXELS).any() else own
+    own = np.concatenate([own[:n_lesions], rng.choice(small, max(0, n_lesions - len(own)))])  # no confluent one twice
+    drawn = np.minimum(volumes[own] * np.exp(rng.normal(0, 0.15, len(own))), volumes.max())
     if load_ml is not None:
         if 1000 * load_ml < MIN_VOXELS * n_lesions:
             raise ValueError(
@@ -334,10 +343,11 @@ def draw_lesion_mask(
     space = int(free.sum())
     if load_ml is not None and 1000 * load_ml > space:
         raise ValueError(f'{load_ml:g} ml of lesions do not fit into {space / 1000:.3g} ml of free white matter')
-    number, placed = 0, 0
+    number, placed, drawn_ml = 0, 0, volumes.sum() / 1000
     for rank, place in enumerate(wanted_places):
-        if load_ml is not None:  # what found no place so far is for the lesions that are left
-            left = max(1000 * load_ml - placed, MIN_VOXELS * (len(volumes) - rank))
+        if load_ml is not None:  # what found no place so far, but for a twentieth, is for the lesions that are left
+            left = 1000 * load_ml - placed + 50 * load_ml * np.array((-1, 1))
+            left = max(np.clip(volumes[rank:].sum(), *left), MIN_VOXELS * (len(volumes) - rank))
             volumes[rank:] = np.rint(scale_to(volumes[rank:], left))
         for halvings in range(HALVINGS + 1):
             volume = max(volumes[rank] >> halvings, MIN_VOXELS)
@@ -355,7 +365,7 @@ def draw_lesion_mask(
         free[around] &= ~ndimage.binary_dilation(labels[around] == number, structure=masks.FULL_CONNECTIVITY)
     if number == 0 or (n_lesions is not None and number < n_lesions):
         raise ValueError(
-            f'{number} of {len(volumes)} lesions ({volumes.sum() / 1000:.3g} ml) in {sorted(locations)} found a place '
+            f'{number} of {len(volumes)} lesions ({drawn_ml:.3g} ml) in {sorted(locations)} found a place '
             f'in {space / 1000:.3g} ml of free white matter'
         )
     if load_ml is not None and abs(placed / 1000 - load_ml) > 0.1 * load_ml:

@@ -112,8 +112,10 @@ def test_ventricles_are_the_csf_where_they_are_expected_and_what_hangs_on_it():
     tissue_seg[16:26, 7:13, 7:13] = CSF  # an enlarged ventricle, far
     tissue_seg[26:34, 10, 10] = CSF  # a thin link to outside
     tissue_seg[12:14, 15:18, 8:12] = CSF  # a sulcus nearby
+    tissue_seg[11:13, 13:15, 8:10] = CSF  # a fissure that meets a corner of where ventricles are expected
+    tissue_seg[12:14, 15, 8:12] = WHITE
     expected, near, far = (np.zeros(tissue_seg.shape, dtype=bool) for _ in range(3))
-    expected[11:13, 9:11, 9:11] = True
+    expected[11:15, 8:12, 8:12] = expected[12, 13, 9] = True
     near[8:18, 5:19, 5:15] = True
     far[4:38] = True
     found = tissues.find_lateral_ventricles(tissue_seg, expected, near, far)
