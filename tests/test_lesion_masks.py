@@ -412,7 +412,7 @@ def test_lesions_at_the_ventricles_keep_their_direction_and_others_are_turned(an
     ids=['volume', 'load', 'count'],
 )
 def test_more_than_fits_is_refused_with_numbers(library, anatomy, rng, arguments, message, monkeypatch):
-    monkeypatch.setattr(lesion_masks, 'TRIES', 10)
+    monkeypatch.setattr(lesion_masks, 'TRIES', 5)
     monkeypatch.setattr(lesion_masks, 'HALVINGS', 8)
     wm_mask, *rest = anatomy
     islands = np.arange(80) % 11 < 5  # white matter in cubes of 5 voxels
