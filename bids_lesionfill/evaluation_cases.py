@@ -55,17 +55,6 @@ def find_ventricles(tissue_seg, depth_voxels=28):
     return labels == 1 + np.bincount(labels.flat)[1:].argmax() if n_parts else np.zeros(tissue_seg.shape, dtype=bool)
 
 
-def place_of(lesion_mask, ventricles, tissue_seg):
-    """Where a lesion lies: `periventricular` within 3 voxels of the ventricles, `juxtacortical` if it touches grey.
-
-    Steps are along the axes. Deep nuclei count as grey matter.
-    """
-    if ndimage.binary_dilation(lesion_mask, iterations=3)[ventricles].any():
-        return 'periventricular'
-    touched = ndimage.binary_dilation(lesion_mask, structure=masks.FULL_CONNECTIVITY)
-    return 'juxtacortical' if touched[tissue_seg == tissues.GREY_MATTER].any() else 'deep'
-
-
 def scatter_lesions(tissue_seg, ventricles, shapes, rng, n_lesions, min_voxels=8, tries=3000):
     """Real lesion shapes at random places of the white matter, cut to it, far from one another.
 
@@ -193,7 +182,9 @@ def move_lesions(lesion_mask, affine, brain_mask):
 
 
 def make_units(labels, touched, lesion_mask, ventricles, tissue_seg):
-    """One unit per label: its part of what was touched or filled."""
+    """One unit per label: its part of what was touched or filled. Deep nuclei count as cortex for its place."""
+    places = tissues.map_places(ventricles, tissue_seg == tissues.GREY_MATTER)
+    names = {place: name for name, place in tissues.PLACES.items()}
     nearest = ndimage.distance_transform_edt(labels == 0, return_distances=False, return_indices=True)
     owner = labels[tuple(nearest)]
     scored = touched | lesion_mask
@@ -203,7 +194,7 @@ def make_units(labels, touched, lesion_mask, ventricles, tissue_seg):
             scored & (owner == number),
             lesion_mask & (owner == number),
             float((labels == number).sum() / 1000),
-            place_of(labels == number, ventricles, tissue_seg),
+            names[tissues.place_of(labels == number, places)],
         )
         for number in range(1, labels.max() + 1)
     )

@@ -9,6 +9,8 @@ CSF, GREY_MATTER, WHITE_MATTER = 1, 2, 3
 EXCLUDED = 4  # brain that is not to be taken for any of them: a patient's lesions and their rims
 SMALLEST_WM_SHARE = 0.1  # of a brain; white matter is about 0.4 of a healthy one
 MAX_REFITS = 3
+PLACES = {'infratentorial': 1, 'periventricular': 2, 'juxtacortical': 3, 'deep': 4}  # of lesions; the first one counts
+PERIVENTRICULAR_VOXELS = 3
 LARGEST_BRAIN_ML = 2200  # a foreground that is larger has a skull, or a background that is not zero
 
 
@@ -136,3 +138,60 @@ def claim_rim(wm_mask, lesion_mask, brain_mask, reach_voxels=3):
     thick = ndimage.binary_dilation(ndimage.binary_opening(other, masks.FULL_CONNECTIVITY), masks.FULL_CONNECTIVITY)
     near = ndimage.binary_dilation(lesion_mask, masks.FULL_CONNECTIVITY, iterations=reach_voxels)
     return wm_mask | (other & ~thick & near & brain_mask)
+
+
+def find_lateral_ventricles(tissue_seg, expected, near, far):
+    """Lateral ventricles: the parts of CSF that lie where they are expected to be.
+
+    Parameters
+    ----------
+    tissue_seg : (X, Y, Z) int array
+    expected, near, far : (X, Y, Z) bool array
+        A template's ventricles and two surroundings. In `near` all CSF counts, in `far` what is thicker than two
+        voxels: enlarged ventricles are, sulci are not. A part that meets `expected` in a corner only, less than a
+        tenth as much as the part that does most, is a fissure beside it.
+
+    Returns
+    -------
+    (X, Y, Z) bool array
+    """
+    csf = tissue_seg == CSF
+    bulk = ndimage.binary_opening(csf, masks.FULL_CONNECTIVITY)
+    parts, _ = ndimage.label(csf & (near | expected) | bulk & far)
+    met = np.bincount(parts[expected], minlength=parts.max() + 1)
+    met[0] = 0
+    return ((met > 0) & (10 * met >= met.max()))[parts]
+
+
+def map_places(ventricles, cortex, infratentorial=None):
+    """Which place (`PLACES`) a lesion has that reaches a voxel; the first in that order counts.
+
+    Parameters
+    ----------
+    ventricles, cortex : (X, Y, Z) bool array
+    infratentorial : (X, Y, Z) bool array, optional
+
+    Returns
+    -------
+    (X, Y, Z) uint8 array
+        2 within 3 voxels of the ventricles (steps along the axes), 3 where cortex touches (26 neighbours), 1 below the
+        tentorium, else 4.
+    """
+    places = np.full(ventricles.shape, PLACES['deep'], dtype=np.uint8)
+    places[ndimage.binary_dilation(cortex, structure=masks.FULL_CONNECTIVITY)] = PLACES['juxtacortical']
+    near_ventricles = ndimage.binary_dilation(ventricles, iterations=PERIVENTRICULAR_VOXELS)
+    places[near_ventricles] = PLACES['periventricular']
+    if infratentorial is not None:
+        places[infratentorial] = PLACES['infratentorial']
+    return places
+
+
+def place_of(lesion_mask, places):
+    """Place of a lesion (a value of `PLACES`) on a map of `map_places`.
+
+    `infratentorial` if most of it lies there, else `periventricular` or `juxtacortical` if any of it does, else `deep`.
+    """
+    counts = np.bincount(places[lesion_mask], minlength=5)
+    if 2 * counts[PLACES['infratentorial']] > counts.sum():
+        return PLACES['infratentorial']
+    return next((place for place in (PLACES['periventricular'], PLACES['juxtacortical']) if counts[place]), 4)

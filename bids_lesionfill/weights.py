@@ -1,4 +1,5 @@
-"""Find, check and load models: the bundled ones by name, others by folder. Nothing is ever downloaded.
+"""Find, check and load models: the bundled ones by name, others by folder; and the bundled lesions. Nothing is ever
+downloaded.
 
 A model is a folder: `unet/` and `scheduler/` as diffusers writes them (safetensors only), `plan.json`, `README.md`.
 """
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MODELS_DIR = Path(__file__).parent / 'models'
+LESIONS_DIR = Path(__file__).parent / 'lesions'
 
 
 @dataclass(frozen=True)
@@ -121,3 +123,24 @@ def load_model(name_or_path, device='cpu', models_dir=MODELS_DIR):
         .eval(),
         scheduler=DDIMScheduler.from_pretrained(folder / 'scheduler'),
     )
+
+
+def load_lesion_library(name='ljubljana', lesions_dir=LESIONS_DIR):
+    """Load a bundled library of lesions: a `lesion_masks.LesionLibrary`.
+
+    Raises
+    ------
+    FileNotFoundError
+        Names what was looked for.
+    """
+    import numpy as np
+
+    from . import lesion_masks
+
+    library_file = Path(lesions_dir) / f'{name}.npz'
+    if not library_file.is_file():
+        raise FileNotFoundError(f'lesion library {name!r} is not there: expected {library_file}')
+    with np.load(library_file, allow_pickle=False) as arrays:
+        shapes = lesion_masks.unpack_shapes(arrays['shape_bits'], arrays['shape_sizes'])
+        fields = ('centres_mm', 'patients', 'places', 'template', 'frequency', 'ventricles', 'affine')
+        return lesion_masks.LesionLibrary(shapes, *(arrays[field] for field in fields))

@@ -34,7 +34,7 @@ def within(inner, outer):
     return not (inner & ~outer).any()
 
 
-# Ventricles and places
+# Ventricles
 
 
 @pytest.fixture(scope='module')
@@ -78,38 +78,6 @@ def test_brain_without_deep_csf_has_no_ventricles(phantom):
     assert found.shape == phantom.tissue_seg.shape
     assert found.dtype == bool
     assert not found.any()
-
-
-@pytest.mark.parametrize(
-    ('corner', 'place'),
-    [
-        ((9, 20, 20), 'periventricular'),  # its last voxel is 3 before the ventricle
-        ((8, 20, 20), 'deep'),
-        ((2, 20, 20), 'juxtacortical'),  # touches the cortex, which ends at 2
-        ((2, 2, 2), 'juxtacortical'),
-        ((3, 20, 20), 'deep'),
-    ],
-)
-def test_places(corner, place):
-    tissue_seg = np.full((32, 40, 40), WHITE, dtype=np.uint8)
-    tissue_seg[:2] = GREY
-    ventricles = np.zeros(tissue_seg.shape, dtype=bool)
-    ventricles[14:18, 18:24, 18:24] = True
-    tissue_seg[ventricles] = CSF
-    lesion_mask = np.zeros_like(ventricles)
-    lesion_mask[tuple(slice(start, start + 3) for start in corner)] = True
-    assert evaluation_cases.place_of(lesion_mask, ventricles, tissue_seg) == place
-
-
-def test_corner_of_cortex_counts_and_ventricles_come_before_cortex():
-    tissue_seg = np.full((12, 12, 12), WHITE, dtype=np.uint8)
-    tissue_seg[3, 3, 3] = GREY
-    lesion_mask = np.zeros(tissue_seg.shape, dtype=bool)
-    lesion_mask[4:6, 4:6, 4:6] = True
-    ventricles = np.zeros_like(lesion_mask)
-    assert evaluation_cases.place_of(lesion_mask, ventricles, tissue_seg) == 'juxtacortical'
-    ventricles[8, 5, 5] = True
-    assert evaluation_cases.place_of(lesion_mask, ventricles, tissue_seg) == 'periventricular'
 
 
 # Lesions at random places
@@ -424,8 +392,9 @@ def test_places_of_units_are_those_of_the_lesions(rim_cases, head):
     (case, *_), labels, _ = rim_cases
     tissue_seg, _ = head
     ventricles = evaluation_cases.find_ventricles(tissue_seg)
+    places = tissues.map_places(ventricles, tissue_seg == GREY)
     for unit in case.units:
-        assert unit.place == evaluation_cases.place_of(labels == unit.number, ventricles, tissue_seg)
+        assert tissues.PLACES[unit.place] == tissues.place_of(labels == unit.number, places)
 
 
 @pytest.mark.parametrize('kind', ['clean', 'rim'])

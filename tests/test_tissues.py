@@ -4,6 +4,8 @@ from scipy import ndimage
 
 from bids_lesionfill import tissues
 
+CSF, GREY, WHITE = tissues.CSF, tissues.GREY_MATTER, tissues.WHITE_MATTER
+
 
 @pytest.fixture(scope='module')
 def head(make_phantom):
@@ -111,3 +113,76 @@ def test_nothing_is_claimed_away_from_lesions():
     lesion = ball(shape, (10, 20, 20), 2)
     claimed = tissues.claim_rim(white & ~speck & ~lesion, lesion, ball(shape, (20, 20, 20), 18))
     assert not claimed[speck].any()
+
+
+# Ventricles and places
+
+
+def test_ventricles_are_the_csf_where_they_are_expected_and_what_hangs_on_it():
+    tissue_seg = np.full((40, 20, 20), WHITE, dtype=np.uint8)
+    tissue_seg[10:16, 8:12, 8:12] = CSF  # expected in part, near
+    tissue_seg[16:26, 7:13, 7:13] = CSF  # an enlarged ventricle, far
+    tissue_seg[26:34, 10, 10] = CSF  # a thin link to outside
+    tissue_seg[12:14, 15:18, 8:12] = CSF  # a sulcus nearby
+    tissue_seg[11:13, 13:15, 8:10] = CSF  # a fissure that meets a corner of where ventricles are expected
+    tissue_seg[12:14, 15, 8:12] = WHITE
+    expected, near, far = (np.zeros(tissue_seg.shape, dtype=bool) for _ in range(3))
+    expected[11:15, 8:12, 8:12] = expected[12, 13, 9] = True
+    near[8:18, 5:19, 5:15] = True
+    far[4:38] = True
+    found = tissues.find_lateral_ventricles(tissue_seg, expected, near, far)
+    ventricles = np.zeros_like(found)
+    ventricles[10:16, 8:12, 8:12] = ventricles[16:26, 7:13, 7:13] = True
+    assert np.array_equal(found, ventricles)
+
+
+def test_no_csf_where_ventricles_are_expected_is_no_ventricle(phantom):
+    everywhere = np.ones(phantom.tissue_seg.shape, dtype=bool)
+    found = tissues.find_lateral_ventricles(phantom.tissue_seg, phantom.wm_mask, everywhere, everywhere)
+    assert not found.any()
+
+
+@pytest.mark.parametrize(
+    ('corner', 'place'),
+    [
+        ((9, 20, 20), 'periventricular'),  # its last voxel is 3 before the ventricle
+        ((8, 20, 20), 'deep'),
+        ((2, 20, 20), 'juxtacortical'),  # touches the cortex, which ends at 2
+        ((2, 2, 2), 'juxtacortical'),
+        ((3, 20, 20), 'deep'),
+    ],
+)
+def test_places(corner, place):
+    tissue_seg = np.full((32, 40, 40), WHITE, dtype=np.uint8)
+    tissue_seg[:2] = GREY
+    ventricles = np.zeros(tissue_seg.shape, dtype=bool)
+    ventricles[14:18, 18:24, 18:24] = True
+    tissue_seg[ventricles] = CSF
+    lesion_mask = np.zeros_like(ventricles)
+    lesion_mask[tuple(slice(start, start + 3) for start in corner)] = True
+    places = tissues.map_places(ventricles, tissue_seg == GREY)
+    assert tissues.place_of(lesion_mask, places) == tissues.PLACES[place]
+
+
+def test_corner_of_cortex_counts_and_ventricles_come_before_cortex():
+    tissue_seg = np.full((12, 12, 12), WHITE, dtype=np.uint8)
+    tissue_seg[3, 3, 3] = GREY
+    lesion_mask = np.zeros(tissue_seg.shape, dtype=bool)
+    lesion_mask[4:6, 4:6, 4:6] = True
+    ventricles = np.zeros_like(lesion_mask)
+    places = tissues.map_places(ventricles, tissue_seg == GREY)
+    assert tissues.place_of(lesion_mask, places) == tissues.PLACES['juxtacortical']
+    ventricles[8, 5, 5] = True
+    places = tissues.map_places(ventricles, tissue_seg == GREY)
+    assert tissues.place_of(lesion_mask, places) == tissues.PLACES['periventricular']
+
+
+def test_lesion_is_infratentorial_if_most_of_it_is():
+    nothing = np.zeros((10, 4, 4), dtype=bool)
+    below = nothing.copy()
+    below[:5] = True
+    places = tissues.map_places(nothing, nothing, below)
+    for start, place in ((2, 'infratentorial'), (3, 'deep'), (4, 'deep')):
+        lesion_mask = nothing.copy()
+        lesion_mask[start : start + 4] = True
+        assert tissues.place_of(lesion_mask, places) == tissues.PLACES[place]
