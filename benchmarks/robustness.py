@@ -1,6 +1,6 @@
 """Does the bundled model still fill as well when the scanner changes? The whole app path, on changed validation brains.
 
-    python benchmarks/robustness.py BIDS_DIR MASKS [--model NAME] [--n-lesions 8] [--brains 4]
+    python benchmarks/robustness.py BIDS_DIR MASKS [--model NAME] [--n-lesions 8] [--brains 3]
 
 Lesions are painted into healthy brains as in `rim` of the evaluation, with masks at their half maximum; then image and
 mask are changed as another scanner would, and `fill.fill` finds brain and white matter itself, as for a user. M1's MSE
@@ -9,6 +9,7 @@ interpolation of the same mask on the same image. Prints Markdown.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -86,7 +87,7 @@ def main():
     parser.add_argument('lesion_masks', type=Path)
     parser.add_argument('--model', default='fill-T1w')
     parser.add_argument('--n-lesions', type=int, default=8)
-    parser.add_argument('--brains', type=int, default=4)
+    parser.add_argument('--brains', type=int, default=3)
     parser.add_argument('--seed', type=int, default=3)
     options = parser.parse_args()
     model = weights.load_model(options.model)
@@ -126,17 +127,20 @@ def main():
                 for lesion in range(1, n_lesions + 1):
                     inside = lesions == lesion
                     mse = metrics.mean_squared_error(truth * scale, filled * scale, inside)
-                    errors.setdefault((name, method), []).append(mse)
+                    errors.setdefault((name, method), []).append((number, mse))
+            print(f'sub {number + 1}, {name}: {n_lesions} of {options.n_lesions}', file=sys.stderr)
     rng = np.random.default_rng(0)
     print(f'{len(brains)} brains, {options.n_lesions} lesions each, seed {options.seed}; MSE (95 % interval)\n')
-    print(f'| change | {model.name} | biharmonic | unfilled | paired difference to biharmonic |')
-    print('|---|---|---|---|---|')
+    print(f'| change | lesions | {model.name} | biharmonic | unfilled | paired difference to biharmonic |')
+    print('|---|---|---|---|---|---|')
     for name in CONDITIONS:
-        cells = []
-        for method in (model.name, 'biharmonic', 'unfilled'):
-            mean, low, high = metrics.bootstrap_mean(errors[name, method], rng)
+        people, _ = zip(*errors[name, model.name])  # resampled first
+        values = {method: [mse for _, mse in errors[name, method]] for method in (model.name, 'biharmonic', 'unfilled')}
+        cells = [str(len(people))]
+        for method in values:
+            mean, low, high = metrics.bootstrap_mean(values[method], rng, clusters=people)
             cells.append(f'{mean:.4f} ({low:.4f} to {high:.4f})')
-        difference, low, high = metrics.paired_bootstrap(errors[name, model.name], errors[name, 'biharmonic'], rng)
+        difference, low, high = metrics.paired_bootstrap(values[model.name], values['biharmonic'], rng, clusters=people)
         cells.append(f'{difference:+.4f} ({low:+.4f} to {high:+.4f})')
         print(f'| {name} | {" | ".join(cells)} |')
 

@@ -140,8 +140,9 @@ THESIS = Plan(
 )
 COMPACT = Plan(
     name='fill-T1w',
-    cases=dataset.CasePlan(grow_share=0.7),
-    log_loss_floor=0.05,
+    cases=dataset.CasePlan(rim_share=0.3, grow_share=0.7),
+    share_at_end=0.6,
+    log_loss_floor=0.01,
 )
 FLAIR = replace(
     COMPACT,
@@ -189,10 +190,10 @@ def small_plans():
     small_cases = {name: getattr(COMPACT.cases, name) for name in ('crop', 'ellipsoid_radii_voxels')}
     cases = replace(THESIS.cases, **small_cases, orientation_augmentation=True)
     thesis = replace(THESIS, **common, cases=cases)
-    rims = replace(COMPACT.cases, grow_share=0.0)
+    rims = replace(COMPACT.cases, rim_share=0.5, grow_share=0.0)
     clean = replace(rims, rim_share=0.0, max_dilation=1)
     plain = replace(COMPACT, **common, form=inpaint.Form(kind='plain'), share_at_end=0.25, num_inference_steps=50)
-    residual = replace(COMPACT, **common)
+    residual = replace(COMPACT, **common, share_at_end=0.5)
     return [
         *thesis_plans(thesis, 'small'),
         replace(plain, name='small-plain', cases=clean),
