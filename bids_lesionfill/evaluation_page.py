@@ -173,8 +173,9 @@ def mask_words(dilation):
     if not dilation:
         return 'mask not dilated'
     everywhere, _, rim = str(dilation).partition('+')
-    words = f'mask dilated by {everywhere} voxel{"s" if everywhere != "1" else ""}'
-    return f'{words}, then by up to {rim} into the rim' if rim else words
+    if rim:
+        return f'mask dilated by {everywhere}, rim by {rim} more'
+    return f'mask dilated by {everywhere} voxel{"s" if everywhere != "1" else ""}'
 
 
 def window_words(window):

@@ -145,7 +145,9 @@ def fill(
     hole = preprocess.conform_mask(mask_image(used_mask, plain_img), conformed_img, threshold=0.05)
     rim = inpaint.grow_to_rim(image, hole, wm_mask, rim_voxels, bright_lesions=model.modality == 'FLAIR') & ~hole
     if rim.any():
-        used_mask |= preprocess.conform_mask(mask_image(rim, conformed_img), plain_img) & native_wm
+        rim = preprocess.conform_mask(mask_image(rim, conformed_img), plain_img) & native_wm
+        # On another grid a thin rim falls apart: only what still touches the mask is taken.
+        used_mask = ndimage.binary_propagation(used_mask, masks.FULL_CONNECTIVITY, mask=used_mask | rim)
         hole = preprocess.conform_mask(mask_image(used_mask, plain_img), conformed_img, threshold=0.05)
     notes = mask_warnings(given_mask, used_mask, plain_img, brain_mask, conformed_img)
     info = {

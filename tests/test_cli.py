@@ -143,6 +143,7 @@ def test_models_are_listed(capsys):
     assert stop.value.code == 0
     lines = capsys.readouterr().out.splitlines()
     assert 'fill-T1w\tfill T1w\tcompact\t1 step(s)\tCC BY-NC 4.0' in lines
+    assert 'fill-FLAIR\tfill FLAIR\tcompact\t1 step(s)\tCC BY-NC 4.0' in lines
 
 
 def parse(bids_dir, tmp_path, *more):

@@ -5,8 +5,12 @@ import pytest
 from bids_lesionfill import weights
 
 
-def test_bundled_model_is_complete_and_says_so():
-    folder = weights.find_model('fill-T1w')
+@pytest.mark.parametrize('name', ['fill-T1w', 'fill-FLAIR'])
+def test_bundled_model_is_complete_and_says_so(name):
+    folder = weights.find_model(name)
+    plan = weights.list_models()[name]
+    assert (plan['name'], f'{plan["task"]}-{plan["modality"]}') == (name, name)
+    assert (folder / 'scheduler/scheduler_config.json').is_file()
     card = (folder / 'README.md').read_text()
     assert weights.sha256_of(folder / 'unet/diffusion_pytorch_model.safetensors') in card
     for word in ('CC BY-NC', 'OASIS', 'Intended use', 'Known failures'):
@@ -25,7 +29,7 @@ def test_loaded_model_is_ready_to_sample():
     model = weights.load_model('fill-T1w')
     assert model.name == 'fill-T1w'
     assert not model.unet.training
-    assert (model.jump_length, model.jump_n_sample) == (8, 10)  # its plan is older than RePaint
+    assert (model.jump_length, model.jump_n_sample) == (8, 10)
     assert {parameter.dtype for parameter in model.unet.parameters()} == {torch.float32}
     slab = torch.zeros(1, model.form.n_channels, 4, 16, 16)
     assert model.unet(slab, torch.tensor([999])).shape == (1, 1, 4, 16, 16)
