@@ -252,9 +252,24 @@ def describe_image(image, output_dir):
     }
 
 
+# What a model starts from, in words: the base of its form, see `inpaint.Form`.
+BASES = {
+    'biharmonic': ', starting from biharmonic interpolation',
+    'membrane': ', starting from harmonic interpolation',
+    'local_white_matter': ', starting from the mean of the white matter around',
+}
+
+
+def model_words(name_or_path):
+    """A model and what it starts from."""
+    form = weights.read_plan(name_or_path).get('form', {})
+    base = form.get('base', 'biharmonic') if form.get('kind') == 'residual' else None
+    return f'{name_or_path}{BASES.get(base, "")}'
+
+
 def methods_text(options):
     """A paragraph to paste into a paper."""
-    models = ' and '.join(f'{options.model_of(modality)}' for modality in options.modalities)
+    models = '; '.join(model_words(options.model_of(modality)) for modality in options.modalities)
     rims = {'T1w': 'dark', 'FLAIR': 'bright'}
     rims = ' or '.join(f'{rims[modality]} ({modality})' for modality in options.modalities)
     grown = f'grown by {options.dilate} voxel(s) within white matter'
@@ -265,8 +280,8 @@ def methods_text(options):
         )
     return (
         f'Lesions of {" and ".join(options.modalities)} images were filled with bids_lesionfill {options.version} '
-        f'(model {models}): a pseudo-3D conditional diffusion model (Uhr, 2024) that starts from biharmonic '
-        f'interpolation. The lesion mask was {grown}; voxels outside the grown mask were left as they were. '
+        f'by a pseudo-3D conditional diffusion model (Uhr, 2024; {models}). '
+        f'The lesion mask was {grown}; voxels outside the grown mask were left as they were. '
         'Brain masks were made with deepbet (Fisch et al., 2024) where images were not skull-stripped; white matter '
         'was found on the T1w by a mixture of three normal distributions after N4 bias correction (Tustison et al., '
         '2010).'

@@ -148,7 +148,10 @@ FLAIR = replace(
     COMPACT,
     name='fill-FLAIR',
     modality='FLAIR',
-    cases=replace(COMPACT.cases, rim_contrast=(-1.0, -0.1)),
+    # Rims are bright and wide on FLAIR: biharmonic interpolation overshoots there, and paints a new lesion.
+    form=inpaint.Form(base='local_white_matter', residual_scale=0.15),
+    cases=replace(COMPACT.cases, rim_contrast=(-1.0, -0.1), rim_share=0.4),
+    share_at_end=0.7,
 )
 MASKS = {'lesions': 0.0, 'circles': 1.0, 'mixture': 0.5}  # share of circles
 UNCONDITIONAL = inpaint.Form(kind='unconditional', inside_mask_only=False)

@@ -56,6 +56,11 @@ def find_model(name_or_path, models_dir=MODELS_DIR):
     )
 
 
+def read_plan(name_or_path, models_dir=MODELS_DIR):
+    """The plan of a model, as a dict; see `find_model`."""
+    return json.loads((find_model(name_or_path, models_dir) / 'plan.json').read_text())
+
+
 def check_model(name_or_path, task, modality, models_dir=MODELS_DIR):
     """See that a model was made for a task and a modality, by its plan alone.
 
@@ -66,7 +71,7 @@ def check_model(name_or_path, task, modality, models_dir=MODELS_DIR):
     ValueError
         Says what the model was made for.
     """
-    plan = json.loads((find_model(name_or_path, models_dir) / 'plan.json').read_text())
+    plan = read_plan(name_or_path, models_dir)
     if (plan.get('task'), plan.get('modality')) != (task, modality):
         raise ValueError(
             f'model {str(name_or_path)!r} was made for {plan.get("task")} {plan.get("modality")}, '
