@@ -429,7 +429,7 @@ def main(argv=None):
         'version': metadata.version('bids_lesionfill'),
         'torch': torch.__version__,
         'minutes': f'{(time.monotonic() - started) / 60:.0f}',
-        'dilation': {'rim': APP_GROWTH if APP_GROWTH in options.dilate else options.dilate[0]},
+        'dilation': {'rim': options.dilate[-1]},
     }
     flat = [named[text] for text, model in loaded.items() if not model.plan['pseudo_3d']]
     conditional = [named[t] for t, m in loaded.items() if m.plan['pseudo_3d'] and m.form.kind != 'unconditional']
