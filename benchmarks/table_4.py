@@ -40,7 +40,7 @@ OURS = {  # plan and steps -> words
     ('small-residual-rims-biharmonic', 1): 'residual on biharmonic, rims; 1 step',
     ('small-residual-rims-membrane', 1): 'residual on membrane, rims; 1 step',
     ('small-residual-rims-local_white_matter', 1): 'residual on local white-matter mean, rims; 1 step',
-    ('fill-T1w', 1): '**bundled fill-T1w**, 2 hours on two cores, 2.3 M weights: another budget',
+    ('fill-T1w', 1): '**fill-T1w of 0.1.0**, 2 hours on two cores, 2.3 M weights: another budget',
 }
 MIN_SNR = {
     'small-2d-unconditional': ('2D unconditional, RePaint', '0.83', '28', '8.2e-3', '2.0e-3'),
