@@ -1,6 +1,6 @@
 """Does the bundled model still fill as well when the scanner changes? The whole app path, on changed validation brains.
 
-    python benchmarks/robustness.py BIDS_DIR MASKS [--model NAME] [--n-lesions 8] [--brains 3]
+    python benchmarks/robustness.py BIDS_DIR MASKS [--model NAME] [--n-lesions 8] [--brains 3] [--whole-head T1W]
 
 Lesions are painted into healthy brains as in `rim` of the evaluation, with masks at their half maximum; then image and
 mask are changed as another scanner would, and `fill.fill` finds brain and white matter itself, as for a user. M1's MSE
@@ -16,7 +16,18 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from bids_lesionfill import baselines, dataset, evaluation_cases, fill, layout, masks, metrics, preprocess, weights
+from bids_lesionfill import (
+    baselines,
+    dataset,
+    evaluation_cases,
+    fill,
+    layout,
+    masks,
+    metrics,
+    preprocess,
+    tissues,
+    weights,
+)
 
 
 def smooth_field(shape, rng, share):
@@ -81,6 +92,51 @@ def on_voxels(volume, size_mm, order):
     return nib.Nifti1Image(preprocess.resample_to(img, target, order), target.affine)
 
 
+def read_whole_head(t1w_file):
+    """A healthy head with its skull, normalised, and tissue classes found in it as for a user's image."""
+    t1w_img = preprocess.conform(nib.load(t1w_file))
+    t1w = t1w_img.get_fdata(dtype=np.float32)
+    brain_mask, _ = tissues.find_brain(t1w)
+    tissue_seg = tissues.classify(t1w, brain_mask, np.zeros(t1w.shape, dtype=bool))
+    return preprocess.white_matter_scaling(t1w, tissue_seg == tissues.WHITE_MATTER).apply(t1w), tissue_seg
+
+
+def score_brain(errors, number, image, tissue_seg, conditions, shapes, model, options):
+    """Paint lesions into a brain, fill them under every condition, and add errors: (condition, method) -> list."""
+    rng = np.random.default_rng([options.seed, number])
+    wm_mask = tissue_seg == 3
+    labels = evaluation_cases.scatter_lesions(
+        tissue_seg, evaluation_cases.find_ventricles(tissue_seg), shapes, rng, options.n_lesions
+    )
+    seen, alpha = evaluation_cases.paint(image, labels, wm_mask, rng)
+    healthy, seen = ((volume + 1) / 1.5 for volume in (image, seen))  # background 0, white matter 1
+    for name, (change, size_mm) in conditions.items():
+        changed = []
+        for volume in (healthy, seen):
+            rng = np.random.default_rng([options.seed, number, 1])  # the same noise and field in both
+            changed.append(on_voxels(change(volume, rng), size_mm, order=3))
+        healthy_img, seen_img = changed
+        mask = on_voxels(alpha, size_mm, order=1).get_fdata() > 0.5
+        mask_img = nib.Nifti1Image(mask.astype(np.uint8), seen_img.affine)
+        filling = fill.fill(seen_img, mask_img, model=model)
+        used = filling.used_mask_img.get_fdata() > 0
+        truth = healthy_img.get_fdata()
+        native_wm = preprocess.conform_mask(nib.Nifti1Image(wm_mask.astype(np.uint8), np.eye(4)), seen_img)
+        scale = 1.5 / np.median(truth[native_wm])
+        fillings = {
+            model.name: fill.as_loaded(filling.filled_img).get_fdata(),
+            'biharmonic': baselines.biharmonic(seen_img.get_fdata(), used),
+            'unfilled': seen_img.get_fdata(),
+        }
+        lesions, n_lesions = masks.label_lesions(used)
+        for method, filled in fillings.items():
+            for lesion in range(1, n_lesions + 1):
+                inside = lesions == lesion
+                mse = metrics.mean_squared_error(truth * scale, filled * scale, inside)
+                errors.setdefault((name, method), []).append((number, mse))
+        print(f'sub {number + 1}, {name}: {n_lesions} of {options.n_lesions}', file=sys.stderr)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('bids_dir', type=Path)
@@ -89,6 +145,7 @@ def main():
     parser.add_argument('--n-lesions', type=int, default=8)
     parser.add_argument('--brains', type=int, default=3)
     parser.add_argument('--seed', type=int, default=3)
+    parser.add_argument('--whole-head', type=Path, help='a healthy T1w with its skull, of somebody else')
     options = parser.parse_args()
     model = weights.load_model(options.model)
     mask_files = layout.find_lesion_masks(options.lesion_masks)
@@ -97,43 +154,16 @@ def main():
     errors = {}
     for number, files in enumerate(brains):
         image, tissue_seg = dataset.read_tissues(*files)
-        rng = np.random.default_rng([options.seed, number])
-        wm_mask = tissue_seg == 3
-        labels = evaluation_cases.scatter_lesions(
-            tissue_seg, evaluation_cases.find_ventricles(tissue_seg), shapes, rng, options.n_lesions
-        )
-        seen, alpha = evaluation_cases.paint(image, labels, wm_mask, rng)
-        healthy, seen = ((volume + 1) / 1.5 for volume in (image, seen))  # background 0, white matter 1
-        for name, (change, size_mm) in CONDITIONS.items():
-            changed = []
-            for volume in (healthy, seen):
-                rng = np.random.default_rng([options.seed, number, 1])  # the same noise and field in both
-                changed.append(on_voxels(change(volume, rng), size_mm, order=3))
-            healthy_img, seen_img = changed
-            mask = on_voxels(alpha, size_mm, order=1).get_fdata() > 0.5
-            mask_img = nib.Nifti1Image(mask.astype(np.uint8), seen_img.affine)
-            filling = fill.fill(seen_img, mask_img, model=model)
-            used = filling.used_mask_img.get_fdata() > 0
-            truth = healthy_img.get_fdata()
-            native_wm = preprocess.conform_mask(nib.Nifti1Image(wm_mask.astype(np.uint8), np.eye(4)), seen_img)
-            scale = 1.5 / np.median(truth[native_wm])
-            fillings = {
-                model.name: fill.as_loaded(filling.filled_img).get_fdata(),
-                'biharmonic': baselines.biharmonic(seen_img.get_fdata(), used),
-                'unfilled': seen_img.get_fdata(),
-            }
-            lesions, n_lesions = masks.label_lesions(used)
-            for method, filled in fillings.items():
-                for lesion in range(1, n_lesions + 1):
-                    inside = lesions == lesion
-                    mse = metrics.mean_squared_error(truth * scale, filled * scale, inside)
-                    errors.setdefault((name, method), []).append((number, mse))
-            print(f'sub {number + 1}, {name}: {n_lesions} of {options.n_lesions}', file=sys.stderr)
+        score_brain(errors, number, image, tissue_seg, CONDITIONS, shapes, model, options)
+    if options.whole_head:
+        image, tissue_seg = read_whole_head(options.whole_head)
+        conditions = {'whole head with skull, one other person': CONDITIONS['as it is']}
+        score_brain(errors, len(brains), image, tissue_seg, conditions, shapes, model, options)
     rng = np.random.default_rng(0)
     print(f'{len(brains)} brains, {options.n_lesions} lesions each, seed {options.seed}; MSE (95 % interval)\n')
     print(f'| change | lesions | {model.name} | biharmonic | unfilled | paired difference to biharmonic |')
     print('|---|---|---|---|---|---|')
-    for name in CONDITIONS:
+    for name in dict.fromkeys(name for name, _ in errors):
         people, _ = zip(*errors[name, model.name])  # resampled first
         values = {method: [mse for _, mse in errors[name, method]] for method in (model.name, 'biharmonic', 'unfilled')}
         cells = [str(len(people))]
