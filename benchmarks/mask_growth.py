@@ -28,8 +28,8 @@ def main():
     parser.add_argument('--seed', type=int, default=79)
     options = parser.parse_args()
     model = weights.load_model(options.model)
-    mask_files = layout.find_lesion_masks(options.lesion_masks)
-    shapes = dataset.read_lesion_shapes(mask_files[-max(1, len(mask_files) // 5) :])
+    _, held_out = layout.split_lesion_masks(layout.find_lesion_masks(options.lesion_masks))
+    shapes = dataset.read_lesion_shapes(held_out)
     brains = layout.find_training(options.bids_dir, 'train')
     rows = {rule: [] for rule in RULES}
     for number, files in enumerate(brains[1 :: max(1, len(brains) // options.brains)][: options.brains]):

@@ -148,8 +148,8 @@ def main():
     parser.add_argument('--whole-head', type=Path, help='a healthy T1w with its skull, of somebody else')
     options = parser.parse_args()
     model = weights.load_model(options.model)
-    mask_files = layout.find_lesion_masks(options.lesion_masks)
-    shapes = dataset.read_lesion_shapes(mask_files[-max(1, len(mask_files) // 5) :])
+    _, held_out = layout.split_lesion_masks(layout.find_lesion_masks(options.lesion_masks))
+    shapes = dataset.read_lesion_shapes(held_out)
     brains = layout.find_training(options.bids_dir, 'validation')[: options.brains]
     errors = {}
     for number, files in enumerate(brains):

@@ -400,8 +400,7 @@ def main(argv=None):
     if len(set(named.values())) < len(options.models):  # one would take the other's place in every table
         raise SystemExit(f'two models have one name, see their plan.json: {named}')
     files, people = find_brains(options)
-    mask_files = layout.find_lesion_masks(options.lesion_masks or options.bids_dir[0])
-    mask_files = mask_files[-max(1, len(mask_files) // 5) :]  # those that training never saw, see `train.read_data`
+    _, mask_files = layout.split_lesion_masks(layout.find_lesion_masks(options.lesion_masks or options.bids_dir[0]))
     shapes = dataset.read_lesion_shapes(mask_files)
     subjects = [layout.strip_extension(Path(image_file).name).rpartition('_')[0] for image_file, *_ in files]
     jobs = [

@@ -342,6 +342,12 @@ def find_lesion_masks(folder):
     return mask_files
 
 
+def split_lesion_masks(mask_files):
+    """Masks whose lesion shapes training may see, and the last fifth of them, which validation alone sees."""
+    held_out = max(1, len(mask_files) // 5)
+    return mask_files[:-held_out], mask_files[-held_out:]
+
+
 def find_patients(bids_dir, modality):
     """Images of patients with their T1w and lesion mask, to learn synthesis from.
 

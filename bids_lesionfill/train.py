@@ -660,7 +660,6 @@ def read_data(options, plan):
     if plan.task == 'synth':
         return *(dataset.read_patients(group) for group in patients), [], []
     mask_files = layout.find_lesion_masks(options.lesion_masks or options.bids_dir[0])
-    held_out = max(1, len(mask_files) // 5)  # lesion shapes that validation alone sees
     brains, validation_brains = (
         dataset.read_healthy_brains([files for folder in healthy_dirs for files in layout.find_training(folder, split)])
         for split in ('train', 'validation')
@@ -668,7 +667,7 @@ def read_data(options, plan):
     brains += dataset.read_normal_appearing(patients[0])
     if not healthy_dirs:
         validation_brains = dataset.read_normal_appearing(patients[1])
-    shapes = [dataset.read_lesion_shapes(files) for files in (mask_files[:-held_out], mask_files[-held_out:])]
+    shapes = [dataset.read_lesion_shapes(files) for files in layout.split_lesion_masks(mask_files)]
     return brains, validation_brains, *shapes
 
 
