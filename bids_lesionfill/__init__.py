@@ -1,6 +1,6 @@
 """Fill and synthesize multiple-sclerosis lesions in MR images with a diffusion model."""
 
-__all__ = ['fill_lesions']
+__all__ = ['fill_lesions', 'synthesize_lesions']
 
 
 def __getattr__(name):  # torch takes seconds to import; `--help` must not wait for it
@@ -8,4 +8,8 @@ def __getattr__(name):  # torch takes seconds to import; `--help` must not wait 
         from .fill import fill_lesions
 
         return fill_lesions
+    if name == 'synthesize_lesions':
+        from .synth import synthesize_lesions
+
+        return synthesize_lesions
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

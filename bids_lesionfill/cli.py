@@ -14,6 +14,8 @@ from .layout import UsageError
 
 VERSION_FILE = Path(__file__).resolve().parent.parent / 'version'
 
+LOCATIONS = ('periventricular', 'juxtacortical', 'deep', 'infratentorial')
+MODALITIES = {'fill': ('T1w',), 'synth': ('FLAIR', 'T1w')}  # by mode, if not said
 OK, SOME_FAILED, USAGE, UNKNOWN_ARGUMENT, NOTHING_TO_DO, INTERNAL, INTERRUPTED = 0, 1, 2, 64, 66, 70, 130
 EXIT_CODES = """exit codes:
   0    all participants done
@@ -42,8 +44,9 @@ class Options:
 
     bids_dir: Path
     output_dir: Path
+    mode: str = 'fill'  # or 'synth'
     modalities: tuple = ('T1w',)
-    model: str | None = None  # the bundled one of the modality
+    model: str | None = None  # the bundled one of mode and modality
     participant_labels: tuple = ()
     session_labels: tuple = ()
     filters: dict | None = None
@@ -55,6 +58,14 @@ class Options:
     rim_voxels: int = 2
     num_inference_steps: int | None = None
     n_samples: int = 1
+    n_lesions: int | None = None  # synthesis: how many, how much, where, or exactly which; how bright
+    lesion_load_ml: float | None = None
+    lesion_locations: tuple = LOCATIONS
+    new_mask_file: Path | None = None
+    mask_from: str | None = None  # participant label
+    lesion_intensity: float | str = 'auto'
+    second_visit: bool = False
+    n_variants: int = 1
     batch_size: int = 8
     device: str = 'auto'
     random_seed: int = 0
@@ -64,13 +75,22 @@ class Options:
     version: str = ''
 
     def model_of(self, modality):
-        """Name or path of the model that fills images of a modality."""
-        return self.model or f'fill-{modality}'
+        """Name or path of the model for images of a modality."""
+        return self.model or f'{self.mode}-{modality}'
 
     def of_result(self, modality):
         """Those options that change the result for an image of a modality; written to the sidecar."""
-        names = ('mask_threshold', 'dilate', 'rim_voxels', 'num_inference_steps', 'n_samples', 'device', 'random_seed')
+        names = ['mask_threshold', 'num_inference_steps', 'device', 'random_seed']
+        if self.mode == 'fill':
+            names += ['dilate', 'rim_voxels', 'n_samples']
+        else:
+            names += ['n_lesions', 'lesion_load_ml', 'lesion_locations', 'mask_from', 'lesion_intensity']
         return {'model': self.model_of(modality)} | {name: getattr(self, name) for name in names}
+
+    @property
+    def variants(self):
+        """The `desc-` of each variant of a synthesis: `synth`, or `synth1` to `synthK`."""
+        return [f'synth{n}' for n in range(1, self.n_variants + 1)] if self.n_variants > 1 else ['synth']
 
 
 def build_parser():
@@ -80,14 +100,20 @@ def build_parser():
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=EXIT_CODES,
         allow_abbrev=False,
-        description='Fill the lesions of multiple-sclerosis patients in MR images with healthy tissue.',
+        description='Fill lesions of multiple sclerosis in MR images with healthy tissue, or paint new ones.',
     )
     parser.add_argument('bids_dir', type=Path, help='the BIDS dataset; it is never written to')
     parser.add_argument('output_dir', type=Path, help='where the derivatives go')
     parser.add_argument(
         'analysis_level',
         choices=['participant', 'group'],
-        help='participant: fill lesions; group: aggregate thickness tables (none are measured yet)',
+        help='participant: fill or synthesize lesions; group: aggregate thickness tables (none are measured yet)',
+    )
+    parser.add_argument(
+        '--mode',
+        choices=list(MODALITIES),
+        default='fill',
+        help='fill lesions, or paint new ones (default: %(default)s)',
     )
 
     data = parser.add_argument_group('which data')
@@ -143,20 +169,37 @@ def build_parser():
         help='from this value on a probability is a lesion (default: %(default)s)',
     )
 
-    filling = parser.add_argument_group('filling')
-    filling.add_argument(
+    sampling = parser.add_argument_group('images and models')
+    sampling.add_argument(
         '--modality',
         nargs='+',
         choices=['T1w', 'FLAIR'],
-        default=['T1w'],
-        help='images to fill; a FLAIR needs a T1w of its session, in which white matter is found (default: T1w)',
+        help='images to work on; a FLAIR needs a T1w of its session, in which white matter is found '
+        '(default: fill T1w, synth both)',
     )
-    filling.add_argument(
+    sampling.add_argument(
         '--model',
         metavar='NAME_OR_PATH',
-        help='a bundled model or a folder in the same format (default: fill-T1w or fill-FLAIR, by modality)',
+        help='a bundled model or a folder in the same format (default: that of mode and modality, as fill-T1w)',
     )
-    filling.add_argument('--list-models', action=ListModels, help='say which models are bundled, and stop')
+    sampling.add_argument('--list-models', action=ListModels, help='say which models are bundled, and stop')
+    sampling.add_argument(
+        '--num-inference-steps',
+        '--num_inference_steps',
+        type=positive,
+        metavar='N',
+        help="diffusion steps (default: the model's own)",
+    )
+    sampling.add_argument(
+        '--random-seed',
+        '--random_seed',
+        type=int,
+        default=0,
+        metavar='SEED',
+        help='the seed of an image is derived from this and its BIDS path (default: %(default)s)',
+    )
+
+    filling = parser.add_argument_group('filling')
     filling.add_argument(
         '--dilate',
         type=whole_number,
@@ -174,13 +217,6 @@ def build_parser():
         'that the mask missed (default: %(default)s)',
     )
     filling.add_argument(
-        '--num-inference-steps',
-        '--num_inference_steps',
-        type=positive,
-        metavar='N',
-        help="diffusion steps (default: the model's own)",
-    )
-    filling.add_argument(
         '--n-samples',
         '--n_samples',
         type=positive,
@@ -188,14 +224,7 @@ def build_parser():
         metavar='K',
         help='more than one: fill with the mean of K samples and write their standard deviation',
     )
-    filling.add_argument(
-        '--random-seed',
-        '--random_seed',
-        type=int,
-        default=0,
-        metavar='SEED',
-        help='the seed of an image is derived from this and its BIDS path (default: %(default)s)',
-    )
+    add_synthesis(parser.add_argument_group('synthesis', 'without a mask, lesions are drawn as patients have them'))
 
     resources = parser.add_argument_group('resources')
     resources.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto', help='(default: %(default)s)')
@@ -230,6 +259,55 @@ def build_parser():
     return parser
 
 
+def add_synthesis(group):
+    """The options of `--mode synth`."""
+    group.add_argument('--n-lesions', '--n_lesions', type=positive, metavar='N', help='how many new lesions')
+    group.add_argument(
+        '--lesion-load-ml', '--lesion_load_ml', type=above_zero, metavar='ML', help='volume of all new lesions'
+    )
+    group.add_argument(
+        '--lesion-location',
+        '--lesion_location',
+        type=locations,
+        default=LOCATIONS,
+        metavar='PLACE,...',
+        help=f'some of {",".join(LOCATIONS)} (default: all)',
+    )
+    group.add_argument(
+        '--mask', type=Path, metavar='FILE', help='the new lesions themselves, in the world space of the T1w'
+    )
+    group.add_argument(
+        '--mask-from',
+        '--mask_from',
+        metavar='LABEL',
+        help='the lesions of this participant, by deformable registration of the T1w (needs antspyx; minutes)',
+    )
+    group.add_argument(
+        '--lesion-intensity',
+        '--lesion_intensity',
+        type=intensity,
+        default='auto',
+        metavar='QUANTILE',
+        help='contrast, as a quantile (0 to 1) of that of real lesions of the same size, of the patient or of the '
+        "model's training; 1 is the brightest (T1w: darkest); auto draws one for each lesion (default: %(default)s)",
+    )
+    group.add_argument(
+        '--new-lesions',
+        '--new_lesions',
+        type=positive,
+        metavar='N',
+        help='take the image for a first visit and write a second one with N new lesions',
+    )
+    group.add_argument(
+        '--n-variants',
+        '--n_variants',
+        type=positive,
+        default=1,
+        metavar='K',
+        help='so many images of each, desc-synth1 to desc-synthK',
+    )
+
+
 class ListModels(argparse.Action):
     """Print the bundled models and exit, as `--version` does."""
 
@@ -249,6 +327,33 @@ def positive(text):
     if number < 1:
         raise argparse.ArgumentTypeError(f'{text} is not above zero')
     return number
+
+
+def above_zero(text):
+    """A number above zero."""
+    number = float(text)
+    if not 0 < number < float('inf'):
+        raise argparse.ArgumentTypeError(f'{text} is not above zero')
+    return number
+
+
+def intensity(text):
+    """`auto`, or a quantile."""
+    if text == 'auto':
+        return text
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f'{text} is no quantile from 0 to 1')
+    return number
+
+
+def locations(text):
+    """Names of places, separated by commas."""
+    names = tuple(dict.fromkeys(text.split(',')))
+    unknown = sorted(set(names) - set(LOCATIONS))
+    if unknown:
+        raise argparse.ArgumentTypeError(f'{",".join(unknown)} is none of {",".join(LOCATIONS)}')
+    return names
 
 
 def whole_number(text):
@@ -286,10 +391,12 @@ def options_of(arguments, argv):
         if name in derivatives:
             raise UsageError(f'--derivatives names {name} twice; use NAME=PATH')
         derivatives[name] = path
+    check_synthesis(arguments)
     options = Options(
         bids_dir=bids_dir,
         output_dir=output_dir,
-        modalities=tuple(dict.fromkeys(arguments.modality)),
+        mode=arguments.mode,
+        modalities=tuple(dict.fromkeys(arguments.modality or MODALITIES[arguments.mode])),
         model=arguments.model,
         participant_labels=tuple(label.removeprefix('sub-') for label in arguments.participant_label),
         session_labels=tuple(label.removeprefix('ses-') for label in arguments.session_label),
@@ -302,6 +409,14 @@ def options_of(arguments, argv):
         rim_voxels=arguments.rim_voxels,
         num_inference_steps=arguments.num_inference_steps,
         n_samples=arguments.n_samples,
+        n_lesions=arguments.new_lesions or arguments.n_lesions,
+        lesion_load_ml=arguments.lesion_load_ml,
+        lesion_locations=arguments.lesion_location,
+        new_mask_file=arguments.mask,
+        mask_from=arguments.mask_from and arguments.mask_from.removeprefix('sub-'),
+        lesion_intensity=arguments.lesion_intensity,
+        second_visit=arguments.new_lesions is not None,
+        n_variants=arguments.n_variants,
         batch_size=arguments.batch_size,
         device=arguments.device,
         random_seed=arguments.random_seed,
@@ -311,13 +426,44 @@ def options_of(arguments, argv):
         version=version(),
     )
     if options.model and len(options.modalities) > 1:
-        raise UsageError(f'--model {options.model} is for one modality, --modality names {len(options.modalities)}')
+        raise UsageError(
+            f'--model {options.model} is for one modality, not for {" and ".join(options.modalities)}; give --modality'
+        )
     try:
         for modality in options.modalities:
-            weights.check_model(options.model_of(modality), 'fill', modality)
+            weights.check_model(options.model_of(modality), options.mode, modality)
     except (FileNotFoundError, ValueError) as error:
         raise UsageError(str(error)) from None
     return options
+
+
+def check_synthesis(arguments):
+    """Raise UsageError if options of synthesis are given for filling, or contradict each other."""
+    given = {
+        '--n-lesions': arguments.n_lesions,
+        '--lesion-load-ml': arguments.lesion_load_ml,
+        '--lesion-location': arguments.lesion_location if arguments.lesion_location != LOCATIONS else None,
+        '--new-lesions': arguments.new_lesions,
+        '--mask': arguments.mask,
+        '--mask-from': arguments.mask_from,
+        '--lesion-intensity': arguments.lesion_intensity if arguments.lesion_intensity != 'auto' else None,
+        '--n-variants': arguments.n_variants if arguments.n_variants > 1 else None,
+    }
+    given = [name for name, value in given.items() if value is not None]
+    if arguments.mode != 'synth' and given:
+        raise UsageError(f'{", ".join(given)}: only with --mode synth')
+    if arguments.mode == 'synth' and arguments.n_samples > 1:
+        raise UsageError('--n-samples is for filling; --n-variants writes several images with new lesions')
+    drawn = [
+        name for name in ('--n-lesions', '--lesion-load-ml', '--lesion-location', '--new-lesions') if name in given
+    ]
+    which = [name for name in ('--mask', '--mask-from') if name in given]
+    if which and (drawn or len(which) == 2):
+        raise UsageError(f'{", ".join(which + drawn)} contradict each other: lesions are drawn, or a mask is given')
+    if '--new-lesions' in given and '--n-lesions' in given:
+        raise UsageError('--new-lesions and --n-lesions both say how many: give one')
+    if arguments.mask is not None and not arguments.mask.is_file():
+        raise UsageError(f'--mask {arguments.mask} is not a file')
 
 
 def read_filters(path):

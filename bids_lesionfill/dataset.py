@@ -138,6 +138,13 @@ def read_patients(images):
     return brains
 
 
+def lesion_contrasts(brains, min_voxels=3):
+    """Volumes (mm3) and contrasts (see `inpaint.contrast_of`) of all lesions of patients: (n,) arrays."""
+    measured = [inpaint.contrast_of(brain.image, brain.lesion_mask, brain.wm_mask)[1:] for brain in brains]
+    volumes, contrasts = (np.concatenate(values) for values in zip(*measured))
+    return volumes[volumes >= min_voxels], contrasts[volumes >= min_voxels]
+
+
 def normal_appearing(patient):
     """A patient's tissue segmentation in which lesions and a rim around them are of no tissue (`tissues.EXCLUDED`)."""
     near = ndimage.binary_dilation(patient.lesion_mask, masks.FULL_CONNECTIVITY, iterations=RIM_VOXELS)
@@ -209,7 +216,7 @@ def draw_fill_case(brain, lesions, plan, form, rng):
         lesion_mask = alpha > rng.uniform(0.3, 0.7)
     lesion_mask = masks.dilate_within(lesion_mask, wm_mask, int(rng.integers(0, plan.max_dilation + 1)))
     if plan.grow_share and rng.random() < plan.grow_share:
-        lesion_mask = inpaint.grow_to_rim(seen, lesion_mask, wm_mask, bright_lesions=max(plan.rim_contrast) < 0)
+        lesion_mask = grow(seen, lesion_mask, wm_mask, plan)
     return finish_case(image, seen, wm_mask, lesion_mask, form)
 
 
@@ -222,17 +229,45 @@ def draw_synthesis_case(brain, plan, form, rng):
     if not n_lesions:
         return None
     chosen = 1 + rng.permutation(n_lesions)[: rng.integers(1, n_lesions + 1)]
-    return finish_case(brain.image, brain.image, brain.wm_mask, np.isin(labels, chosen), form)
+    # New lesions have no rim outside their mask, so in part of the cases it is inside, as soft as it is.
+    lesion_mask = np.isin(labels, chosen)
+    lesion_mask = masks.dilate_within(lesion_mask, brain.wm_mask, int(rng.integers(0, plan.max_dilation + 1)))
+    if plan.grow_share and rng.random() < plan.grow_share:
+        lesion_mask = grow(brain.image, lesion_mask, brain.wm_mask, plan)
+    return finish_case(brain.image, brain.image, brain.wm_mask, lesion_mask, form)
+
+
+def grow(image, lesion_mask, wm_mask, plan):
+    """A mask grown into the rim of its lesions, as the app's are; whether they are bright is that of painted ones."""
+    return inpaint.grow_to_rim(image, lesion_mask, wm_mask, bright_lesions=max(plan.rim_contrast) < 0)
 
 
 def finish_case(image, seen, wm_mask, lesion_mask, form):
     core = (slice(PADDING, -PADDING),) * 3
     if lesion_mask[core].sum() < 4 or (wm_mask & ~lesion_mask).sum() < 20:
         return None
-    base, channels = inpaint.condition(seen, lesion_mask, wm_mask, form)
+    contrast = inpaint.contrast_of(image, lesion_mask, wm_mask)[0] if form.asks_contrast else None
+    base, channels = inpaint.condition(seen, lesion_mask, wm_mask, form, contrast)
     case = {'image': image, 'seen': seen, 'wm_mask': wm_mask, 'lesion_mask': lesion_mask}
     case |= {'base': base, 'channels': channels}
     return {name: array[(..., *core)] for name, array in case.items()}
+
+
+def crop_centres(brain):
+    """Where crops of a brain may have their middle: groups of voxels, (n, 3) arrays, and each group's chance.
+
+    All white matter of a healthy brain is one group; of a patient every lesion is one, in proportion to its diameter:
+    else the large ones would be all that a model sees.
+    """
+    if brain.lesion_mask is None:
+        return [np.argwhere(brain.wm_mask)], [1.0]
+    labels, n_lesions = masks.label_lesions(brain.lesion_mask)
+    voxels = np.argwhere(labels)
+    numbers = labels[tuple(voxels.T)]
+    voxels = voxels[np.argsort(numbers, kind='stable')]
+    volumes = np.bincount(numbers, minlength=n_lesions + 1)[1:]
+    diameters = np.cbrt(volumes)
+    return np.split(voxels, np.cumsum(volumes)[:-1]), diameters / diameters.sum()
 
 
 class TrainingCases(Dataset):
@@ -244,6 +279,7 @@ class TrainingCases(Dataset):
     def __init__(self, brains, lesions, plan, form, seed, n_cases):
         self.brains, self.lesions, self.plan, self.form = brains, lesions, plan, form
         self.seed, self.n_cases = seed, n_cases
+        self.places = [crop_centres(brain) for brain in brains]
 
     def __len__(self):
         return self.n_cases
@@ -271,17 +307,19 @@ class TrainingCases(Dataset):
     def draw_crop(self, rng):
         """A padded crop around white matter, or a patient's lesion, in one of its orientations: flips and quarter
         turns that keep the axial slices axial; half turns where a crop is not square."""
-        brain = self.brains[rng.integers(len(self.brains))]
-        arrays = [array for array in brain if array is not None]
+        number = rng.integers(len(self.brains))
+        arrays = [array for array in self.brains[number] if array is not None]
+        groups, chances = self.places[number]
+        centres = groups[rng.choice(len(groups), p=chances)]
+        centre = centres[rng.integers(len(centres))]
         if self.plan.axis_augmentation:
             axes = rng.permutation(3)
-            arrays = [array.transpose(axes) for array in arrays]
+            arrays, centre = [array.transpose(axes) for array in arrays], centre[axes]
         size = np.array(self.plan.crop) + 2 * PADDING
         missing = np.maximum(size - arrays[0].shape, 0)  # a crop may be larger than the brain: whole slices
         padding = [(n // 2, n - n // 2) for n in missing]
         arrays = [np.pad(arrays[0], padding, constant_values=-1)] + [np.pad(mask, padding) for mask in arrays[1:]]
-        centres = np.argwhere(arrays[-1])
-        start = centres[rng.integers(len(centres))] - size // 2
+        start = centre + [before for before, _ in padding] - size // 2
         start = np.clip(start, 0, np.array(arrays[0].shape) - size)
         box = tuple(slice(s, s + n) for s, n in zip(start, size))
         arrays = [array[box] for array in arrays]

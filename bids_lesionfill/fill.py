@@ -282,6 +282,13 @@ def find_white_matter(t1w, lesion_mask, conformed_img, wm_mask_img=None, brain_m
         wm_mask = preprocess.conform_mask(wm_mask_img, conformed_img)
         info = {'WhiteMatterSource': 'given', 'SkullStripped': is_skull_stripped(t1w)}
         return ndimage.binary_dilation(wm_mask, iterations=6), wm_mask, info
+    brain_mask, tissue_seg, info = find_tissues(t1w, lesion_mask, conformed_img, brain_mask_img)
+    wm_mask = tissues.claim_rim((tissue_seg == tissues.WHITE_MATTER) & ~lesion_mask, lesion_mask, brain_mask)
+    return brain_mask, wm_mask, info
+
+
+def find_tissues(t1w, lesion_mask, conformed_img, brain_mask_img=None):
+    """Brain mask and tissue segmentation on the working grid, and where they come from (for the sidecar)."""
     if brain_mask_img is not None:
         brain_mask = preprocess.conform_mask(brain_mask_img, conformed_img)
         skull_stripped = bool((t1w[~brain_mask] <= 0.02 * t1w.max()).mean() > 0.99)
@@ -289,14 +296,12 @@ def find_white_matter(t1w, lesion_mask, conformed_img, wm_mask_img=None, brain_m
     else:
         brain_mask, skull_stripped = tissues.find_brain(t1w)
         source = 'foreground of a skull-stripped image' if skull_stripped else 'deepbet'
-    tissue_seg = tissues.classify(t1w, brain_mask, lesion_mask)
-    wm_mask = tissues.claim_rim((tissue_seg == tissues.WHITE_MATTER) & ~lesion_mask, lesion_mask, brain_mask)
     info = {
         'SkullStripped': skull_stripped,
         'BrainMaskSource': source,
         'WhiteMatterSource': 'mixture of three normal distributions on the bias-corrected T1w',
     }
-    return brain_mask, wm_mask, info
+    return brain_mask, tissues.classify(t1w, brain_mask, lesion_mask), info
 
 
 def mask_warnings(given_mask, used_mask, img, brain_mask, conformed_img):

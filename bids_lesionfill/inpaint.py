@@ -25,6 +25,8 @@ class Form:
     `prior`: the same and a classical filling as a further channel.
     `residual`: the lesion is filled classically first and only what is missing to the truth is diffused: noisy
     residual, voided image, mask, classical filling.
+
+    The base `lesion` is for synthesis: every lesion at one contrast to the white matter around it, which is asked for.
     """
 
     kind: str = 'residual'
@@ -46,6 +48,11 @@ class Form:
         """Input channels of the network, the noisy image included."""
         return N_CHANNELS[self.kind]
 
+    @property
+    def asks_contrast(self):
+        """Whether the contrast of the lesions is part of the condition."""
+        return self.base == 'lesion' and self.kind in ('prior', 'residual')
+
     def to_diffusion(self, image, base):
         """The volume that is diffused: the scaled residual on the base, or the image itself."""
         return (image - base) / self.residual_scale if self.kind == 'residual' else image
@@ -57,13 +64,14 @@ class Form:
 
 N_CHANNELS = {'unconditional': 1, 'plain': 3, 'prior': 4, 'residual': 4}
 BASES = {
-    'biharmonic': lambda image, lesion_mask, white_matter: baselines.biharmonic(image, lesion_mask),
-    'membrane': lambda image, lesion_mask, white_matter: baselines.membrane(image, lesion_mask),
-    'local_white_matter': lambda image, lesion_mask, white_matter: np.where(lesion_mask, white_matter, image),
+    'biharmonic': lambda image, lesion_mask, white_matter, contrast: baselines.biharmonic(image, lesion_mask),
+    'membrane': lambda image, lesion_mask, white_matter, contrast: baselines.membrane(image, lesion_mask),
+    'local_white_matter': lambda image, lesion_mask, white_matter, contrast: np.where(lesion_mask, white_matter, image),
+    'lesion': lambda image, lesion_mask, white_matter, contrast: np.where(lesion_mask, white_matter + contrast, image),
 }
 
 
-def condition(image, lesion_mask, wm_mask, form):
+def condition(image, lesion_mask, wm_mask, form, contrast=None):
     """What the network is told about a volume: the base that is filled in first, and the condition channels.
 
     Parameters
@@ -71,6 +79,8 @@ def condition(image, lesion_mask, wm_mask, form):
     image : (X, Y, Z) float array, normalised; its values inside the mask are never read
     lesion_mask, wm_mask : (X, Y, Z) bool array
     form : Form
+    contrast : (X, Y, Z) float array, optional
+        Of the base `lesion`: how much brighter than the white matter around each lesion is to be; see `contrast_of`.
 
     Returns
     -------
@@ -80,7 +90,14 @@ def condition(image, lesion_mask, wm_mask, form):
         No channel for `unconditional`. Else voided image, mask; and for `prior` and `residual` the detail: a classical
         filling minus the local white matter, at full contrast, so that a clean rim can be told from one that the
         rater's mask missed.
+
+    Raises
+    ------
+    ValueError
+        If the form asks for a contrast and there is none.
     """
+    if form.asks_contrast and contrast is None:
+        raise ValueError("a form with base 'lesion' needs the contrast that lesions are to have")
     image = np.where(lesion_mask, 0, image).astype(np.float32)
     if form.kind == 'unconditional':
         return image, np.empty((0, *image.shape), dtype=np.float32)
@@ -88,9 +105,34 @@ def condition(image, lesion_mask, wm_mask, form):
     if form.kind == 'plain':
         return image, np.stack(channels)
     white_matter = baselines.local_white_matter(image, lesion_mask, wm_mask)
-    base = BASES[form.base](image, lesion_mask, white_matter)
+    base = BASES[form.base](image, lesion_mask, white_matter, contrast).astype(np.float32)
     detail = np.clip((base - white_matter) / form.detail_scale, -3, 3)
     return base, np.stack([*channels, detail])
+
+
+def contrast_of(image, lesion_mask, wm_mask):
+    """How much brighter than the white matter around it each connected lesion is, on the mean of its voxels.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float array
+    lesion_mask, wm_mask : (X, Y, Z) bool array
+        White matter outside any lesion.
+
+    Returns
+    -------
+    contrast : (X, Y, Z) float32 array
+        Of the voxel's lesion; 0 outside; below zero if the lesion is darker.
+    volumes, contrasts : (n,) arrays
+        Voxels and contrast of every lesion, by its number in `masks.label_lesions`.
+    """
+    labels, n_lesions = masks.label_lesions(lesion_mask)
+    brighter = image - baselines.local_white_matter(image, lesion_mask, wm_mask)
+    volumes = np.bincount(labels.flat, minlength=n_lesions + 1)
+    sums = np.bincount(labels.flat, np.where(lesion_mask, brighter, 0).flat, minlength=n_lesions + 1)
+    contrasts = (sums / np.maximum(volumes, 1)).astype(np.float32)
+    contrasts[0] = 0
+    return contrasts[labels], volumes[1:], contrasts[1:]
 
 
 def grow_to_rim(image, lesion_mask, wm_mask, rim_voxels=2, bright_lesions=False, deviations=2.5):
@@ -263,7 +305,16 @@ def sample_volume(unet, channels, region, corners, tile, noise, sampler, batch_s
 
 
 def fill_volume(
-    image, lesion_mask, wm_mask, model, num_inference_steps, seeds, device='cpu', batch_size=8, start_step=0
+    image,
+    lesion_mask,
+    wm_mask,
+    model,
+    num_inference_steps,
+    seeds,
+    device='cpu',
+    batch_size=8,
+    start_step=0,
+    contrast=None,
 ):
     """Fill the lesions of a volume, once per seed: conditional models by DDIM, unconditional ones by RePaint.
 
@@ -282,6 +333,8 @@ def fill_volume(
     start_step : int
         SDEdit (Meng et al. 2022; thesis 3.2): start from the image inside the mask, a coarse painting, noised to
         the time t0 of so many steps before the last; 0 starts from noise.
+    contrast : (X, Y, Z) float array, optional
+        See `condition`.
 
     Returns
     -------
@@ -295,8 +348,9 @@ def fill_volume(
     padding = [(max(-a, 0), max(b - n, 0)) for a, b, n in zip(low, high, image.shape)]
     image = np.pad(image[inner], padding, constant_values=-1).astype(np.float32)
     lesion_mask, wm_mask = (np.pad(mask[inner], padding) for mask in (lesion_mask, wm_mask))
+    contrast = None if contrast is None else np.pad(contrast[inner], padding)
 
-    base, channels = condition(image, lesion_mask, wm_mask, model.form)
+    base, channels = condition(image, lesion_mask, wm_mask, model.form, contrast)
     corners = plan_tiles(lesion_mask, tile)
     region = lesion_mask
     if not model.form.inside_mask_only:

@@ -8,9 +8,10 @@ import json
 import logging
 import os
 import time
+import traceback
 import uuid
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 logger = logging.getLogger('bids_lesionfill')
 
@@ -25,7 +26,13 @@ DESCRIPTIONS = {
     'desc-filled': 'lesions filled with healthy tissue by a diffusion model',
     'desc-filledsd': 'standard deviation over several fillings of the same lesions',
     'desc-used': 'lesion mask that was filled: restricted to and dilated within white matter',
+    'desc-synth': 'new lesions painted by a diffusion model; of a mask: all lesions, old and new. A number after synth '
+    'tells variants apart',
+    'desc-synthnew': 'the new lesions alone: what differs from the original image',
 }
+
+
+NO_MASK = 'no lesion mask'
 
 
 class UsageError(ValueError):
@@ -48,13 +55,23 @@ class Inputs:
     lesion_mask_file: Path | None = None
     tissue_file: Path | None = None  # the T1w that shows the white matter, if the image is none itself
     brain_mask_file: Path | None = None
-    problem: str = ''  # why it cannot be filled
+    problem: str = ''  # why it cannot be used
     sources: tuple = ()
 
     @property
     def modality(self):
         """`T1w` or `FLAIR`, the suffix of the file."""
         return self.name.rpartition('_')[2]
+
+    @property
+    def t1w_file(self):
+        """The T1w that shows the white matter: the image itself, or that of its session."""
+        return self.tissue_file or self.image_file
+
+    @property
+    def t1w_path(self):
+        """Path of `t1w_file` in the dataset."""
+        return str(PurePosixPath(self.relative_path).with_name(self.t1w_file.name))
 
 
 # ---------------------------------------------------------------------------------------------------- finding inputs
@@ -95,6 +112,7 @@ def find_inputs(
     filters=None,
     mask_labels=MASK_LABELS,
     mask_desc=None,
+    needs_mask=True,
 ):
     """Pair every image with its lesion mask, by subject, session, acquisition and run; a FLAIR also with a T1w.
 
@@ -112,6 +130,8 @@ def find_inputs(
         Accepted `label-` entities (or `desc-`, for `desc-lesion_mask`).
     mask_desc : str, optional
         Only masks with this `desc-`.
+    needs_mask : bool
+        Whether an image without a mask cannot be used.
 
     Returns
     -------
@@ -142,7 +162,7 @@ def find_inputs(
         ]
         masks = lesion_masks_of(layout, subject, filters.get('lesion_mask', {}), mask_labels, mask_desc)
         t1w_images = [] if modality == 'T1w' else images_of(subject, 'T1w')
-        found[subject] = [pair(image, images, masks, t1w_images, layout, roots) for image in images]
+        found[subject] = [pair(image, images, masks, t1w_images, layout, roots, needs_mask) for image in images]
     return found
 
 
@@ -162,7 +182,7 @@ def name_entities(filename):
     return dict(part.split('-', 1) for part in strip_extension(filename).split('_') if '-' in part)
 
 
-def pair(image, images, masks, t1w_images, layout, roots):
+def pair(image, images, masks, t1w_images, layout, roots, needs_mask=True):
     """An image with its lesion mask and, if it is no T1w, its T1w; or with the reason why it has none."""
     entities = image.get_entities()
     relative_path = Path(image.path).relative_to(Path(layout.root)).as_posix()
@@ -176,7 +196,7 @@ def pair(image, images, masks, t1w_images, layout, roots):
         problem = str(error)
     else:
         if mask is None:
-            problem = 'no lesion mask'
+            problem = NO_MASK if needs_mask else ''
         else:
             lesion_mask_file = Path(mask.path)
             sources.append(uri(lesion_mask_file, roots, layout.root))
@@ -456,6 +476,19 @@ def output_files(output_dir, inputs, n_samples=1):
     return files
 
 
+def synth_files(output_dir, inputs, desc='synth'):
+    """Paths of all that is written for an image with new lesions; see `output_files`."""
+    filled = output_files(output_dir, inputs)
+    image, mask, lesions = (filled[name].name for name in ('filled', 'used_mask', 'lesions'))
+    folder = anat_dir(output_dir, inputs)
+    return {
+        'synth': folder / image.replace('desc-filled', f'desc-{desc}'),
+        'mask': folder / mask.replace('desc-used', f'desc-{desc}'),
+        'new_mask': folder / mask.replace('desc-used', f'desc-{desc}new'),
+        'lesions': folder / lesions.replace('desc-lesions', f'desc-{desc}lesions'),
+    }
+
+
 def sidecar(path):
     """The JSON beside a file."""
     return path.with_name(strip_extension(path.name).removesuffix('.tsv') + '.json')
@@ -527,6 +560,40 @@ def write_filling(output_dir, inputs, filling, provenance):
     )
 
 
+def write_synthesis(output_dir, inputs, desc, synthesis, provenance):
+    """Write the derivatives of an image with new lesions; the sidecar of the image comes last.
+
+    Parameters
+    ----------
+    desc : str
+        `synth`, or `synth1` and so on.
+    synthesis : synth.Synthesis
+    provenance : dict
+        Goes into the sidecar of the image, with `synthesis.info`.
+    """
+    files = synth_files(output_dir, inputs, desc)
+    sidecar(files['synth']).unlink(missing_ok=True)  # of an earlier run with other options: from here on it is undone
+    common = {'Sources': list(inputs.sources), 'SpatialReference': inputs.sources[0]}
+    masks = {'mask': (synthesis.mask_img, 'desc-synth'), 'new_mask': (synthesis.new_mask_img, 'desc-synthnew')}
+    for name, (img, description) in masks.items():
+        write_image(files[name], img)
+        description = {'Type': 'Lesion', 'Description': DESCRIPTIONS[description]}
+        write_json(sidecar(files[name]), description | common)
+    write_tsv(files['lesions'], synthesis.lesions, LESION_COLUMNS)
+    write_json(sidecar(files['lesions']), LESION_COLUMNS)
+    write_image(files['synth'], synthesis.synth_img)
+    write_json(
+        sidecar(files['synth']),
+        {
+            'Description': DESCRIPTIONS['desc-synth'],
+            **common,
+            **synthesis.info,
+            'Warnings': list(synthesis.warnings),
+            **provenance,
+        },
+    )
+
+
 def read_sidecar(path):
     """The sidecar of an output as a dict; empty if it is not there."""
     path = sidecar(path)
@@ -549,9 +616,14 @@ def read_tsv(path):
 def is_finished(output_dir, inputs, run_hash, n_samples):
     """True if all outputs of an image are there and come from the same input, options and weights."""
     files = output_files(output_dir, inputs, n_samples)
-    finished = read_sidecar(files['filled']).get('RunHash') == run_hash
     wanted = [path for name, path in files.items() if name != 'sd']  # an empty mask has no deviation map
-    return finished and all(path.is_file() and sidecar(path).is_file() for path in wanted)
+    return are_written(files['filled'], wanted, run_hash)
+
+
+def are_written(main_file, files, run_hash):
+    """True if files and their sidecars are there, and that of the main one says that they come from this run."""
+    finished = read_sidecar(main_file).get('RunHash') == run_hash
+    return finished and all(path.is_file() and sidecar(path).is_file() for path in files)
 
 
 def hash_run(inputs, options, weights_sha256, version):
@@ -566,7 +638,12 @@ def hash_run(inputs, options, weights_sha256, version):
 
 def seed_of(inputs, random_seed):
     """Seed of an image: it depends on the BIDS path and `--random-seed`, not on who else is in the run."""
-    return int(hashlib.sha256(f'{random_seed}:{inputs.relative_path}'.encode()).hexdigest()[:15], 16)
+    return seed_of_path(inputs.relative_path, random_seed)
+
+
+def seed_of_path(relative_path, random_seed):
+    """The same of a path in the dataset."""
+    return int(hashlib.sha256(f'{random_seed}:{relative_path}'.encode()).hexdigest()[:15], 16)
 
 
 def new_run_id():
@@ -579,13 +656,20 @@ def log_dir(output_dir, subject, run_id):
     return Path(output_dir, f'sub-{subject}', 'log', run_id)
 
 
+def note_crash(error, name, subject, run_id, output_dir):
+    """Write the traceback of the current exception to the participant's log; return the error as one line."""
+    logger.error('%s: %s', name, error)
+    write_bytes(log_dir(output_dir, subject, run_id) / f'crash-{name}.txt', traceback.format_exc().encode())
+    return ' '.join(f'{error}'.split()) or type(error).__name__
+
+
 def write_dataset_files(output_dir, bids_dir, derivatives, version, citation):
     """Write what describes the derivative dataset as a whole. Every run writes the same."""
     output_dir = Path(output_dir)
     raw = Path(bids_dir, 'dataset_description.json')
     raw = json.loads(raw.read_text()) if raw.is_file() else {}
     description = {
-        'Name': f'{APP_NAME}: lesions filled' + (f' in {raw["Name"]}' if raw.get('Name') else ''),
+        'Name': f'{APP_NAME}: lesions filled or synthesized' + (f' in {raw["Name"]}' if raw.get('Name') else ''),
         'BIDSVersion': BIDS_VERSION,
         'DatasetType': 'derivative',
         'GeneratedBy': [{'Name': APP_NAME, 'Version': version, **container()}],
@@ -602,8 +686,10 @@ def write_dataset_files(output_dir, bids_dir, derivatives, version, citation):
     write_bytes(
         output_dir / 'README.md',
         (
-            f'# {APP_NAME} {version}\n\nMR images whose multiple-sclerosis lesions were filled with healthy tissue. '
-            'Outside the `desc-used` mask every voxel is that of the input.\nOpen `sub-*.html` to see it. '
+            f'# {APP_NAME} {version}\n\n`desc-filled`: MR images whose multiple-sclerosis lesions were filled with '
+            'healthy tissue; outside the `desc-used` mask every voxel is that of the input. `desc-synth`: images with '
+            'new lesions; outside the `desc-synthnew` mask every voxel is that of the input, and the `desc-synth` mask '
+            'holds all lesions, old and new.\nOpen `sub-*.html` to see it. '
             '`logs/CITATION.md` says how to cite; `participants.tsv` says what was done for whom.\n'
         ).encode(),
     )
@@ -640,7 +726,9 @@ def container():
     return {}
 
 
-STATUS_COLUMNS = ['participant_id', 'status', 'images', 'lesions', 'volume_filled_ml', 'message']
+STATUS_COLUMNS = [
+    *('participant_id', 'status', 'images', 'lesions', 'volume_filled_ml', 'volume_synthesized_ml', 'message')
+]
 
 
 def write_status(output_dir, subject, run_id, status):
@@ -657,14 +745,16 @@ def write_status(output_dir, subject, run_id, status):
                 'Description': 'what became of the participant in the latest run',
                 'Levels': {
                     'filled': 'lesions were filled',
+                    'synthesized': 'new lesions were painted',
                     'copied': 'the mask holds no lesion: the output is a copy of the input',
                     'no lesion mask': 'no lesion mask was found, nothing was written',
                     'failed': 'see message and the crash file',
                 },
             },
             'images': {'Description': 'number of images written'},
-            'lesions': {'Description': 'number of connected lesions filled, all images'},
+            'lesions': {'Description': 'number of connected lesions filled or synthesized, all images'},
             'volume_filled_ml': {'Description': 'volume filled, all images', 'Units': 'mL'},
-            'message': {'Description': 'why, if the participant was not filled'},
+            'volume_synthesized_ml': {'Description': 'volume of new lesions, all images', 'Units': 'mL'},
+            'message': {'Description': 'why, if the participant was not done'},
         },
     )

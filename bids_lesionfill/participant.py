@@ -1,21 +1,22 @@
-"""The participant level: find images and masks, fill each image, write derivatives and a report."""
+"""The participant level: find images and masks, fill lesions or paint new ones, write derivatives and a report."""
 
 import logging
 import time
-import traceback
 
 import nibabel as nib
 import numpy as np
 
-from . import fill, layout, report, weights
+from . import fill, layout, report, visits, weights
 
 logger = logging.getLogger('bids_lesionfill')
 
 OK, SOME_FAILED, NOTHING_TO_DO = 0, 1, 66
+NO_IMAGE = 'no image'
+PICTURED_VARIANTS = 3  # of a synthesis; the others are in the tables
 
 
 def run(options):
-    """Fill all participants that `options` (cli.Options) name; return the exit code.
+    """Do all participants that `options` (cli.Options) name; return the exit code.
 
     One participant that fails does not stop the others. What is already there, from the same input and options, is
     not done again.
@@ -28,18 +29,22 @@ def run(options):
     layout.remove_leftovers(options.output_dir)
     usable = {image.modality for images in found.values() for image in images if not image.problem}
     models = {modality: load_model(options, modality) for modality in usable if not options.reports_only}
+    donor = visits.find_donor(options, derivatives) if options.mask_from else None
     run_id = layout.new_run_id()
     statuses = {}
     for number, (subject, images) in enumerate(found.items(), start=1):
         logger.info('sub-%s (%d of %d)', subject, number, len(found))
-        statuses[subject] = run_participant(subject, images, models, run_id, options)
+        statuses[subject] = run_participant(subject, images, models, donor, run_id, options)
         if statuses[subject] == 'failed' and options.stop_on_first_crash:
             break
     failed = [f'sub-{subject}' for subject, status in statuses.items() if status == 'failed']
     if failed:
         logger.error('failed: %s; %s says why', ', '.join(failed), options.output_dir / 'participants.tsv')
         return SOME_FAILED
-    if set(statuses.values()) <= {'no lesion mask'}:
+    if set(statuses.values()) <= {layout.NO_MASK, NO_IMAGE} and options.mode == 'synth':
+        logger.error('nothing to do: no %s with a T1w in %s', ' or '.join(options.modalities), options.bids_dir)
+        return NOTHING_TO_DO
+    if set(statuses.values()) <= {layout.NO_MASK}:
         logger.error(
             'nothing to do: no %s with a lesion mask in %s (looked for label-%s_mask in %s)',
             ' or '.join(options.modalities),
@@ -65,6 +70,7 @@ def find_images(options, derivatives):
             options.filters,
             options.mask_labels,
             options.mask_desc,
+            needs_mask=options.mode == 'fill',
         )
         for subject, images in of_modality.items():
             found.setdefault(subject, []).extend(images)
@@ -79,29 +85,24 @@ def load_model(options, modality):
         raise layout.UsageError(str(error)) from None
 
 
-def run_participant(subject, images, models, run_id, options):
-    """Fill all images of a participant, write its report and status; return the status. Nothing is raised."""
-    results = [run_image(image, models, run_id, options) for image in images]
+def run_participant(subject, images, models, donor, run_id, options):
+    """Do all images of a participant, write its report and status; return the status. Nothing is raised."""
+    if options.mode == 'synth':
+        results = visits.run(images, models, donor, run_id, options)
+    else:
+        results = [(image, 'filled', run_image(image, models, run_id, options)) for image in images]
     try:
-        return finish(subject, images, results, run_id, options)
+        return finish(subject, results, run_id, options)
     except Exception as error:
-        message = note_crash(error, 'report', subject, run_id, options)
+        message = layout.note_crash(error, 'report', subject, run_id, options.output_dir)
         layout.write_status(options.output_dir, subject, run_id, {'status': 'failed', 'images': 0, 'message': message})
         return 'failed'
-
-
-def note_crash(error, name, subject, run_id, options):
-    """Write the traceback of the current exception to the participant's log; return the error as one line."""
-    logger.error('%s: %s', name, error)
-    crash_file = layout.log_dir(options.output_dir, subject, run_id) / f'crash-{name}.txt'
-    layout.write_bytes(crash_file, traceback.format_exc().encode())
-    return ' '.join(f'{error}'.split()) or type(error).__name__
 
 
 def run_image(image, models, run_id, options):
     """Fill one image unless it is done; return what became of it as a dict with `status` and `message`."""
     if image.problem:
-        status = 'no lesion mask' if image.problem == 'no lesion mask' else 'failed'
+        status = layout.NO_MASK if image.problem == layout.NO_MASK else 'failed'
         logger.log(logging.ERROR if status == 'failed' else logging.WARNING, '%s: %s', image.name, image.problem)
         return {'status': status, 'message': image.problem}
     if options.reports_only:
@@ -110,7 +111,10 @@ def run_image(image, models, run_id, options):
     try:
         fill_image(image, models[image.modality], options)
     except Exception as error:
-        return {'status': 'failed', 'message': note_crash(error, image.name, image.subject, run_id, options)}
+        return {
+            'status': 'failed',
+            'message': layout.note_crash(error, image.name, image.subject, run_id, options.output_dir),
+        }
     return {'status': 'filled'}
 
 
@@ -148,21 +152,25 @@ def fill_image(image, model, options):
     logger.info('%s: %d lesion(s) filled in %.0f s', image.name, len(filling.lesions), time.monotonic() - started)
 
 
-def finish(subject, images, results, run_id, options):
+def finish(subject, results, run_id, options):
     """Write report and status of a participant; return the status."""
-    pages, lesions, volume_mm3 = [], 0, 0.0
-    for image, result in zip(images, results):
-        page = {'name': image.name, **result}
-        if result['status'] == 'filled':
-            page |= describe_image(image, options.output_dir)
+    pages, lesions, volumes_ml = [], 0, {'filled': 0.0, 'synthesized': 0.0}
+    for image, desc, result in results:
+        page = {'name': image.name if len(options.variants) == 1 else f'{image.name}, desc-{desc}', **result}
+        if result['status'] in volumes_ml:
+            pictured = desc in ('filled', *options.variants[:PICTURED_VARIANTS])
+            page |= describe_image(image, desc, options.output_dir, pictured)
             lesions += len(page['lesions'])
-            volume_mm3 += sum(row['volume_mm3'] for row in page['lesions'])
+            volumes_ml[result['status']] += sum(row['volume_mm3'] for row in page['lesions']) / 1000
+            stem = image.name if desc == 'filled' else f'{image.name}_{desc}'
             for name, png in report.png_files(page['figures']).items():
-                layout.write_bytes(options.output_dir / f'sub-{subject}' / 'figures' / f'{image.name}_{name}.png', png)
+                layout.write_bytes(options.output_dir / f'sub-{subject}' / 'figures' / f'{stem}_{name}.png', png)
         pages.append(page)
     statuses = [page['status'] for page in pages]
-    status = next((s for s in ('failed', 'filled', 'copied') if s in statuses), 'no lesion mask')
-    message = status_message(pages, set(options.modalities) - {image.modality for image in images})
+    done = ('failed', 'filled', 'synthesized', 'copied')
+    nothing = layout.NO_MASK if options.mode == 'fill' else NO_IMAGE
+    status = next((s for s in done if s in statuses), nothing)
+    message = status_message(pages, set(options.modalities) - {image.modality for image, _, _ in results})
     report.write_participant(
         options.output_dir / f'sub-{subject}.html',
         {
@@ -181,9 +189,10 @@ def finish(subject, images, results, run_id, options):
         run_id,
         {
             'status': status,
-            'images': sum(s in ('filled', 'copied') for s in statuses),
+            'images': sum(s in done[1:] for s in statuses),
             'lesions': lesions,
-            'volume_filled_ml': round(volume_mm3 / 1000, 3),
+            'volume_filled_ml': round(volumes_ml['filled'], 3),
+            'volume_synthesized_ml': round(volumes_ml['synthesized'], 3),
             'message': message or None,
         },
     )
@@ -201,15 +210,31 @@ def status_message(pages, missing):
     return '; '.join(sentences + [f'no {modality} image' for modality in sorted(missing)])
 
 
-def describe_image(image, output_dir):
-    """What the report says of a filled image, read back from the files that were written."""
-    files = layout.output_files(output_dir, image)
-    info = layout.read_sidecar(files['filled'])
+def describe_image(image, desc, output_dir, pictured=True):
+    """What the report says of a filled image, or one with new lesions, read back from the files that were written."""
+    is_fill = desc == 'filled'
+    files = layout.output_files(output_dir, image) if is_fill else layout.synth_files(output_dir, image, desc)
+    after_file, mask_file = (files[name] for name in (('filled', 'used_mask') if is_fill else ('synth', 'new_mask')))
+    info = layout.read_sidecar(after_file)
     lesions = layout.read_tsv(files['lesions'])
-    canonical = {
-        name: nib.as_closest_canonical(nib.load(path))
-        for name, path in {'before': image.image_file, 'after': files['filled'], 'mask': files['used_mask']}.items()
+    figures = draw_figures(image.image_file, after_file, mask_file, lesions) if pictured else []
+    unchanged = is_fill and not lesions
+    return {
+        'output': after_file.name,
+        'status': 'copied' if unchanged else 'filled' if is_fill else 'synthesized',
+        'message': ' '.join(info.get('Warnings', [])) if unchanged else '',
+        'lesions': lesions,
+        'figures': figures,
+        'summary': fill_summary(image, lesions, info) if is_fill else synth_summary(image, lesions, info),
+        'warnings': info.get('Warnings', []),
+        'provenance': info,
     }
+
+
+def draw_figures(before_file, after_file, mask_file, lesions):
+    """Pictures of an image before and after; see `report.fill_figures`."""
+    paths = {'before': before_file, 'after': after_file, 'mask': mask_file}
+    canonical = {name: nib.as_closest_canonical(nib.load(path)) for name, path in paths.items()}
     affine, volumes = canonical['before'].affine, {name: fill.one_volume(img) for name, img in canonical.items()}
     to_voxel = np.linalg.inv(affine)
     located = [
@@ -222,33 +247,58 @@ def describe_image(image, output_dir):
         }
         for row in lesions
     ]
-    figures = report.fill_figures(
+    return report.fill_figures(
         volumes['before'], volumes['mask'] > 0, volumes['after'], nib.affines.voxel_sizes(affine), located
     )
-    summary = {
+
+
+def fill_summary(image, lesions, info):
+    """What a report says of a filling at a glance."""
+    return {
         'Modality': image.modality,
         'Lesions filled': len(lesions),
-        'Volume filled (ml)': round(sum(row['volume_mm3'] for row in lesions) / 1000, 2),
+        'Volume filled (ml)': volume_ml(lesions),
         'Voxels changed': info.get('VoxelsChanged', 0),
-        'Brain mask': info.get('BrainMaskSource', 'n/a'),
-        'White matter': info.get('WhiteMatterSource', 'n/a'),
-        'White matter found in': (image.tissue_file or image.image_file).name,
+        **tissue_summary(image, info),
         'Mask grown by (voxels)': info.get('Dilation', 'n/a'),
         'Then into missed rims by at most (voxels)': info.get('RimVoxels', 'n/a'),
+        **sampling_summary(info),
+    }
+
+
+def synth_summary(image, lesions, info):
+    """What a report says of a synthesis at a glance."""
+    return {
+        'Modality': image.modality,
+        'New lesions': len(lesions),
+        'Volume of new lesions (ml)': volume_ml(lesions),
+        'Voxels of old lesions': info.get('LesionVoxelsOld', 0),
+        'Voxels changed': info.get('VoxelsChanged', 0),
+        'Lesions come from': info.get('LesionSource', 'n/a'),
+        'Contrast is that of': info.get('ContrastReference', 'n/a'),
+        **tissue_summary(image, info),
+        **sampling_summary(info),
+    }
+
+
+def volume_ml(lesions):
+    return round(sum(row['volume_mm3'] for row in lesions) / 1000, 2)
+
+
+def tissue_summary(image, info):
+    return {
+        'Brain mask': info.get('BrainMaskSource', 'n/a'),
+        'White matter': info.get('WhiteMatterSource', 'n/a'),
+        'White matter found in': image.t1w_file.name,
+    }
+
+
+def sampling_summary(info):
+    return {
         'Model': info.get('Model', 'n/a'),
         'Steps': info.get('NumInferenceSteps', 'n/a'),
         'Seed': info.get('RandomSeed', 'n/a'),
         'Device': info.get('Device', 'n/a'),
-    }
-    return {
-        'output': files['filled'].name,
-        'status': 'filled' if lesions else 'copied',
-        'message': '' if lesions else ' '.join(info.get('Warnings', [])),
-        'lesions': lesions,
-        'figures': figures,
-        'summary': summary,
-        'warnings': info.get('Warnings', []),
-        'provenance': info,
     }
 
 
@@ -257,6 +307,7 @@ BASES = {
     'biharmonic': ', starting from biharmonic interpolation',
     'membrane': ', starting from harmonic interpolation',
     'local_white_matter': ', starting from the mean of the white matter around',
+    'lesion': ', starting from lesions of even contrast',
 }
 
 
@@ -270,6 +321,17 @@ def model_words(name_or_path):
 def methods_text(options):
     """A paragraph to paste into a paper."""
     models = '; '.join(model_words(options.model_of(modality)) for modality in options.modalities)
+    found = (
+        'Brain masks were made with deepbet (Fisch et al., 2024) where images were not skull-stripped; white matter '
+        'was found on the T1w by a mixture of three normal distributions after N4 bias correction (Tustison et al., '
+        '2010).'
+    )
+    if options.mode == 'synth':
+        return (
+            f'New lesions were painted into {" and ".join(options.modalities)} images with bids_lesionfill '
+            f'{options.version} by a pseudo-3D diffusion model (Uhr, 2024; {models}). {lesion_words(options)} Voxels '
+            f'outside the new lesions were left as they were. {found}'
+        )
     rims = {'T1w': 'dark', 'FLAIR': 'bright'}
     rims = ' or '.join(f'{rims[modality]} ({modality})' for modality in options.modalities)
     grown = f'grown by {options.dilate} voxel(s) within white matter'
@@ -282,10 +344,25 @@ def methods_text(options):
         f'Lesions of {" and ".join(options.modalities)} images were filled with bids_lesionfill {options.version} '
         f'by a pseudo-3D conditional diffusion model (Uhr, 2024; {models}). '
         f'The lesion mask was {grown}; voxels outside the grown mask were left as they were. '
-        'Brain masks were made with deepbet (Fisch et al., 2024) where images were not skull-stripped; white matter '
-        'was found on the T1w by a mixture of three normal distributions after N4 bias correction (Tustison et al., '
-        '2010).'
+        f'{found}'
     )
+
+
+def lesion_words(options):
+    """Where new lesions come from and how bright they are, in sentences."""
+    if options.new_mask_file:
+        where = 'Their masks were given.'
+    elif options.mask_from:
+        where = (
+            f'Their masks are those of sub-{options.mask_from}, by deformable registration (SyN; Avants et al., 2008).'
+        )
+    else:
+        where = (
+            'Their masks were drawn: shapes and places of the lesions of 30 patients (Lesjak et al., 2018), deformed, '
+            'in white matter and apart from old lesions.'
+        )
+    quantile = 'a random quantile' if options.lesion_intensity == 'auto' else f'quantile {options.lesion_intensity:g}'
+    return f'{where} Their contrast was {quantile} of that of real lesions of the same size.'
 
 
 REFERENCES = {
@@ -316,6 +393,21 @@ REFERENCES = {
         'N4ITK: Improved N3 Bias Correction',
         2010,
         'IEEE Transactions on Medical Imaging 29(6)',
+    ),
+    'lesjak2018': (
+        'article',
+        'Lesjak, Z. and others',
+        'A Novel Public MR Image Dataset of Multiple Sclerosis Patients With Lesion Segmentations Based on Multi-rater '
+        'Consensus',
+        2018,
+        'Neuroinformatics 16(1)',
+    ),
+    'avants2008': (
+        'article',
+        'Avants, B. B. and others',
+        'Symmetric diffeomorphic image registration with cross-correlation',
+        2008,
+        'Medical Image Analysis 12(1)',
     ),
     'fisch2024': (
         'article',

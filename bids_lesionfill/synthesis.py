@@ -36,6 +36,36 @@ def draw_contrast(rng, lowest=0.15, modality='T1w'):
     return -contrast if modality == 'FLAIR' else contrast
 
 
+SIMILAR_LESIONS = 20  # those of about one size, of which a quantile is taken
+LEAST_CONTRAST = {1: 0.1, -1: 0.0}  # bright lesions (FLAIR) stay bright; dark ones (T1w) may be hardly seen
+
+
+def choose_contrasts(volumes, strengths, known_volumes, known_contrasts, sign):
+    """Contrast of new lesions: a quantile of that of real lesions of about the same size.
+
+    Parameters
+    ----------
+    volumes : (n,) array, mm3
+    strengths : (n,) array
+        Quantiles, 0 to 1; 1 is the most different from white matter.
+    known_volumes, known_contrasts : (m,) arrays
+        Of real lesions, see `inpaint.contrast_of`.
+    sign : int
+        1 if lesions are brighter than white matter (FLAIR), -1 if they are darker (T1w).
+
+    Returns
+    -------
+    (n,) array
+    """
+    known_strengths = sign * np.asarray(known_contrasts)
+    contrasts = np.empty(len(volumes))
+    for number, (volume, strength) in enumerate(zip(volumes, strengths)):
+        distance = np.abs(np.log(np.asarray(known_volumes) / volume))
+        similar = np.argsort(distance, kind='stable')[:SIMILAR_LESIONS]
+        contrasts[number] = max(np.quantile(known_strengths[similar], strength), LEAST_CONTRAST[sign])
+    return sign * contrasts
+
+
 def coarse_lesion(image, lesion_mask, lesion_intensities, intensity='median'):
     """Paint a lesion of one intensity: where SDEdit starts from (Meng et al. 2022; thesis 3.2).
 

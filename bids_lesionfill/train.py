@@ -60,6 +60,7 @@ class Plan:
     num_inference_steps: int = 1  # default of the finished model
     jump_length: int = 8  # of RePaint, which samples unconditional models
     jump_n_sample: int = 10
+    start_step: int = 3  # t0 of SDEdit, in which unconditional models synthesize (table 4.5: 1 in 2D, 3 in 3D)
     validate_every: int = 200
     n_validation_cases: int = 64
     seed: int = 0
@@ -153,6 +154,27 @@ FLAIR = replace(
     cases=replace(COMPACT.cases, rim_contrast=(-1.0, -0.1), rim_share=0.4),
     share_at_end=0.7,
 )
+SYNTH_T1W = replace(
+    COMPACT,
+    name='synth-T1w',
+    task='synth',
+    form=inpaint.Form(base='lesion', residual_scale=0.16, detail_scale=0.3),
+    cases=replace(COMPACT.cases, grow_share=0.3),
+    share_at_end=0.2,  # samples, not their mean, are wanted: every time step counts
+    log_loss_floor=None,
+    num_inference_steps=20,
+    num_updates=900,
+    decay_updates=500,
+    warmup_updates=50,
+    validate_every=300,
+)
+SYNTH_FLAIR = replace(
+    SYNTH_T1W,
+    name='synth-FLAIR',
+    modality='FLAIR',
+    form=inpaint.Form(base='lesion', residual_scale=0.3, detail_scale=0.4),
+    cases=replace(SYNTH_T1W.cases, rim_contrast=FLAIR.cases.rim_contrast),
+)
 MASKS = {'lesions': 0.0, 'circles': 1.0, 'mixture': 0.5}  # share of circles
 UNCONDITIONAL = inpaint.Form(kind='unconditional', inside_mask_only=False)
 
@@ -169,7 +191,8 @@ def thesis_plans(start, prefix):
         plans.append(replace(model, name=f'{prefix}-{dimension}-unconditional', **unconditional))
         synth = replace(model, task='synth', modality='FLAIR')
         plans.append(replace(synth, name=f'{prefix}-{dimension}-synth'))
-        plans.append(replace(synth, name=f'{prefix}-{dimension}-synth-unconditional', **unconditional))
+        unconditional_synth = replace(synth, **unconditional, start_step=3 if pseudo_3d else 1)
+        plans.append(replace(unconditional_synth, name=f'{prefix}-{dimension}-synth-unconditional'))
     plans.append(
         replace(start, name=f'{prefix}-2d-unconditional-min-snr', pseudo_3d=False, min_snr_gamma=5.0, **unconditional)
     )
@@ -215,6 +238,8 @@ PLANS = {
     for plan in (
         COMPACT,
         FLAIR,
+        SYNTH_T1W,
+        SYNTH_FLAIR,
         *thesis_plans(THESIS, 'thesis'),
         *small_plans(),
     )
@@ -360,8 +385,9 @@ def save_atomically(state, path):
     os.replace(f'{path}.tmp', path)
 
 
-def save_model(network, plan, model_dir, dtype=torch.float16):
-    """Write a model folder, whole or not at all: weights as safetensors in half precision, scheduler, plan."""
+def save_model(network, plan, model_dir, dtype=torch.float16, contrasts=None):
+    """Write a model folder, whole or not at all: weights as safetensors in half precision, scheduler, plan; and
+    `contrasts` (volumes and contrasts, see `dataset.lesion_contrasts`) if there are any."""
     new, old = (model_dir.with_name(f'{model_dir.name}.{end}') for end in ('new', 'old'))
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -370,6 +396,9 @@ def save_model(network, plan, model_dir, dtype=torch.float16):
     half.save_pretrained(new / 'unet')
     plan.build_scheduler().save_pretrained(new / 'scheduler')
     (new / 'plan.json').write_text(plan.to_json())
+    if contrasts is not None:
+        rounded = {name: np.round(values, 3).tolist() for name, values in zip(('volume_mm3', 'contrast'), contrasts)}
+        (new / weights.CONTRASTS).write_text(json.dumps(rounded) + '\n')
     if model_dir.exists():
         os.replace(model_dir, old)
     os.replace(new, model_dir)
@@ -437,6 +466,7 @@ def train(
     ema = EMAModel(raw_network.parameters(), decay=plan.ema_decay, use_ema_warmup=True, power=0.75)
     update, best_ssim, seconds, cpu_seconds = 0, -1.0, 0.0, 0.0
     losses, timesteps = [], []  # since the last validation
+    contrasts = dataset.lesion_contrasts(brains) if plan.task == 'synth' else None
     checkpoint = output_dir / 'checkpoint.pt'
     state = None
     if checkpoint.exists():
@@ -513,11 +543,11 @@ def train(
         for name, value in row.items():
             writer.add_scalar(name, value, update)
         logger.info('%s', {name: float(f'{value:.5g}') for name, value in row.items()})
-        save_model(raw_network, plan, output_dir / 'last')
-        ssim = np.mean([value for name, value in scores.items() if name.endswith('/model_ssim')])
-        if ssim > best_ssim:
-            best_ssim = float(ssim)
-            save_model(raw_network, plan, output_dir / 'best')
+        save_model(raw_network, plan, output_dir / 'last', contrasts=contrasts)
+        ssims = [value for name, value in scores.items() if name.endswith('/model_ssim')]
+        if ssims and np.mean(ssims) > best_ssim:
+            best_ssim = float(np.mean(ssims))
+            save_model(raw_network, plan, output_dir / 'best', contrasts=contrasts)
 
     for batch in loader:
         batch_losses, batch_timesteps = train_step(
@@ -619,6 +649,9 @@ def main(argv=None):
         default=[],
         help='patients kept out of training; synthesis and FLAIR are validated on them (default: the last one)',
     )
+    parser.add_argument(
+        '--no-validation', action='store_true', help='patients: train on all of them, after leave-one-out trainings'
+    )
     parser.add_argument('--num-updates', type=int, help="instead of the plan's")
     parser.add_argument('--decay-updates', type=int, help="instead of the plan's")
     parser.add_argument(
@@ -634,9 +667,8 @@ def main(argv=None):
     changes = {name: getattr(options, name) for name in ('num_updates', 'decay_updates')}
     plan = replace(plan, **{name: value for name, value in changes.items() if value is not None})
     brains, validation_brains, lesions, validation_lesions = read_data(options, plan)
-    cases = dataset.validation_cases(
-        validation_brains, validation_lesions, plan.cases, plan.form, plan.n_validation_cases, plan.seed
-    )
+    n_cases = plan.n_validation_cases if validation_brains else 0
+    cases = dataset.validation_cases(validation_brains, validation_lesions, plan.cases, plan.form, n_cases, plan.seed)
     logger.info('%d brains to train, %d to validate', len(brains), len(validation_brains))
     train(
         brains,
@@ -656,7 +688,8 @@ def read_data(options, plan):
     """Brains to train and to validate, lesion shapes to train and to validate, by the command line's options."""
     healthy_dirs = options.bids_dir if (plan.task, plan.modality) == ('fill', 'T1w') else []
     patient_dirs = options.patients if healthy_dirs else options.bids_dir
-    patients = split_patients(patient_dirs, plan.modality, options.validation_label, not healthy_dirs)
+    must_validate = not healthy_dirs and not options.no_validation
+    patients = split_patients(patient_dirs, plan.modality, options.validation_label, must_validate)
     if plan.task == 'synth':
         return *(dataset.read_patients(group) for group in patients), [], []
     mask_files = layout.find_lesion_masks(options.lesion_masks or options.bids_dir[0])

@@ -1,7 +1,8 @@
 """Find, check and load models: the bundled ones by name, others by folder; and the bundled lesions. Nothing is ever
 downloaded.
 
-A model is a folder: `unet/` and `scheduler/` as diffusers writes them (safetensors only), `plan.json`, `README.md`.
+A model is a folder: `unet/` and `scheduler/` as diffusers writes them (safetensors only), `plan.json`, `README.md`;
+of synthesis also `lesion_contrasts.json`.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MODELS_DIR = Path(__file__).parent / 'models'
+CONTRASTS = 'lesion_contrasts.json'
 LESIONS_DIR = Path(__file__).parent / 'lesions'
 
 
@@ -27,6 +29,7 @@ class Model:
     scheduler: object
     jump_length: int = 8  # of RePaint, for unconditional models
     jump_n_sample: int = 10
+    contrasts: tuple | None = None  # of synthesis: volumes (mm3) and contrasts of the lesions it was trained on
 
     @property
     def modality(self):
@@ -123,11 +126,23 @@ def load_model(name_or_path, device='cpu', models_dir=MODELS_DIR):
         tile=tuple(plan['cases']['crop']),
         jump_length=plan.get('jump_length', 8),
         jump_n_sample=plan.get('jump_n_sample', 10),
+        contrasts=read_contrasts(folder),
         unet=network.from_pretrained(folder / 'unet', use_safetensors=True, low_cpu_mem_usage=False)
         .to(device=device, dtype=torch.float32, memory_format=torch.channels_last)
         .eval(),
         scheduler=DDIMScheduler.from_pretrained(folder / 'scheduler'),
     )
+
+
+def read_contrasts(folder):
+    """Volumes (mm3) and contrasts of the lesions that a model was trained on, (n,) arrays; None if it has none."""
+    import numpy as np
+
+    path = Path(folder) / CONTRASTS
+    if not path.is_file():
+        return None
+    content = json.loads(path.read_text())
+    return np.array(content['volume_mm3']), np.array(content['contrast'])
 
 
 def load_lesion_library(name='ljubljana', lesions_dir=LESIONS_DIR):

@@ -10,12 +10,17 @@ PACKAGE = Path(__file__).parent.parent / 'bids_lesionfill'
 # Each module may import those named; modules that are not named here are an error: give them a floor first.
 MAY_IMPORT = {
     # top
-    '__init__': {'fill'},
+    '__init__': {'fill', 'synth'},
     '__main__': {'cli'},
     'cli': {'participant', 'weights', 'layout'},
     # stories
-    'participant': {'fill', 'layout', 'report', 'weights'},
+    'participant': {'fill', 'layout', 'report', 'visits', 'weights'},
     'fill': {'inpaint', 'masks', 'preprocess', 'tissues', 'weights'},
+    'visits': {'fill', 'layout', 'synth', 'weights'},
+    'synth': {
+        *('baselines', 'fill', 'inpaint', 'lesion_masks', 'masks', 'preprocess', 'registration', 'synthesis'),
+        *('tissues', 'weights'),
+    },
     'train': {'dataset', 'diffusion', 'inpaint', 'layout', 'lpips', 'metrics', 'unet', 'weights'},
     'evaluate': {
         *('baselines', 'dataset', 'evaluation_cases', 'evaluation_page', 'inpaint', 'layout', 'lpips', 'metrics'),

@@ -1,0 +1,405 @@
+"""New lesions with perfect masks in the images of one visit: where they lie, how bright they are, painted. No files.
+
+`look_at` reads the anatomy off the T1w once; `draw` or `given` says where new lesions lie; `paint` paints them into an
+image of the visit, T1w or FLAIR.
+"""
+
+from dataclasses import dataclass, field
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+from . import baselines, fill, inpaint, lesion_masks, masks, preprocess, registration, synthesis, tissues, weights
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What the T1w of a visit shows, on its working grid (1 mm, RAS): `(X, Y, Z)` arrays."""
+
+    grid_img: nib.Nifti1Image  # the T1w on that grid
+    brain_mask: np.ndarray
+    tissue_seg: np.ndarray  # old lesions are white matter
+    old_lesions: np.ndarray  # bool
+    info: dict = field(default_factory=dict)  # where brain and white matter come from, for the sidecar
+
+    @property
+    def wm_mask(self):
+        """White matter outside the old lesions."""
+        return (self.tissue_seg == tissues.WHITE_MATTER) & ~self.old_lesions
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """Where lesions are in general, brought to one anatomy; see `lesion_masks.locate`."""
+
+    library: lesion_masks.LesionLibrary
+    places: np.ndarray
+    frequency: np.ndarray
+    voxel_to_template: np.ndarray
+
+
+@dataclass(frozen=True)
+class NewLesions:
+    """Where new lesions lie, and how strong each is."""
+
+    mask_img: nib.Nifti1Image  # uint8, 0 and the number of each lesion from 1; any grid in the world space of the T1w
+    strengths: np.ndarray  # (n,) quantile (0 to 1) of the contrast of each lesion, by number
+
+
+@dataclass(frozen=True)
+class Synthesis:
+    """An image with new lesions and all that a report has to say about it."""
+
+    synth_img: nib.Nifti1Image  # as it is to be written: stored values and the input's scaling
+    mask_img: nib.Nifti1Image  # uint8, all lesions, old and new, on the image's grid
+    new_mask_img: nib.Nifti1Image  # uint8, the new ones alone: the voxels that may have changed
+    lesions: list = field(default_factory=list)  # one dict per new lesion, see `fill.describe_lesions`
+    info: dict = field(default_factory=dict)  # what the sidecar says
+    warnings: list = field(default_factory=list)  # sentences
+
+
+def synthesize_lesions(
+    image_img,
+    lesion_mask_img=None,
+    *,
+    t1w_img=None,
+    new_mask_img=None,
+    model='synth-FLAIR',
+    n_lesions=None,
+    lesion_load_ml=None,
+    lesion_locations=tuple(tissues.PLACES),
+    lesion_intensity='auto',
+    num_inference_steps=None,
+    device='auto',
+    seed=0,
+):
+    """Paint new lesions into an image, and return it with their mask.
+
+    Parameters
+    ----------
+    image_img : nibabel image, 3D (or 4D with one volume)
+        FLAIR, or T1w with a model for T1w; with or without skull, any orientation and voxel size.
+    lesion_mask_img : nibabel image, optional
+        The lesions that the patient has (above zero); they stay, and new ones keep away from them.
+    t1w_img : nibabel image, optional
+        The T1w in which brain and white matter are found, in the same world space. A FLAIR needs it.
+    new_mask_img : nibabel image, optional
+        Where the new lesions are to be (above zero); drawn if not given.
+    model : str, path or weights.Model
+        A bundled name, a model folder, or a loaded model.
+    n_lesions, lesion_load_ml : optional
+        How many lesions, how much; if neither is given, as a patient of the lesion library has.
+    lesion_locations : subset of {'periventricular', 'juxtacortical', 'deep', 'infratentorial'}
+    lesion_intensity : float or 'auto'
+        Quantile (0 to 1) of the contrast of lesions of the same size, the patient's own or those that the model was
+        trained on: 1 is the brightest (FLAIR) or darkest (T1w). `auto` draws one for each lesion.
+    num_inference_steps : int, optional
+        DDIM steps; the model's default if not given.
+    device : {'auto', 'cpu', 'cuda'}
+    seed : int
+
+    Returns
+    -------
+    synth_img : nibabel image
+        On the grid of `image_img`, with its header; equal outside `mask_img`.
+    mask_img : nibabel image
+        The new lesions.
+
+    Raises
+    ------
+    ValueError
+        If an image cannot be used, or so many lesions find no place; the sentence says why.
+    FileNotFoundError
+        If the model is not found.
+    """
+    device = fill.choose_device(device)
+    if not isinstance(model, weights.Model):
+        model = weights.load_model(model, device)
+    if model.modality != 'T1w' and t1w_img is None:
+        raise ValueError(f'model {model.name} paints into {model.modality} images: it needs their T1w (t1w_img)')
+    anatomy = look_at(image_img if t1w_img is None else t1w_img, lesion_mask_img)
+    rng = np.random.default_rng(seed)
+    if new_mask_img is None:
+        atlas = find_places(anatomy, weights.load_lesion_library())
+        new = draw(anatomy, atlas, rng, lesion_intensity, n_lesions, lesion_load_ml, lesion_locations)
+    else:
+        new = given(new_mask_img, rng, lesion_intensity)
+    painted = paint(image_img, anatomy, new, model, lesion_mask_img, num_inference_steps, seed, device)
+    return fill.as_loaded(painted.synth_img), painted.new_mask_img
+
+
+def look_at(t1w_img, lesion_mask_img=None, brain_mask_img=None, mask_threshold=0.5):
+    """Find brain and white matter in a T1w; see `Anatomy`.
+
+    Parameters
+    ----------
+    t1w_img : nibabel image
+    lesion_mask_img, brain_mask_img : nibabel image, optional
+        In the same world space.
+    mask_threshold : float
+        From this probability on a voxel of a mask of floats is lesion.
+
+    Raises
+    ------
+    ValueError
+        If an image cannot be used.
+    """
+    grid_img = preprocess.conform(fill.plain(t1w_img, 'T1w'))
+    t1w = grid_img.get_fdata(dtype=np.float32)
+    old_lesions = np.zeros(grid_img.shape, dtype=bool)
+    if lesion_mask_img is not None:
+        old_lesions = fill.mask_on_grid(lesion_mask_img, grid_img, mask_threshold)
+    brain_mask, tissue_seg, info = fill.find_tissues(t1w, old_lesions, grid_img, brain_mask_img)
+    tissue_seg = np.where(old_lesions & brain_mask, tissues.WHITE_MATTER, tissue_seg)
+    return Anatomy(grid_img, brain_mask, tissue_seg, old_lesions, info)
+
+
+def find_places(anatomy, library):
+    """Bring the atlas of a lesion library to an anatomy, by affine registration of the T1w to its template."""
+    affine = anatomy.grid_img.affine
+    t1w = anatomy.grid_img.get_fdata(dtype=np.float32)
+    to_template = registration.affine_to_template(t1w, anatomy.brain_mask, affine, library.template, library.affine)
+    places, frequency, _ = lesion_masks.locate(library, anatomy.tissue_seg, to_template @ affine)
+    return Atlas(library, places, frequency, to_template @ affine)
+
+
+def draw(anatomy, atlas, rng, intensity='auto', n_lesions=None, load_ml=None, locations=tuple(tissues.PLACES)):
+    """Draw new lesions into white matter, apart from each other and from the old ones: NewLesions.
+
+    Raises
+    ------
+    ValueError
+        See `lesion_masks.draw_lesion_mask`.
+    """
+    labels = lesion_masks.draw_lesion_mask(
+        atlas.library,
+        anatomy.wm_mask,
+        atlas.places,
+        atlas.frequency,
+        atlas.voxel_to_template,
+        rng,
+        n_lesions,
+        load_ml,
+        locations,
+        avoid=anatomy.old_lesions,
+    )
+    return NewLesions(number_image(labels, anatomy.grid_img), draw_strengths(rng, int(labels.max()), intensity))
+
+
+def given(mask_img, rng, intensity='auto', mask_threshold=0.5):
+    """New lesions where a mask says: NewLesions. ValueError if it is no mask, or empty."""
+    fill.check_image(mask_img, 'mask of new lesions')
+    labels, n_lesions = masks.label_lesions(fill.mask_on_grid(mask_img, mask_img, mask_threshold))
+    if not n_lesions:
+        raise ValueError('the mask of new lesions is empty')
+    return NewLesions(number_image(labels, mask_img), draw_strengths(rng, n_lesions, intensity))
+
+
+def borrow(t1w_img, lesion_mask_img, anatomy):
+    """Another patient's lesions, by deformable registration of T1w to T1w, in free white matter: an uint8 image.
+
+    As in the thesis (3.3, *Mask Generation*). Lesions of which less than 3 voxels are left are dropped.
+
+    Parameters
+    ----------
+    t1w_img, lesion_mask_img : nibabel images
+        Of the other patient, in one world space.
+    anatomy : Anatomy
+
+    Raises
+    ------
+    ValueError
+        If antspyx is not installed, an image cannot be used, or nothing is left.
+    """
+    donor = look_at(t1w_img, lesion_mask_img)
+    brains = [
+        nib.Nifti1Image(np.where(a.brain_mask, a.grid_img.get_fdata(dtype=np.float32), 0), a.grid_img.affine)
+        for a in (donor, anatomy)
+    ]
+    warped = registration.warp_mask(fill.mask_image(donor.old_lesions, donor.grid_img), *brains)
+    near_old = masks.dilate_within(anatomy.old_lesions, np.ones_like(anatomy.old_lesions), 3)
+    free = anatomy.wm_mask & ~near_old
+    lesions, _ = masks.label_lesions(warped & free)
+    kept = np.bincount(lesions.flat) >= lesion_masks.MIN_VOXELS
+    kept[0] = False
+    if not kept.any():
+        raise ValueError('none of the lesions that were registered lies in free white matter')
+    return fill.mask_image(kept[lesions], anatomy.grid_img)
+
+
+def number_image(labels, img):
+    """Numbered lesions on the grid of an image."""
+    return nib.Nifti1Image(labels.astype(np.int32), img.affine)
+
+
+def draw_strengths(rng, n_lesions, intensity):
+    """A quantile for each lesion: the one asked for, or one drawn for each ('auto')."""
+    if intensity == 'auto':
+        return rng.uniform(0.05, 0.95, n_lesions)
+    if not 0 <= intensity <= 1:
+        raise ValueError(f"lesion intensity is {intensity}, expected a quantile from 0 to 1, or 'auto'")
+    return np.full(n_lesions, float(intensity))
+
+
+def paint(
+    image_img,
+    anatomy,
+    new,
+    model,
+    lesion_mask_img=None,
+    num_inference_steps=None,
+    seed=0,
+    device='cpu',
+    batch_size=8,
+    mask_threshold=0.5,
+):
+    """Paint new lesions into an image of a visit.
+
+    Parameters
+    ----------
+    image_img : nibabel image
+        T1w or FLAIR, in the world space of the anatomy's T1w.
+    anatomy : Anatomy
+    new : NewLesions
+    model : weights.Model
+        Conditional, or unconditional: then coarse lesions are painted first (SDEdit from `plan['start_step']`), and
+        RePaint keeps what is outside (thesis 3.2).
+    lesion_mask_img : nibabel image, optional
+        The old lesions: they stay, and are in `mask_img`.
+    num_inference_steps : int, optional
+    seed : int
+        Of the noise.
+    device : str
+    batch_size : int
+        Tiles at once.
+    mask_threshold : float
+
+    Returns
+    -------
+    Synthesis
+
+    Raises
+    ------
+    ValueError
+        If an image cannot be used, or nothing is left to paint in.
+    """
+    fill.check_image(image_img, 'image')
+    plain_img, grid_img = fill.plain(image_img, 'image'), anatomy.grid_img
+    old_mask = np.zeros(plain_img.shape, dtype=bool)
+    if lesion_mask_img is not None:
+        old_mask = fill.mask_on_grid(lesion_mask_img, image_img, mask_threshold)
+    new_mask = fill.mask_on_grid(new.mask_img, image_img) & ~old_mask
+    notes = []
+    outside = new_mask & ~preprocess.conform_mask(fill.mask_image(anatomy.brain_mask, grid_img), plain_img)
+    if outside.any():
+        notes.append(f'{outside.sum()} of {new_mask.sum()} voxels of the new lesions lie outside the brain: left out.')
+        new_mask &= ~outside
+    if not new_mask.any():
+        raise ValueError('no voxel of the new lesions lies in the brain and outside the old lesions')
+
+    # 1. The image on the grid of the anatomy, and the numbers of the lesions there.
+    image = preprocess.resample_to(plain_img, grid_img, order=3)
+    scaling = preprocess.white_matter_scaling(image, anatomy.wm_mask)
+    image = np.where(anatomy.brain_mask, scaling.apply(image), -1).astype(np.float32)
+    hole = preprocess.conform_mask(fill.mask_image(new_mask, plain_img), grid_img, threshold=0.05)
+    labels = nearest_numbers(new.mask_img, grid_img)
+    wm_mask = anatomy.wm_mask & ~hole
+
+    # 2. How bright: as lesions of this size are, the patient's own if there are enough.
+    reference, source = reference_contrasts(image, anatomy, model)
+    sign = 1 if model.modality == 'FLAIR' else -1
+    contrasts = synthesis.choose_contrasts(volumes_of(new), new.strengths, *reference, sign)
+    contrast = np.where(hole, np.append(0, contrasts)[labels], 0).astype(np.float32)
+
+    # 3. Sample on tiles that cover the lesions; no voxel leaves the range that the brain has anyway.
+    if num_inference_steps is None:
+        num_inference_steps = model.plan['num_inference_steps']
+    start_step = 0
+    if model.form.kind == 'unconditional':
+        start_step = model.plan.get('start_step', 3)
+        white_matter = baselines.local_white_matter(image, hole, wm_mask)
+        image = np.where(hole, white_matter + contrast, image)
+    limits = np.quantile(image[anatomy.brain_mask & ~hole], (0.001, 0.999))
+    values = inpaint.fill_volume(
+        image, hole, wm_mask, model, num_inference_steps, [seed], device, batch_size, start_step, contrast
+    )[0]
+    values = np.clip(values, *limits)
+
+    # 4. Back to the image's grid and its stored values, inside the new lesions only.
+    painted = fill.one_volume(image_img).astype(np.float64)
+    grey = fill.on_grid(scaling.invert(image), hole, scaling.invert(values), grid_img, plain_img)
+    painted[new_mask] = np.clip(grey[new_mask], *scaling.invert(limits))
+    synth_img = fill.paste(image_img, painted, new_mask)
+    native_wm = preprocess.conform_mask(fill.mask_image(anatomy.wm_mask, grid_img), plain_img)
+    before, after = fill.one_volume(image_img), fill.one_volume(fill.as_loaded(synth_img))
+    in_white_matter = (new_mask & native_wm).sum() / new_mask.sum()
+    if in_white_matter < 0.8:
+        notes.append(f'{100 * (1 - in_white_matter):.0f} % of the new lesions lie outside white matter.')
+    info = {
+        'Model': model.name,
+        'WeightsSHA256': model.sha256,
+        'RandomSeed': seed,
+        'NumInferenceSteps': num_inference_steps,
+        'Device': device,
+        'LesionVoxelsOld': int(old_mask.sum()),
+        'LesionVoxelsNew': int(new_mask.sum()),
+        'Lesions': masks.label_lesions(new_mask)[1],
+        'VoxelsChanged': int((after != before)[new_mask].sum()),
+        'ContrastReference': source,
+        'WhiteMatterMedian': float(1.5 / scaling.slope),
+        **anatomy.info,
+    }
+    return Synthesis(
+        synth_img,
+        fill.mask_image(old_mask | new_mask, image_img),
+        fill.mask_image(new_mask, image_img),
+        fill.describe_lesions(before, after, new_mask, new_mask, native_wm, image_img.affine),
+        info,
+        notes,
+    )
+
+
+def nearest_numbers(mask_img, grid_img):
+    """The number of the nearest lesion at every voxel of a grid; (X, Y, Z) int array."""
+    labels = preprocess.resample_to(mask_img, grid_img, order=0).astype(int)
+    if not labels.any():
+        raise ValueError('the new lesions lie outside the T1w: their world coordinates do not overlap')
+    nearest = ndimage.distance_transform_edt(labels == 0, return_distances=False, return_indices=True)
+    return labels[tuple(nearest)]
+
+
+def volumes_of(new):
+    """mm3 of each new lesion, by number."""
+    labels = np.asarray(new.mask_img.dataobj)
+    voxel_mm3 = abs(np.linalg.det(new.mask_img.affine[:3, :3]))
+    return np.bincount(labels.flat, minlength=len(new.strengths) + 1)[1:] * voxel_mm3
+
+
+def reference_contrasts(image, anatomy, model, min_lesions=10):
+    """Volumes (mm3) and contrasts of real lesions, the patient's own or the model's: ((volumes, contrasts), words).
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float array, normalised, on the grid of the anatomy
+    anatomy : Anatomy
+    model : weights.Model
+    min_lesions : int
+        Patients with fewer lesions (of 3 voxels and more) of their own get such as the model was trained on.
+
+    Raises
+    ------
+    ValueError
+        If there is neither.
+    """
+    if anatomy.old_lesions.any():
+        _, volumes, contrasts = inpaint.contrast_of(image, anatomy.old_lesions, anatomy.wm_mask)
+        own = volumes >= lesion_masks.MIN_VOXELS
+        if own.sum() >= min_lesions:
+            return (volumes[own], contrasts[own]), f'{own.sum()} lesions of the patient'
+    if model.contrasts is None:
+        raise ValueError(
+            f'model {model.name} brings no contrasts of lesions (lesion_contrasts.json), and the patient has fewer '
+            f'than {min_lesions} lesions to take them from'
+        )
+    return model.contrasts, f'{len(model.contrasts[0])} lesions that the model was trained on'

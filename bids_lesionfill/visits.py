@@ -1,0 +1,181 @@
+"""New lesions in all images of a visit (a T1w and what goes with it): the same in each image, variant by variant."""
+
+import logging
+import time
+from functools import cached_property
+
+import nibabel as nib
+import numpy as np
+
+from . import fill, layout, synth, weights
+
+logger = logging.getLogger('bids_lesionfill')
+
+
+def run(images, models, donor, run_id, options):
+    """Paint new lesions into all images of a participant, unless that is done.
+
+    Parameters
+    ----------
+    images : list of layout.Inputs
+    models : dict of modality -> weights.Model
+    donor : layout.Inputs or None
+        Whose lesions are taken (`--mask-from`).
+    run_id : str
+    options : cli.Options
+
+    Returns
+    -------
+    list of (Inputs, desc, dict with `status` and `message`)
+    """
+    results, by_t1w = [], {}
+    for image in images:
+        if image.problem:
+            logger.error('%s: %s', image.name, image.problem)
+            results.append((image, options.variants[0], {'status': 'failed', 'message': image.problem}))
+        else:
+            by_t1w.setdefault(image.t1w_file, []).append(image)
+    for of_visit in by_t1w.values():
+        visit = Visit(of_visit, donor, options)
+        for image in of_visit:
+            for variant, desc in enumerate(options.variants):
+                results.append((image, desc, run_image(visit, image, variant, desc, models, run_id, options)))
+    return results
+
+
+def run_image(visit, image, variant, desc, models, run_id, options):
+    """One variant of one image; what became of it."""
+    if options.reports_only:
+        done = bool(layout.read_sidecar(layout.synth_files(options.output_dir, image, desc)['synth']))
+        return {'status': 'synthesized'} if done else {'status': 'failed', 'message': 'not synthesized yet'}
+    try:
+        synthesize_image(visit, image, variant, desc, models[image.modality], options)
+    except Exception as error:
+        name = f'{image.name}_{desc}'
+        return {
+            'status': 'failed',
+            'message': layout.note_crash(error, name, image.subject, run_id, options.output_dir),
+        }
+    return {'status': 'synthesized'}
+
+
+def synthesize_image(visit, image, variant, desc, model, options):
+    """Paint new lesions into one image and write its derivatives, unless they are there from the same input."""
+    files = layout.synth_files(options.output_dir, image, desc)
+    result_options = options.of_result(image.modality) | {'variant': variant} | visit.fingerprint
+    run_hash = layout.hash_run(image, result_options, model.sha256, options.version)
+    if layout.are_written(files['synth'], files.values(), run_hash):
+        logger.info('%s desc-%s: already done', image.name, desc)
+        return
+    started = time.monotonic()
+    synthesis = synth.paint(
+        nib.load(image.image_file),
+        visit.anatomy,
+        visit.new_lesions(variant),
+        model,
+        nib.load(image.lesion_mask_file) if image.lesion_mask_file else None,
+        options.num_inference_steps,
+        (layout.seed_of(image, options.random_seed) + 7919 * variant) % 2**63,
+        fill.choose_device(options.device),
+        options.batch_size,
+        options.mask_threshold,
+    )
+    synthesis.info['LesionSource'] = visit.source
+    if options.second_visit:
+        synthesis.info['Visits'] = {'First': image.sources[0], 'Second': 'this image'}
+    provenance = {
+        'Options': result_options,
+        'RunHash': run_hash,
+        'GeneratedBy': [{'Name': layout.APP_NAME, 'Version': options.version}],
+    }
+    layout.write_synthesis(options.output_dir, image, desc, synthesis, provenance)
+    for warning in synthesis.warnings:
+        logger.warning('%s: %s', image.name, warning)
+    logger.info(
+        '%s desc-%s: %d new lesion(s) in %.0f s', image.name, desc, len(synthesis.lesions), time.monotonic() - started
+    )
+
+
+class Visit:
+    """A T1w and the images that share its new lesions. What is costly is done once, and when it is first asked for."""
+
+    def __init__(self, images, donor, options):
+        self.images, self.donor, self.options = images, donor, options
+        self.first = images[0]
+        self.seed = layout.seed_of_path(self.first.t1w_path, options.random_seed)
+
+    @cached_property
+    def anatomy(self):
+        """See `synth.look_at`."""
+        first = self.first
+        return synth.look_at(
+            nib.load(first.t1w_file),
+            nib.load(first.lesion_mask_file) if first.lesion_mask_file else None,
+            nib.load(first.brain_mask_file) if first.brain_mask_file else None,
+            self.options.mask_threshold,
+        )
+
+    @cached_property
+    def atlas(self):
+        """See `synth.find_places`."""
+        return synth.find_places(self.anatomy, weights.load_lesion_library())
+
+    @cached_property
+    def mask_img(self):
+        """The mask that was given, or another patient's."""
+        if self.options.new_mask_file:
+            return nib.load(self.options.new_mask_file)
+        return synth.borrow(nib.load(self.donor.t1w_file), nib.load(self.donor.lesion_mask_file), self.anatomy)
+
+    @property
+    def source(self):
+        """Where the lesions come from, in words."""
+        if self.options.new_mask_file:
+            return f'the mask {self.options.new_mask_file.name}'
+        return f'sub-{self.donor.subject}, by deformable registration' if self.donor else 'drawn from a library'
+
+    @cached_property
+    def fingerprint(self):
+        """What else the result depends on: the bytes of masks that are given, by their hashes."""
+        files = [self.options.new_mask_file] if self.options.new_mask_file else []
+        files += [self.donor.t1w_file, self.donor.lesion_mask_file] if self.donor else []
+        files += [file for file in (self.first.lesion_mask_file, self.first.brain_mask_file) if file]
+        return {'masks': [weights.sha256_of(file) for file in files]}
+
+    def new_lesions(self, variant):
+        """The lesions of one variant, the same for all images of the visit; see `synth.NewLesions`."""
+        options, rng = self.options, np.random.default_rng([self.seed, variant])
+        if options.new_mask_file or self.donor:
+            return synth.given(self.mask_img, rng, options.lesion_intensity, options.mask_threshold)
+        return synth.draw(
+            self.anatomy,
+            self.atlas,
+            rng,
+            options.lesion_intensity,
+            options.n_lesions,
+            options.lesion_load_ml,
+            options.lesion_locations,
+        )
+
+
+def find_donor(options, derivatives):
+    """The T1w with a lesion mask of the participant whose lesions are taken, the first by name.
+
+    Raises
+    ------
+    UsageError
+        If there is none.
+    """
+    bids_layout = layout.open_layout(options.bids_dir, derivatives.values())
+    found = layout.find_inputs(
+        bids_layout,
+        derivatives,
+        participant_labels=[options.mask_from],
+        filters=options.filters,
+        mask_labels=options.mask_labels,
+        mask_desc=options.mask_desc,
+    )
+    usable = [image for image in found[options.mask_from] if not image.problem]
+    if not usable:
+        raise layout.UsageError(f'--mask-from: sub-{options.mask_from} has no T1w with a lesion mask')
+    return usable[0]
