@@ -307,7 +307,7 @@ def paint(
     wm_mask = anatomy.wm_mask & ~hole
 
     # 2. How bright: as lesions of this size are, the patient's own if there are enough.
-    reference, source = reference_contrasts(image, anatomy, model)
+    reference, source = reference_contrasts(image, anatomy.old_lesions, anatomy.wm_mask, model)
     sign = 1 if model.modality == 'FLAIR' else -1
     contrasts = synthesis.choose_contrasts(volumes_of(new), new.strengths, *reference, sign)
     contrast = np.where(hole, np.append(0, contrasts)[labels], 0).astype(np.float32)
@@ -376,13 +376,14 @@ def volumes_of(new):
     return np.bincount(labels.flat, minlength=len(new.strengths) + 1)[1:] * voxel_mm3
 
 
-def reference_contrasts(image, anatomy, model, min_lesions=10):
+def reference_contrasts(image, lesion_mask, wm_mask, model, min_lesions=10):
     """Volumes (mm3) and contrasts of real lesions, the patient's own or the model's: ((volumes, contrasts), words).
 
     Parameters
     ----------
-    image : (X, Y, Z) float array, normalised, on the grid of the anatomy
-    anatomy : Anatomy
+    image : (X, Y, Z) float array, normalised
+    lesion_mask, wm_mask : (X, Y, Z) bool array
+        The patient's own lesions; white matter outside them.
     model : weights.Model
     min_lesions : int
         Patients with fewer lesions (of 3 voxels and more) of their own get such as the model was trained on.
@@ -392,8 +393,8 @@ def reference_contrasts(image, anatomy, model, min_lesions=10):
     ValueError
         If there is neither.
     """
-    if anatomy.old_lesions.any():
-        _, volumes, contrasts = inpaint.contrast_of(image, anatomy.old_lesions, anatomy.wm_mask)
+    if lesion_mask.any():
+        _, volumes, contrasts = inpaint.contrast_of(image, lesion_mask, wm_mask)
         own = volumes >= lesion_masks.MIN_VOXELS
         if own.sum() >= min_lesions:
             return (volumes[own], contrasts[own]), f'{own.sum()} lesions of the patient'

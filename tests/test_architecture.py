@@ -27,7 +27,7 @@ MAY_IMPORT = {
         'weights',
     },
     'readerstudy': {'fill', 'layout', 'metrics', 'readerstudy_cases', 'weights'},
-    'readerstudy_cases': {'dataset', 'fill', 'inpaint', 'masks', 'preprocess'},
+    'readerstudy_cases': {'dataset', 'fill', 'inpaint', 'masks', 'preprocess', 'synth', 'synthesis'},
     # edge
     'layout': set(),
     'report': set(),
