@@ -192,7 +192,7 @@ def test_model_that_was_made_for_something_else_is_2(bids_dir, tmp_path, caplog,
 def test_one_model_for_two_modalities_is_2(bids_dir, tmp_path, caplog, write_model):
     arguments = ['--modality', 'T1w', 'FLAIR', '--model', write_model('fill', 'FLAIR')]
     assert cli.main([str(bids_dir), str(tmp_path / 'out'), 'participant', *arguments]) == cli.USAGE
-    assert 'is for one modality, --modality names 2' in caplog.text
+    assert 'is for one modality, not for T1w and FLAIR; give --modality' in caplog.text
     assert not (tmp_path / 'out').exists()
 
 
