@@ -124,7 +124,8 @@ def test_outside_the_new_lesions_every_stored_value_is_the_same(oblong, new_mask
     assert stored[0].shape == stored[1].shape
     assert stored[0][~painted].tobytes() == stored[1][~painted].tobytes()
     assert (stored[0] != stored[1])[painted].mean() > 0.9
-    for field in ('scl_slope', 'scl_inter', 'qform_code', 'sform_code', 'pixdim', 'dim', 'datatype', 'srow_x'):
+    assert (written.dataobj.slope, written.dataobj.inter) == (img.dataobj.slope, img.dataobj.inter)
+    for field in ('qform_code', 'sform_code', 'pixdim', 'dim', 'datatype', 'srow_x'):
         assert np.array_equal(written.header[field], img.header[field]), field
     assert synthesis.info['VoxelsChanged'] == (stored[0] != stored[1]).sum()
 
@@ -295,7 +296,7 @@ def test_lesions_outside_white_matter_are_painted_and_named(head, anatomy):
 def test_lesions_too_small_for_the_slices_of_an_image_are_named(oblong, new_mask):
     head, anatomy = oblong
     speck = np.zeros_like(new_mask)
-    speck[13, 12, 14] = True
+    speck[13, 12, 15] = True  # at z = 5 mm; slices are at 3 and 6 mm
     assert head.wm_mask[speck].all()
     new = lesions_at(new_mask | speck, head.affine)
     synthesis = synth.paint(head.thick_slices(head.flair), anatomy, new, build_model())
