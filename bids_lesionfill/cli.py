@@ -85,6 +85,7 @@ class Options:
             names += ['dilate', 'rim_voxels', 'n_samples']
         else:
             names += ['n_lesions', 'lesion_load_ml', 'lesion_locations', 'mask_from', 'lesion_intensity']
+            names += ['second_visit']  # said in the sidecar
         return {'model': self.model_of(modality)} | {name: getattr(self, name) for name in names}
 
     @property

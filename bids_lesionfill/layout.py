@@ -45,7 +45,7 @@ class AmbiguousMaskError(ValueError):
 
 @dataclass(frozen=True)
 class Inputs:
-    """One image to fill, and what was found for it. Paths are absolute; sources are BIDS URIs."""
+    """One image to work on, and what was found for it. Paths are absolute; sources are BIDS URIs."""
 
     subject: str  # without sub-
     session: str | None
@@ -748,6 +748,7 @@ def write_status(output_dir, subject, run_id, status):
                     'synthesized': 'new lesions were painted',
                     'copied': 'the mask holds no lesion: the output is a copy of the input',
                     'no lesion mask': 'no lesion mask was found, nothing was written',
+                    'no image': 'no image of the modalities was found, nothing was written',
                     'failed': 'see message and the crash file',
                 },
             },

@@ -57,7 +57,7 @@ def run(options):
 
 
 def find_images(options, derivatives):
-    """All images of a participant to fill, of one modality after the other: dict of subject -> list of Inputs."""
+    """All images to work on, a participant's of one modality after the other: dict of subject -> list of Inputs."""
     bids_layout = layout.open_layout(options.bids_dir, derivatives.values())
     found = {}
     for modality in options.modalities:

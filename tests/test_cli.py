@@ -192,7 +192,7 @@ def test_model_that_was_made_for_something_else_is_2(bids_dir, tmp_path, caplog,
 def test_one_model_for_two_modalities_is_2(bids_dir, tmp_path, caplog, write_model):
     arguments = ['--modality', 'T1w', 'FLAIR', '--model', write_model('fill', 'FLAIR')]
     assert cli.main([str(bids_dir), str(tmp_path / 'out'), 'participant', *arguments]) == cli.USAGE
-    assert 'is for one modality, --modality names 2' in caplog.text
+    assert 'is for one modality, not for T1w and FLAIR; give --modality' in caplog.text
     assert not (tmp_path / 'out').exists()
 
 
@@ -200,6 +200,97 @@ def test_modality_that_is_not_filled_is_2(bids_dir, tmp_path):
     with pytest.raises(SystemExit) as stop:
         cli.main([str(bids_dir), str(tmp_path / 'out'), 'participant', '--modality', 'T2w'])
     assert stop.value.code == 2
+
+
+# Synthesis
+
+
+@pytest.fixture
+def synth_models(monkeypatch, write_model):
+    """Both modalities have a model of synthesis."""
+    folders = {modality: write_model('synth', modality) for modality in ('FLAIR', 'T1w')}
+    monkeypatch.setattr(cli.Options, 'model_of', lambda self, modality: folders[modality])
+
+
+def test_synthesis_has_defaults(bids_dir, tmp_path, synth_models):
+    options = parse(bids_dir, tmp_path, '--mode', 'synth')
+    assert options.modalities == ('FLAIR', 'T1w')
+    assert options.variants == ['synth']
+    assert (options.n_lesions, options.lesion_load_ml, options.lesion_intensity) == (None, None, 'auto')
+    assert set(options.lesion_locations) == {'periventricular', 'juxtacortical', 'deep', 'infratentorial'}
+    assert not options.second_visit
+
+
+def test_bundled_models_of_synthesis_are_named_by_modality():
+    options = cli.Options(Path('in'), Path('out'), mode='synth')
+    assert [options.model_of(modality) for modality in ('T1w', 'FLAIR')] == ['synth-T1w', 'synth-FLAIR']
+
+
+def test_options_of_synthesis_are_taken(bids_dir, tmp_path, synth_models):
+    options = parse(
+        *(bids_dir, tmp_path, '--mode', 'synth', '--new-lesions', '4', '--lesion-load-ml', '1.5', '--n-variants', '3'),
+        *('--lesion-location', 'deep,juxtacortical,deep', '--lesion-intensity', '0.25'),
+    )
+    assert (options.n_lesions, options.second_visit, options.lesion_load_ml) == (4, True, 1.5)
+    assert options.variants == ['synth1', 'synth2', 'synth3']
+    assert options.lesion_locations == ('deep', 'juxtacortical')
+    assert options.lesion_intensity == 0.25
+    given = parse(bids_dir, tmp_path, '--mode', 'synth', '--mask-from', 'sub-07')
+    assert given.mask_from == '07'
+
+
+@pytest.mark.parametrize('changed', [
+    ['--n-lesions', '2'], ['--new-lesions', '3'], ['--lesion-load-ml', '2'], ['--lesion-location', 'deep'],
+    ['--lesion-intensity', '0.5'], ['--mask-from', '01'], ['--random-seed', '1'], ['--num-inference-steps', '3'],
+], ids=lambda arguments: arguments[0])  # fmt: skip
+def test_every_option_that_changes_the_new_lesions_is_one_of_the_result(bids_dir, tmp_path, synth_models, changed):
+    start = ['--mode', 'synth'] + ([] if changed[0] in ('--mask-from', '--n-lesions') else ['--n-lesions', '3'])
+    start = start[:2] if changed[0] == '--new-lesions' else start
+    before = parse(bids_dir, tmp_path, *start).of_result('FLAIR')
+    assert parse(bids_dir, tmp_path, *start, *changed).of_result('FLAIR') != before
+
+
+def test_a_second_visit_is_not_the_same_result_as_so_many_lesions(bids_dir, tmp_path, synth_models):
+    drawn, second = (
+        parse(bids_dir, tmp_path, '--mode', 'synth', option, '3').of_result('T1w')
+        for option in ('--n-lesions', '--new-lesions')
+    )
+    assert drawn != second
+
+
+@pytest.mark.parametrize(('arguments', 'words'), [
+    (['--n-lesions', '3'], '--n-lesions: only with --mode synth'),
+    (['--mask', 'm.nii.gz', '--n-variants', '2'], '--mask, --n-variants: only with --mode synth'),
+    (['--mode', 'synth', '--n-samples', '2'], '--n-samples is for filling'),
+    (['--mode', 'synth', '--mask', 'm.nii.gz', '--n-lesions', '3'], '--mask, --n-lesions contradict each other'),
+    (['--mode', 'synth', '--mask-from', '01', '--lesion-load-ml', '3'], '--mask-from, --lesion-load-ml contradict'),
+    (['--mode', 'synth', '--mask-from', '01', '--mask', 'm.nii.gz'], '--mask, --mask-from contradict each other'),
+    (['--mode', 'synth', '--mask-from', '01', '--new-lesions', '3'], '--mask-from, --new-lesions contradict'),
+    (['--mode', 'synth', '--new-lesions', '3', '--n-lesions', '3'], 'both say how many: give one'),
+    (['--mode', 'synth', '--mask', 'nowhere.nii.gz'], '--mask nowhere.nii.gz is not a file'),
+])  # fmt: skip
+def test_options_that_contradict_each_other_are_2(bids_dir, tmp_path, caplog, synth_models, arguments, words):
+    assert cli.main([str(bids_dir), str(tmp_path / 'out'), 'participant', *arguments]) == cli.USAGE
+    assert words in caplog.text
+    assert len(caplog.records) == 1
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(('arguments', 'words'), [
+    (['--lesion-intensity', '1.2'], '1.2 is no quantile from 0 to 1'),
+    (['--lesion-intensity', 'bright'], 'invalid intensity value'),
+    (['--lesion-location', 'deep,cortical'], 'cortical is none of periventricular,juxtacortical'),
+    (['--lesion-load-ml', '0'], '0 is not above zero'),
+    (['--lesion-load-ml', 'nan'], 'nan is not above zero'),
+    (['--n-lesions', '0'], '0 is not above zero'),
+    (['--n-variants', '0'], '0 is not above zero'),
+    (['--new-lesions', '-1'], '-1 is not above zero'),
+])  # fmt: skip
+def test_values_that_no_lesion_can_have_are_2(bids_dir, tmp_path, capsys, arguments, words):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(bids_dir), str(tmp_path / 'out'), 'participant', '--mode', 'synth', *arguments])
+    assert stop.value.code == 2
+    assert words in capsys.readouterr().err
 
 
 def test_internal_error_is_70(bids_dir, tmp_path, monkeypatch):

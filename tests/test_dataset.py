@@ -10,6 +10,7 @@ from bids_lesionfill.dataset import Brain, CasePlan, TrainingCases
 from bids_lesionfill.inpaint import Form
 
 PLAN = CasePlan(crop=(16, 16, 4))
+WHOLE = replace(PLAN, max_dilation=0, grow_share=0)  # lesions as they are: their masks do not grow
 
 
 @pytest.fixture
@@ -186,11 +187,12 @@ def test_conditions_are_made_of_the_padded_crop_then_cut(brain, shapes, rng, mon
     inpaint_condition = inpaint.condition
     monkeypatch.setattr(dataset.inpaint, 'condition', condition)
     case = draw(brain, shapes, rng, rim_share=0.0)
-    (seen, lesion_mask, wm_mask, form), (base, channels) = calls[-1]
+    (seen, lesion_mask, wm_mask, form, contrast), (base, channels) = calls[-1]
     core = (slice(8, -8),) * 3
     assert np.array_equal(seen, brain[0])
     assert np.array_equal(wm_mask, brain[1])
     assert form == Form()
+    assert contrast is None  # no form of filling asks for it
     assert np.array_equal(case['lesion_mask'], lesion_mask[core])
     assert np.array_equal(case['base'], base[core])
     assert np.array_equal(case['channels'], channels[(slice(None), *core)])
@@ -265,7 +267,7 @@ def test_target_and_base_give_the_healthy_truth_back(brain, shapes):
         assert np.array_equal(channels[:2], plain_channels)
         base = plain_target - Form().residual_scale * target
         assert np.array_equal(base[mask == 0], plain_target[mask == 0])
-        assert 0.3 < base[mask == 1].mean() < 0.7  # white matter
+        assert np.abs(base - plain_target)[mask == 1].mean() < 0.4  # something like what is beneath
 
 
 def test_target_is_healthy_even_where_a_rim_is_seen(brain, shapes):
@@ -401,7 +403,7 @@ def test_synthesis_case_has_whole_lesions_to_paint_and_shows_the_others(patient,
     assert n_lesions == 4
     chosen = []
     for _ in range(30):
-        case = dataset.draw_synthesis_case(patient, PLAN, form, rng)
+        case = dataset.draw_synthesis_case(patient, WHOLE, form, rng)
         lesion_mask = case['lesion_mask']
         assert np.array_equal(case['image'], patient.image[CORE])  # with all its lesions
         assert np.array_equal(case['seen'], case['image'])
@@ -424,7 +426,7 @@ def test_what_synthesis_sees_does_not_depend_on_the_lesions_to_paint(patient):
     hidden = patient._replace(image=np.where(patient.lesion_mask, 7, patient.image).astype(np.float32))
     for seed in range(5):
         one, other = (
-            dataset.draw_synthesis_case(brain, PLAN, Form(kind='plain'), np.random.default_rng(seed))
+            dataset.draw_synthesis_case(brain, WHOLE, Form(kind='plain'), np.random.default_rng(seed))
             for brain in (patient, hidden)
         )
         others = patient.lesion_mask[CORE] & ~one['lesion_mask']
@@ -434,8 +436,8 @@ def test_what_synthesis_sees_does_not_depend_on_the_lesions_to_paint(patient):
 
 def test_synthesis_items_are_slabs_of_crops_around_lesions(patient):
     form = Form(kind='plain', inside_mask_only=False)
-    cases = TrainingCases([patient], [], replace(PLAN, intensity_augmentation=False), form, seed=3, n_cases=20)
-    again = TrainingCases([patient], [], replace(PLAN, intensity_augmentation=False), form, seed=3, n_cases=20)
+    plan = replace(WHOLE, intensity_augmentation=False)
+    cases, again = (TrainingCases([patient], [], plan, form, seed=3, n_cases=20) for _ in range(2))
     for i in range(10):
         target, channels, mask = cases[i]
         assert (target.shape, channels.shape, mask.shape) == ((1, 4, 16, 16), (2, 4, 16, 16), (1, 4, 16, 16))
@@ -449,11 +451,11 @@ def test_synthesis_without_a_lesion_large_enough_ends_in_an_error(patient, monke
     speck = np.zeros_like(patient.lesion_mask)
     speck[20, 18, 15] = True
     monkeypatch.setattr(dataset, 'MAX_TRIES', 5)
-    cases = TrainingCases([patient._replace(lesion_mask=speck)], [], PLAN, Form(), seed=3, n_cases=1)
+    cases = TrainingCases([patient._replace(lesion_mask=speck)], [], WHOLE, Form(), seed=3, n_cases=1)
     with pytest.raises(ValueError, match='no lesion found a place in 5 crops'):
         cases[0]
     nothing = patient._replace(lesion_mask=np.zeros_like(speck))
-    assert dataset.draw_synthesis_case(nothing, PLAN, Form(), np.random.default_rng(0)) is None
+    assert dataset.draw_synthesis_case(nothing, WHOLE, Form(), np.random.default_rng(0)) is None
 
 
 def test_validation_cases_of_patients_are_synth(patient):
@@ -464,6 +466,93 @@ def test_validation_cases_of_patients_are_synth(patient):
         assert np.array_equal(case['seen'], case['image'])
         assert np.isin(case['image'], patient.image).all()  # not augmented
         assert case['image'][case['lesion_mask']].min() > 0.7
+
+
+def whole_lesions(patient, lesion_mask):
+    """The lesions of a patient of which a mask of the core holds something, (X, Y, Z) as the patient."""
+    labels, _ = masks.label_lesions(patient.lesion_mask)
+    return np.isin(labels, np.setdiff1d(np.unique(labels[CORE][lesion_mask]), 0))
+
+
+def test_masks_of_synthesis_grow_into_white_matter_by_the_plan(patient, rng):
+    """New lesions have no rim outside their mask, so in part of the cases the rim of the real ones is inside."""
+    plan, seen = replace(PLAN, max_dilation=2), set()
+    for _ in range(20):
+        lesion_mask = dataset.draw_synthesis_case(patient, plan, Form(kind='plain'), rng)['lesion_mask']
+        whole = whole_lesions(patient, lesion_mask)
+        grown = [masks.dilate_within(whole, patient.wm_mask, n)[CORE] for n in range(3)]
+        (n_voxels,) = [n for n in range(3) if np.array_equal(lesion_mask, grown[n])]
+        seen.add(n_voxels)
+    assert seen == {0, 1, 2}
+
+
+@pytest.mark.parametrize(('rim_contrast', 'grows'), [((-1.0, -0.1), True), ((0.1, 0.6), False)], ids=['FLAIR', 'T1w'])
+def test_masks_of_synthesis_grow_into_the_rim_if_the_plan_says_so(patient, rim_contrast, grows):
+    """A bright rim of one voxel around every lesion, which the rater's mask misses."""
+    rim = masks.dilate_within(patient.lesion_mask, patient.wm_mask, 1) & ~patient.lesion_mask
+    patient = patient._replace(image=patient.image + np.float32(0.3) * rim)
+    taken = []
+    for grow_share in (0.0, 1.0):
+        plan = replace(WHOLE, rim_contrast=rim_contrast, grow_share=grow_share)
+        cases = [
+            dataset.draw_synthesis_case(patient, plan, Form(kind='plain'), np.random.default_rng(seed))
+            for seed in range(6)
+        ]
+        taken.append(sum((case['lesion_mask'] & rim[CORE]).sum() for case in cases))
+    assert taken[0] == 0
+    assert (taken[1] > 100) == grows
+
+
+def test_synthesis_case_asks_for_the_contrast_that_the_lesions_have(patient, rng):
+    """The base `lesion` is even, and as bright as the lesion on the mean."""
+    for _ in range(5):
+        case = dataset.draw_synthesis_case(patient, WHOLE, Form(base='lesion'), rng)
+        whole = whole_lesions(patient, case['lesion_mask'])
+        expected = inpaint.contrast_of(patient.image, whole, patient.wm_mask)[0][CORE]
+        labels, n_lesions = masks.label_lesions(case['lesion_mask'])
+        for number in range(1, n_lesions + 1):
+            lesion = labels == number
+            assert case['base'][lesion].mean() == pytest.approx(case['image'][lesion].mean(), abs=2e-3)
+            assert np.ptp(case['base'][lesion]) < 0.5 * np.ptp(case['image'][lesion])
+            assert expected[lesion].min() == expected[lesion].max() > 0.3
+
+
+def test_small_lesions_are_in_the_middle_of_crops_in_proportion_to_their_diameter(phantom):
+    lesion_mask = np.zeros_like(phantom.lesion_mask)
+    lesion_mask[12:14, 16:18, 14:16] = True  # 2 voxels wide
+    lesion_mask[20:26, 15:21, 12:18] = True  # 6 voxels wide
+    brain = Brain(phantom.normalised, phantom.wm_mask & ~lesion_mask, lesion_mask)
+    groups, chances = dataset.crop_centres(brain)
+    assert [len(group) for group in groups] == [8, 216]
+    np.testing.assert_allclose(chances, [0.25, 0.75])
+    assert groups[0].min(axis=0).tolist() == [12, 16, 14]
+    assert groups[1].max(axis=0).tolist() == [25, 20, 17]
+    centres = np.concatenate(groups)
+    assert lesion_mask[tuple(centres.T)].all()
+    plan = replace(WHOLE, crop=(4, 4, 4), intensity_augmentation=False, orientation_augmentation=False)
+    place = np.where(lesion_mask, 1 + np.arange(40)[:, None, None], 0).astype(np.float32)  # where a crop comes from
+    cases = TrainingCases([brain._replace(image=place)], [], plan, Form(kind='plain'), 0, 1)
+    rng = np.random.default_rng(1)
+    small = [cases.draw_crop(rng).image[10, 10, 10] < 15 for _ in range(400)]
+    assert np.mean(small) == pytest.approx(0.25, abs=0.07)  # by volume it would be 0.04
+
+
+def test_all_white_matter_of_a_healthy_brain_may_be_in_the_middle_of_a_crop(brain):
+    (centres,), chances = dataset.crop_centres(brain)
+    assert chances == [1.0]
+    assert np.array_equal(centres, np.argwhere(brain.wm_mask))
+
+
+def test_contrasts_of_all_lesions_of_all_patients_are_measured_but_specks(rng):
+    everywhere = np.full((24, 24, 24), 0.5, dtype=np.float32)
+    brains = []
+    for contrast in (0.4, -0.2):
+        lesion_mask = np.zeros(everywhere.shape, dtype=bool)
+        lesion_mask[4:7, 4:7, 4:7] = lesion_mask[12, 12, 12:15] = lesion_mask[20, 20, 19:21] = True
+        brains.append(Brain(everywhere + contrast * lesion_mask, ~lesion_mask, lesion_mask))
+    volumes, contrasts = dataset.lesion_contrasts(brains)
+    assert volumes.tolist() == [27, 3, 27, 3]  # the one of two voxels is left out
+    np.testing.assert_allclose(contrasts, [0.4, 0.4, -0.2, -0.2], atol=1e-5)
 
 
 @pytest.fixture
