@@ -1,15 +1,31 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
 from scipy import ndimage
 
-from bids_lesionfill import dataset, inpaint, masks, tissues
+from bids_lesionfill import dataset, diffusion, inpaint, masks, tissues
 from bids_lesionfill.dataset import Brain, CasePlan, TrainingCases
 from bids_lesionfill.inpaint import Form
 
 PLAN = CasePlan(crop=(16, 16, 4))
+
+
+def filler(modality):
+    """A model that predicts zero at its first step, from the last time on: no residual."""
+    return SimpleNamespace(
+        modality=modality,
+        plan={'num_inference_steps': 1},
+        form=Form(base='local_white_matter'),
+        tile=(8, 8, 8),
+        unet=lambda slabs, timesteps: 0 * slabs[:, :1],
+        scheduler=diffusion.build_scheduler('linear', 'v_prediction'),
+    )
+
+
+FILL_T1W, FILL_FLAIR = filler('T1w'), filler('FLAIR')
 WHOLE = replace(PLAN, max_dilation=0, grow_share=0)  # lesions as they are: their masks do not grow
 
 
@@ -51,7 +67,7 @@ def files(phantom, tmp_path):
 
 
 def test_healthy_brains_are_normalised_1mm_and_ras(phantom, files):
-    ((image, wm_mask, lesion_mask),) = dataset.read_healthy_brains(
+    ((image, wm_mask, lesion_mask, _),) = dataset.read_healthy_brains(
         [(files / 'healthy.nii.gz', files / 'tissue_seg.nii.gz')]
     )
     assert lesion_mask is None
@@ -71,7 +87,7 @@ def test_healthy_brains_are_cropped_to_white_matter_and_12_voxels(make_phantom, 
     for name in ('healthy', 'tissue_seg'):
         padded = np.pad(getattr(phantom, name), margin)
         nib.save(nib.Nifti1Image(padded, affine), tmp_path / f'{name}.nii.gz')
-    ((_, wm_mask, _),) = dataset.read_healthy_brains([(tmp_path / 'healthy.nii.gz', tmp_path / 'tissue_seg.nii.gz')])
+    ((_, wm_mask, *_),) = dataset.read_healthy_brains([(tmp_path / 'healthy.nii.gz', tmp_path / 'tissue_seg.nii.gz')])
     assert wm_mask.sum() == phantom.wm_mask.sum()
     voxels = np.argwhere(wm_mask)
     assert voxels.min(axis=0).tolist() == [12, 10, 12]  # along Y the volume ends earlier
@@ -98,14 +114,14 @@ def test_lesion_shapes_below_min_voxels_are_left_out(files, phantom):
 
 def test_augmentation_keeps_white_matter_near_one_half(phantom, rng):
     for _ in range(40):
-        image = dataset.augment_intensity(phantom.normalised_healthy, rng)
+        (image,) = dataset.augment_intensity([phantom.normalised_healthy], rng)
         assert image.dtype == np.float32
         assert np.median(image[phantom.wm_mask]) == pytest.approx(0.5, abs=0.06)
 
 
 def test_augmentation_changes_contrast_blur_and_noise_but_not_the_anatomy(phantom, rng):
     original = phantom.normalised_healthy
-    drawn = [dataset.augment_intensity(original, rng) for _ in range(30)]
+    drawn = [dataset.augment_intensity([original], rng)[0] for _ in range(30)]
     contrast = [np.median(image[phantom.wm_mask]) - np.median(image[phantom.tissue_seg == 2]) for image in drawn]
     assert np.ptp(contrast) > 0.1
     deep = ndimage.binary_erosion(phantom.wm_mask, iterations=3)
@@ -120,8 +136,15 @@ def test_augmentation_leaves_its_argument_alone(phantom, rng):
     image = phantom.normalised_healthy
     before = image.copy()
     for _ in range(5):
-        dataset.augment_intensity(image, rng)
+        dataset.augment_intensity([image], rng)
     assert np.array_equal(image, before)
+
+
+def test_augmentation_is_the_same_for_all_images(phantom, rng):
+    image = phantom.normalised_healthy
+    for _ in range(20):
+        one, other = dataset.augment_intensity([image, image.copy()], rng)
+        assert np.array_equal(one, other)
 
 
 # One case
@@ -283,7 +306,7 @@ def test_target_is_healthy_even_where_a_rim_is_seen(brain, shapes):
 
 def test_crops_have_the_planned_size_and_padding(cases, rng):
     for _ in range(10):
-        image, wm_mask, _ = cases.draw_crop(rng)
+        image, wm_mask, *_ = cases.draw_crop(rng)
         assert image.shape == wm_mask.shape == (32, 32, 20)
         assert image.flags.c_contiguous
         assert wm_mask.any()
@@ -294,7 +317,7 @@ def test_crop_keeps_image_and_white_matter_together(brain, rng):
     plan = replace(PLAN, intensity_augmentation=False)
     cases = TrainingCases([Brain(wm_mask.astype(np.float32), wm_mask)], [], plan, Form(), 0, 1)
     for _ in range(20):
-        image, crop, _ = cases.draw_crop(rng)
+        image, crop, *_ = cases.draw_crop(rng)
         assert np.array_equal(image, crop.astype(np.float32))
 
 
@@ -346,7 +369,7 @@ def test_image_white_matter_and_lesions_keep_together_when_axes_are_permuted(pha
     plan = replace(PLAN, intensity_augmentation=False, axis_augmentation=True)
     cases = TrainingCases([Brain(image, phantom.wm_mask, phantom.lesion_mask)], [], plan, Form(), 0, 1)
     for _ in range(20):
-        crop, wm_mask, lesion_mask = cases.draw_crop(rng)
+        crop, wm_mask, lesion_mask, _ = cases.draw_crop(rng)
         assert np.array_equal(np.maximum(crop, 0), wm_mask + 2 * lesion_mask)  # -1 is the padding
         assert lesion_mask.any()
 
@@ -390,7 +413,7 @@ def patient(phantom):
     lesion_mask[20:22, 27:29, 17:19] = True
     lesion_mask[24:27, 21:24, 19:22] = True
     image = np.where(lesion_mask, phantom.normalised_healthy + 0.4, phantom.normalised_healthy).astype(np.float32)
-    return Brain(image, phantom.wm_mask & ~lesion_mask, lesion_mask)
+    return Brain(image, phantom.wm_mask & ~lesion_mask, lesion_mask, phantom.normalised_healthy)
 
 
 CORE = (slice(8, -8),) * 3
@@ -406,7 +429,7 @@ def test_synthesis_case_has_whole_lesions_to_paint_and_shows_the_others(patient,
         case = dataset.draw_synthesis_case(patient, WHOLE, form, rng)
         lesion_mask = case['lesion_mask']
         assert np.array_equal(case['image'], patient.image[CORE])  # with all its lesions
-        assert np.array_equal(case['seen'], case['image'])
+        assert np.array_equal(case['seen'][~lesion_mask], case['image'][~lesion_mask])
         mine = [i for i in range(1, n_lesions + 1) if lesion_mask[labels[CORE] == i].any()]
         assert mine
         assert np.array_equal(lesion_mask, np.isin(labels[CORE], mine))  # whole, and nothing else
@@ -459,11 +482,11 @@ def test_synthesis_without_a_lesion_large_enough_ends_in_an_error(patient, monke
 
 
 def test_validation_cases_of_patients_are_synth(patient):
-    plan = replace(PLAN, rim_share=1.0, max_dilation=2)
-    cases = dataset.validation_cases([patient], [], plan, Form(kind='plain'), n_cases=4, seed=5)
+    cases = dataset.validation_cases([patient], [], PLAN, Form(kind='plain'), n_cases=4, seed=5)
     assert [case['kind'] for case in cases] == ['synth'] * 4
     for case in cases:
-        assert np.array_equal(case['seen'], case['image'])
+        outside = ~case['lesion_mask']
+        assert np.array_equal(case['seen'][outside], case['image'][outside])
         assert np.isin(case['image'], patient.image).all()  # not augmented
         assert case['image'][case['lesion_mask']].min() > 0.7
 
@@ -480,27 +503,32 @@ def test_masks_of_synthesis_grow_into_white_matter_by_the_plan(patient, rng):
     for _ in range(20):
         lesion_mask = dataset.draw_synthesis_case(patient, plan, Form(kind='plain'), rng)['lesion_mask']
         whole = whole_lesions(patient, lesion_mask)
-        grown = [masks.dilate_within(whole, patient.wm_mask, n)[CORE] for n in range(3)]
+        others = masks.dilate_within(patient.lesion_mask & ~whole, np.ones_like(whole), 3)
+        grown = [masks.dilate_within(whole, patient.wm_mask & ~others, n)[CORE] for n in range(3)]
         (n_voxels,) = [n for n in range(3) if np.array_equal(lesion_mask, grown[n])]
         seen.add(n_voxels)
     assert seen == {0, 1, 2}
 
 
-@pytest.mark.parametrize(('rim_contrast', 'grows'), [((-1.0, -0.1), True), ((0.1, 0.6), False)], ids=['FLAIR', 'T1w'])
-def test_masks_of_synthesis_grow_into_the_rim_if_the_plan_says_so(patient, rim_contrast, grows):
-    """A bright rim of one voxel around every lesion, which the rater's mask misses."""
+def test_around_lesions_to_be_painted_the_tissue_is_healthy(patient, rng):
+    """A bright rim of one voxel around every lesion, which the rater's mask misses, is seen around the others only."""
     rim = masks.dilate_within(patient.lesion_mask, patient.wm_mask, 1) & ~patient.lesion_mask
     patient = patient._replace(image=patient.image + np.float32(0.3) * rim)
-    taken = []
-    for grow_share in (0.0, 1.0):
-        plan = replace(WHOLE, rim_contrast=rim_contrast, grow_share=grow_share)
-        cases = [
-            dataset.draw_synthesis_case(patient, plan, Form(kind='plain'), np.random.default_rng(seed))
-            for seed in range(6)
-        ]
-        taken.append(sum((case['lesion_mask'] & rim[CORE]).sum() for case in cases))
-    assert taken[0] == 0
-    assert (taken[1] > 100) == grows
+    everywhere = []
+    for _ in range(20):
+        case = dataset.draw_synthesis_case(patient, WHOLE, Form(kind='plain'), rng)
+        others = ndimage.binary_dilation(patient.lesion_mask[CORE] & ~case['lesion_mask'], iterations=1)
+        around = rim[CORE] & ~case['lesion_mask'] & ~ndimage.binary_dilation(others, np.ones((3, 3, 3)), iterations=3)
+        assert np.array_equal(case['seen'][around], patient.filled[CORE][around])
+        everywhere.append(around.sum())
+    assert max(everywhere) > 50
+
+
+def test_contrast_of_lesions_is_scaled_by_the_plan(patient):
+    plan = replace(WHOLE, contrast_scale=(2.0, 2.0))
+    case = dataset.draw_synthesis_case(patient, plan, Form(base='lesion'), np.random.default_rng(0))
+    lesion = case['lesion_mask']
+    assert case['image'][lesion].mean() - patient.filled[CORE][lesion].mean() == pytest.approx(0.8, abs=1e-5)
 
 
 def test_synthesis_case_asks_for_the_contrast_that_the_lesions_have(patient, rng):
@@ -567,7 +595,9 @@ def patient_files(make_phantom, tmp_path):
 
 def test_patients_are_normalised_by_their_white_matter_and_keep_their_lesions(patient_files):
     phantom, (flair, t1w, mask) = patient_files
-    on_flair, on_t1w = dataset.read_patients([(flair, t1w, mask), (t1w, t1w, mask)])
+    (on_flair,), (on_t1w,) = (
+        dataset.read_patients([(image, t1w, mask)], filler) for image, filler in ((flair, FILL_FLAIR), (t1w, FILL_T1W))
+    )
     for brain in (on_flair, on_t1w):
         assert brain.image.shape == brain.wm_mask.shape == brain.lesion_mask.shape
         assert brain.lesion_mask.sum() == phantom.lesion_mask.sum()
@@ -579,10 +609,22 @@ def test_patients_are_normalised_by_their_white_matter_and_keep_their_lesions(pa
     assert on_t1w.image[on_t1w.lesion_mask].mean() < 0.2
 
 
+def test_patients_come_with_their_image_without_lesions(patient_files):
+    """The filler predicts no residual: what is filled in is its base."""
+    _, (flair, t1w, mask) = patient_files
+    (brain,) = dataset.read_patients([(flair, t1w, mask)], FILL_FLAIR)
+    changed = brain.filled != brain.image
+    assert changed[brain.lesion_mask].mean() > 0.99
+    assert not changed[ndimage.distance_transform_edt(~brain.lesion_mask) > 6].any()
+    assert brain.filled[brain.lesion_mask].mean() == pytest.approx(0.5, abs=0.05)
+
+
 def test_patients_without_lesions_are_left_out(patient_files, tmp_path):
     phantom, (flair, t1w, mask) = patient_files
     nib.save(phantom.img(np.zeros_like(phantom.lesion_mask)), tmp_path / 'empty.nii.gz')
-    assert len(dataset.read_patients([(flair, t1w, str(tmp_path / 'empty.nii.gz')), (flair, t1w, mask)])) == 1
+    assert (
+        len(dataset.read_patients([(flair, t1w, str(tmp_path / 'empty.nii.gz')), (flair, t1w, mask)], FILL_FLAIR)) == 1
+    )
 
 
 # Validation
@@ -655,7 +697,7 @@ def test_crop_larger_than_the_brain_is_padded_with_background(rng):
     image = np.zeros(wm_mask.shape, dtype=np.float32)
     plan = dataset.CasePlan(crop=(24, 24, 8), intensity_augmentation=False)
     cases = dataset.TrainingCases([Brain(image, wm_mask)], [], plan, inpaint.Form(), 0, 1)
-    crop, white, _ = cases.draw_crop(rng)
+    crop, white, *_ = cases.draw_crop(rng)
     assert crop.shape == white.shape == (40, 40, 24)
     assert (crop == -1).sum() == crop.size - image.size
     assert white.sum() == wm_mask.sum()

@@ -219,12 +219,15 @@ def test_contrast_is_the_patients_own_from_ten_lesions_on(head, anatomy):
     old[:, :, 20:22] = False
     old[5, 5, 22] = old[9, 9, 24] = True
     made = replace(anatomy, old_lesions=old, tissue_seg=np.full(old.shape, tissues.WHITE_MATTER))
-    (volumes, contrasts), source = synth.reference_contrasts(image, made, build_model(contrasts=None))
+    (volumes, contrasts), source = synth.reference_contrasts(image, old, made.wm_mask, build_model(contrasts=None))
     assert source == '12 lesions of the patient'
     assert volumes.tolist() == [3] * 12
     np.testing.assert_allclose(np.sort(contrasts), 0.1 * np.arange(1, 13), atol=1e-4)
-    few = replace(made, old_lesions=old & (np.arange(30) > 10))  # two voxels are left of each
-    assert synth.reference_contrasts(image, few, build_model())[1] == '5 lesions that the model was trained on'
+    few = old & (np.arange(30) > 10)  # two voxels are left of each
+    assert (
+        synth.reference_contrasts(image, few, made.wm_mask, build_model())[1]
+        == '5 lesions that the model was trained on'
+    )
 
 
 def test_without_contrasts_of_model_or_patient_there_is_nothing_to_ask_for(head, anatomy, new_mask):
