@@ -7,7 +7,7 @@ import traceback
 import nibabel as nib
 import numpy as np
 
-from . import fill, layout, report, weights
+from . import fill, layout, report, thickness, weights
 
 logger = logging.getLogger('bids_lesionfill')
 
@@ -23,6 +23,7 @@ def run(options):
     derivatives = options.derivatives
     if derivatives is None:
         derivatives = layout.find_derivatives(options.bids_dir, options.output_dir)
+    engines = make_engines(options)
     found = find_images(options, derivatives)
     layout.write_dataset_files(options.output_dir, options.bids_dir, derivatives, options.version, citation(options))
     layout.remove_leftovers(options.output_dir)
@@ -32,7 +33,7 @@ def run(options):
     statuses = {}
     for number, (subject, images) in enumerate(found.items(), start=1):
         logger.info('sub-%s (%d of %d)', subject, number, len(found))
-        statuses[subject] = run_participant(subject, images, models, run_id, options)
+        statuses[subject] = run_participant(subject, images, models, engines, run_id, options)
         if statuses[subject] == 'failed' and options.stop_on_first_crash:
             break
     failed = [f'sub-{subject}' for subject, status in statuses.items() if status == 'failed']
@@ -79,9 +80,10 @@ def load_model(options, modality):
         raise layout.UsageError(str(error)) from None
 
 
-def run_participant(subject, images, models, run_id, options):
+def run_participant(subject, images, models, engines, run_id, options):
     """Fill all images of a participant, write its report and status; return the status. Nothing is raised."""
     results = [run_image(image, models, run_id, options) for image in images]
+    results = [measure_thickness(image, result, engines, run_id, options) for image, result in zip(images, results)]
     try:
         return finish(subject, images, results, run_id, options)
     except Exception as error:
@@ -148,13 +150,43 @@ def fill_image(image, model, options):
     logger.info('%s: %d lesion(s) filled in %.0f s', image.name, len(filling.lesions), time.monotonic() - started)
 
 
+def make_engines(options):
+    """The thickness engines that were asked for, all of them available; none for a run that writes reports only."""
+    results = (options.derivatives or {}) | options.thickness_results
+    settings = thickness.Settings(results, options.allow_download, options.work_dir)
+    return {} if options.reports_only else thickness.make_engines(options.thickness, settings)
+
+
+def measure_thickness(image, result, engines, run_id, options):
+    """Measure an image that was filled, if it is a T1w; return what became of it, as `run_image` does."""
+    if not engines or result['status'] != 'filled' or image.modality != 'T1w':
+        return result
+    from .thickness import measure
+
+    try:
+        measure.measure_image(
+            image,
+            engines,
+            options.output_dir,
+            seed=layout.seed_of(image, options.random_seed) % 2**32,
+            version=options.version,
+            noise=options.thickness_noise,
+            mask_threshold=options.mask_threshold,
+        )
+    except Exception as error:
+        message = note_crash(error, f'{image.name}_thickness', image.subject, run_id, options)
+        return {'status': 'failed', 'message': message, 'is_filled': True}
+    return result
+
+
 def finish(subject, images, results, run_id, options):
     """Write report and status of a participant; return the status."""
     pages, lesions, volume_mm3 = [], 0, 0.0
     for image, result in zip(images, results):
         page = {'name': image.name, **result}
-        if result['status'] == 'filled':
+        if result['status'] == 'filled' or result.get('is_filled'):
             page |= describe_image(image, options.output_dir)
+            page |= result if result['status'] == 'failed' else {}
             lesions += len(page['lesions'])
             volume_mm3 += sum(row['volume_mm3'] for row in page['lesions'])
             for name, png in report.png_files(page['figures']).items():
@@ -240,8 +272,11 @@ def describe_image(image, output_dir):
         'Seed': info.get('RandomSeed', 'n/a'),
         'Device': info.get('Device', 'n/a'),
     }
+    from .thickness import measure
+
     return {
         'output': files['filled'].name,
+        'thickness': measure.describe_thickness(image, output_dir) if image.modality == 'T1w' else [],
         'status': 'filled' if lesions else 'copied',
         'message': '' if lesions else ' '.join(info.get('Warnings', [])),
         'lesions': lesions,

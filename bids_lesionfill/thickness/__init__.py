@@ -132,6 +132,11 @@ def make_engines(names, settings=None):
     return engines
 
 
+def has_results(folder):
+    """True if a folder holds results of FreeSurfer, FastSurfer or DL+DiReCT: one folder per image."""
+    return any(any(Path(folder).glob(f'*/{name}')) for name in ('stats/lh.*.stats', 'result-thick.csv'))
+
+
 def table_of(regions, hemispheres):
     """A table from what an engine knows.
 
