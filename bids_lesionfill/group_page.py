@@ -30,8 +30,8 @@ def write(path, content):
     path : path
     content : dict
         `version`, `command`, `rows` (of the table of errors), `excluded`, `juxta_min_voxels`, `n_participants`,
-        `n_scans`, and `engines`: dicts with `engine`, `region_errors` ((68,) array), `participant_errors`, `participant_noise`,
-        `juxtacortical_scans`.
+        `n_scans`, and `engines`: dicts with `engine`, `region_errors` ((68,) array), `participant_errors`,
+        `participant_noise`, `juxtacortical_scans`.
     """
     engines = [engine | {'cortex': draw_cortex(engine['region_errors'])} for engine in content['engines']]
     content = content | {'engines': engines, 'distribution': draw_distribution(engines) if engines else None}

@@ -88,10 +88,10 @@ def mean_and_interval(values, rng, n_resamples=2000):
     weights = metrics.bootstrap_weights(np.zeros(len(values), dtype=int), rng, n_resamples)
     totals = weights @ known.astype(np.float64)
     resampled = np.where(totals > 0, weights @ np.where(known, values, 0) / np.maximum(totals, 1), np.nan)
-    low, high = np.full((2, values.shape[1]), np.nan)
-    several = known.sum(axis=0) > 1
-    low[several], high[several] = np.nanpercentile(resampled[:, several], (2.5, 97.5), axis=0)
-    return np.stack([means, low, high])
+    bounds = np.full((2, values.shape[1]), np.nan)
+    if (several := known.sum(axis=0) > 1).any():
+        bounds[:, several] = np.nanpercentile(resampled[:, several], (2.5, 97.5), axis=0)
+    return np.stack([means, *bounds])
 
 
 def nan_mean(values, axis):

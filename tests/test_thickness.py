@@ -166,7 +166,7 @@ def test_template_priors_are_probabilities_in_the_order_of_the_tissues():
     assert means[0] < means[1] < means[2]
 
 
-# ---------------------------------------------------------------------------------------------------- table and registry
+# -------------------------------------------------------------------------------------------------- table and registry
 
 
 def test_table_has_68_regions_in_fixed_order_and_unknown_ones_are_nan():
