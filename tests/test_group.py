@@ -54,9 +54,7 @@ def test_tables_4_3_and_4_4_of_a_hand_made_study(write_tables, run_group, tmp_pa
     write_tables('sub-01', {'original': (2.5, 2.5, 2.5), 'filled': (2.5, 2.5, 2.5)})
     write_tables('sub-02', {'original': (2.0, 2.0, 2.0), 'filled': (2.2, 2.2, 2.2), 'rerun': (2.0, 2.1, 2.0)})
     one_region = np.where(np.arange(68) == 5, 3.0, 2.0)
-    write_tables(
-        'sub-03', {'original': (2.0, 2.0, 2.0), 'filled': (2.0, 2.4, one_region)}, juxtacortical=70
-    )
+    write_tables('sub-03', {'original': (2.0, 2.0, 2.0), 'filled': (2.0, 2.4, one_region)}, juxtacortical=70)
     assert run_group() == cli.OK
     everybody, without = read(tmp_path, 'group_reproducibility.tsv')
     a_fifth = 100 * 0.2 / 4.2

@@ -5,6 +5,7 @@ Two folders of subjects are given with `--derivatives`, one for the original and
 `sub-01_desc-filled` in it.
 """
 
+import importlib.util
 import math
 import os
 import shutil
@@ -65,10 +66,11 @@ class FreeSurfer:
         return [Path(path) for path in self.derivatives.values() if any(Path(path).glob('*/stats/lh.*.stats'))]
 
     def can_run(self):
-        """True if the program and its licence are here."""
+        """True if the program, its licence and nipype are here."""
         home = os.environ.get('FREESURFER_HOME', '/nowhere')
         licence = os.environ.get('FS_LICENSE', f'{home}/license.txt')
-        return shutil.which(self.program) is not None and Path(licence).is_file()
+        installed = importlib.util.find_spec('nipype') and shutil.which(self.program)
+        return bool(installed) and Path(licence).is_file()
 
     def check(self):
         """Whether there are stats to read, or the program with its licence."""
