@@ -319,7 +319,7 @@ def methods_text(options):
         f'The lesion mask was {grown}; voxels outside the grown mask were left as they were. '
         'Brain masks were made with deepbet (Fisch et al., 2024) where images were not skull-stripped; white matter '
         'was found on the T1w by a mixture of three normal distributions after N4 bias correction (Tustison et al., '
-        '2010).'
+        '2010).' + thickness.methods_text(options.thickness)
     )
 
 

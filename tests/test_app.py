@@ -456,7 +456,7 @@ def test_reasons_name_their_image_if_a_participant_has_several(flair_dataset, ru
 class Ruler:
     """A thickness engine that needs no time: the mean of the image, and no cortex for participant 02."""
 
-    name, has_noise = 'ruler', True
+    name, has_noise, reads_results = 'ruler', True, False
 
     def check(self):
         return thickness.Availability(True, '1')
@@ -472,6 +472,7 @@ class Ruler:
 @pytest.fixture
 def ruler(monkeypatch):
     monkeypatch.setitem(thickness.ENGINES, 'ruler', ('', ''))
+    monkeypatch.setitem(thickness.METHODS, 'ruler', 'a ruler')
     monkeypatch.setattr(thickness, 'make_engine', lambda name, settings=None: Ruler())
     return 'ruler'
 
@@ -482,9 +483,7 @@ def thickness_files(subject):
     return [f'sub-{subject}/anat/sub-{subject}_{name}' for name in names]
 
 
-def test_thickness_is_written_reported_and_aggregated_and_its_failure_spares_the_filling(
-    dataset, run, ruler, tmp_path
-):
+def test_thickness_is_written_reported_and_aggregated_and_its_failure_spares_the_filling(dataset, run, ruler, tmp_path):
     root, out = dataset(), tmp_path / 'out'
     assert run(root, out, '--thickness', ruler) == cli.SOME_FAILED
     files = listing(out)
@@ -495,6 +494,7 @@ def test_thickness_is_written_reported_and_aggregated_and_its_failure_spares_the
     assert (first['status'], second['status']) == ('filled', 'failed')
     assert second['message'].startswith('thickness by ruler (original): no cortex in sight')
     assert 'Cortical thickness, ruler' in (out / 'sub-01.html').read_text()
+    assert 'before and after filling by a ruler;' in (out / 'logs/CITATION.md').read_text()
     assert 'Filled, but the thickness was not measured' in (out / 'sub-02.html').read_text()
     assert run(root, out, level='group') == cli.OK
     group_files = ['group.html', 'group_reproducibility.tsv', 'group_reproducibility.json',

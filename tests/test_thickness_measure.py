@@ -13,7 +13,7 @@ N_REGIONS = len(REGIONS)
 class Ruler:
     """An engine whose thickness is the mean of the image, and a little more with every seed."""
 
-    has_noise = True
+    has_noise, reads_results = True, False
 
     def __init__(self, name='ruler', fails_on=None, makes_classes=True):
         self.name, self.fails_on, self.makes_classes = name, fails_on, makes_classes
@@ -96,6 +96,14 @@ def test_what_is_measured_is_not_measured_again_unless_seed_or_image_differ(run,
     assert ruler.seen[3:] == [('filled', 4)]
     run(ruler, seed=6)
     assert len(ruler.seen) == 7
+
+
+def test_results_of_another_tool_are_read_anew(run):
+    ruler = Ruler()
+    ruler.reads_results = True
+    run(ruler)
+    run(ruler)
+    assert len(ruler.seen) == 6
 
 
 def test_noise_can_be_left_out(run):

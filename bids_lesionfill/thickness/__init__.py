@@ -90,6 +90,7 @@ class Engine(Protocol):
 
     name: str
     has_noise: bool  # a rerun of the same image is cheap enough to measure the noise floor
+    reads_results: bool  # results of another tool are read: that is cheap, and done anew every time
 
     def __init__(self, settings: Settings): ...
 
@@ -130,6 +131,29 @@ def make_engines(names, settings=None):
     if missing:
         raise EngineUnavailable('thickness engine not available: ' + ' | '.join(missing))
     return engines
+
+
+# How each engine measures, for a paper.
+METHODS = {
+    'pbt': 'projection-based thickness (Dahnke et al., 2013) on tissue classes with the priors of ICBM 2009a, to which '
+    'each brain was registered by SyN (Avants et al., 2008; antspyx)',
+    'ants': 'DiReCT (Das et al., 2009; antspyx) on the same kind of tissue classes',
+    'antspynet': 'ANTsPyNet (Tustison et al., 2021)',
+    'dldirect': 'DL+DiReCT (Rebsamen et al., 2020)',
+    'freesurfer': 'FreeSurfer (Fischl, 2012)',
+    'fastsurfer': 'FastSurfer (Henschel et al., 2020)',
+}
+
+
+def methods_text(engines):
+    """A sentence to paste into a paper; empty if nothing is measured."""
+    if not engines:
+        return ''
+    methods = '; by '.join(METHODS[name] for name in engines)
+    return (
+        f' Cortical thickness was measured before and after filling by {methods}; '
+        'regions are those of the Desikan-Killiany atlas (2006).'
+    )
 
 
 def has_results(folder):

@@ -30,6 +30,7 @@ class KellyKapowski:
     """Embedded; 20 to 45 minutes of one core for a brain."""
 
     name = 'ants'
+    reads_results = False
     has_noise = False
 
     def __init__(self, settings):

@@ -29,6 +29,7 @@ class ANTsPyNet:
     """Deep Atropos and DiReCT."""
 
     name = 'antspynet'
+    reads_results = False
     has_noise = False
 
     def __init__(self, settings):

@@ -51,6 +51,11 @@ class DLDirect:
         self.work_dir = settings.work_dir
         self.roots = [Path(path) for path in settings.derivatives.values() if any(Path(path).glob(f'*/{RESULT}'))]
 
+    @property
+    def reads_results(self):
+        """True if there are results to read."""
+        return bool(self.roots)
+
     def check(self):
         """Whether there are results to read, or the program."""
         if self.roots:

@@ -65,6 +65,11 @@ class FreeSurfer:
         """Folders among the derivatives that hold subjects with stats."""
         return [Path(path) for path in self.derivatives.values() if any(Path(path).glob('*/stats/lh.*.stats'))]
 
+    @property
+    def reads_results(self):
+        """True if there are stats to read."""
+        return bool(self.roots())
+
     def can_run(self):
         """True if the program, its licence and nipype are here."""
         home = os.environ.get('FREESURFER_HOME', '/nowhere')

@@ -7,6 +7,7 @@ class ProjectionBasedThickness:
     """Embedded and the default: about a minute of one core."""
 
     name = 'pbt'
+    reads_results = False
     has_noise = True
 
     def __init__(self, settings):
