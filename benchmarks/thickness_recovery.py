@@ -168,7 +168,7 @@ def comparisons(brains):
     for name, results in brains.items():
         for case in results['cases'].values():
             for what in FILLERS:
-                if what in case:
+                if set(FILLERS) <= set(case):  # whole cases only: they are compared in pairs
                     rows[what].append((name, case['about']['lesion_ml'], results['truth'], case[what]))
         for what in (RERUN, RESCAN):
             if what in results:

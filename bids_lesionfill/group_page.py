@@ -85,8 +85,10 @@ def draw_cortex(region_errors):
             colorbar=False,
             engine='matplotlib',
             avg_method='median',
+            bg_on_data=True,
         )
         axes.set_title('')
+        figure.text(column * 0.23 + 0.12, 0.04, f'{side}, {view}', ha='center', fontsize=9)
     bar_axes = figure.add_axes((0.945, 0.2, 0.012, 0.6))
     scale = colormaps[COLOURS](np.linspace(0, 1, 128))[:, None]
     bar_axes.imshow(scale, aspect='auto', origin='lower', extent=(0, 1, 0, largest))
