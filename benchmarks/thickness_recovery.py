@@ -39,6 +39,7 @@ from bids_lesionfill.thickness import ants as ants_engine
 
 FILLERS = ('unfilled', 'fill-T1w', 'biharmonic', 'local white matter')
 RERUN, RESCAN = 'rerun', 'rescan'
+FEWEST_PEOPLE = 4  # for an interval over people
 
 
 def image_of(volume):
@@ -202,11 +203,12 @@ def print_report(engine, rows):
         cells = [what, str(len(row))]
         for column in range(2):
             mean, low, high = metrics.bootstrap_mean([error[column] for error in errors], rng, clusters=clusters)
-            cells.append(f'{mean:.3f} ({low:.3f} to {high:.3f})')
+            interval = f' ({low:.3f} to {high:.3f})' if len(set(clusters)) >= FEWEST_PEOPLE else ''
+            cells.append(f'{mean:.3f}{interval}')
         changes = [np.mean(b['hemispheres_mm']) / np.mean(a['hemispheres_mm']) - 1 for _, _, a, b in row]
         cells += [f'{100 * np.mean(changes):+.3f}', f'{np.mean([np.nanmax(error[2]) for error in errors]):.2f}']
         print(f'| {" | ".join(cells)} |')
-    for other in FILLERS[1:]:
+    for other in FILLERS[1:] if len(people) >= FEWEST_PEOPLE else ():
         pair = [[errors_of(truth, test)[1] for _, _, truth, test in rows[what]] for what in (other, 'unfilled')]
         difference = metrics.paired_bootstrap(*pair, rng, clusters=[name for name, *_ in rows[other]])
         print(f'\nROI-average error, {other} minus unfilled: {"{:+.3f} ({:+.3f} to {:+.3f})".format(*difference)} %')
@@ -242,12 +244,16 @@ def draw(rows, path):
         else:
             left.axhline(np.mean(values), color=colours[what], linestyle='--', label=f'{what}, mean of {len(row)}')
     left.set(xscale='log', yscale='log', xlabel='painted lesions, ml', ylabel='ROI-average error, %')
+    for axis in (left.xaxis, left.yaxis):
+        axis.set_major_formatter('{x:g}')
+        axis.set_minor_formatter('{x:g}')
+        axis.set_tick_params(which='both', labelsize=8)
     left.legend(fontsize=8, frameon=False)
     regions = [np.concatenate([errors_of(truth, test)[2] for _, _, truth, test in row]) for row in rows.values()]
     boxes = right.boxplot(regions, orientation='horizontal', showfliers=False, patch_artist=True, whis=(5, 95))
     for box, what in zip(boxes['boxes'], rows):
         box.set_facecolor(colours[what])
-    right.set(xlabel='error of a region, % (whiskers: 5th and 95th percentile)', yticks=range(1, len(rows) + 1))
+    right.set(xlabel='error of a region, % (whiskers: 5 to 95 %)', yticks=range(1, len(rows) + 1))
     right.set_yticklabels(rows, fontsize=8)
     right.invert_yaxis()
     for axes in (left, right):
