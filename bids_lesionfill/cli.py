@@ -6,10 +6,10 @@ import logging
 import os
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import weights
+from . import thickness, weights
 from .layout import UsageError
 
 VERSION_FILE = Path(__file__).resolve().parent.parent / 'version'
@@ -17,12 +17,14 @@ VERSION_FILE = Path(__file__).resolve().parent.parent / 'version'
 LOCATIONS = ('periventricular', 'juxtacortical', 'deep', 'infratentorial')
 MODALITIES = {'fill': ('T1w',), 'synth': ('FLAIR', 'T1w')}  # by mode, if not said
 OK, SOME_FAILED, USAGE, UNKNOWN_ARGUMENT, NOTHING_TO_DO, INTERNAL, INTERRUPTED = 0, 1, 2, 64, 66, 70, 130
+ENGINE_UNAVAILABLE = 69
 EXIT_CODES = """exit codes:
   0    all participants done
   1    some participants failed; participants.tsv and the reports say which and why
   2    wrong usage, or a path that does not exist
   64   unknown argument
-  66   nothing to do: no image with a lesion mask
+  66   nothing to do: no image with a lesion mask, or no table of thickness
+  69   a thickness engine that was asked for is not available
   70   internal error
   130  interrupted"""
 
@@ -69,6 +71,12 @@ class Options:
     batch_size: int = 8
     device: str = 'auto'
     random_seed: int = 0
+    thickness: tuple = ()  # engines
+    thickness_results: dict = field(default_factory=dict)  # name -> path: folders of other tools, no BIDS derivatives
+    thickness_noise: bool = True
+    allow_download: bool = False
+    juxta_min_voxels: int = 1
+    work_dir: Path | None = None
     reports_only: bool = False
     stop_on_first_crash: bool = False
     command: str = ''
@@ -108,7 +116,7 @@ def build_parser():
     parser.add_argument(
         'analysis_level',
         choices=['participant', 'group'],
-        help='participant: fill or synthesize lesions; group: aggregate thickness tables (none are measured yet)',
+        help='participant: fill or synthesize lesions, measure thickness; group: how far filling changes thickness',
     )
     parser.add_argument(
         '--mode',
@@ -227,6 +235,51 @@ def build_parser():
     )
     add_synthesis(parser.add_argument_group('synthesis', 'without a mask, lesions are drawn as patients have them'))
 
+    measuring = parser.add_argument_group('cortical thickness')
+    measuring.add_argument(
+        '--thickness',
+        nargs='+',
+        choices=list(thickness.ENGINES),
+        default=[],
+        metavar='ENGINE',
+        help=f'measure it before and after filling a T1w, by any of: {", ".join(thickness.ENGINES)}',
+    )
+    measuring.add_argument(
+        '--list-engines',
+        '--list_engines',
+        action=ListEngines,
+        help='say which engines are usable here and what the others lack, and stop',
+    )
+    measuring.add_argument(
+        '--no-thickness-noise',
+        '--no_thickness_noise',
+        action='store_true',
+        help='do not measure the original image a second time, which shows the noise of the engine (pbt)',
+    )
+    measuring.add_argument(
+        '--juxta-min-voxels',
+        '--juxta_min_voxels',
+        type=positive,
+        default=1,
+        metavar='N',
+        help='group: from so many voxels of the dilated lesion mask outside white matter on, a participant counts as '
+        'one with juxtacortical lesions (default: %(default)s)',
+    )
+    measuring.add_argument(
+        '--allow-download',
+        '--allow_download',
+        action='store_true',
+        help='let antspynet fetch weights that are missing; nothing else is ever downloaded',
+    )
+    measuring.add_argument(
+        '-w',
+        '--work-dir',
+        '--work_dir',
+        type=Path,
+        metavar='PATH',
+        help='for files of the engines (default: the folder of the system)',
+    )
+
     resources = parser.add_argument_group('resources')
     resources.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto', help='(default: %(default)s)')
     resources.add_argument(
@@ -322,6 +375,20 @@ class ListModels(argparse.Action):
         parser.exit()
 
 
+class ListEngines(argparse.Action):
+    """Print the thickness engines, whether they are usable here and what they lack, and exit."""
+
+    def __init__(self, option_strings, dest, **kwargs):
+        super().__init__(option_strings, dest, nargs=0, **kwargs)
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        for name in thickness.ENGINES:
+            check = thickness.make_engine(name).check()
+            words = ('usable', check.version) if check.ok else ('not usable', f'{check.reason}; {check.how_to_get}')
+            print(name, *words, sep='\t')
+        parser.exit()
+
+
 def positive(text):
     """A whole number above zero."""
     number = int(text)
@@ -382,11 +449,14 @@ def options_of(arguments, argv):
         raise UsageError(f'OUTPUT_DIR is BIDS_DIR; use for example {bids_dir / "derivatives" / "bids_lesionfill"}')
     if output_dir.exists() and not output_dir.is_dir():
         raise UsageError(f'OUTPUT_DIR {output_dir} is not a folder')
-    derivatives = {}
+    derivatives, thickness_results = {}, {}
     for text in arguments.derivatives:
         name, separator, path = text.partition('=')
         path = Path(path if separator else text)
         name = name if separator else path.resolve().name
+        if path.is_dir() and thickness.has_results(path):  # of FreeSurfer, FastSurfer, DL+DiReCT: no BIDS derivatives
+            thickness_results[name] = path
+            continue
         if not (path / 'dataset_description.json').is_file():
             raise UsageError(f'--derivatives {path} is not a folder with a dataset_description.json')
         if name in derivatives:
@@ -421,11 +491,19 @@ def options_of(arguments, argv):
         batch_size=arguments.batch_size,
         device=arguments.device,
         random_seed=arguments.random_seed,
+        thickness=tuple(arguments.thickness),
+        thickness_results=thickness_results,
+        thickness_noise=not arguments.no_thickness_noise,
+        allow_download=arguments.allow_download,
+        juxta_min_voxels=arguments.juxta_min_voxels,
+        work_dir=arguments.work_dir,
         reports_only=arguments.reports_only,
         stop_on_first_crash=arguments.stop_on_first_crash,
         command='run.py ' + shlex.join(argv),
         version=version(),
     )
+    if options.thickness and 'T1w' not in options.modalities:
+        raise UsageError('--thickness measures T1w images, and --modality names none')
     if options.model and len(options.modalities) > 1:
         raise UsageError(
             f'--model {options.model} is for one modality, not for {" and ".join(options.modalities)}; give --modality'
@@ -453,6 +531,8 @@ def check_synthesis(arguments):
     given = [name for name, value in given.items() if value is not None]
     if arguments.mode != 'synth' and given:
         raise UsageError(f'{", ".join(given)}: only with --mode synth')
+    if arguments.mode == 'synth' and arguments.thickness:
+        raise UsageError('--thickness measures images before and after filling: not with --mode synth')
     if arguments.mode == 'synth' and arguments.n_samples > 1:
         raise UsageError('--n-samples is for filling; --n-variants writes several images with new lesions')
     drawn = [
@@ -513,18 +593,22 @@ def main(argv):
     except UsageError as error:
         logger.error('%s', error)
         return USAGE
-    if arguments.analysis_level == 'group':
-        logger.error('nothing to do: the group level aggregates thickness tables, and this version measures none')
-        return NOTHING_TO_DO
     if arguments.omp_nthreads:
         os.environ['OMP_NUM_THREADS'] = str(arguments.omp_nthreads)  # read when torch is imported
-    from . import participant
-
     try:
+        if arguments.analysis_level == 'group':
+            from . import group
+
+            return group.run(options)
+        from . import participant
+
         return participant.run(options)
     except UsageError as error:
         logger.error('%s', error)
         return USAGE
+    except thickness.EngineUnavailable as error:
+        logger.error('%s', error)
+        return ENGINE_UNAVAILABLE
     except KeyboardInterrupt:
         logger.error('interrupted; the same command goes on where it stopped')
         return INTERRUPTED

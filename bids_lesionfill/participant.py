@@ -6,7 +6,7 @@ import time
 import nibabel as nib
 import numpy as np
 
-from . import fill, layout, report, visits, weights
+from . import fill, layout, report, thickness, visits, weights
 
 logger = logging.getLogger('bids_lesionfill')
 
@@ -24,6 +24,7 @@ def run(options):
     derivatives = options.derivatives
     if derivatives is None:
         derivatives = layout.find_derivatives(options.bids_dir, options.output_dir)
+    engines = make_engines(options)
     found = find_images(options, derivatives)
     layout.write_dataset_files(options.output_dir, options.bids_dir, derivatives, options.version, citation(options))
     layout.remove_leftovers(options.output_dir)
@@ -34,7 +35,7 @@ def run(options):
     statuses = {}
     for number, (subject, images) in enumerate(found.items(), start=1):
         logger.info('sub-%s (%d of %d)', subject, number, len(found))
-        statuses[subject] = run_participant(subject, images, models, donor, run_id, options)
+        statuses[subject] = run_participant(subject, images, models, engines, donor, run_id, options)
         if statuses[subject] == 'failed' and options.stop_on_first_crash:
             break
     failed = [f'sub-{subject}' for subject, status in statuses.items() if status == 'failed']
@@ -85,12 +86,15 @@ def load_model(options, modality):
         raise layout.UsageError(str(error)) from None
 
 
-def run_participant(subject, images, models, donor, run_id, options):
+def run_participant(subject, images, models, engines, donor, run_id, options):
     """Do all images of a participant, write its report and status; return the status. Nothing is raised."""
     if options.mode == 'synth':
         results = visits.run(images, models, donor, run_id, options)
     else:
         results = [(image, 'filled', run_image(image, models, run_id, options)) for image in images]
+        results = [
+            (image, desc, measure_thickness(image, result, engines, run_id, options)) for image, desc, result in results
+        ]
     try:
         return finish(subject, results, run_id, options)
     except Exception as error:
@@ -152,16 +156,48 @@ def fill_image(image, model, options):
     logger.info('%s: %d lesion(s) filled in %.0f s', image.name, len(filling.lesions), time.monotonic() - started)
 
 
+def make_engines(options):
+    """The thickness engines that were asked for, all of them available; none for a run that writes reports only."""
+    results = (options.derivatives or {}) | options.thickness_results
+    settings = thickness.Settings(results, options.allow_download, options.work_dir)
+    return {} if options.reports_only else thickness.make_engines(options.thickness, settings)
+
+
+def measure_thickness(image, result, engines, run_id, options):
+    """Measure an image that was filled, if it is a T1w; return what became of it, as `run_image` does."""
+    if not engines or result['status'] != 'filled' or image.modality != 'T1w':
+        return result
+    from .thickness import measure
+
+    try:
+        measure.measure_image(
+            image,
+            engines,
+            options.output_dir,
+            seed=layout.seed_of(image, options.random_seed) % 2**32,
+            version=options.version,
+            noise=options.thickness_noise,
+            mask_threshold=options.mask_threshold,
+        )
+    except Exception as error:
+        message = layout.note_crash(error, f'{image.name}_thickness', image.subject, run_id, options.output_dir)
+        return {'status': 'failed', 'message': message, 'is_filled': True}
+    return result
+
+
 def finish(subject, results, run_id, options):
     """Write report and status of a participant; return the status."""
     pages, lesions, volumes_ml = [], 0, {'filled': 0.0, 'synthesized': 0.0}
     for image, desc, result in results:
         page = {'name': image.name if len(options.variants) == 1 else f'{image.name}, desc-{desc}', **result}
-        if result['status'] in volumes_ml:
+        if result['status'] in volumes_ml or result.get('is_filled'):
             pictured = desc in ('filled', *options.variants[:PICTURED_VARIANTS])
             page |= describe_image(image, desc, options.output_dir, pictured)
+            page |= result if result['status'] == 'failed' else {}
             lesions += len(page['lesions'])
-            volumes_ml[result['status']] += sum(row['volume_mm3'] for row in page['lesions']) / 1000
+            volumes_ml['filled' if desc == 'filled' else 'synthesized'] += (
+                sum(row['volume_mm3'] for row in page['lesions']) / 1000
+            )
             stem = image.name if desc == 'filled' else f'{image.name}_{desc}'
             for name, png in report.png_files(page['figures']).items():
                 layout.write_bytes(options.output_dir / f'sub-{subject}' / 'figures' / f'{stem}_{name}.png', png)
@@ -219,8 +255,11 @@ def describe_image(image, desc, output_dir, pictured=True):
     lesions = layout.read_tsv(files['lesions'])
     figures = draw_figures(image.image_file, after_file, mask_file, lesions) if pictured else []
     unchanged = is_fill and not lesions
+    from .thickness import measure
+
     return {
         'output': after_file.name,
+        'thickness': measure.describe_thickness(image, output_dir) if is_fill and image.modality == 'T1w' else [],
         'status': 'copied' if unchanged else 'filled' if is_fill else 'synthesized',
         'message': ' '.join(info.get('Warnings', [])) if unchanged else '',
         'lesions': lesions,
@@ -344,7 +383,7 @@ def methods_text(options):
         f'Lesions of {" and ".join(options.modalities)} images were filled with bids_lesionfill {options.version} '
         f'by a pseudo-3D conditional diffusion model (Uhr, 2024; {models}). '
         f'The lesion mask was {grown}; voxels outside the grown mask were left as they were. '
-        f'{found}'
+        f'{found}' + thickness.methods_text(options.thickness)
     )
 
 

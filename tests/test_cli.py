@@ -83,7 +83,40 @@ def test_unknown_participant_is_2(bids_dir, tmp_path, caplog):
 
 def test_group_level_says_that_there_is_nothing_to_do(bids_dir, tmp_path, caplog):
     assert cli.main([str(bids_dir), str(tmp_path / 'out'), 'group']) == cli.NOTHING_TO_DO
-    assert 'thickness' in caplog.text
+    assert 'no table of thickness' in caplog.text
+
+
+def test_an_engine_that_is_missing_stops_the_run_before_any_work_and_says_how_to_get_it(
+    bids_dir, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setenv('PATH', str(tmp_path))
+    arguments = [str(bids_dir), str(tmp_path / 'out'), 'participant', '--thickness', 'pbt', 'dldirect', 'freesurfer']
+    assert cli.main(arguments) == cli.ENGINE_UNAVAILABLE == 69
+    (message,) = [record.getMessage() for record in caplog.records if record.levelname == 'ERROR']
+    assert 'dldirect: no dl+direct on the PATH' in message
+    assert 'freesurfer' in message
+    assert '--derivatives original=PATH filled=PATH' in message
+    assert 'pbt:' not in message
+    assert not (tmp_path / 'out').exists()
+
+
+def test_list_engines_says_of_each_whether_it_is_usable(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv('PATH', str(tmp_path))
+    with pytest.raises(SystemExit) as stop:
+        cli.main(['--list-engines'])
+    assert stop.value.code == 0
+    rows = {line.split('\t')[0]: line.split('\t')[1:] for line in capsys.readouterr().out.splitlines()}
+    assert list(rows) == ['pbt', 'ants', 'antspynet', 'dldirect', 'freesurfer', 'fastsurfer']
+    assert rows['pbt'][0] == 'usable'
+    assert 'antspyx' in rows['pbt'][1]
+    assert rows['freesurfer'][0] == 'not usable'
+    assert 'licence' in rows['freesurfer'][1]
+
+
+def test_thickness_of_flair_alone_is_refused(bids_dir, tmp_path, caplog):
+    arguments = [str(bids_dir), str(tmp_path / 'out'), 'participant', '--modality', 'FLAIR', '--thickness', 'pbt']
+    assert cli.main(arguments) == cli.USAGE
+    assert 'T1w' in caplog.text
 
 
 def test_labels_lose_their_prefix_and_underscores_are_accepted(bids_dir, tmp_path):
