@@ -1,3 +1,6 @@
+from pathlib import Path
+
+import nibabel as nib
 import numpy as np
 import pytest
 from conftest import ellipsoid
@@ -196,11 +199,47 @@ def test_every_engine_can_be_made_and_checked_without_work(name):
     assert check.version if check.ok else (check.reason and check.how_to_get)
 
 
+@pytest.fixture
+def known_template(monkeypatch):
+    """A template that lies on the brain of `segmented` already, with region 1 on the left and 42 on the right."""
+
+    def use(seg, priors, affine):
+        sides = np.where(np.arange(seg.shape[0]) < 22, 1, 42)[:, None, None]
+        labels = np.where(seg == 2, sides, 0).astype(np.int16)
+        template = anatomy.Template(seg, priors, affine, labels, affine)
+        monkeypatch.setattr(anatomy, 'read_template', lambda: template)
+        monkeypatch.setattr(
+            anatomy,
+            'register',
+            lambda t1w, brain_mask, affine, template, rng: anatomy.Registration(
+                nib.affines.apply_affine(affine, np.argwhere(brain_mask)), {}
+            ),
+        )
+
+    return use
+
+
+def test_pbt_measures_a_known_brain_on_a_flipped_grid_and_gives_the_same_bytes_again(segmented, known_template):
+    t1w, seg, priors = segmented
+    affine = nib.affines.from_matvec(np.eye(3), (-22, -20, -18))
+    known_template(seg, priors, affine)
+    stripped = np.where(seg > 0, t1w, 0)[::-1]
+    img = nib.Nifti1Image(stripped, affine @ nib.affines.from_matvec(np.diag([-1.0, 1, 1]), (43, 0, 0)))
+    engine = thickness.make_engine('pbt')
+    first, again = (engine.run(thickness.Scan(img, Path('t1w.nii'), 'sub-01', 'original', seed=5)) for _ in range(2))
+    classes = np.asarray(first.tissue_seg_img.dataobj)
+    assert classes.tobytes() == np.asarray(again.tissue_seg_img.dataobj).tobytes()
+    assert (classes == seg[::-1]).mean() > 0.97
+    for region in ('lh_bankssts', 'rh_bankssts'):
+        assert first.table.thickness_mm[region] == pytest.approx(4, abs=0.3)
+        assert first.table.thickness_mm[region] == again.table.thickness_mm[region]
+    assert first.table.hemisphere_mm == again.table.hemisphere_mm
+    assert first.info['BrainVolumeMl'] == pytest.approx((seg > 0).sum() / 1000, rel=0.03)
+
+
 @pytest.mark.slow
 def test_pbt_gives_equal_bytes_twice_and_ants_works_on_the_same_segmentation(tmp_path):
     """The template as a brain, at half of its resolution: registration, segmentation and thickness, all of it."""
-    import nibabel as nib
-
     from bids_lesionfill.thickness import ants
 
     template = anatomy.read_template()
