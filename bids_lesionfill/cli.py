@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import weights
+from . import tool_outputs, weights
 from .layout import UsageError
 
 VERSION_FILE = Path(__file__).resolve().parent.parent / 'version'
@@ -54,6 +54,8 @@ class Options:
     mask_labels: tuple = ('lesion', 'L')
     mask_desc: str | None = None
     mask_threshold: float = 0.5
+    lesion_labels: tuple = ()  # values of the mask that are filled; all if empty
+    min_lesion_volume: float = 0  # mm3; smaller lesions stay
     dilate: int = 1
     rim_voxels: int = 2
     num_inference_steps: int | None = None
@@ -82,7 +84,7 @@ class Options:
         """Those options that change the result for an image of a modality; written to the sidecar."""
         names = ['mask_threshold', 'num_inference_steps', 'device', 'random_seed']
         if self.mode == 'fill':
-            names += ['dilate', 'rim_voxels', 'n_samples']
+            names += ['dilate', 'rim_voxels', 'n_samples', 'lesion_labels', 'min_lesion_volume']
         else:
             names += ['n_lesions', 'lesion_load_ml', 'lesion_locations', 'mask_from', 'lesion_intensity']
         return {'model': self.model_of(modality)} | {name: getattr(self, name) for name in names}
@@ -140,8 +142,8 @@ def build_parser():
         '--bids_filter_file',
         type=Path,
         metavar='FILE',
-        help='JSON: pybids filters under the keys t1w, flair and lesion_mask; null is "no such entity", "*" any; '
-        'other keys are ignored',
+        help='JSON: pybids filters under the keys t1w, flair, lesion_mask and tissue (null: use none); null is '
+        '"no such entity", "*" any; other keys are ignored',
     )
     data.add_argument(
         '-d',
@@ -149,7 +151,8 @@ def build_parser():
         nargs='+',
         default=[],
         metavar='[NAME=]PATH',
-        help='where lesion masks and brain masks are (default: every folder in BIDS_DIR/derivatives)',
+        help='where lesion masks, brain masks and tissue segmentations are, also folders of FreeSurfer, FastSurfer, '
+        'SAMSEG, SynthSeg, LST-AI and DL+DiReCT (default: every folder in BIDS_DIR/derivatives)',
     )
     data.add_argument(
         '--mask-label',
@@ -168,6 +171,8 @@ def build_parser():
         metavar='P',
         help='from this value on a probability is a lesion (default: %(default)s)',
     )
+
+    add_lesion_choice(data)
 
     sampling = parser.add_argument_group('images and models')
     sampling.add_argument(
@@ -257,6 +262,27 @@ def build_parser():
     running.add_argument('-v', '--verbose', action='count', default=0, help='say more; -vv still more')
     running.add_argument('--version', action='version', version=f'bids_lesionfill {version()}')
     return parser
+
+
+def add_lesion_choice(group):
+    """Which lesions of a mask are filled; the others stay."""
+    group.add_argument(
+        '--lesion-labels',
+        '--lesion_labels',
+        nargs='+',
+        type=positive,
+        default=[],
+        metavar='N',
+        help='fill the lesions that have these values in the mask, and keep the others (default: fill all)',
+    )
+    group.add_argument(
+        '--min-lesion-volume',
+        '--min_lesion_volume',
+        type=above_zero,
+        default=0,
+        metavar='MM3',
+        help='keep connected lesions that are smaller (default: fill all)',
+    )
 
 
 def add_synthesis(group):
@@ -386,8 +412,11 @@ def options_of(arguments, argv):
         name, separator, path = text.partition('=')
         path = Path(path if separator else text)
         name = name if separator else path.resolve().name
-        if not (path / 'dataset_description.json').is_file():
-            raise UsageError(f'--derivatives {path} is not a folder with a dataset_description.json')
+        if not (path / 'dataset_description.json').is_file() and not tool_outputs.is_tool_folder(path):
+            raise UsageError(
+                f'--derivatives {path} is neither a folder with a dataset_description.json nor one of FreeSurfer, '
+                'FastSurfer, SAMSEG, SynthSeg, LST-AI or DL+DiReCT'
+            )
         if name in derivatives:
             raise UsageError(f'--derivatives names {name} twice; use NAME=PATH')
         derivatives[name] = path
@@ -405,6 +434,8 @@ def options_of(arguments, argv):
         mask_labels=tuple(arguments.mask_label),
         mask_desc=arguments.mask_desc,
         mask_threshold=arguments.mask_threshold,
+        lesion_labels=tuple(arguments.lesion_labels),
+        min_lesion_volume=arguments.min_lesion_volume,
         dilate=arguments.dilate,
         rim_voxels=arguments.rim_voxels,
         num_inference_steps=arguments.num_inference_steps,
@@ -474,11 +505,18 @@ def read_filters(path):
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UsageError(f'--bids-filter-file {path} cannot be read as JSON: {error}') from None
-    known = ('t1w', 'flair', 'lesion_mask')
+    known = ('t1w', 'flair', 'lesion_mask', 'tissue')
     ignored = sorted(set(content) - set(known))
     if ignored:
         logger.info('keys %s of %s are ignored', ignored, path)
     special = {None: None, '*': '*'}
+    if content.get('tissue', {}) is None:  # no segmentation is to be used at all
+        return read_keys(content, known[:3], special) | {'tissue': None}
+    return read_keys(content, known, special)
+
+
+def read_keys(content, known, special):
+    """Filters of the known keys, with pybids' words for what JSON has none for."""
     return {
         key: {name: any_or_none(value) if value in special.values() else value for name, value in content[key].items()}
         for key in known

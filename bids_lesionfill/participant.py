@@ -6,7 +6,7 @@ import time
 import nibabel as nib
 import numpy as np
 
-from . import fill, layout, report, visits, weights
+from . import fill, inputs, layout, registration, report, visits, weights
 
 logger = logging.getLogger('bids_lesionfill')
 
@@ -120,18 +120,22 @@ def run_image(image, models, run_id, options):
 
 def fill_image(image, model, options):
     """Fill one image and write its derivatives, unless they are there from the same input and options."""
+    image = inputs.settle(image)
     result_options = options.of_result(image.modality)
     run_hash = layout.hash_run(image, result_options, model.sha256, options.version)
     if layout.is_finished(options.output_dir, image, run_hash, options.n_samples):
         logger.info('%s: already done', image.name)
         return
     started = time.monotonic()
+    loaded = inputs.load(image, options.mask_threshold, options.lesion_labels, options.min_lesion_volume)
     filling = fill.fill(
-        nib.load(image.image_file),
-        nib.load(image.lesion_mask_file),
-        tissue_img=nib.load(image.tissue_file) if image.tissue_file else None,
+        loaded.image_img,
+        loaded.lesion_mask_img,
+        tissue_img=loaded.tissue_img,
         model=model,
-        brain_mask_img=nib.load(image.brain_mask_file) if image.brain_mask_file else None,
+        brain_mask_img=loaded.brain_mask_img,
+        tissue_seg_img=loaded.tissue_seg_img,
+        kept_mask_img=loaded.kept_mask_img,
         dilate=options.dilate,
         rim_voxels=options.rim_voxels,
         num_inference_steps=options.num_inference_steps,
@@ -141,6 +145,11 @@ def fill_image(image, model, options):
         batch_size=options.batch_size,
         mask_threshold=options.mask_threshold,
     )
+    filling.info.update(loaded.info)
+    filling.warnings.extend(loaded.warnings)
+    to_t1w = loaded.flair_to_t1w
+    text = None if to_t1w is None else registration.itk_text(to_t1w)
+    layout.write_xfm(options.output_dir, image, text, loaded.info.get('FlairRegistration'))
     provenance = {
         'Options': result_options,
         'RunHash': run_hash,
@@ -218,6 +227,8 @@ def describe_image(image, desc, output_dir, pictured=True):
     info = layout.read_sidecar(after_file)
     lesions = layout.read_tsv(files['lesions'])
     figures = draw_figures(image.image_file, after_file, mask_file, lesions) if pictured else []
+    if is_fill:
+        figures += draw_overlay(image, mask_file, output_dir)
     unchanged = is_fill and not lesions
     return {
         'output': after_file.name,
@@ -252,6 +263,24 @@ def draw_figures(before_file, after_file, mask_file, lesions):
     )
 
 
+def draw_overlay(image, mask_file, output_dir):
+    """Where FLAIR and T1w had to be registered, pictures of the image and of the other one laid over it; else none."""
+    xfm_file, other_file = layout.xfm_file(output_dir, image), image.tissue_file or image.flair_file
+    if not xfm_file.is_file() or other_file is None:
+        return []
+    to_t1w = registration.from_itk_text(xfm_file.read_text())
+    to_image = np.linalg.inv(to_t1w) if image.tissue_file else to_t1w
+    image_img, mask_img = (nib.as_closest_canonical(nib.load(path)) for path in (image.image_file, mask_file))
+    other_img = inputs.moved(fill.plain(nib.load(other_file), 'image'), to_image)
+    return report.overlay_figures(
+        fill.one_volume(image_img),
+        inputs.preprocess.resample_to(other_img, image_img, order=1),
+        fill.one_volume(mask_img) > 0,
+        nib.affines.voxel_sizes(image_img.affine),
+        (image.modality, 'T1w' if image.tissue_file else 'FLAIR'),
+    )
+
+
 def fill_summary(image, lesions, info):
     """What a report says of a filling at a glance."""
     return {
@@ -259,6 +288,8 @@ def fill_summary(image, lesions, info):
         'Lesions filled': len(lesions),
         'Volume filled (ml)': volume_ml(lesions),
         'Voxels changed': info.get('VoxelsChanged', 0),
+        **({'Voxels of lesions kept': info['LesionVoxelsKept']} if info.get('LesionVoxelsKept') else {}),
+        'Lesion mask': image.lesion_mask_file.name if image.lesion_mask_file else 'n/a',
         **tissue_summary(image, info),
         'Mask grown by (voxels)': info.get('Dilation', 'n/a'),
         'Then into missed rims by at most (voxels)': info.get('RimVoxels', 'n/a'),
@@ -322,9 +353,9 @@ def methods_text(options):
     """A paragraph to paste into a paper."""
     models = '; '.join(model_words(options.model_of(modality)) for modality in options.modalities)
     found = (
-        'Brain masks were made with deepbet (Fisch et al., 2024) where images were not skull-stripped; white matter '
-        'was found on the T1w by a mixture of three normal distributions after N4 bias correction (Tustison et al., '
-        '2010).'
+        'Brain masks were made with deepbet (Fisch et al., 2024) where images were not skull-stripped; where no '
+        'segmentation by another tool was given, white matter was found on the T1w by a mixture of three normal '
+        'distributions after N4 bias correction (Tustison et al., 2010).'
     )
     if options.mode == 'synth':
         return (

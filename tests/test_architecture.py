@@ -12,9 +12,10 @@ MAY_IMPORT = {
     # top
     '__init__': {'fill', 'synth'},
     '__main__': {'cli'},
-    'cli': {'participant', 'weights', 'layout'},
+    'cli': {'participant', 'tool_outputs', 'weights', 'layout'},
     # stories
-    'participant': {'fill', 'layout', 'report', 'visits', 'weights'},
+    'participant': {'fill', 'inputs', 'layout', 'registration', 'report', 'visits', 'weights'},
+    'inputs': {'fill', 'masks', 'preprocess', 'registration', 'segmentations'},
     'fill': {'inpaint', 'masks', 'preprocess', 'tissues', 'weights'},
     'visits': {'fill', 'layout', 'synth', 'weights'},
     'synth': {
@@ -29,7 +30,8 @@ MAY_IMPORT = {
     'readerstudy': {'fill', 'layout', 'metrics', 'readerstudy_cases', 'weights'},
     'readerstudy_cases': {'dataset', 'fill', 'inpaint', 'masks', 'preprocess'},
     # edge
-    'layout': set(),
+    'layout': {'tool_outputs'},
+    'tool_outputs': set(),
     'report': set(),
     'evaluation_page': {'layout'},
     'lpips': set(),
@@ -39,6 +41,7 @@ MAY_IMPORT = {
     'inpaint': {'baselines', 'diffusion', 'masks'},
     'lesion_masks': {'masks', 'registration', 'tissues'},
     'tissues': {'masks'},
+    'segmentations': {'tissues'},
     'registration': set(),
     'baselines': {'masks'},
     'diffusion': set(),
@@ -54,6 +57,7 @@ PURE = [
     'evaluation_cases',
     'lesion_masks',
     'tissues',
+    'segmentations',
     'registration',
     'baselines',
     'diffusion',
@@ -133,7 +137,7 @@ def test_pure_modules_have_no_side_effects_at_hand(module):
     }
 
 
-@pytest.mark.parametrize('module', ['cli', '__init__', '__main__', 'layout', 'weights'])
+@pytest.mark.parametrize('module', ['cli', '__init__', '__main__', 'layout', 'tool_outputs', 'weights'])
 def test_help_and_version_wait_for_no_heavy_import(module):
     _, foreign = imports(module, top_level_only=True)
     assert not foreign & HEAVY
