@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import tool_outputs, weights
+from . import tool_outputs, validation, weights
 from .layout import UsageError
 
 VERSION_FILE = Path(__file__).resolve().parent.parent / 'version'
@@ -17,11 +17,13 @@ VERSION_FILE = Path(__file__).resolve().parent.parent / 'version'
 LOCATIONS = ('periventricular', 'juxtacortical', 'deep', 'infratentorial')
 MODALITIES = {'fill': ('T1w',), 'synth': ('FLAIR', 'T1w')}  # by mode, if not said
 OK, SOME_FAILED, USAGE, UNKNOWN_ARGUMENT, NOTHING_TO_DO, INTERNAL, INTERRUPTED = 0, 1, 2, 64, 66, 70, 130
+INVALID = 65
 EXIT_CODES = """exit codes:
   0    all participants done
   1    some participants failed; participants.tsv and the reports say which and why
   2    wrong usage, or a path that does not exist
   64   unknown argument
+  65   the dataset is not valid BIDS
   66   nothing to do: no image with a lesion mask
   70   internal error
   130  interrupted"""
@@ -257,6 +259,14 @@ def build_parser():
         '--stop_on_first_crash',
         action='store_true',
         help='do not go on with the next participant after a failure',
+    )
+    running.add_argument(
+        '--skip-bids-validation',
+        '--skip_bids_validation',
+        '--skip-bids-validator',
+        '--skip_bids_validator',
+        action='store_true',
+        help='do not run the BIDS validator on the chosen participants',
     )
     running.add_argument('--notrack', action='store_true', help='accepted and without effect: nothing is ever tracked')
     running.add_argument('-v', '--verbose', action='count', default=0, help='say more; -vv still more')
@@ -531,6 +541,24 @@ def any_or_none(value):
     return Query.NONE if value is None else Query.ANY
 
 
+def is_valid(options):
+    """Whether the validator finds no error in what will be read; errors are logged, one a line."""
+    if validation.find_validator() is None:
+        logger.warning('%s is not installed: the dataset is not validated', validation.PROGRAM)
+        return True
+    try:
+        errors = validation.find_errors(options.bids_dir, options.participant_labels)
+    except (RuntimeError, OSError) as error:
+        logger.warning('the dataset is not validated: %s', error)
+        return True
+    for sentence in errors[: validation.SHOWN]:
+        logger.error('%s', sentence)
+    if errors:
+        shown = f', of which {validation.SHOWN} are shown' if len(errors) > validation.SHOWN else ''
+        logger.error('%d error(s)%s: mend them, or use --skip-bids-validation', len(errors), shown)
+    return not errors
+
+
 def main(argv):
     """Run the app; return the exit code."""
     arguments, unknown = build_parser().parse_known_args(argv)
@@ -553,6 +581,8 @@ def main(argv):
     if arguments.analysis_level == 'group':
         logger.error('nothing to do: the group level aggregates thickness tables, and this version measures none')
         return NOTHING_TO_DO
+    if not (arguments.skip_bids_validation or options.reports_only or is_valid(options)):
+        return INVALID
     if arguments.omp_nthreads:
         os.environ['OMP_NUM_THREADS'] = str(arguments.omp_nthreads)  # read when torch is imported
     from . import participant

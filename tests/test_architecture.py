@@ -12,7 +12,7 @@ MAY_IMPORT = {
     # top
     '__init__': {'fill', 'synth'},
     '__main__': {'cli'},
-    'cli': {'participant', 'tool_outputs', 'weights', 'layout'},
+    'cli': {'participant', 'tool_outputs', 'validation', 'weights', 'layout'},
     # stories
     'participant': {'fill', 'inputs', 'layout', 'registration', 'report', 'visits', 'weights'},
     'inputs': {'fill', 'masks', 'preprocess', 'registration', 'segmentations'},
@@ -32,6 +32,7 @@ MAY_IMPORT = {
     # edge
     'layout': {'tool_outputs'},
     'tool_outputs': set(),
+    'validation': {'layout'},
     'report': set(),
     'evaluation_page': {'layout'},
     'lpips': set(),
@@ -137,7 +138,7 @@ def test_pure_modules_have_no_side_effects_at_hand(module):
     }
 
 
-@pytest.mark.parametrize('module', ['cli', '__init__', '__main__', 'layout', 'tool_outputs', 'weights'])
+@pytest.mark.parametrize('module', ['cli', '__init__', '__main__', 'layout', 'tool_outputs', 'validation', 'weights'])
 def test_help_and_version_wait_for_no_heavy_import(module):
     _, foreign = imports(module, top_level_only=True)
     assert not foreign & HEAVY
