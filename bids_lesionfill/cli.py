@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import tool_outputs, validation, weights
+from . import config, tool_outputs, validation, weights
 from .layout import UsageError
 
 VERSION_FILE = Path(__file__).resolve().parent.parent / 'version'
@@ -73,6 +73,13 @@ class Options:
     batch_size: int = 8
     device: str = 'auto'
     random_seed: int = 0
+    work_dir: Path | None = None  # the system's folder for such files
+    bids_database_dir: Path | None = None
+    nprocs: int = 1
+    omp_nthreads: int | None = None
+    mem_gb: float | None = None
+    plugin_file: Path | None = None
+    config: str = ''  # all options as TOML, for the log
     reports_only: bool = False
     stop_on_first_crash: bool = False
     command: str = ''
@@ -244,8 +251,13 @@ def build_parser():
         help='tiles at once; fewer need less memory (default: %(default)s)',
     )
     resources.add_argument(
-        '--omp-nthreads', '--omp_nthreads', type=positive, metavar='N', help='threads (default: all cores)'
+        '--omp-nthreads',
+        '--omp_nthreads',
+        type=positive,
+        metavar='N',
+        help='threads of one process (default: all cores; one with --nprocs)',
     )
+    add_resources(resources)
 
     running = parser.add_argument_group('running')
     running.add_argument(
@@ -269,9 +281,80 @@ def build_parser():
         help='do not run the BIDS validator on the chosen participants',
     )
     running.add_argument('--notrack', action='store_true', help='accepted and without effect: nothing is ever tracked')
+    add_running(running)
     running.add_argument('-v', '--verbose', action='count', default=0, help='say more; -vv still more')
     running.add_argument('--version', action='version', version=f'bids_lesionfill {version()}')
     return parser
+
+
+def add_resources(group):
+    """Several participants at once, here or on a cluster."""
+    group.add_argument(
+        '--nprocs',
+        '--nthreads',
+        '--n-cpus',
+        '--n_cpus',
+        type=positive,
+        default=1,
+        metavar='N',
+        help='so many participants at once, each in a process of its own (default: %(default)s)',
+    )
+    group.add_argument(
+        '--mem',
+        '--mem-mb',
+        '--mem_mb',
+        type=memory_mb,
+        metavar='SIZE',
+        help='memory for all processes: MB, or with a suffix K, M, G, T (default: 90%% of the machine)',
+    )
+    group.add_argument(
+        '--use-plugin',
+        '--use_plugin',
+        '--nipype-plugin-file',
+        type=Path,
+        metavar='FILE',
+        help='YAML with a plugin of nipype and its arguments, for SLURM, SGE, PBS or Dask',
+    )
+
+
+def add_running(group):
+    """Folders and files of a run."""
+    group.add_argument(
+        '--config-file',
+        '--config_file',
+        type=Path,
+        metavar='FILE',
+        help='TOML with options under their long names; what the command line says comes first',
+    )
+    group.add_argument(
+        '-w',
+        '--work-dir',
+        '--work_dir',
+        type=Path,
+        metavar='PATH',
+        help='for files that are not kept; with --use-plugin where all machines see it (default: that of the system)',
+    )
+    group.add_argument(
+        '--clean-workdir',
+        '--clean_workdir',
+        action='store_true',
+        help='remove what earlier runs left there; not while another one is running',
+    )
+    group.add_argument(
+        '--bids-database-dir',
+        '--bids_database_dir',
+        type=Path,
+        metavar='PATH',
+        help='index of the dataset: read if it is there, else written (delete it when files have changed)',
+    )
+    group.add_argument(
+        '--boilerplate-only',
+        '--boilerplate_only',
+        '--boilerplate',
+        action='store_true',
+        help='write the text for a paper and the references to OUTPUT_DIR/logs, and stop',
+    )
+    group.add_argument('-q', '--quiet', action='store_true', help='say only what goes wrong')
 
 
 def add_lesion_choice(group):
@@ -288,7 +371,7 @@ def add_lesion_choice(group):
     group.add_argument(
         '--min-lesion-volume',
         '--min_lesion_volume',
-        type=above_zero,
+        type=zero_or_more,
         default=0,
         metavar='MM3',
         help='keep connected lesions that are smaller (default: fill all)',
@@ -373,6 +456,18 @@ def above_zero(text):
     return number
 
 
+def memory_mb(text):
+    """An amount of memory in MB: a number of MB, or with K, M, G or T (and B, if one likes)."""
+    number = text.upper().removesuffix('B')
+    factor = {'K': 1e-3, 'M': 1, 'G': 1e3, 'T': 1e6}.get(number[-1:], 1)
+    return above_zero(number.rstrip('KMGT')) * factor
+
+
+def zero_or_more(text):
+    """A number that is not negative."""
+    return 0.0 if float(text) == 0 else above_zero(text)
+
+
 def intensity(text):
     """`auto`, or a quantile."""
     if text == 'auto':
@@ -417,6 +512,7 @@ def options_of(arguments, argv):
         raise UsageError(f'OUTPUT_DIR is BIDS_DIR; use for example {bids_dir / "derivatives" / "bids_lesionfill"}')
     if output_dir.exists() and not output_dir.is_dir():
         raise UsageError(f'OUTPUT_DIR {output_dir} is not a folder')
+    check_running(arguments)
     derivatives = {}
     for text in arguments.derivatives:
         name, separator, path = text.partition('=')
@@ -461,6 +557,13 @@ def options_of(arguments, argv):
         batch_size=arguments.batch_size,
         device=arguments.device,
         random_seed=arguments.random_seed,
+        work_dir=arguments.work_dir,
+        bids_database_dir=arguments.bids_database_dir,
+        nprocs=arguments.nprocs,
+        omp_nthreads=arguments.omp_nthreads,
+        mem_gb=arguments.mem and arguments.mem / 1000,
+        plugin_file=arguments.use_plugin,
+        config=config.as_toml(arguments, build_parser(), version()),
         reports_only=arguments.reports_only,
         stop_on_first_crash=arguments.stop_on_first_crash,
         command='run.py ' + shlex.join(argv),
@@ -476,6 +579,15 @@ def options_of(arguments, argv):
     except (FileNotFoundError, ValueError) as error:
         raise UsageError(str(error)) from None
     return options
+
+
+def check_running(arguments):
+    """Raise UsageError if the work folder is in the dataset, or a plugin file is not there."""
+    work_dir = arguments.work_dir
+    if work_dir is not None and work_dir.resolve().is_relative_to(arguments.bids_dir.resolve()):
+        raise UsageError(f'--work-dir {arguments.work_dir} is in BIDS_DIR, which is never written to')
+    if arguments.use_plugin is not None and not arguments.use_plugin.is_file():
+        raise UsageError(f'--use-plugin {arguments.use_plugin} is not a file')
 
 
 def check_synthesis(arguments):
@@ -559,14 +671,44 @@ def is_valid(options):
     return not errors
 
 
+def parse(argv, config_file=None):
+    """Arguments and what is unknown among them; a configuration file stands for defaults.
+
+    Raises
+    ------
+    UsageError
+        See `config.defaults_from`.
+    """
+    parser = build_parser()
+    if config_file is not None:
+        parser.set_defaults(**config.defaults_from(config_file, build_parser()))
+    return parser.parse_known_args(argv)
+
+
+def start(arguments, options):
+    """Run the participant level, in one process or as nodes of nipype; return the exit code."""
+    from . import participant
+
+    if arguments.boilerplate_only:
+        participant.write_citation(options)
+        return OK
+    if options.nprocs == 1 and options.plugin_file is None:
+        return participant.run(options)
+    from . import workflow
+
+    if arguments.clean_workdir and options.work_dir is not None:
+        workflow.clean(options.work_dir)
+    return workflow.run(options)
+
+
 def main(argv):
     """Run the app; return the exit code."""
-    arguments, unknown = build_parser().parse_known_args(argv)
+    arguments, unknown = parse(argv)
     logging.basicConfig(
         format='%(asctime)s %(levelname)s %(message)s',
         datefmt='%H:%M:%S',
         stream=sys.stderr,
-        level=max(logging.DEBUG, logging.INFO - 10 * arguments.verbose),
+        level=logging.WARNING if arguments.quiet else max(logging.DEBUG, logging.INFO - 10 * arguments.verbose),
     )
     for noisy in ('matplotlib', 'PIL', 'bids', 'filelock', 'urllib3', 'httpx'):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -574,6 +716,8 @@ def main(argv):
         logger.error('unknown argument(s): %s', ' '.join(unknown))
         return UNKNOWN_ARGUMENT
     try:
+        if arguments.config_file is not None:
+            arguments, _ = parse(argv, arguments.config_file)
         options = options_of(arguments, argv)
     except UsageError as error:
         logger.error('%s', error)
@@ -581,14 +725,15 @@ def main(argv):
     if arguments.analysis_level == 'group':
         logger.error('nothing to do: the group level aggregates thickness tables, and this version measures none')
         return NOTHING_TO_DO
-    if not (arguments.skip_bids_validation or options.reports_only or is_valid(options)):
+    unread = arguments.skip_bids_validation or arguments.boilerplate_only or options.reports_only
+    if not (unread or is_valid(options)):
         return INVALID
     if arguments.omp_nthreads:
         os.environ['OMP_NUM_THREADS'] = str(arguments.omp_nthreads)  # read when torch is imported
-    from . import participant
-
+    elif options.nprocs > 1:
+        os.environ['OMP_NUM_THREADS'] = '1'
     try:
-        return participant.run(options)
+        return start(arguments, options)
     except UsageError as error:
         logger.error('%s', error)
         return USAGE

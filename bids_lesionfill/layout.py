@@ -116,15 +116,20 @@ def find_derivatives(bids_dir, output_dir=None):
     return {folder.name: folder for folder in folders}
 
 
-def open_layout(bids_dir, derivatives=()):
-    """Index a BIDS dataset and folders of derivatives (validation off: many derivatives have names of their own)."""
+def open_layout(bids_dir, derivatives=(), database_dir=None):
+    """Index a BIDS dataset and folders of derivatives (validation off: many derivatives have names of their own).
+
+    An index that is in `database_dir` is used as it is; else it is written there.
+    """
     from bids import BIDSLayout, BIDSLayoutIndexer
 
-    layout = BIDSLayout(bids_dir, validate=False, indexer=BIDSLayoutIndexer(validate=False, index_metadata=False))
+    indexer = BIDSLayoutIndexer(validate=False, index_metadata=False)
+    layout = BIDSLayout(bids_dir, validate=False, indexer=indexer, database_path=database_dir)
     for path in derivatives:
         if not Path(path, 'dataset_description.json').is_file():  # of a tool with names of its own: see `tool_outputs`
             continue
-        layout.add_derivatives(path, validate=False, indexer=BIDSLayoutIndexer(validate=False, index_metadata=False))
+        indexer = BIDSLayoutIndexer(validate=False, index_metadata=False)
+        layout.add_derivatives(path, parent_database_path=database_dir, validate=False, indexer=indexer)
     return layout
 
 
@@ -922,6 +927,23 @@ def container():
     return {}
 
 
+def write_config(output_dir, subject, run_id, text):
+    """Write the options of a run to a participant's log."""
+    if text:
+        write_bytes(log_dir(output_dir, subject, run_id) / 'config.toml', text.encode())
+
+
+def find_statuses(output_dir):
+    """Statuses of all participants and runs, the latest run last: list of paths."""
+    return sorted(Path(output_dir).glob('sub-*/log/*/status.json'), key=lambda path: (path.parent.name, path))
+
+
+def read_status(output_dir, subject, run_id):
+    """What became of a participant in a run; `failed` if the run did not come to its end."""
+    path = log_dir(output_dir, subject, run_id) / 'status.json'
+    return json.loads(path.read_text())['status'] if path.is_file() else 'failed'
+
+
 STATUS_COLUMNS = [
     *('participant_id', 'status', 'images', 'lesions', 'volume_filled_ml', 'volume_synthesized_ml', 'message')
 ]
@@ -930,10 +952,10 @@ STATUS_COLUMNS = [
 def write_status(output_dir, subject, run_id, status):
     """Write what became of a participant, then the table of all participants, also those of other runs."""
     write_json(log_dir(output_dir, subject, run_id) / 'status.json', {'participant_id': f'sub-{subject}', **status})
-    latest = {}
-    for path in sorted(Path(output_dir).glob('sub-*/log/*/status.json'), key=lambda path: path.parent.name):
-        latest[path.parts[-4]] = json.loads(path.read_text())
-    write_tsv(Path(output_dir) / 'participants.tsv', [latest[name] for name in sorted(latest)], STATUS_COLUMNS)
+    known = None
+    while known != (known := find_statuses(output_dir)):  # another process may have written one meanwhile
+        latest = {path.parts[-4]: json.loads(path.read_text()) for path in known}
+        write_tsv(Path(output_dir) / 'participants.tsv', [latest[name] for name in sorted(latest)], STATUS_COLUMNS)
     write_json(
         Path(output_dir) / 'participants.json',
         {

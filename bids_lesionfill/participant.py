@@ -21,22 +21,38 @@ def run(options):
     One participant that fails does not stop the others. What is already there, from the same input and options, is
     not done again.
     """
+    derivatives, found, run_id = prepare(options)
+    return conclude(run_all(found, options, derivatives, run_id), options, derivatives)
+
+
+def prepare(options):
+    """Find all images and write what describes the dataset: (derivatives, dict of subject -> Inputs, id of the run)."""
     derivatives = options.derivatives
     if derivatives is None:
         derivatives = layout.find_derivatives(options.bids_dir, options.output_dir)
     found = find_images(options, derivatives)
     layout.write_dataset_files(options.output_dir, options.bids_dir, derivatives, options.version, citation(options))
     layout.remove_leftovers(options.output_dir)
+    return derivatives, found, layout.new_run_id()
+
+
+def run_all(found, options, derivatives, run_id):
+    """Do participants one after the other; dict of subject -> status."""
     usable = {image.modality for images in found.values() for image in images if not image.problem}
     models = {modality: load_model(options, modality) for modality in usable if not options.reports_only}
     donor = visits.find_donor(options, derivatives) if options.mask_from else None
-    run_id = layout.new_run_id()
     statuses = {}
     for number, (subject, images) in enumerate(found.items(), start=1):
         logger.info('sub-%s (%d of %d)', subject, number, len(found))
+        layout.write_config(options.output_dir, subject, run_id, options.config)
         statuses[subject] = run_participant(subject, images, models, donor, run_id, options)
         if statuses[subject] == 'failed' and options.stop_on_first_crash:
             break
+    return statuses
+
+
+def conclude(statuses, options, derivatives):
+    """Log what became of the participants; return the exit code."""
     failed = [f'sub-{subject}' for subject, status in statuses.items() if status == 'failed']
     if failed:
         logger.error('failed: %s; %s says why', ', '.join(failed), options.output_dir / 'participants.tsv')
@@ -58,7 +74,7 @@ def run(options):
 
 def find_images(options, derivatives):
     """All images of a participant to fill, of one modality after the other: dict of subject -> list of Inputs."""
-    bids_layout = layout.open_layout(options.bids_dir, derivatives.values())
+    bids_layout = layout.open_layout(options.bids_dir, derivatives.values(), options.bids_database_dir)
     found = {}
     for modality in options.modalities:
         of_modality = layout.find_inputs(
@@ -448,6 +464,12 @@ REFERENCES = {
         'Computers in Biology and Medicine 179',
     ),
 }
+
+
+def write_citation(options):
+    """Write `logs/CITATION.md` and `.bib`."""
+    for name, text in citation(options).items():
+        layout.write_bytes(options.output_dir / 'logs' / f'CITATION.{name}', text.encode())
 
 
 def citation(options):

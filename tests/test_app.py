@@ -42,7 +42,7 @@ def subject_files(subject, session=None, modality='T1w'):
 
 
 def closing_files(subject):
-    return [f'sub-{subject}.html', f'sub-{subject}/log/RUN/status.json']
+    return [f'sub-{subject}.html', f'sub-{subject}/log/RUN/config.toml', f'sub-{subject}/log/RUN/status.json']
 
 
 @pytest.fixture(scope='session')
@@ -554,3 +554,40 @@ def test_mask_on_a_flair_that_lies_elsewhere_is_registered_and_shown(tmp_path, r
     assert 'T1w and FLAIR after registration' in page
     assert '<span class="tag">FLAIR</span>' in page
     assert (out / 'sub-01/figures/sub-01_T1w_overlay_after.png').is_file()
+
+
+# Several processes
+
+
+def of_patients(folder):
+    """Hashes of what a run writes for patients, but for what names the time or the command."""
+    hashes = data_hashes(folder, '*/anat/*') | data_hashes(folder, '*/figures/*')
+    return hashes | data_hashes(folder, 'participants.tsv')
+
+
+@pytest.mark.slow
+def test_results_of_several_processes_are_those_of_one(dataset, run, tmp_path):
+    root = dataset(('01', '02', '03'), **{t1w_path('02'): b'not an image'})
+    assert run(root, tmp_path / 'one') == cli.SOME_FAILED
+    assert run(root, tmp_path / 'two', '--nprocs', '2', '-w', str(tmp_path / 'work')) == cli.SOME_FAILED
+    one, two = (of_patients(tmp_path / name) for name in ('one', 'two'))
+    assert len(one) == 2 * 6 + 2 * 9 + 1
+    assert one == two
+    filled = tmp_path / 'two/sub-01/anat/sub-01_desc-filled_T1w.nii.gz'
+    before = filled.stat().st_mtime_ns
+    assert run(root, tmp_path / 'two', '--nprocs', '2', '-w', str(tmp_path / 'elsewhere')) == cli.SOME_FAILED
+    assert filled.stat().st_mtime_ns == before  # a run that goes on does nothing twice
+
+
+@pytest.mark.slow
+def test_two_runs_on_one_output_folder_at_once_are_safe(dataset, run, tmp_path, model_dir):
+    root, out = dataset(), tmp_path / 'out'
+    command = [sys.executable, str(ROOT / 'run.py'), str(root), str(out), 'participant', '--model', str(model_dir),
+               '--skip-bids-validation']  # fmt: skip
+    labels = (['--participant-label', '01'], ['--participant-label', '02'], [])
+    processes = [subprocess.Popen(command + more, stderr=subprocess.DEVNULL) for more in labels]
+    assert [process.wait(timeout=600) for process in processes] == [cli.OK] * 3
+    assert run(root, tmp_path / 'alone') == cli.OK
+    assert of_patients(out) == of_patients(tmp_path / 'alone')
+    assert not [path for path in out.rglob('*.tmp')]
+    json.loads((out / 'dataset_description.json').read_text())

@@ -12,9 +12,10 @@ MAY_IMPORT = {
     # top
     '__init__': {'fill', 'synth'},
     '__main__': {'cli'},
-    'cli': {'participant', 'tool_outputs', 'validation', 'weights', 'layout'},
+    'cli': {'config', 'participant', 'tool_outputs', 'validation', 'weights', 'layout', 'workflow'},
     # stories
     'participant': {'fill', 'inputs', 'layout', 'registration', 'report', 'visits', 'weights'},
+    'workflow': {'layout', 'participant'},
     'inputs': {'fill', 'masks', 'preprocess', 'registration', 'segmentations'},
     'fill': {'inpaint', 'masks', 'preprocess', 'tissues', 'weights'},
     'visits': {'fill', 'layout', 'synth', 'weights'},
@@ -33,6 +34,7 @@ MAY_IMPORT = {
     'layout': {'tool_outputs'},
     'tool_outputs': set(),
     'validation': {'layout'},
+    'config': {'layout'},
     'report': set(),
     'evaluation_page': {'layout'},
     'lpips': set(),
@@ -138,7 +140,9 @@ def test_pure_modules_have_no_side_effects_at_hand(module):
     }
 
 
-@pytest.mark.parametrize('module', ['cli', '__init__', '__main__', 'layout', 'tool_outputs', 'validation', 'weights'])
+@pytest.mark.parametrize(
+    'module', ['cli', '__init__', '__main__', 'config', 'layout', 'tool_outputs', 'validation', 'weights']
+)
 def test_help_and_version_wait_for_no_heavy_import(module):
     _, foreign = imports(module, top_level_only=True)
     assert not foreign & HEAVY
