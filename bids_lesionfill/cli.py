@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import thickness, weights
+from . import config, thickness, tool_outputs, validation, weights
 from .layout import UsageError
 
 VERSION_FILE = Path(__file__).resolve().parent.parent / 'version'
@@ -17,12 +17,13 @@ VERSION_FILE = Path(__file__).resolve().parent.parent / 'version'
 LOCATIONS = ('periventricular', 'juxtacortical', 'deep', 'infratentorial')
 MODALITIES = {'fill': ('T1w',), 'synth': ('FLAIR', 'T1w')}  # by mode, if not said
 OK, SOME_FAILED, USAGE, UNKNOWN_ARGUMENT, NOTHING_TO_DO, INTERNAL, INTERRUPTED = 0, 1, 2, 64, 66, 70, 130
-ENGINE_UNAVAILABLE = 69
+INVALID, ENGINE_UNAVAILABLE = 65, 69
 EXIT_CODES = """exit codes:
   0    all participants done
   1    some participants failed; participants.tsv and the reports say which and why
   2    wrong usage, or a path that does not exist
   64   unknown argument
+  65   the dataset is not valid BIDS
   66   nothing to do: no image with a lesion mask, or no table of thickness
   69   a thickness engine that was asked for is not available
   70   internal error
@@ -56,6 +57,8 @@ class Options:
     mask_labels: tuple = ('lesion', 'L')
     mask_desc: str | None = None
     mask_threshold: float = 0.5
+    lesion_labels: tuple = ()  # values of the mask that are filled; all if empty
+    min_lesion_volume: float = 0  # mm3; smaller lesions stay
     dilate: int = 1
     rim_voxels: int = 2
     num_inference_steps: int | None = None
@@ -76,7 +79,13 @@ class Options:
     thickness_noise: bool = True
     allow_download: bool = False
     juxta_min_voxels: int = 1
-    work_dir: Path | None = None
+    work_dir: Path | None = None  # the system's folder for such files
+    bids_database_dir: Path | None = None
+    nprocs: int = 1
+    omp_nthreads: int | None = None
+    mem_gb: float | None = None
+    plugin_file: Path | None = None
+    config: str = ''  # all options as TOML, for the log
     reports_only: bool = False
     stop_on_first_crash: bool = False
     command: str = ''
@@ -90,7 +99,7 @@ class Options:
         """Those options that change the result for an image of a modality; written to the sidecar."""
         names = ['mask_threshold', 'num_inference_steps', 'device', 'random_seed']
         if self.mode == 'fill':
-            names += ['dilate', 'rim_voxels', 'n_samples']
+            names += ['dilate', 'rim_voxels', 'n_samples', 'lesion_labels', 'min_lesion_volume']
         else:
             names += ['n_lesions', 'lesion_load_ml', 'lesion_locations', 'mask_from', 'lesion_intensity']
             names += ['second_visit']  # said in the sidecar
@@ -149,8 +158,8 @@ def build_parser():
         '--bids_filter_file',
         type=Path,
         metavar='FILE',
-        help='JSON: pybids filters under the keys t1w, flair and lesion_mask; null is "no such entity", "*" any; '
-        'other keys are ignored',
+        help='JSON: pybids filters under the keys t1w, flair, lesion_mask and tissue (null: use none); null is '
+        '"no such entity", "*" any; other keys are ignored',
     )
     data.add_argument(
         '-d',
@@ -158,7 +167,8 @@ def build_parser():
         nargs='+',
         default=[],
         metavar='[NAME=]PATH',
-        help='where lesion masks and brain masks are (default: every folder in BIDS_DIR/derivatives)',
+        help='where lesion masks, brain masks and tissue segmentations are, also folders of FreeSurfer, FastSurfer, '
+        'SAMSEG, SynthSeg, LST-AI and DL+DiReCT (default: every folder in BIDS_DIR/derivatives)',
     )
     data.add_argument(
         '--mask-label',
@@ -177,6 +187,8 @@ def build_parser():
         metavar='P',
         help='from this value on a probability is a lesion (default: %(default)s)',
     )
+
+    add_lesion_choice(data)
 
     sampling = parser.add_argument_group('images and models')
     sampling.add_argument(
@@ -271,14 +283,6 @@ def build_parser():
         action='store_true',
         help='let antspynet fetch weights that are missing; nothing else is ever downloaded',
     )
-    measuring.add_argument(
-        '-w',
-        '--work-dir',
-        '--work_dir',
-        type=Path,
-        metavar='PATH',
-        help='for files of the engines (default: the folder of the system)',
-    )
 
     resources = parser.add_argument_group('resources')
     resources.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto', help='(default: %(default)s)')
@@ -291,8 +295,13 @@ def build_parser():
         help='tiles at once; fewer need less memory (default: %(default)s)',
     )
     resources.add_argument(
-        '--omp-nthreads', '--omp_nthreads', type=positive, metavar='N', help='threads (default: all cores)'
+        '--omp-nthreads',
+        '--omp_nthreads',
+        type=positive,
+        metavar='N',
+        help='threads of one process (default: all cores; one with --nprocs)',
     )
+    add_resources(resources)
 
     running = parser.add_argument_group('running')
     running.add_argument(
@@ -307,10 +316,110 @@ def build_parser():
         action='store_true',
         help='do not go on with the next participant after a failure',
     )
+    running.add_argument(
+        '--skip-bids-validation',
+        '--skip_bids_validation',
+        '--skip-bids-validator',
+        '--skip_bids_validator',
+        action='store_true',
+        help='do not run the BIDS validator on the chosen participants',
+    )
     running.add_argument('--notrack', action='store_true', help='accepted and without effect: nothing is ever tracked')
+    add_running(running)
     running.add_argument('-v', '--verbose', action='count', default=0, help='say more; -vv still more')
     running.add_argument('--version', action='version', version=f'bids_lesionfill {version()}')
     return parser
+
+
+def add_resources(group):
+    """Several participants at once, here or on a cluster."""
+    group.add_argument(
+        '--nprocs',
+        '--nthreads',
+        '--n-cpus',
+        '--n_cpus',
+        type=positive,
+        default=1,
+        metavar='N',
+        help='so many participants at once, each in a process of its own (default: %(default)s)',
+    )
+    group.add_argument(
+        '--mem',
+        '--mem-mb',
+        '--mem_mb',
+        type=memory_mb,
+        metavar='SIZE',
+        help='memory for all processes: MB, or with a suffix K, M, G, T (default: 90%% of the machine)',
+    )
+    group.add_argument(
+        '--use-plugin',
+        '--use_plugin',
+        '--nipype-plugin-file',
+        type=Path,
+        metavar='FILE',
+        help='YAML with a plugin of nipype and its arguments, for SLURM, SGE, PBS or Dask',
+    )
+
+
+def add_running(group):
+    """Folders and files of a run."""
+    group.add_argument(
+        '--config-file',
+        '--config_file',
+        type=Path,
+        metavar='FILE',
+        help='TOML with options under their long names; what the command line says comes first',
+    )
+    group.add_argument(
+        '-w',
+        '--work-dir',
+        '--work_dir',
+        type=Path,
+        metavar='PATH',
+        help='for files that are not kept; with --use-plugin where all machines see it (default: that of the system)',
+    )
+    group.add_argument(
+        '--clean-workdir',
+        '--clean_workdir',
+        action='store_true',
+        help='remove what earlier runs left there; not while another one is running',
+    )
+    group.add_argument(
+        '--bids-database-dir',
+        '--bids_database_dir',
+        type=Path,
+        metavar='PATH',
+        help='index of the dataset: read if it is there, else written (delete it when files have changed)',
+    )
+    group.add_argument(
+        '--boilerplate-only',
+        '--boilerplate_only',
+        '--boilerplate',
+        action='store_true',
+        help='write the text for a paper and the references to OUTPUT_DIR/logs, and stop',
+    )
+    group.add_argument('-q', '--quiet', action='store_true', help='say only what goes wrong')
+
+
+def add_lesion_choice(group):
+    """Which lesions of a mask are filled; the others stay."""
+    group.add_argument(
+        '--lesion-labels',
+        '--lesion_labels',
+        nargs='+',
+        type=positive,
+        default=[],
+        metavar='N',
+        help='fill the lesions that have these values in the mask, and keep the others (default: fill all)',
+    )
+    group.add_argument(
+        '--min-lesion-volume',
+        '--min_lesion_volume',
+        type=zero_or_more,
+        default=0,
+        metavar='MM3',
+        help='keep connected lesions that are smaller (default: fill all)',
+    )
 
 
 def add_synthesis(group):
@@ -405,6 +514,18 @@ def above_zero(text):
     return number
 
 
+def memory_mb(text):
+    """An amount of memory in MB: a number of MB, or with K, M, G or T (and B, if one likes)."""
+    number = text.upper().removesuffix('B')
+    factor = {'K': 1e-3, 'M': 1, 'G': 1e3, 'T': 1e6}.get(number[-1:], 1)
+    return above_zero(number.rstrip('KMGT')) * factor
+
+
+def zero_or_more(text):
+    """A number that is not negative."""
+    return 0.0 if float(text) == 0 else above_zero(text)
+
+
 def intensity(text):
     """`auto`, or a quantile."""
     if text == 'auto':
@@ -449,6 +570,7 @@ def options_of(arguments, argv):
         raise UsageError(f'OUTPUT_DIR is BIDS_DIR; use for example {bids_dir / "derivatives" / "bids_lesionfill"}')
     if output_dir.exists() and not output_dir.is_dir():
         raise UsageError(f'OUTPUT_DIR {output_dir} is not a folder')
+    check_running(arguments)
     derivatives, thickness_results = {}, {}
     for text in arguments.derivatives:
         name, separator, path = text.partition('=')
@@ -456,9 +578,13 @@ def options_of(arguments, argv):
         name = name if separator else path.resolve().name
         if path.is_dir() and thickness.has_results(path):  # of FreeSurfer, FastSurfer, DL+DiReCT: no BIDS derivatives
             thickness_results[name] = path
-            continue
-        if not (path / 'dataset_description.json').is_file():
-            raise UsageError(f'--derivatives {path} is not a folder with a dataset_description.json')
+        if not (path / 'dataset_description.json').is_file() and not tool_outputs.is_tool_folder(path):
+            if name in thickness_results:
+                continue
+            raise UsageError(
+                f'--derivatives {path} is neither a folder with a dataset_description.json nor one of FreeSurfer, '
+                'FastSurfer, SAMSEG, SynthSeg, LST-AI or DL+DiReCT'
+            )
         if name in derivatives:
             raise UsageError(f'--derivatives names {name} twice; use NAME=PATH')
         derivatives[name] = path
@@ -476,6 +602,8 @@ def options_of(arguments, argv):
         mask_labels=tuple(arguments.mask_label),
         mask_desc=arguments.mask_desc,
         mask_threshold=arguments.mask_threshold,
+        lesion_labels=tuple(arguments.lesion_labels),
+        min_lesion_volume=arguments.min_lesion_volume,
         dilate=arguments.dilate,
         rim_voxels=arguments.rim_voxels,
         num_inference_steps=arguments.num_inference_steps,
@@ -497,6 +625,12 @@ def options_of(arguments, argv):
         allow_download=arguments.allow_download,
         juxta_min_voxels=arguments.juxta_min_voxels,
         work_dir=arguments.work_dir,
+        bids_database_dir=arguments.bids_database_dir,
+        nprocs=arguments.nprocs,
+        omp_nthreads=arguments.omp_nthreads,
+        mem_gb=arguments.mem and arguments.mem / 1000,
+        plugin_file=arguments.use_plugin,
+        config=config.as_toml(arguments, build_parser(), version()),
         reports_only=arguments.reports_only,
         stop_on_first_crash=arguments.stop_on_first_crash,
         command='run.py ' + shlex.join(argv),
@@ -514,6 +648,15 @@ def options_of(arguments, argv):
     except (FileNotFoundError, ValueError) as error:
         raise UsageError(str(error)) from None
     return options
+
+
+def check_running(arguments):
+    """Raise UsageError if the work folder is in the dataset, or a plugin file is not there."""
+    work_dir = arguments.work_dir
+    if work_dir is not None and work_dir.resolve().is_relative_to(arguments.bids_dir.resolve()):
+        raise UsageError(f'--work-dir {arguments.work_dir} is in BIDS_DIR, which is never written to')
+    if arguments.use_plugin is not None and not arguments.use_plugin.is_file():
+        raise UsageError(f'--use-plugin {arguments.use_plugin} is not a file')
 
 
 def check_synthesis(arguments):
@@ -555,11 +698,18 @@ def read_filters(path):
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UsageError(f'--bids-filter-file {path} cannot be read as JSON: {error}') from None
-    known = ('t1w', 'flair', 'lesion_mask')
+    known = ('t1w', 'flair', 'lesion_mask', 'tissue')
     ignored = sorted(set(content) - set(known))
     if ignored:
         logger.info('keys %s of %s are ignored', ignored, path)
     special = {None: None, '*': '*'}
+    if content.get('tissue', {}) is None:  # no segmentation is to be used at all
+        return read_keys(content, known[:3], special) | {'tissue': None}
+    return read_keys(content, known, special)
+
+
+def read_keys(content, known, special):
+    """Filters of the known keys, with pybids' words for what JSON has none for."""
     return {
         key: {name: any_or_none(value) if value in special.values() else value for name, value in content[key].items()}
         for key in known
@@ -574,14 +724,62 @@ def any_or_none(value):
     return Query.NONE if value is None else Query.ANY
 
 
+def is_valid(options):
+    """Whether the validator finds no error in what will be read; errors are logged, one a line."""
+    if validation.find_validator() is None:
+        logger.warning('%s is not installed: the dataset is not validated', validation.PROGRAM)
+        return True
+    try:
+        errors = validation.find_errors(options.bids_dir, options.participant_labels)
+    except (RuntimeError, OSError) as error:
+        logger.warning('the dataset is not validated: %s', error)
+        return True
+    for sentence in errors[: validation.SHOWN]:
+        logger.error('%s', sentence)
+    if errors:
+        shown = f', of which {validation.SHOWN} are shown' if len(errors) > validation.SHOWN else ''
+        logger.error('%d error(s)%s: mend them, or use --skip-bids-validation', len(errors), shown)
+    return not errors
+
+
+def parse(argv, config_file=None):
+    """Arguments and what is unknown among them; a configuration file stands for defaults.
+
+    Raises
+    ------
+    UsageError
+        See `config.defaults_from`.
+    """
+    parser = build_parser()
+    if config_file is not None:
+        parser.set_defaults(**config.defaults_from(config_file, build_parser()))
+    return parser.parse_known_args(argv)
+
+
+def start(arguments, options):
+    """Run the participant level, in one process or as nodes of nipype; return the exit code."""
+    from . import participant
+
+    if arguments.boilerplate_only:
+        participant.write_citation(options)
+        return OK
+    if options.nprocs == 1 and options.plugin_file is None:
+        return participant.run(options)
+    from . import workflow
+
+    if arguments.clean_workdir and options.work_dir is not None:
+        workflow.clean(options.work_dir)
+    return workflow.run(options)
+
+
 def main(argv):
     """Run the app; return the exit code."""
-    arguments, unknown = build_parser().parse_known_args(argv)
+    arguments, unknown = parse(argv)
     logging.basicConfig(
         format='%(asctime)s %(levelname)s %(message)s',
         datefmt='%H:%M:%S',
         stream=sys.stderr,
-        level=max(logging.DEBUG, logging.INFO - 10 * arguments.verbose),
+        level=logging.WARNING if arguments.quiet else max(logging.DEBUG, logging.INFO - 10 * arguments.verbose),
     )
     for noisy in ('matplotlib', 'PIL', 'bids', 'filelock', 'urllib3', 'httpx'):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -589,20 +787,25 @@ def main(argv):
         logger.error('unknown argument(s): %s', ' '.join(unknown))
         return UNKNOWN_ARGUMENT
     try:
+        if arguments.config_file is not None:
+            arguments, _ = parse(argv, arguments.config_file)
         options = options_of(arguments, argv)
     except UsageError as error:
         logger.error('%s', error)
         return USAGE
+    unread = arguments.skip_bids_validation or arguments.boilerplate_only or options.reports_only
+    if arguments.analysis_level == 'participant' and not (unread or is_valid(options)):
+        return INVALID
     if arguments.omp_nthreads:
         os.environ['OMP_NUM_THREADS'] = str(arguments.omp_nthreads)  # read when torch is imported
+    elif options.nprocs > 1:
+        os.environ['OMP_NUM_THREADS'] = '1'
     try:
         if arguments.analysis_level == 'group':
             from . import group
 
             return group.run(options)
-        from . import participant
-
-        return participant.run(options)
+        return start(arguments, options)
     except UsageError as error:
         logger.error('%s', error)
         return USAGE

@@ -100,6 +100,8 @@ def fill(
     model='fill-T1w',
     wm_mask_img=None,
     brain_mask_img=None,
+    tissue_seg_img=None,
+    kept_mask_img=None,
     dilate=1,
     rim_voxels=2,
     num_inference_steps=None,
@@ -109,16 +111,23 @@ def fill(
     batch_size=8,
     mask_threshold=0.5,
 ):
-    """As `fill_lesions`, but returns a `Filling`: also the used mask, the deviation map, the table of lesions."""
+    """As `fill_lesions`, but returns a `Filling`: also the used mask, the deviation map, the table of lesions.
+
+    `tissue_seg_img` (1 CSF, 2 grey matter, 3 white matter) is a segmentation of the T1w, `kept_mask_img` holds lesions
+    that are to stay: they are neither filled nor taken for white matter.
+    """
     check_image(image_img, 'image')
     given_mask = mask_on_grid(lesion_mask_img, image_img, mask_threshold)
+    kept_mask = np.zeros_like(given_mask) if kept_mask_img is None else mask_on_grid(kept_mask_img, image_img)
+    kept_mask &= ~given_mask
     if not given_mask.any():
-        info = {'LesionVoxelsGiven': 0, 'LesionVoxelsUsed': 0, 'Lesions': 0}
+        info = {'LesionVoxelsGiven': 0, 'LesionVoxelsUsed': 0, 'LesionVoxelsKept': int(kept_mask.sum()), 'Lesions': 0}
+        reason = 'All lesions are to be kept' if kept_mask.any() else 'The lesion mask is empty'
         return Filling(
             copy_image(image_img),
             mask_image(given_mask, image_img),
             info=info,
-            warnings=['The lesion mask is empty: the output is a copy of the input.'],
+            warnings=[f'{reason}: the output is a copy of the input.'],
         )
     device = choose_device(device)
     if not isinstance(model, weights.Model):
@@ -134,12 +143,16 @@ def fill(
     # 2. White matter, into which the mask may grow and whose median sets the scale.
     lesion_mask = preprocess.conform_mask(mask_image(given_mask, plain_img), conformed_img, threshold=0.05)
     t1w = image if tissue_img is None else t1w_on_grid(tissue_img, conformed_img)
-    brain_mask, wm_mask, tissue_info = find_white_matter(t1w, lesion_mask, conformed_img, wm_mask_img, brain_mask_img)
+    kept = preprocess.conform_mask(mask_image(kept_mask, plain_img), conformed_img, threshold=0.05)
+    brain_mask, wm_mask, tissue_info = find_white_matter(
+        t1w, lesion_mask | kept, conformed_img, wm_mask_img, brain_mask_img, tissue_seg_img
+    )
+    wm_mask &= ~kept
     if tissue_img is not None:
         tissue_info['SkullStripped'] = is_skull_stripped(image)
 
     # 3. The mask that is used, on the image's own grid.
-    native_wm = preprocess.conform_mask(mask_image(wm_mask, conformed_img), plain_img)
+    native_wm = preprocess.conform_mask(mask_image(wm_mask, conformed_img), plain_img) & ~kept_mask
     used_mask = masks.restrict_to_white_matter(given_mask, native_wm)
     used_mask = masks.dilate_within(used_mask, native_wm, dilate)
     hole = preprocess.conform_mask(mask_image(used_mask, plain_img), conformed_img, threshold=0.05)
@@ -153,6 +166,7 @@ def fill(
     info = {
         'LesionVoxelsGiven': int(given_mask.sum()),
         'LesionVoxelsUsed': int(used_mask.sum()),
+        'LesionVoxelsKept': int(kept_mask.sum()),
         'Lesions': masks.label_lesions(given_mask & used_mask)[1],
         'Dilation': dilate,
         'RimVoxels': rim_voxels,
@@ -276,19 +290,34 @@ def is_skull_stripped(image):
     return bool(tissues.foreground(image).sum() / 1000 < tissues.LARGEST_BRAIN_ML)
 
 
-def find_white_matter(t1w, lesion_mask, conformed_img, wm_mask_img=None, brain_mask_img=None):
+def find_white_matter(t1w, lesion_mask, conformed_img, wm_mask_img=None, brain_mask_img=None, tissue_seg_img=None):
     """Brain mask and white matter on the working grid, and where they come from (for the sidecar)."""
     if wm_mask_img is not None:
         wm_mask = preprocess.conform_mask(wm_mask_img, conformed_img)
         info = {'WhiteMatterSource': 'given', 'SkullStripped': is_skull_stripped(t1w)}
         return ndimage.binary_dilation(wm_mask, iterations=6), wm_mask, info
-    brain_mask, tissue_seg, info = find_tissues(t1w, lesion_mask, conformed_img, brain_mask_img)
+    brain_mask, tissue_seg, info = find_tissues(t1w, lesion_mask, conformed_img, brain_mask_img, tissue_seg_img)
     wm_mask = tissues.claim_rim((tissue_seg == tissues.WHITE_MATTER) & ~lesion_mask, lesion_mask, brain_mask)
     return brain_mask, wm_mask, info
 
 
-def find_tissues(t1w, lesion_mask, conformed_img, brain_mask_img=None):
-    """Brain mask and tissue segmentation on the working grid, and where they come from (for the sidecar)."""
+def find_tissues(t1w, lesion_mask, conformed_img, brain_mask_img=None, tissue_seg_img=None):
+    """Brain mask and tissue segmentation on the working grid, and where they come from (for the sidecar).
+
+    A segmentation that is given is also the brain mask, if there is no other: its holes are closed, for tissues that
+    it does not name.
+    """
+    if tissue_seg_img is not None:
+        tissue_seg = preprocess.resample_to(tissue_seg_img, conformed_img, order=0).astype(np.uint8)
+        brain_mask = ndimage.binary_fill_holes(ndimage.binary_closing(tissue_seg > 0, iterations=3)) | lesion_mask
+        if brain_mask_img is not None:
+            brain_mask = preprocess.conform_mask(brain_mask_img, conformed_img)
+        info = {
+            'SkullStripped': is_skull_stripped(t1w),
+            'BrainMaskSource': 'extent of the tissue segmentation' if brain_mask_img is None else 'given',
+            'WhiteMatterSource': 'given',
+        }
+        return brain_mask, tissue_seg, info
     if brain_mask_img is not None:
         brain_mask = preprocess.conform_mask(brain_mask_img, conformed_img)
         skull_stripped = bool((t1w[~brain_mask] <= 0.02 * t1w.max()).mean() > 0.99)

@@ -13,6 +13,8 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from . import tool_outputs
+
 logger = logging.getLogger('bids_lesionfill')
 
 NIFTI = ['.nii', '.nii.gz']
@@ -21,7 +23,7 @@ BIDS_VERSION = '1.10.0'
 APP_NAME = 'bids_lesionfill'
 
 # Lines have no trailing slash: with one, the validator does not match nested folders.
-BIDSIGNORE = '*.html\nfigures\nlog\n*_morph.tsv\n*_morph.json\n*_qc.tsv\n*_qc.json\ngroup_*\n'
+BIDSIGNORE = '*.html\nfigures\nlog\n*_morph.tsv\n*_morph.json\n*_qc.tsv\n*_qc.json\ngroup_*\n*_xfm.txt\n*_xfm.json\n'
 DESCRIPTIONS = {
     'desc-filled': 'lesions filled with healthy tissue by a diffusion model',
     'desc-filledsd': 'standard deviation over several fillings of the same lesions',
@@ -59,6 +61,10 @@ class Inputs:
     brain_mask_file: Path | None = None
     problem: str = ''  # why it cannot be used
     sources: tuple = ()
+    lesion_labels: tuple = ()  # values of the mask file that are lesions; all above zero if empty
+    mask_space: str | None = None  # T1w or FLAIR, if its name says it
+    flair_file: Path | None = None  # of a T1w: the FLAIR of its session, on which the mask may have been drawn
+    segmentation: 'Segmentation | None' = None  # tissue classes of the T1w, by another tool
 
     @property
     def modality(self):
@@ -75,6 +81,20 @@ class Inputs:
         """Path of `t1w_file` in the dataset."""
         return str(PurePosixPath(self.relative_path).with_name(self.t1w_file.name))
 
+    @property
+    def flair_uri(self):
+        """BIDS URI of `flair_file`."""
+        return f'bids:raw:{PurePosixPath(self.relative_path).with_name(self.flair_file.name)}'
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Tissue classes of a T1w that another tool found."""
+
+    files: tuple  # one of labels, or three of probabilities: CSF, grey and white matter
+    source: str  # which tool or file, in words
+    table: tuple | str | None = None  # rows of the labels' table as dicts, or `freesurfer`; None if none names them
+
 
 # ---------------------------------------------------------------------------------------------------- finding inputs
 
@@ -87,7 +107,10 @@ def find_derivatives(bids_dir, output_dir=None):
         if output_dir is not None and folder.resolve() == Path(output_dir).resolve():
             continue
         if not description.is_file():
-            logger.warning('%s has no dataset_description.json and is not searched for masks', folder)
+            if tool_outputs.is_tool_folder(folder):
+                folders.append(folder)
+            else:
+                logger.warning('%s has no dataset_description.json and is not searched for masks', folder)
             continue
         generated_by = json.loads(description.read_text()).get('GeneratedBy', [{}])
         if not any(entry.get('Name') == APP_NAME for entry in generated_by):
@@ -95,13 +118,20 @@ def find_derivatives(bids_dir, output_dir=None):
     return {folder.name: folder for folder in folders}
 
 
-def open_layout(bids_dir, derivatives=()):
-    """Index a BIDS dataset and folders of derivatives (validation off: many derivatives have names of their own)."""
+def open_layout(bids_dir, derivatives=(), database_dir=None):
+    """Index a BIDS dataset and folders of derivatives (validation off: many derivatives have names of their own).
+
+    An index that is in `database_dir` is used as it is; else it is written there.
+    """
     from bids import BIDSLayout, BIDSLayoutIndexer
 
-    layout = BIDSLayout(bids_dir, validate=False, indexer=BIDSLayoutIndexer(validate=False, index_metadata=False))
+    indexer = BIDSLayoutIndexer(validate=False, index_metadata=False)
+    layout = BIDSLayout(bids_dir, validate=False, indexer=indexer, database_path=database_dir)
     for path in derivatives:
-        layout.add_derivatives(path, validate=False, indexer=BIDSLayoutIndexer(validate=False, index_metadata=False))
+        if not Path(path, 'dataset_description.json').is_file():  # of a tool with names of its own: see `tool_outputs`
+            continue
+        indexer = BIDSLayoutIndexer(validate=False, index_metadata=False)
+        layout.add_derivatives(path, parent_database_path=database_dir, validate=False, indexer=indexer)
     return layout
 
 
@@ -127,7 +157,7 @@ def find_inputs(
     participant_labels, session_labels : list of str, optional
         Without `sub-` and `ses-`; all if not given.
     filters : dict, optional
-        pybids filters for `t1w`, `flair` and `lesion_mask`.
+        pybids filters for `t1w`, `flair`, `lesion_mask` and `tissue`; None for `tissue`: no segmentation is used.
     mask_labels : tuple of str
         Accepted `label-` entities (or `desc-`, for `desc-lesion_mask`).
     mask_desc : str, optional
@@ -157,26 +187,145 @@ def find_inputs(
     roots = {name: Path(path).resolve() for name, path in derivatives.items()}
     found = {}
     for subject in participant_labels or subjects:
+        t1w_images = images_of(subject, 'T1w')
+        others = t1w_images if modality != 'T1w' else images_of(subject, 'FLAIR')
         images = [
             image
-            for image in images_of(subject, modality)
+            for image in (t1w_images if modality == 'T1w' else images_of(subject, modality))
             if not session_labels or image.get_entities().get('session') in session_labels
         ]
         masks = lesion_masks_of(layout, subject, filters.get('lesion_mask', {}), mask_labels, mask_desc)
-        t1w_images = [] if modality == 'T1w' else images_of(subject, 'T1w')
-        found[subject] = [pair(image, images, masks, t1w_images, layout, roots, needs_mask) for image in images]
+        segmentations = segmentations_of(layout, subject, filters.get('tissue', {}))
+        tool_files = not filters.get('tissue') and filters.get('tissue', {}) is not None  # these have no entities
+        found[subject] = [
+            pair(image, images, masks, others, segmentations, layout, roots, needs_mask, tool_files) for image in images
+        ]
     return found
 
 
-def lesion_masks_of(layout, subject, mask_filter, mask_labels, mask_desc):
-    """All lesion masks of a subject: derivatives, and the older `_roi` beside the image."""
+MASK_KINDS = ('mask', 'roi', 'dseg', 'probseg')  # the plainest first: of two in a folder, it is taken
+SPACES = {'t1w': 'T1w', 't1': 'T1w', 'anat': 'T1w', 'flair': 'FLAIR'}  # that a mask may name; a template's is not one
+NATIVE_SPACES = ('orig', 'native', 'individual', 'scanner')
+
+
+def lesion_masks_of(layout, subject, mask_filter, mask_labels=MASK_LABELS, mask_desc=None):
+    """All lesion masks of a subject, in derivatives and beside the image (`lesion_kind`), but not of templates.
+
+    Parameters
+    ----------
+    mask_filter : dict
+        pybids filters. A `space` in it lets masks of that space through.
+    """
     masks = []
-    for mask in layout.get(**({'subject': subject, 'suffix': ['mask', 'roi'], 'extension': NIFTI} | mask_filter)):
+    for mask in layout.get(**({'subject': subject, 'extension': NIFTI} | mask_filter)):
         entities = name_entities(mask.filename)
-        label = entities.get('label', entities.get('desc'))
-        if label in mask_labels and (mask_desc is None or entities.get('desc') == mask_desc):
+        if lesion_kind(mask.filename, mask_labels) is None or mask_desc not in (None, entities.get('desc')):
+            continue
+        space = entities.get('space', 'orig').casefold()
+        if space in SPACES or space in NATIVE_SPACES or 'space' in mask_filter:
             masks.append(mask)
-    return masks
+        else:
+            logger.warning('%s is in the space of %s, not of the patient: not used', mask.filename, entities['space'])
+    kinds = {mask.path: MASK_KINDS.index(lesion_kind(mask.filename, mask_labels)) for mask in masks}
+    plainest = {}
+    for mask in masks:  # a tool that writes a mask and probabilities of it means the mask
+        key = str(Path(mask.path).parent), space_of(mask.filename)
+        plainest[key] = min(plainest.get(key, 9), kinds[mask.path])
+    return [m for m in masks if kinds[m.path] == plainest[str(Path(m.path).parent), space_of(m.filename)]]
+
+
+def lesion_kind(filename, mask_labels=MASK_LABELS):
+    """Which of `MASK_KINDS` a lesion mask is, by its name; None if it is no lesion mask.
+
+    A lesion mask is a `_mask`, `_dseg`, `_probseg` or (old fMRIPrep) `_roi` with `label-`, or else `desc-` or `seg-`,
+    for lesions, whatever the case of the letters; or `seg-lst` of LST-AI.
+    """
+    entities, suffix = name_entities(filename), strip_extension(filename).rpartition('_')[2]
+    if suffix == 'seg-lst':
+        return 'dseg' if entities.get('desc') == 'annotated' else 'mask'
+    label = entities.get('label', entities.get('desc', entities.get('seg', '')))
+    accepted = {name.casefold() for name in mask_labels}
+    if tuple(mask_labels) == MASK_LABELS:
+        accepted |= {'lesions', 'lst'}
+    return suffix if suffix in MASK_KINDS and label.casefold() in accepted else None
+
+
+def space_of(filename):
+    """`T1w` or `FLAIR` if the name of a file says that it is in the space of that image; else None."""
+    return SPACES.get(name_entities(filename).get('space', '').casefold())
+
+
+FREESURFER_DESCS = ('aseg', 'aparcaseg', 'aparcdktaseg', 'synthseg', 'fastsurfer', 'freesurfer', 'samseg')
+
+
+def segmentations_of(layout, subject, tissue_filter):
+    """Tissue segmentations among a subject's derivatives, without template space and lesions: list of BIDS files.
+
+    Parameters
+    ----------
+    tissue_filter : dict or None
+        pybids filters; None: none are wanted.
+    """
+    if tissue_filter is None:
+        return []
+    query = {'subject': subject, 'suffix': ['dseg', 'probseg'], 'extension': NIFTI, 'scope': 'derivatives'}
+    files = layout.get(**(query | tissue_filter))
+    return [
+        file
+        for file in files
+        if lesion_kind(file.filename) is None
+        and (space_of(file.filename) == 'T1w' or 'space' not in name_entities(file.filename))
+    ]
+
+
+def choose_segmentation(t1w_entities, files, roots, tool_files=True):
+    """The segmentation that a T1w has: one of FreeSurfer's labels, which know lesions, before three classes.
+
+    Parameters
+    ----------
+    t1w_entities : dict
+    files : list of BIDS files, or their likes
+    roots : dict of name -> path
+        Of derivatives, in which tools' own files are looked for.
+    tool_files : bool
+
+    Returns
+    -------
+    Segmentation or None
+    """
+    keys = ('session', *SCAN_KEYS)
+    fitting = [file for file in files if all(file.get_entities().get(key) == t1w_entities.get(key) for key in keys)]
+    labels, classes, probable = [], [], {}
+    for file in sorted(fitting, key=lambda file: str(file.path)):
+        entities, path = name_entities(file.filename), Path(file.path)
+        if file.get_entities()['suffix'] == 'probseg':
+            probable.setdefault(path.parent, {})[entities.get('label')] = path
+        elif entities.get('desc', entities.get('seg', '')).casefold() in FREESURFER_DESCS:
+            labels.append(Segmentation((path,), f'labels of FreeSurfer in {path.name}', 'freesurfer'))
+        else:
+            words = f'classes in {path.name}'
+            classes.append(Segmentation((path,), words, label_table(path, roots)))
+    if tool_files:
+        own = tool_outputs.find_labels(roots.values(), t1w_entities['subject'], t1w_entities.get('session'))
+        labels += [Segmentation((path,), f'labels of {tool} in {path.name}', 'freesurfer') for path, tool in own]
+    threes = [
+        Segmentation(tuple(of[name] for name in ('CSF', 'GM', 'WM')), f'probabilities in {of["WM"].name}')
+        for of in probable.values()
+        if {'CSF', 'GM', 'WM'} <= set(of)
+    ]
+    return next(iter(labels + classes + threes), None)
+
+
+def label_table(path, roots):
+    """Rows of the table that names the labels of a `dseg`: beside it, or at the top of its dataset; None without."""
+    path = Path(path)
+    tops = [root for root in roots.values() if path.resolve().is_relative_to(root)]
+    desc = name_entities(path.name).get('desc')
+    names = ([f'desc-{desc}_dseg.tsv'] if desc else []) + ['dseg.tsv']
+    for table in [sidecar(path).with_suffix('.tsv'), *(top / name for top in tops for name in names)]:
+        if table.is_file():
+            return tuple(read_tsv(table))
+    return None
 
 
 def name_entities(filename):
@@ -184,27 +333,42 @@ def name_entities(filename):
     return dict(part.split('-', 1) for part in strip_extension(filename).split('_') if '-' in part)
 
 
-def pair(image, images, masks, t1w_images, layout, roots, needs_mask=True):
-    """An image with its lesion mask and, if it is no T1w, its T1w; or with the reason why it has none."""
+def pair(image, images, masks, others, segmentations, layout, roots, needs_mask=True, tool_files=True):
+    """An image with its lesion mask, its T1w or (of a T1w) FLAIR, and tissue classes; or why it cannot be used.
+
+    Parameters
+    ----------
+    others : list of BIDS files
+        FLAIR images if the image is a T1w, else T1w images.
+    """
     entities = image.get_entities()
     relative_path = Path(image.path).relative_to(Path(layout.root)).as_posix()
     name = strip_extension(image.filename)
     sources = [f'bids:raw:{relative_path}']
-    lesion_mask_file = tissue_file = brain_mask_file = None
-    problem = ''
+    lesion_mask_file = tissue_file = brain_mask_file = flair_file = mask_space = None
+    problem, lesion_labels = '', ()
     try:
         mask = choose_mask(entities, [other.get_entities() for other in images], masks, name)
     except AmbiguousMaskError as error:
         problem = str(error)
     else:
-        if mask is None:
-            problem = NO_MASK if needs_mask else ''
-        else:
+        own = tool_outputs.find_lesion_masks(roots.values(), entities['subject'], entities.get('session'))
+        if mask is not None:
             lesion_mask_file = Path(mask.path)
+        elif own:
+            lesion_mask_file, lesion_labels = choose_own(own, entities['suffix'])
+        else:
+            problem = NO_MASK if needs_mask else ''
+        if lesion_mask_file is not None:
+            mask_space = space_of(lesion_mask_file.name)
             sources.append(uri(lesion_mask_file, roots, layout.root))
     tissue_entities = entities
-    if entities['suffix'] != 'T1w':
-        tissue = choose_t1w(entities, t1w_images, name)
+    if entities['suffix'] == 'T1w':
+        if lesion_mask_file is not None and mask_space != 'T1w' and not lesion_labels:
+            flair = choose_t1w(entities, others, name)
+            flair_file = Path(flair.path) if flair else None
+    else:
+        tissue = choose_t1w(entities, others, name)
         if tissue is None:
             problem = problem or 'no T1w of the same session, in which white matter is found'
         else:
@@ -220,6 +384,9 @@ def pair(image, images, masks, t1w_images, layout, roots, needs_mask=True):
     if len(brain_masks) == 1:
         brain_mask_file = Path(brain_masks[0].path)
         sources.append(uri(brain_mask_file, roots, layout.root))
+    segmentation = choose_segmentation(tissue_entities, segmentations, roots, tool_files)
+    if segmentation is not None:
+        sources += [uri(file, roots, layout.root) for file in segmentation.files]
     return Inputs(
         entities['subject'],
         entities.get('session'),
@@ -231,7 +398,16 @@ def pair(image, images, masks, t1w_images, layout, roots, needs_mask=True):
         brain_mask_file,
         problem,
         tuple(sources),
+        lesion_labels,
+        mask_space,
+        flair_file,
+        segmentation,
     )
+
+
+def choose_own(own, suffix):
+    """Of a tool's own masks that in the space of the image, else the first: (path, labels that are lesions)."""
+    return next((found for found in own if space_of(found[0].name) == suffix), own[0])
 
 
 SCAN_KEYS = ('run', 'acquisition', 'ceagent', 'reconstruction')  # tell the scans of one session and modality apart
@@ -278,12 +454,16 @@ def choose_mask(image_entities, all_images, masks, name):
     if not fitting:
         return None
     best = fitting[max(fitting)]
-    in_own_space = [(mask, n) for mask, n in best if mask.get_entities().get('space') == image_entities['suffix']]
-    best = in_own_space or best
+    for space in (image_entities['suffix'], None):
+        best = [(mask, n) for mask, n in best if space_of(mask.filename) == space] or best
     if len(best) > 1:
-        names = ', '.join(sorted(mask.filename for mask, _ in best))
+        names = [mask.filename for mask, _ in best]
+        if len(set(names)) < len(names):  # of two raters, each in a derivative of their own
+            names = [str(mask.path) for mask, _ in best]
+        names = ', '.join(sorted(names))
         raise AmbiguousMaskError(
-            f'{len(best)} lesion masks fit {name}: {names}; choose with --mask-desc, --mask-label or --bids-filter-file'
+            f'{len(best)} lesion masks fit {name}: {names}; choose with --mask-desc, --mask-label, --derivatives or '
+            '--bids-filter-file'
         )
     mask, named = best[0]
     meant = [other for other in all_images if all(other.get(key) == value for key, value in named.items())]
@@ -491,8 +671,27 @@ def synth_files(output_dir, inputs, desc='synth'):
     }
 
 
+def xfm_file(output_dir, inputs):
+    """Path of the transform from FLAIR to T1w that was needed for an image."""
+    stem = inputs.name.removesuffix(f'_{inputs.modality}')
+    desc = '' if inputs.modality == 'T1w' else '_desc-FLAIR'  # of the FLAIR's own filling
+    return anat_dir(output_dir, inputs) / f'{stem}_from-FLAIR_to-T1w_mode-image{desc}_xfm.txt'
+
+
+def write_xfm(output_dir, inputs, text, about):
+    """Write the transform from FLAIR to T1w, or see that none of an earlier run is left (`text` is None)."""
+    path = xfm_file(output_dir, inputs)
+    if text is None:
+        path.unlink(missing_ok=True)
+        sidecar(path).unlink(missing_ok=True)
+        return
+    write_bytes(path, text.encode())
+    write_json(sidecar(path), {'Description': 'FLAIR to T1w (ITK)', 'Sources': list(inputs.sources), **about})
+
+
 def sidecar(path):
     """The JSON beside a file."""
+    path = path.with_suffix('') if path.name.endswith('_xfm.txt') else path
     return path.with_name(strip_extension(path.name).removesuffix('.tsv') + '.json')
 
 
@@ -633,7 +832,9 @@ def hash_run(inputs, options, weights_sha256, version):
     digest = hashlib.sha256(
         json.dumps([options, weights_sha256, version, inputs.relative_path], sort_keys=True).encode()
     )
-    for path in (inputs.image_file, inputs.lesion_mask_file, inputs.tissue_file, inputs.brain_mask_file):
+    segmentation = inputs.segmentation.files if inputs.segmentation else ()
+    optional = [path for path in (inputs.flair_file, *segmentation) if path]
+    for path in (inputs.image_file, inputs.lesion_mask_file, inputs.tissue_file, inputs.brain_mask_file, *optional):
         digest.update(path.read_bytes() if path else b'none')
     return digest.hexdigest()
 
@@ -728,6 +929,23 @@ def container():
     return {}
 
 
+def write_config(output_dir, subject, run_id, text):
+    """Write the options of a run to a participant's log."""
+    if text:
+        write_bytes(log_dir(output_dir, subject, run_id) / 'config.toml', text.encode())
+
+
+def find_statuses(output_dir):
+    """Statuses of all participants and runs, the latest run last: list of paths."""
+    return sorted(Path(output_dir).glob('sub-*/log/*/status.json'), key=lambda path: (path.parent.name, path))
+
+
+def read_status(output_dir, subject, run_id):
+    """What became of a participant in a run; `failed` if the run did not come to its end."""
+    path = log_dir(output_dir, subject, run_id) / 'status.json'
+    return json.loads(path.read_text())['status'] if path.is_file() else 'failed'
+
+
 STATUS_COLUMNS = [
     *('participant_id', 'status', 'images', 'lesions', 'volume_filled_ml', 'volume_synthesized_ml', 'message')
 ]
@@ -736,10 +954,10 @@ STATUS_COLUMNS = [
 def write_status(output_dir, subject, run_id, status):
     """Write what became of a participant, then the table of all participants, also those of other runs."""
     write_json(log_dir(output_dir, subject, run_id) / 'status.json', {'participant_id': f'sub-{subject}', **status})
-    latest = {}
-    for path in sorted(Path(output_dir).glob('sub-*/log/*/status.json'), key=lambda path: path.parent.name):
-        latest[path.parts[-4]] = json.loads(path.read_text())
-    write_tsv(Path(output_dir) / 'participants.tsv', [latest[name] for name in sorted(latest)], STATUS_COLUMNS)
+    known = None
+    while known != (known := find_statuses(output_dir)):  # another process may have written one meanwhile
+        latest = {path.parts[-4]: json.loads(path.read_text()) for path in known}
+        write_tsv(Path(output_dir) / 'participants.tsv', [latest[name] for name in sorted(latest)], STATUS_COLUMNS)
     write_json(
         Path(output_dir) / 'participants.json',
         {

@@ -6,7 +6,7 @@ import time
 import nibabel as nib
 import numpy as np
 
-from . import fill, layout, report, thickness, visits, weights
+from . import fill, inputs, layout, registration, report, thickness, visits, weights
 
 logger = logging.getLogger('bids_lesionfill')
 
@@ -21,23 +21,40 @@ def run(options):
     One participant that fails does not stop the others. What is already there, from the same input and options, is
     not done again.
     """
+    derivatives, found, run_id = prepare(options)
+    return conclude(run_all(found, options, derivatives, run_id), options, derivatives)
+
+
+def prepare(options):
+    """Find all images and write what describes the dataset: (derivatives, dict of subject -> Inputs, id of the run)."""
     derivatives = options.derivatives
     if derivatives is None:
         derivatives = layout.find_derivatives(options.bids_dir, options.output_dir)
-    engines = make_engines(options)
+    make_engines(options)  # one that is not available stops the run before any work
     found = find_images(options, derivatives)
     layout.write_dataset_files(options.output_dir, options.bids_dir, derivatives, options.version, citation(options))
     layout.remove_leftovers(options.output_dir)
+    return derivatives, found, layout.new_run_id()
+
+
+def run_all(found, options, derivatives, run_id):
+    """Do participants one after the other; dict of subject -> status."""
     usable = {image.modality for images in found.values() for image in images if not image.problem}
     models = {modality: load_model(options, modality) for modality in usable if not options.reports_only}
     donor = visits.find_donor(options, derivatives) if options.mask_from else None
-    run_id = layout.new_run_id()
+    engines = make_engines(options)
     statuses = {}
     for number, (subject, images) in enumerate(found.items(), start=1):
         logger.info('sub-%s (%d of %d)', subject, number, len(found))
+        layout.write_config(options.output_dir, subject, run_id, options.config)
         statuses[subject] = run_participant(subject, images, models, engines, donor, run_id, options)
         if statuses[subject] == 'failed' and options.stop_on_first_crash:
             break
+    return statuses
+
+
+def conclude(statuses, options, derivatives):
+    """Log what became of the participants; return the exit code."""
     failed = [f'sub-{subject}' for subject, status in statuses.items() if status == 'failed']
     if failed:
         logger.error('failed: %s; %s says why', ', '.join(failed), options.output_dir / 'participants.tsv')
@@ -59,7 +76,7 @@ def run(options):
 
 def find_images(options, derivatives):
     """All images to work on, a participant's of one modality after the other: dict of subject -> list of Inputs."""
-    bids_layout = layout.open_layout(options.bids_dir, derivatives.values())
+    bids_layout = layout.open_layout(options.bids_dir, derivatives.values(), options.bids_database_dir)
     found = {}
     for modality in options.modalities:
         of_modality = layout.find_inputs(
@@ -124,18 +141,22 @@ def run_image(image, models, run_id, options):
 
 def fill_image(image, model, options):
     """Fill one image and write its derivatives, unless they are there from the same input and options."""
+    image = inputs.settle(image)
     result_options = options.of_result(image.modality)
     run_hash = layout.hash_run(image, result_options, model.sha256, options.version)
     if layout.is_finished(options.output_dir, image, run_hash, options.n_samples):
         logger.info('%s: already done', image.name)
         return
     started = time.monotonic()
+    loaded = inputs.load(image, options.mask_threshold, options.lesion_labels, options.min_lesion_volume)
     filling = fill.fill(
-        nib.load(image.image_file),
-        nib.load(image.lesion_mask_file),
-        tissue_img=nib.load(image.tissue_file) if image.tissue_file else None,
+        loaded.image_img,
+        loaded.lesion_mask_img,
+        tissue_img=loaded.tissue_img,
         model=model,
-        brain_mask_img=nib.load(image.brain_mask_file) if image.brain_mask_file else None,
+        brain_mask_img=loaded.brain_mask_img,
+        tissue_seg_img=loaded.tissue_seg_img,
+        kept_mask_img=loaded.kept_mask_img,
         dilate=options.dilate,
         rim_voxels=options.rim_voxels,
         num_inference_steps=options.num_inference_steps,
@@ -145,6 +166,11 @@ def fill_image(image, model, options):
         batch_size=options.batch_size,
         mask_threshold=options.mask_threshold,
     )
+    filling.info.update(loaded.info)
+    filling.warnings.extend(loaded.warnings)
+    to_t1w = loaded.flair_to_t1w
+    text = None if to_t1w is None else registration.itk_text(to_t1w)
+    layout.write_xfm(options.output_dir, image, text, loaded.info.get('FlairRegistration'))
     provenance = {
         'Options': result_options,
         'RunHash': run_hash,
@@ -254,6 +280,8 @@ def describe_image(image, desc, output_dir, pictured=True):
     info = layout.read_sidecar(after_file)
     lesions = layout.read_tsv(files['lesions'])
     figures = draw_figures(image.image_file, after_file, mask_file, lesions) if pictured else []
+    if is_fill:
+        figures += draw_overlay(image, mask_file, output_dir)
     unchanged = is_fill and not lesions
     from .thickness import measure
 
@@ -291,6 +319,24 @@ def draw_figures(before_file, after_file, mask_file, lesions):
     )
 
 
+def draw_overlay(image, mask_file, output_dir):
+    """Where FLAIR and T1w had to be registered, pictures of the image and of the other one laid over it; else none."""
+    xfm_file, other_file = layout.xfm_file(output_dir, image), image.tissue_file or image.flair_file
+    if not xfm_file.is_file() or other_file is None:
+        return []
+    to_t1w = registration.from_itk_text(xfm_file.read_text())
+    to_image = np.linalg.inv(to_t1w) if image.tissue_file else to_t1w
+    image_img, mask_img = (nib.as_closest_canonical(nib.load(path)) for path in (image.image_file, mask_file))
+    other_img = inputs.moved(fill.plain(nib.load(other_file), 'image'), to_image)
+    return report.overlay_figures(
+        fill.one_volume(image_img),
+        inputs.preprocess.resample_to(other_img, image_img, order=1),
+        fill.one_volume(mask_img) > 0,
+        nib.affines.voxel_sizes(image_img.affine),
+        (image.modality, 'T1w' if image.tissue_file else 'FLAIR'),
+    )
+
+
 def fill_summary(image, lesions, info):
     """What a report says of a filling at a glance."""
     return {
@@ -298,6 +344,8 @@ def fill_summary(image, lesions, info):
         'Lesions filled': len(lesions),
         'Volume filled (ml)': volume_ml(lesions),
         'Voxels changed': info.get('VoxelsChanged', 0),
+        **({'Voxels of lesions kept': info['LesionVoxelsKept']} if info.get('LesionVoxelsKept') else {}),
+        'Lesion mask': image.lesion_mask_file.name if image.lesion_mask_file else 'n/a',
         **tissue_summary(image, info),
         'Mask grown by (voxels)': info.get('Dilation', 'n/a'),
         'Then into missed rims by at most (voxels)': info.get('RimVoxels', 'n/a'),
@@ -361,9 +409,9 @@ def methods_text(options):
     """A paragraph to paste into a paper."""
     models = '; '.join(model_words(options.model_of(modality)) for modality in options.modalities)
     found = (
-        'Brain masks were made with deepbet (Fisch et al., 2024) where images were not skull-stripped; white matter '
-        'was found on the T1w by a mixture of three normal distributions after N4 bias correction (Tustison et al., '
-        '2010).'
+        'Brain masks were made with deepbet (Fisch et al., 2024) where images were not skull-stripped; where no '
+        'segmentation by another tool was given, white matter was found on the T1w by a mixture of three normal '
+        'distributions after N4 bias correction (Tustison et al., 2010).'
     )
     if options.mode == 'synth':
         return (
@@ -456,6 +504,12 @@ REFERENCES = {
         'Computers in Biology and Medicine 179',
     ),
 }
+
+
+def write_citation(options):
+    """Write `logs/CITATION.md` and `.bib`."""
+    for name, text in citation(options).items():
+        layout.write_bytes(options.output_dir / 'logs' / f'CITATION.{name}', text.encode())
 
 
 def citation(options):

@@ -1,13 +1,16 @@
-"""A subject's way to the space of the lesion library, affine, or to another subject, deformable.
+"""A subject's way to the space of the lesion library, affine; to another subject, deformable; FLAIR to T1w, rigid.
 
 Arrays are `(X, Y, Z)`; world is RAS, mm.
 """
+
+from contextlib import contextmanager
 
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
 SHRINK_MM = (8, 4)  # voxels of the pyramid
+RIGID_SHRINK_MM = (8, 4)
 UNIT_MM = 60  # about a brain's radius: in it turning, scaling and shifting by 1 move a brain alike, as L-BFGS needs
 
 
@@ -57,12 +60,8 @@ def affine_to_template(t1w, brain_mask, affine, template, template_affine):
     registration.SetSmoothingSigmasPerLevel([mm / UNIT_MM / 2 for mm in SHRINK_MM])
     registration.SetSmoothingSigmasAreSpecifiedInPhysicalUnits(True)
     registration.SetInitialTransform(transform, inPlace=True)
-    n_threads = SimpleITK.ProcessObject.GetGlobalDefaultNumberOfThreads()
-    SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # the method's own setting does not reach its metric
-    try:
+    with one_thread():
         registration.Execute(fixed, moving)
-    finally:
-        SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(n_threads)
     linear = np.array(transform.GetMatrix()).reshape(3, 3)
     to_template = nib.affines.from_matvec(linear, UNIT_MM * np.array(transform.TransformPoint((0.0, 0.0, 0.0))))
     if not 0.3 < np.linalg.det(linear) < 3:
@@ -70,6 +69,138 @@ def affine_to_template(t1w, brain_mask, affine, template, template_affine):
             f'registration to the template scales the brain by {np.linalg.det(linear):.2f}, expected 0.3 to 3'
         )
     return to_template
+
+
+@contextmanager
+def one_thread():
+    """SimpleITK adds up with one thread; the registration's own setting does not reach its metric."""
+    import SimpleITK
+
+    n_threads = SimpleITK.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    try:
+        yield
+    finally:
+        SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(n_threads)
+
+
+def rigid(moving, moving_affine, fixed, fixed_affine):
+    """Rigid registration of two images of one head, of any contrast (Mattes mutual information; SimpleITK).
+
+    It starts from the headers, or from the centres of mass where these tell more. Every voxel is used and one thread
+    adds up, so the same images give the same bytes.
+
+    Parameters
+    ----------
+    moving, fixed : (X, Y, Z) arrays
+    moving_affine, fixed_affine : (4, 4) arrays
+        Voxel to world; without shear.
+
+    Returns
+    -------
+    to_fixed : (4, 4) array
+        World of `moving` to world of `fixed`.
+    information : (float, float)
+        Mutual information by the headers alone, and after registration (nats; both 0 or more).
+
+    Raises
+    ------
+    ValueError
+        If an image is constant.
+    """
+    import SimpleITK
+
+    for name, volume in (('moving', moving), ('fixed', fixed)):
+        if volume.min() == volume.max():
+            raise ValueError(f'the {name} image is constant ({volume.min():g}), expected a head to register')
+    fixed_image, moving_image = (
+        to_itk(np.clip(volume, 0, np.percentile(volume[volume > 0], 99.5)), affine)
+        for volume, affine in ((fixed, fixed_affine), (moving, moving_affine))
+    )
+    centre = fixed_image.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in fixed_image.GetSize()])
+    by_headers = SimpleITK.Euler3DTransform()
+    by_headers.SetCenter(centre)
+    by_mass = SimpleITK.Euler3DTransform(
+        SimpleITK.CenteredTransformInitializer(
+            fixed_image, moving_image, by_headers, SimpleITK.CenteredTransformInitializerFilter.MOMENTS
+        )
+    )
+    with one_thread():
+        before, by_centres = (information_between(fixed_image, moving_image, start) for start in (by_headers, by_mass))
+        transform = SimpleITK.Euler3DTransform(by_mass if by_centres > before else by_headers)
+        method = mutual_information(RIGID_SHRINK_MM, fixed_image)
+        method.SetOptimizerAsLBFGSB(gradientConvergenceTolerance=1e-5, numberOfIterations=30)
+        method.SetInitialTransform(transform, inPlace=True)
+        try:
+            method.Execute(fixed_image, moving_image)
+        except RuntimeError:  # the search left what the images have in common
+            return np.eye(4), (before, before)
+        after = information_between(fixed_image, moving_image, transform)
+    points = np.vstack([np.zeros(3), np.eye(3)])
+    mapped = np.array([transform.TransformPoint(point.tolist()) for point in points])
+    to_moving = nib.affines.from_matvec((mapped[1:] - mapped[0]).T, UNIT_MM * mapped[0])
+    return np.linalg.inv(to_moving), (before, after)
+
+
+def mutual_information(shrink_mm, fixed_image):
+    """A registration method that measures Mattes mutual information on a pyramid of voxels of so many mm."""
+    import SimpleITK
+
+    method = SimpleITK.ImageRegistrationMethod()
+    method.SetMetricAsMattesMutualInformation(32)
+    method.SetMetricSamplingStrategy(method.NONE)
+    method.SetInterpolator(SimpleITK.sitkLinear)
+    method.SetShrinkFactorsPerLevel([max(1, round(mm / UNIT_MM / min(fixed_image.GetSpacing()))) for mm in shrink_mm])
+    method.SetSmoothingSigmasPerLevel([mm / UNIT_MM / 2 for mm in shrink_mm])
+    method.SetSmoothingSigmasAreSpecifiedInPhysicalUnits(True)
+    return method
+
+
+def information_between(fixed_image, moving_image, transform):
+    """Mutual information of two ITK images, 0 where they do not overlap."""
+    import SimpleITK
+
+    method = mutual_information(RIGID_SHRINK_MM[-1:], fixed_image)
+    method.SetInitialTransform(SimpleITK.Euler3DTransform(transform), inPlace=True)
+    shrink = [max(1, round(RIGID_SHRINK_MM[-1] / UNIT_MM / size)) for size in fixed_image.GetSpacing()]
+    smooth = SimpleITK.SmoothingRecursiveGaussian
+    sigma = RIGID_SHRINK_MM[-1] / UNIT_MM / 2
+    try:
+        return -method.MetricEvaluate(SimpleITK.Shrink(smooth(fixed_image, sigma), shrink), smooth(moving_image, sigma))
+    except RuntimeError:
+        return 0.0
+
+
+def largest_shift_mm(to_fixed, volume, affine):
+    """How far a transform of the world moves the corners of the box around what is not zero, at most; mm."""
+    voxels = np.argwhere(volume > 0.02 * volume.max())
+    low, high = voxels.min(axis=0), voxels.max(axis=0)
+    corners = [(x, y, z) for x in (low[0], high[0]) for y in (low[1], high[1]) for z in (low[2], high[2])]
+    world = nib.affines.apply_affine(affine, corners)
+    return float(np.linalg.norm(nib.affines.apply_affine(to_fixed, world) - world, axis=1).max())
+
+
+def itk_text(to_fixed):
+    """A transform of the world (RAS, mm) as the text of an ITK transform file.
+
+    As ITK and ANTs want it: in LPS, and from points of the fixed image to points of the moving one, with which the
+    moving image is resampled on the fixed one (`antsApplyTransforms -i moving -r fixed -t FILE`).
+    """
+    to_lps = np.diag([-1.0, -1.0, 1.0, 1.0])
+    matrix = to_lps @ np.linalg.inv(to_fixed) @ to_lps
+    numbers = ' '.join(f'{value:.12g}' for value in [*matrix[:3, :3].ravel(), *matrix[:3, 3]])
+    return (
+        '#Insight Transform File V1.0\n#Transform 0\nTransform: AffineTransform_double_3_3\n'
+        f'Parameters: {numbers}\nFixedParameters: 0 0 0\n'
+    )
+
+
+def from_itk_text(text):
+    """The inverse of `itk_text`."""
+    (line,) = [line for line in text.splitlines() if line.startswith('Parameters:')]
+    values = np.array(line.split()[1:], dtype=np.float64)
+    to_lps = np.diag([-1.0, -1.0, 1.0, 1.0])
+    return np.linalg.inv(to_lps @ nib.affines.from_matvec(values[:9].reshape(3, 3), values[9:]) @ to_lps)
 
 
 def to_itk(volume, affine):

@@ -76,6 +76,46 @@ def fill_figures(before, lesion_mask, after, voxel_sizes_mm, lesions):
     ]
 
 
+def overlay_figures(volume, other, lesion_mask, voxel_sizes_mm, names):
+    """Pictures of two images of a visit on one grid, which had to be registered: they alternate as before and after do.
+
+    Parameters
+    ----------
+    volume, other : (X, Y, Z) float array, RAS+
+    lesion_mask : (X, Y, Z) bool array
+    voxel_sizes_mm : 3 floats
+    names : (str, str)
+        Modalities of the two.
+
+    Returns
+    -------
+    list of one dict, as `fill_figures`, with `tags`: what the pictures show.
+    """
+    volume, other = np.nan_to_num(volume), np.nan_to_num(other)
+    head = foreground(volume)
+    limits_mm = [crop_limits(head | lesion_mask, axis, voxel_sizes_mm[axis]) for axis in (0, 1)]
+    slices = lesion_slices(lesion_mask) if lesion_mask.any() else evenly_spread(head)
+    panels = [Panel('axial', int(z), f'z {z}', limits_mm) for z in slices]
+
+    def draw(image, mask):
+        grey_max = grey_maximum(image, foreground(image), np.zeros_like(lesion_mask))
+        legend = 'patient left = image right\nz: slice, 0 = lowest'
+        return draw_panels(image, mask, voxel_sizes_mm, panels, legend, 50, grey_max, 3, 200)
+
+    return [
+        {
+            'name': 'overlay',
+            'title': f'{names[0]} and {names[1]} after registration',
+            'caption': f'The {names[1]} was moved to the {names[0]}, because their headers do not agree. Edges of the '
+            'brain and of the ventricles should not jump between the two.',
+            'tags': (names[0], names[1], f'{names[0]} + mask'),
+            'before': draw(volume, None),
+            'mask': draw(volume, lesion_mask),
+            'after': draw(other, None),
+        }
+    ]
+
+
 def overview(before, lesion_mask, after, voxel_sizes_mm, head, grey_max):
     """The entry that shows up to eight axial slices; arguments as in `fill_figures`, and the mask to crop to."""
     limits_mm = [crop_limits(head, axis, voxel_sizes_mm[axis]) for axis in (0, 1)]

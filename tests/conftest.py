@@ -102,6 +102,20 @@ def build_phantom(shape=(40, 36, 30), affine=PHANTOM_AFFINE, seed=0, noise=8.0):
     return Phantom(t1w, healthy, lesion_mask, wm_mask, tissue_seg, brain, np.array(affine))
 
 
+@pytest.fixture(autouse=True)
+def no_validation(request, monkeypatch):
+    """Datasets of tests are not validated (seconds each), unless a test asks for `real_validation`."""
+    if 'real_validation' not in request.fixturenames:
+        from bids_lesionfill import cli
+
+        monkeypatch.setattr(cli, 'is_valid', lambda options: True)
+
+
+@pytest.fixture
+def real_validation():
+    """See `no_validation`."""
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(20240607)

@@ -42,7 +42,7 @@ def subject_files(subject, session=None, modality='T1w'):
 
 
 def closing_files(subject):
-    return [f'sub-{subject}.html', f'sub-{subject}/log/RUN/status.json']
+    return [f'sub-{subject}.html', f'sub-{subject}/log/RUN/config.toml', f'sub-{subject}/log/RUN/status.json']
 
 
 @pytest.fixture(scope='session')
@@ -542,3 +542,107 @@ def test_methods_text_says_what_each_model_starts_from():
     assert 'fill-T1w, starting from biharmonic interpolation; ' in text
     assert 'fill-FLAIR, starting from the mean of the white matter around)' in text
     assert 'bids_lesionfill 1.2' in text
+
+
+# Inputs of other tools
+
+
+def test_small_lesions_and_other_labels_are_kept_as_they_are(dataset, run, tmp_path, make_phantom):
+    phantom = make_phantom()
+    labels = np.where(phantom.lesion_mask, 3, 0).astype(np.uint8)
+    labels[:20][phantom.lesion_mask[:20]] = 7
+    root = dataset(('01',), **{mask_path('01'): phantom.img(labels)})
+    assert run(root, tmp_path / 'out', '--lesion-labels', '7') == cli.OK
+    anat = tmp_path / 'out/sub-01/anat'
+    before, after = nib.load(root / t1w_path('01')), nib.load(anat / 'sub-01_desc-filled_T1w.nii.gz')
+    changed = before.dataobj.get_unscaled() != after.dataobj.get_unscaled()
+    assert not changed[labels == 3].any()
+    assert changed[labels == 7].mean() > 0.9
+    used_mask = np.asarray(nib.load(anat / 'sub-01_label-lesion_desc-used_mask.nii.gz').dataobj) > 0
+    assert not used_mask[labels == 3].any()
+    info = layout.read_sidecar(anat / 'sub-01_desc-filled_T1w.nii.gz')
+    assert info['LesionVoxelsKept'] == (labels == 3).sum()
+    assert info['Options']['lesion_labels'] == [7]
+    assert run(root, tmp_path / 'none', '--min-lesion-volume', '1e6') == cli.OK
+    row = layout.read_tsv(tmp_path / 'none/participants.tsv')[0]
+    assert (row['status'], row['message']) == (
+        'copied', 'All lesions are to be kept: the output is a copy of the input.')  # fmt: skip
+
+
+def test_labels_of_freesurfer_are_used_and_the_report_says_so(dataset, run, tmp_path, make_phantom):
+    phantom, root = make_phantom(), dataset(('01',))
+    mri = root / 'derivatives/freesurfer/sub-01/mri'
+    mri.mkdir(parents=True)
+    canonical = nib.as_closest_canonical(phantom.tissue_seg_img)
+    aseg = np.array([0, 24, 3, 2], np.int32)[np.asarray(canonical.dataobj)]
+    nib.save(nib.MGHImage(aseg, canonical.affine), mri / 'aseg.mgz')
+    assert run(root, tmp_path / 'out') == cli.OK
+    info = layout.read_sidecar(tmp_path / 'out/sub-01/anat/sub-01_desc-filled_T1w.nii.gz')
+    assert info['WhiteMatterSource'] == 'labels of FreeSurfer in aseg.mgz'
+    assert 'bids:freesurfer:sub-01/mri/aseg.mgz' in info['Sources']
+    assert 'labels of FreeSurfer in aseg.mgz' in (tmp_path / 'out/sub-01.html').read_text()
+    filters = tmp_path / 'filters.json'
+    filters.write_text('{"tissue": null}')
+    assert run(root, tmp_path / 'out', '--bids-filter-file', str(filters)) == cli.OK
+    info = layout.read_sidecar(tmp_path / 'out/sub-01/anat/sub-01_desc-filled_T1w.nii.gz')
+    assert info['WhiteMatterSource'].startswith('mixture of three normal distributions')
+
+
+def test_mask_on_a_flair_that_lies_elsewhere_is_registered_and_shown(tmp_path, run, make_phantom):
+    phantom = make_phantom(affine=np.diag([-4.0, 4, 4, 1]))
+    moved = nib.affines.from_matvec(np.eye(3), (12, -8, 8)) @ phantom.affine @ nib.affines.from_matvec(
+        np.eye(3), (0, 0, 1))  # fmt: skip
+    flair, mask = phantom.flair[:, :, 1:], phantom.lesion_mask[:, :, 1:].astype(np.uint8)
+    name = 'space-FLAIR_label-lesion_mask'
+    root = write_bids(tmp_path / 'data', {t1w_path('01'): phantom.t1w_img, flair_path('01'): nib.Nifti1Image(
+        flair, moved), mask_path('01', name=name): nib.Nifti1Image(mask, moved)})  # fmt: skip
+    out = tmp_path / 'out'
+    assert run(root, out) == cli.OK
+    anat = out / 'sub-01/anat'
+    used_mask = np.asarray(nib.load(anat / 'sub-01_label-lesion_desc-used_mask.nii.gz').dataobj) > 0
+    assert used_mask[phantom.lesion_mask].mean() > 0.8
+    assert (anat / 'sub-01_from-FLAIR_to-T1w_mode-image_xfm.txt').is_file()
+    info = layout.read_sidecar(anat / 'sub-01_desc-filled_T1w.nii.gz')
+    assert info['FlairRegistration']['ShiftMm'] == pytest.approx(np.linalg.norm((12, -8, 8)), abs=4)
+    assert 'bids:raw:sub-01/anat/sub-01_FLAIR.nii.gz' in info['Sources']
+    page = (out / 'sub-01.html').read_text()
+    assert 'T1w and FLAIR after registration' in page
+    assert '<span class="tag">FLAIR</span>' in page
+    assert (out / 'sub-01/figures/sub-01_T1w_overlay_after.png').is_file()
+
+
+# Several processes
+
+
+def of_patients(folder):
+    """Hashes of what a run writes for patients, but for what names the time or the command."""
+    hashes = data_hashes(folder, '*/anat/*') | data_hashes(folder, '*/figures/*')
+    return hashes | data_hashes(folder, 'participants.tsv')
+
+
+@pytest.mark.slow
+def test_results_of_several_processes_are_those_of_one(dataset, run, tmp_path):
+    root = dataset(('01', '02', '03'), **{t1w_path('02'): b'not an image'})
+    assert run(root, tmp_path / 'one') == cli.SOME_FAILED
+    assert run(root, tmp_path / 'two', '--nprocs', '2', '-w', str(tmp_path / 'work')) == cli.SOME_FAILED
+    one, two = (of_patients(tmp_path / name) for name in ('one', 'two'))
+    assert len(one) == 2 * 6 + 2 * 9 + 1
+    assert one == two
+    filled = tmp_path / 'two/sub-01/anat/sub-01_desc-filled_T1w.nii.gz'
+    before = filled.stat().st_mtime_ns
+    assert run(root, tmp_path / 'two', '--nprocs', '2', '-w', str(tmp_path / 'elsewhere')) == cli.SOME_FAILED
+    assert filled.stat().st_mtime_ns == before  # a run that goes on does nothing twice
+
+
+@pytest.mark.slow
+def test_two_runs_on_one_output_folder_at_once_are_safe(dataset, run, tmp_path, model_dir):
+    root, out = dataset(), tmp_path / 'out'
+    command = [sys.executable, str(ROOT / 'run.py'), str(root), str(out), 'participant', '--model', str(model_dir),
+               '--skip-bids-validation']  # fmt: skip
+    labels = (['--participant-label', '01'], ['--participant-label', '02'], [])
+    processes = [subprocess.Popen(command + more, stderr=subprocess.DEVNULL) for more in labels]
+    assert [process.wait(timeout=600) for process in processes] == [cli.OK] * 3
+    assert run(root, tmp_path / 'alone') == cli.OK
+    assert of_patients(out) == of_patients(tmp_path / 'alone')
+    assert not [path for path in out.rglob('*.tmp')]
+    json.loads((out / 'dataset_description.json').read_text())

@@ -14,10 +14,24 @@ MAY_IMPORT = {
     # top
     '__init__': {'fill', 'synth'},
     '__main__': {'cli'},
-    'cli': {'participant', 'group', 'thickness', 'weights', 'layout'},
+    'cli': {
+        'config',
+        'participant',
+        'group',
+        'thickness',
+        'tool_outputs',
+        'validation',
+        'weights',
+        'layout',
+        'workflow',
+    },
     # stories
-    'participant': {'fill', 'layout', 'report', 'thickness', 'thickness.measure', 'visits', 'weights'},
+    'participant': {
+        *('fill', 'inputs', 'layout', 'registration', 'report', 'thickness', 'thickness.measure', 'visits', 'weights'),
+    },
     'group': {'group_page', 'layout', 'reproducibility', 'thickness'},
+    'workflow': {'layout', 'participant'},
+    'inputs': {'fill', 'masks', 'preprocess', 'registration', 'segmentations'},
     'fill': {'inpaint', 'masks', 'preprocess', 'tissues', 'weights'},
     'visits': {'fill', 'layout', 'synth', 'weights'},
     'synth': {
@@ -32,7 +46,10 @@ MAY_IMPORT = {
     'readerstudy': {'fill', 'layout', 'metrics', 'readerstudy_cases', 'weights'},
     'readerstudy_cases': {'dataset', 'fill', 'inpaint', 'masks', 'preprocess', 'synth', 'synthesis'},
     # edge
-    'layout': set(),
+    'layout': {'tool_outputs'},
+    'tool_outputs': set(),
+    'validation': {'layout'},
+    'config': {'layout'},
     'report': set(),
     'evaluation_page': {'layout'},
     'group_page': {'layout', 'report', 'thickness', 'thickness.anatomy'},
@@ -54,6 +71,7 @@ MAY_IMPORT = {
     'inpaint': {'baselines', 'diffusion', 'masks'},
     'lesion_masks': {'masks', 'registration', 'tissues'},
     'tissues': {'masks'},
+    'segmentations': {'tissues'},
     'registration': set(),
     'baselines': {'masks'},
     'diffusion': set(),
@@ -72,6 +90,7 @@ PURE = [
     'evaluation_cases',
     'lesion_masks',
     'tissues',
+    'segmentations',
     'registration',
     'baselines',
     'diffusion',
@@ -188,7 +207,10 @@ def test_pure_modules_have_no_side_effects_at_hand(module):
     }
 
 
-@pytest.mark.parametrize('module', ['cli', '__init__', '__main__', 'layout', 'thickness', 'weights'])
+@pytest.mark.parametrize(
+    'module',
+    ['cli', '__init__', '__main__', 'config', 'layout', 'thickness', 'tool_outputs', 'validation', 'weights'],
+)
 def test_help_and_version_wait_for_no_heavy_import(module):
     _, foreign = imports(module, top_level_only=True)
     assert not foreign & HEAVY

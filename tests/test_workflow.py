@@ -1,0 +1,105 @@
+"""Participants as nodes of nipype; several processes on one output folder."""
+
+import logging
+import multiprocessing
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from bids_examples import t1w_path, write_bids, write_description
+
+from bids_lesionfill import cli, layout, workflow
+from bids_lesionfill.layout import UsageError
+
+
+@pytest.fixture(autouse=True)
+def tidy_logging():
+    """nipype puts handlers on its loggers; tests after these want none of it."""
+    yield
+    logging.getLogger('nipype').handlers.clear()
+
+
+@pytest.fixture
+def bids_dir(tmp_path):
+    img = nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4))
+    return write_bids(tmp_path / 'data', {t1w_path(subject): img for subject in ('01', '02', '03')})
+
+
+def run(bids_dir, tmp_path, out, *more):
+    return cli.main([str(bids_dir), str(tmp_path / out), 'participant', '-w', str(tmp_path / 'work'), *more])
+
+
+def tables(folder):
+    return [folder.joinpath(name).read_bytes() for name in ('participants.tsv', 'descriptions.tsv', '.bidsignore')]
+
+
+def test_nodes_of_nipype_do_what_one_process_does(bids_dir, tmp_path):
+    assert run(bids_dir, tmp_path, 'one') == cli.NOTHING_TO_DO  # no participant has a mask, and each says so
+    assert run(bids_dir, tmp_path, 'many', '--nprocs', '2') == cli.NOTHING_TO_DO
+    assert tables(tmp_path / 'one') == tables(tmp_path / 'many')
+    rows = layout.read_tsv(tmp_path / 'many/participants.tsv')
+    assert [row['status'] for row in rows] == ['no lesion mask'] * 3
+    for subject in ('01', '02', '03'):
+        assert (tmp_path / f'many/sub-{subject}.html').is_file()
+        assert len(list((tmp_path / f'many/sub-{subject}/log').glob('*/config.toml'))) == 1
+
+
+def test_a_plugin_file_says_how_nodes_run(bids_dir, tmp_path):
+    plugin = tmp_path / 'plugin.yml'
+    plugin.write_text('plugin: Linear\nplugin_args: {}\n')
+    assert run(bids_dir, tmp_path, 'out', '--use-plugin', str(plugin)) == cli.NOTHING_TO_DO
+    assert len(layout.read_tsv(tmp_path / 'out/participants.tsv')) == 3
+
+
+@pytest.mark.parametrize('text', ['a: b', 'plugin', '{', ''])
+def test_a_plugin_file_that_is_none_is_2(tmp_path, text):
+    path = tmp_path / 'plugin.yml'
+    path.write_text(text)
+    with pytest.raises(UsageError, match='is no plugin file of nipype'):
+        workflow.read_plugin(cli.Options(tmp_path, tmp_path, plugin_file=path))
+
+
+def test_resources_go_to_the_plugin(tmp_path):
+    name, arguments = workflow.read_plugin(cli.Options(tmp_path, tmp_path, nprocs=3, mem_gb=7.5))
+    assert (name, arguments['n_procs'], arguments['memory_gb']) == ('MultiProc', 3, 7.5)
+
+
+def test_clean_workdir_leaves_what_is_not_ours(bids_dir, tmp_path):
+    for name in ('bids_lesionfill_wf/old/x', 'mine'):
+        (tmp_path / 'work' / name).mkdir(parents=True)
+    run(bids_dir, tmp_path, 'out', '--nprocs', '2', '--clean-workdir')
+    assert not (tmp_path / 'work/bids_lesionfill_wf/old').exists()
+    assert (tmp_path / 'work/mine').is_dir()
+
+
+def write_statuses(output_dir, numbers):
+    for number in numbers:
+        layout.write_status(output_dir, f'{number:02d}', 'run', {'status': 'filled'})
+
+
+def test_no_participant_is_lost_when_many_processes_write_one_table(tmp_path):
+    with multiprocessing.get_context('fork').Pool(8) as pool:
+        pool.starmap(write_statuses, [(tmp_path, range(first, first + 5)) for first in range(0, 40, 5)])
+    rows = layout.read_tsv(tmp_path / 'participants.tsv')
+    assert [row['participant_id'] for row in rows] == [f'sub-{number:02d}' for number in range(40)]
+    assert not list(Path(tmp_path).rglob('*.tmp'))
+
+
+def test_two_processes_that_describe_one_dataset_leave_it_whole(tmp_path):
+    write_description(tmp_path / 'data')
+    arguments = (tmp_path / 'out', tmp_path / 'data', {}, '1', {'md': 'x' * 10_000})
+    with multiprocessing.get_context('fork').Pool(4) as pool:
+        pool.starmap(layout.write_dataset_files, [arguments] * 20)
+    assert layout.read_tsv(tmp_path / 'out/dseg.tsv')[2]['abbreviation'] == 'WM'
+    assert (tmp_path / 'out/logs/CITATION.md').read_text() == 'x' * 10_000
+    assert not list((tmp_path / 'out').rglob('*.tmp'))
+
+
+def test_an_index_that_is_there_is_used(bids_dir, tmp_path):
+    database = tmp_path / 'database'
+    assert layout.open_layout(bids_dir, [], database).get_subjects() == ['01', '02', '03']
+    (bids_dir / t1w_path('04')).parent.mkdir(parents=True)
+    (bids_dir / t1w_path('04')).write_text('new')
+    assert layout.open_layout(bids_dir, [], database).get_subjects() == ['01', '02', '03']
+    assert layout.open_layout(bids_dir, []).get_subjects() == ['01', '02', '03', '04']
