@@ -3,7 +3,6 @@
 ARG BASE=debian:bookworm-slim@sha256:90522eeb7e5923ee2b871c639059537b30521272f10ca86fdbbbb2b75a8c40cd
 
 FROM ${BASE} AS build
-SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 RUN apt-get update \
     && apt-get install -y --no-install-recommends python3-venv \
     && rm -rf /var/lib/apt/lists/* \
@@ -24,8 +23,8 @@ RUN /opt/venv/bin/pip install --no-deps --require-hashes --no-build-isolation --
         -r container/requirements.lock \
     && /opt/venv/bin/pip check \
     && /opt/venv/bin/pip uninstall --yes --quiet pip \
-    && rm -rf /opt/venv/lib/python3.11/site-packages/torch/{include,test,share,bin/*test*} \
-    && find /opt/venv -type d -name tests -prune -exec rm -rf {} + \
+    && find /opt/venv -type d \( -path '*/torch/include' -o -path '*/torch/test' -o -name tests \) -prune -exec rm -rf {} + \
+    && find /opt/venv -path '*/torch/bin/*test*' -delete \
     && find /opt/venv -name '*.a' -delete \
     && chmod -R a+rX /opt/venv
 

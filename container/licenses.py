@@ -22,17 +22,18 @@ TO_BE_NAMED = re.compile(r'GPL|GNU|MPL|Mozilla|Non-?Commercial|\bNC\b|Proprietar
 
 TEXT = """# Third-party software in the image
 
-Written by `make lock` from the metadata of the installed packages; do not edit. The code of bids_lesionfill is under the Apache
-License 2.0 (`LICENSE`). The licence texts of packages are in the image: `/opt/venv/lib/python3.11/site-packages/*.dist-info`
-and, for Debian's packages (Python, the C library and what they need), `/usr/share/doc/*/copyright`.
+Written by `make lock` from the metadata of the installed packages; do not edit. The code of bids_lesionfill is under
+the Apache License 2.0 (`LICENSE`). The licence texts of packages are in the image, in
+`/opt/venv/lib/python3.11/site-packages/*.dist-info` and, for Debian's packages (Python, the C library and what they
+need), in `/usr/share/doc/*/copyright`.
 
 ## What asks for more than to be named
 
 - **No commercial use of these bundled models: {non_commercial}.** Their cards, in `bids_lesionfill/models`, say why.
 - Used unchanged, as libraries that can be exchanged: {named}.
-- The wheels of numpy and scipy hold GNU Fortran's run-time libraries (GPL with the runtime library exception; libquadmath: LGPL).
-- An image built with `TORCH=cuda` holds NVIDIA's libraries (`nvidia-*`, `cuda-*`; proprietary, free to use and, within NVIDIA's
-  terms, to pass on) besides what is below.
+- The wheels of numpy and scipy hold GNU Fortran's run-time libraries (GPL with the runtime library exception;
+  libquadmath: LGPL).
+- An image built with `TORCH=cuda` holds NVIDIA's libraries (`nvidia-*`, `cuda-*`; proprietary) besides what is below.
 
 No package is under the GPL alone, or under a licence that excludes commercial use.
 
