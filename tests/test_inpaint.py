@@ -427,6 +427,7 @@ def test_memory_that_holds_no_tile_is_an_error(volume, model):
         inpaint.fill_volume(*volume, model, 1, [1], batch_size=2)
 
 
+@pytest.mark.filterwarnings('ignore:CUDA is not available')
 def test_cpu_runs_in_single_precision_and_gpu_in_half():
     with inpaint.autocast(torch.device('cpu')):
         assert not torch.is_autocast_enabled('cpu')
