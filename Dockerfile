@@ -43,7 +43,7 @@ RUN apt-get update \
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build /opt/bids_lesionfill /opt/bids_lesionfill
 # Whoever runs it has a home to write to, and nothing is looked up, downloaded or reported.
-ENV PATH=/opt/venv/bin:$PATH \
+ENV PATH=/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     PYTHONPATH=/opt/bids_lesionfill \
     HOME=/tmp \
     LANG=C.UTF-8 \
