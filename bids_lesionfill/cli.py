@@ -570,6 +570,12 @@ def options_of(arguments, argv):
         raise UsageError(f'OUTPUT_DIR is BIDS_DIR; use for example {bids_dir / "derivatives" / "bids_lesionfill"}')
     if output_dir.exists() and not output_dir.is_dir():
         raise UsageError(f'OUTPUT_DIR {output_dir} is not a folder')
+    nearest = next(folder for folder in (output_dir, *output_dir.absolute().parents) if folder.exists())
+    if not os.access(nearest, os.W_OK):
+        raise UsageError(
+            f'OUTPUT_DIR {output_dir} cannot be written to by user {os.getuid()}; '
+            'run a container as yourself: docker run --user $(id -u):$(id -g)'
+        )
     check_running(arguments)
     derivatives, thickness_results = {}, {}
     for text in arguments.derivatives:

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,14 @@ def test_wrong_paths_are_2_and_say_what_was_expected(bids_dir, tmp_path, caplog,
     (tmp_path / 'file').write_text('')
     assert cli.main([str(tmp_path / bids), str(tmp_path / out), 'participant']) == cli.USAGE
     assert words in caplog.text
+
+
+def test_output_that_cannot_be_written_is_2_and_names_the_user(bids_dir, tmp_path, caplog, monkeypatch):
+    asked = []
+    monkeypatch.setattr(os, 'access', lambda path, mode: asked.append((path, mode)))
+    assert cli.main([str(bids_dir), str(tmp_path / 'new' / 'out'), 'participant']) == cli.USAGE
+    assert asked == [(tmp_path, os.W_OK)]
+    assert f'cannot be written to by user {os.getuid()}' in caplog.text
 
 
 @pytest.mark.parametrize(('arguments', 'words'), [
