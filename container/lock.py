@@ -22,15 +22,14 @@ import tomllib
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 PYTHON, MACHINE = (3, 11), 'x86_64'  # of the image
-VALIDATOR = 'bids-validator-deno'
 # What comes with torch, and setuptools, which torch needs and the few packages without wheels are built with.
 WITH_TORCH = re.compile(r'torch|triton|setuptools|nvidia-|cuda-')
 
 
 def wanted(project):
-    """Requirements of the image: those of the app, its extras but for the tests', and the validator."""
+    """Requirements of the image: those of the app and of its extras, but for the tests'."""
     extras = project.get('optional-dependencies', {})
-    return project['dependencies'] + [VALIDATOR] + [r for name in extras if name != 'test' for r in extras[name]]
+    return project['dependencies'] + [r for name in extras if name != 'test' for r in extras[name]]
 
 
 def torch_builds(constraints):
