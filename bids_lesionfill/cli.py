@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import config, tool_outputs, validation, weights
+from . import config, raw_layout, tool_outputs, validation, weights
 from .layout import UsageError
 
 VERSION_FILE = Path(__file__).resolve().parent.parent / 'version'
@@ -73,6 +73,7 @@ class Options:
     batch_size: int = 8
     device: str = 'auto'
     random_seed: int = 0
+    raw_dir: Path | None = None  # of --output-layout raw; output_dir is in it then
     work_dir: Path | None = None  # the system's folder for such files
     bids_database_dir: Path | None = None
     nprocs: int = 1
@@ -320,6 +321,14 @@ def add_resources(group):
 def add_running(group):
     """Folders and files of a run."""
     group.add_argument(
+        '--output-layout',
+        '--output_layout',
+        choices=['bids', 'raw'],
+        default='bids',
+        help='bids: derivatives; raw: a raw dataset with filled images in place, for fMRIPrep, FreeSurfer, FastSurfer, '
+        'and the derivatives in it (default: %(default)s)',
+    )
+    group.add_argument(
         '--config-file',
         '--config_file',
         type=Path,
@@ -527,9 +536,13 @@ def options_of(arguments, argv):
             raise UsageError(f'--derivatives names {name} twice; use NAME=PATH')
         derivatives[name] = path
     check_synthesis(arguments)
+    raw_dir = None
+    if arguments.output_layout == 'raw':
+        raw_dir, output_dir = output_dir, output_dir / raw_layout.DERIVATIVES
     options = Options(
         bids_dir=bids_dir,
         output_dir=output_dir,
+        raw_dir=raw_dir,
         mode=arguments.mode,
         modalities=tuple(dict.fromkeys(arguments.modality or MODALITIES[arguments.mode])),
         model=arguments.model,
@@ -582,7 +595,12 @@ def options_of(arguments, argv):
 
 
 def check_running(arguments):
-    """Raise UsageError if the work folder is in the dataset, or a plugin file is not there."""
+    """Raise UsageError if a folder is in the dataset that must not be, or an option does not go with another."""
+    if arguments.output_layout == 'raw':
+        if arguments.mode != 'fill':
+            raise UsageError('--output-layout raw is for --mode fill')
+        if arguments.output_dir.resolve().is_relative_to(arguments.bids_dir.resolve()):
+            raise UsageError(f'--output-layout raw: OUTPUT_DIR {arguments.output_dir} is in BIDS_DIR')
     work_dir = arguments.work_dir
     if work_dir is not None and work_dir.resolve().is_relative_to(arguments.bids_dir.resolve()):
         raise UsageError(f'--work-dir {arguments.work_dir} is in BIDS_DIR, which is never written to')

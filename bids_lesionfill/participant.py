@@ -6,7 +6,7 @@ import time
 import nibabel as nib
 import numpy as np
 
-from . import fill, inputs, layout, registration, report, visits, weights
+from . import fill, inputs, layout, raw_layout, registration, report, visits, weights
 
 logger = logging.getLogger('bids_lesionfill')
 
@@ -33,6 +33,8 @@ def prepare(options):
     found = find_images(options, derivatives)
     layout.write_dataset_files(options.output_dir, options.bids_dir, derivatives, options.version, citation(options))
     layout.remove_leftovers(options.output_dir)
+    if options.raw_dir is not None:
+        raw_layout.write_top(options.raw_dir, options.bids_dir, options.version)
     return derivatives, found, layout.new_run_id()
 
 
@@ -108,7 +110,11 @@ def run_participant(subject, images, models, donor, run_id, options):
     else:
         results = [(image, 'filled', run_image(image, models, run_id, options)) for image in images]
     try:
-        return finish(subject, results, run_id, options)
+        status = finish(subject, results, run_id, options)
+        if options.raw_dir is not None and status != 'failed':
+            of_raw = (options.raw_dir, options.bids_dir, options.output_dir, subject, images, options.session_labels)
+            raw_layout.write_participant(*of_raw)
+        return status
     except Exception as error:
         message = layout.note_crash(error, 'report', subject, run_id, options.output_dir)
         layout.write_status(options.output_dir, subject, run_id, {'status': 'failed', 'images': 0, 'message': message})
