@@ -13,6 +13,7 @@ MAY_IMPORT = {
     '__init__': {'fill', 'synth'},
     '__main__': {'cli'},
     'cli': {'config', 'layout', 'participant', 'raw_layout', 'tool_outputs', 'validation', 'weights', 'workflow'},
+    'single_file': {'fill', 'layout'},
     # stories
     'participant': {'fill', 'inputs', 'layout', 'raw_layout', 'registration', 'report', 'visits', 'weights'},
     'workflow': {'layout', 'participant'},
