@@ -128,7 +128,7 @@ def build_parser():
         help='fill lesions, or paint new ones (default: %(default)s)',
     )
 
-    data = parser.add_argument_group('which data')
+    data = parser.add_argument_group('Options for filtering BIDS queries')
     data.add_argument(
         '--participant-label',
         '--participant_label',
@@ -184,7 +184,7 @@ def build_parser():
 
     add_lesion_choice(data)
 
-    sampling = parser.add_argument_group('images and models')
+    sampling = parser.add_argument_group('Workflow configuration')
     sampling.add_argument(
         '--modality',
         nargs='+',
@@ -214,7 +214,7 @@ def build_parser():
         help='the seed of an image is derived from this and its BIDS path (default: %(default)s)',
     )
 
-    filling = parser.add_argument_group('filling')
+    filling = parser.add_argument_group('Specific options for filling')
     filling.add_argument(
         '--dilate',
         type=whole_number,
@@ -239,9 +239,13 @@ def build_parser():
         metavar='K',
         help='more than one: fill with the mean of K samples and write their standard deviation',
     )
-    add_synthesis(parser.add_argument_group('synthesis', 'without a mask, lesions are drawn as patients have them'))
+    add_synthesis(
+        parser.add_argument_group(
+            'Specific options for synthesis', 'without a mask, lesions are drawn as patients have them'
+        )
+    )
 
-    resources = parser.add_argument_group('resources')
+    resources = parser.add_argument_group('Options to handle performance')
     resources.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto', help='(default: %(default)s)')
     resources.add_argument(
         '--batch-size',
@@ -260,7 +264,7 @@ def build_parser():
     )
     add_resources(resources)
 
-    running = parser.add_argument_group('running')
+    running = parser.add_argument_group('Other options')
     running.add_argument(
         '--reports-only',
         '--reports_only',
@@ -381,7 +385,7 @@ def add_lesion_choice(group):
         '--min-lesion-volume',
         '--min_lesion_volume',
         type=zero_or_more,
-        default=0,
+        default=0.0,
         metavar='MM3',
         help='keep connected lesions that are smaller (default: fill all)',
     )
