@@ -2,6 +2,8 @@
 
 import logging
 import multiprocessing
+import shutil
+import subprocess
 from pathlib import Path
 
 import nibabel as nib
@@ -71,6 +73,21 @@ def test_clean_workdir_leaves_what_is_not_ours(bids_dir, tmp_path):
     run(bids_dir, tmp_path, 'out', '--nprocs', '2', '--clean-workdir')
     assert not (tmp_path / 'work/bids_lesionfill_wf/old').exists()
     assert (tmp_path / 'work/mine').is_dir()
+
+
+def has_slurm():
+    return shutil.which('sinfo') and subprocess.run(['sinfo', '-h'], capture_output=True).stdout.strip()
+
+
+@pytest.mark.skipif(not has_slurm(), reason='needs a running SLURM')
+def test_slurm_runs_participants(bids_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv('PYTHONPATH', str(Path(__file__).parent.parent))
+    monkeypatch.delenv('LOGNAME', raising=False)  # as in a container
+    plugin = tmp_path / 'plugin.yml'
+    plugin.write_text('plugin: SLURM\nplugin_args:\n  sbatch_args: --cpus-per-task=1 --time=0:10:00\n')
+    assert run(bids_dir, tmp_path, 'one') == cli.NOTHING_TO_DO
+    assert run(bids_dir, tmp_path, 'slurm', '--use-plugin', str(plugin)) == cli.NOTHING_TO_DO
+    assert tables(tmp_path / 'one') == tables(tmp_path / 'slurm')
 
 
 def write_statuses(output_dir, numbers):
