@@ -6,7 +6,7 @@ PYTHON ?= python3
 PIP_INSTALL = .venv/bin/python -m pip install --quiet -c constraints.txt
 TORCH = torch==2.13.0
 
-.PHONY: demo test test-fast lint clean
+.PHONY: demo test test-fast lint lock container-test clean
 
 demo: .venv/ready
 	.venv/bin/python run.py demo $(OUT) participant
@@ -22,6 +22,16 @@ test-fast: .venv/ready-to-test
 
 lint: .venv/ready-to-test
 	.venv/bin/python -m ruff check .
+
+# After a change of pyproject.toml or constraints.txt: the image's locks and the table of licences (Python 3.11, x86-64).
+lock:
+	$(PYTHON) container/lock.py
+	$(MAKE) .venv/ready-to-test
+	.venv/bin/python container/licenses.py
+
+# Builds the image and runs it, without Docker; as root on Debian 12, see container/test.
+container-test: .venv/ready
+	container/test
 
 .venv/ready: constraints.txt pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -6,10 +6,10 @@ import logging
 import os
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import config, raw_layout, tool_outputs, validation, weights
+from . import config, raw_layout, thickness, tool_outputs, validation, weights
 from .layout import UsageError
 
 VERSION_FILE = Path(__file__).resolve().parent.parent / 'version'
@@ -17,14 +17,15 @@ VERSION_FILE = Path(__file__).resolve().parent.parent / 'version'
 LOCATIONS = ('periventricular', 'juxtacortical', 'deep', 'infratentorial')
 MODALITIES = {'fill': ('T1w',), 'synth': ('FLAIR', 'T1w')}  # by mode, if not said
 OK, SOME_FAILED, USAGE, UNKNOWN_ARGUMENT, NOTHING_TO_DO, INTERNAL, INTERRUPTED = 0, 1, 2, 64, 66, 70, 130
-INVALID = 65
+INVALID, ENGINE_UNAVAILABLE = 65, 69
 EXIT_CODES = """exit codes:
   0    all participants done
   1    some participants failed; participants.tsv and the reports say which and why
   2    wrong usage, or a path that does not exist
   64   unknown argument
   65   the dataset is not valid BIDS
-  66   nothing to do: no image with a lesion mask
+  66   nothing to do: no image with a lesion mask, or no table of thickness
+  69   a thickness engine that was asked for is not available
   70   internal error
   130  interrupted"""
 
@@ -73,6 +74,11 @@ class Options:
     batch_size: int = 8
     device: str = 'auto'
     random_seed: int = 0
+    thickness: tuple = ()  # engines
+    thickness_results: dict = field(default_factory=dict)  # name -> path: folders of other tools, no BIDS derivatives
+    thickness_noise: bool = True
+    allow_download: bool = False
+    juxta_min_voxels: int = 1
     raw_dir: Path | None = None  # of --output-layout raw; output_dir is in it then
     work_dir: Path | None = None  # the system's folder for such files
     bids_database_dir: Path | None = None
@@ -97,6 +103,7 @@ class Options:
             names += ['dilate', 'rim_voxels', 'n_samples', 'lesion_labels', 'min_lesion_volume']
         else:
             names += ['n_lesions', 'lesion_load_ml', 'lesion_locations', 'mask_from', 'lesion_intensity']
+            names += ['second_visit']  # said in the sidecar
         return {'model': self.model_of(modality)} | {name: getattr(self, name) for name in names}
 
     @property
@@ -119,7 +126,7 @@ def build_parser():
     parser.add_argument(
         'analysis_level',
         choices=['participant', 'group'],
-        help='participant: fill or synthesize lesions; group: aggregate thickness tables (none are measured yet)',
+        help='participant: fill or synthesize lesions, measure thickness; group: how far filling changes thickness',
     )
     parser.add_argument(
         '--mode',
@@ -243,6 +250,43 @@ def build_parser():
         parser.add_argument_group(
             'Specific options for synthesis', 'without a mask, lesions are drawn as patients have them'
         )
+    )
+
+    measuring = parser.add_argument_group('Options for cortical thickness')
+    measuring.add_argument(
+        '--thickness',
+        nargs='+',
+        choices=list(thickness.ENGINES),
+        default=[],
+        metavar='ENGINE',
+        help=f'measure it before and after filling a T1w, by any of: {", ".join(thickness.ENGINES)}',
+    )
+    measuring.add_argument(
+        '--list-engines',
+        '--list_engines',
+        action=ListEngines,
+        help='say which engines are usable here and what the others lack, and stop',
+    )
+    measuring.add_argument(
+        '--no-thickness-noise',
+        '--no_thickness_noise',
+        action='store_true',
+        help='do not measure the original image a second time, which shows the noise of the engine (pbt)',
+    )
+    measuring.add_argument(
+        '--juxta-min-voxels',
+        '--juxta_min_voxels',
+        type=positive,
+        default=1,
+        metavar='N',
+        help='group: from so many voxels of the dilated lesion mask outside white matter on, a participant counts as '
+        'one with juxtacortical lesions (default: %(default)s)',
+    )
+    measuring.add_argument(
+        '--allow-download',
+        '--allow_download',
+        action='store_true',
+        help='let antspynet fetch weights that are missing; nothing else is ever downloaded',
     )
 
     resources = parser.add_argument_group('Options to handle performance')
@@ -453,6 +497,20 @@ class ListModels(argparse.Action):
         parser.exit()
 
 
+class ListEngines(argparse.Action):
+    """Print the thickness engines, whether they are usable here and what they lack, and exit."""
+
+    def __init__(self, option_strings, dest, **kwargs):
+        super().__init__(option_strings, dest, nargs=0, **kwargs)
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        for name in thickness.ENGINES:
+            check = thickness.make_engine(name).check()
+            words = ('usable', check.version) if check.ok else ('not usable', f'{check.reason}; {check.how_to_get}')
+            print(name, *words, sep='\t')
+        parser.exit()
+
+
 def positive(text):
     """A whole number above zero."""
     number = int(text)
@@ -525,13 +583,23 @@ def options_of(arguments, argv):
         raise UsageError(f'OUTPUT_DIR is BIDS_DIR; use for example {bids_dir / "derivatives" / "bids_lesionfill"}')
     if output_dir.exists() and not output_dir.is_dir():
         raise UsageError(f'OUTPUT_DIR {output_dir} is not a folder')
+    nearest = next(folder for folder in (output_dir, *output_dir.absolute().parents) if folder.exists())
+    if not os.access(nearest, os.W_OK):
+        raise UsageError(
+            f'OUTPUT_DIR {output_dir} cannot be written to by user {os.getuid()}; '
+            'run a container as yourself: docker run --user $(id -u):$(id -g)'
+        )
     check_running(arguments)
-    derivatives = {}
+    derivatives, thickness_results = {}, {}
     for text in arguments.derivatives:
         name, separator, path = text.partition('=')
         path = Path(path if separator else text)
         name = name if separator else path.resolve().name
+        if path.is_dir() and thickness.has_results(path):  # of FreeSurfer, FastSurfer, DL+DiReCT: no BIDS derivatives
+            thickness_results[name] = path
         if not (path / 'dataset_description.json').is_file() and not tool_outputs.is_tool_folder(path):
+            if name in thickness_results:
+                continue
             raise UsageError(
                 f'--derivatives {path} is neither a folder with a dataset_description.json nor one of FreeSurfer, '
                 'FastSurfer, SAMSEG, SynthSeg, LST-AI or DL+DiReCT'
@@ -574,6 +642,11 @@ def options_of(arguments, argv):
         batch_size=arguments.batch_size,
         device=arguments.device,
         random_seed=arguments.random_seed,
+        thickness=tuple(arguments.thickness),
+        thickness_results=thickness_results,
+        thickness_noise=not arguments.no_thickness_noise,
+        allow_download=arguments.allow_download,
+        juxta_min_voxels=arguments.juxta_min_voxels,
         work_dir=arguments.work_dir,
         bids_database_dir=arguments.bids_database_dir,
         nprocs=arguments.nprocs,
@@ -586,6 +659,8 @@ def options_of(arguments, argv):
         command='run.py ' + shlex.join(argv),
         version=version(),
     )
+    if options.thickness and 'T1w' not in options.modalities:
+        raise UsageError('--thickness measures T1w images, and --modality names none')
     if options.model and len(options.modalities) > 1:
         raise UsageError(
             f'--model {options.model} is for one modality, not for {" and ".join(options.modalities)}; give --modality'
@@ -627,6 +702,8 @@ def check_synthesis(arguments):
     given = [name for name, value in given.items() if value is not None]
     if arguments.mode != 'synth' and given:
         raise UsageError(f'{", ".join(given)}: only with --mode synth')
+    if arguments.mode == 'synth' and arguments.thickness:
+        raise UsageError('--thickness measures images before and after filling: not with --mode synth')
     if arguments.mode == 'synth' and arguments.n_samples > 1:
         raise UsageError('--n-samples is for filling; --n-variants writes several images with new lesions')
     drawn = [
@@ -744,21 +821,25 @@ def main(argv):
     except UsageError as error:
         logger.error('%s', error)
         return USAGE
-    if arguments.analysis_level == 'group':
-        logger.error('nothing to do: the group level aggregates thickness tables, and this version measures none')
-        return NOTHING_TO_DO
     unread = arguments.skip_bids_validation or arguments.boilerplate_only or options.reports_only
-    if not (unread or is_valid(options)):
+    if arguments.analysis_level == 'participant' and not (unread or is_valid(options)):
         return INVALID
     if arguments.omp_nthreads:
         os.environ['OMP_NUM_THREADS'] = str(arguments.omp_nthreads)  # read when torch is imported
     elif options.nprocs > 1:
         os.environ['OMP_NUM_THREADS'] = '1'
     try:
+        if arguments.analysis_level == 'group':
+            from . import group
+
+            return group.run(options)
         return start(arguments, options)
     except UsageError as error:
         logger.error('%s', error)
         return USAGE
+    except thickness.EngineUnavailable as error:
+        logger.error('%s', error)
+        return ENGINE_UNAVAILABLE
     except KeyboardInterrupt:
         logger.error('interrupted; the same command goes on where it stopped')
         return INTERRUPTED

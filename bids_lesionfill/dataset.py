@@ -25,7 +25,8 @@ class CasePlan:
     rim_share: float = 0.5  # share of crops with a lesion painted in, whose soft rim the mask misses
     rim_contrast: tuple = (0.1, 0.6)  # how much darker than white matter painted lesions are; negative: brighter
     max_dilation: int = 2  # the mask is grown by 0 to so many voxels, within white matter
-    grow_share: float = 0.0  # share of masks that then grow into the rim as the app's do
+    grow_share: float = 0.0  # share of masks that then grow into the rim as the app's do; filling only
+    contrast_scale: tuple = (1.0, 1.0)  # by which the contrast of lesions is multiplied; synthesis only
     intensity_augmentation: bool = True  # contrast, blur, noise, bias: other scanners
     orientation_augmentation: bool = True  # flips, and quarter turns about the long axis of the body
     axis_augmentation: bool = False  # slices of any axis; the thesis tried it and dropped it (3.3)
@@ -37,6 +38,7 @@ class Brain(NamedTuple):
     image: np.ndarray
     wm_mask: np.ndarray
     lesion_mask: np.ndarray = None  # of a patient: what synthesis learns
+    filled: np.ndarray = None  # the patient's image without lesions
 
 
 def read_tissues(t1w_file, dseg_file):
@@ -122,20 +124,33 @@ def read_patient(image_file, t1w_file, mask_file):
     return normalise_patient(nib.load(image_file), t1w_img, lesion_mask)[0]
 
 
-def read_patients(images):
-    """Load patients' images with their lesions, to learn synthesis from: a list of Brain.
+def read_patients(images, filler):
+    """Load patients' images with their lesions, and without, to learn synthesis from: a list of Brain.
 
     Parameters
     ----------
     images : list of (image file, T1w file, lesion mask file), see `read_patient`
+    filler : weights.Model
+        Fills the lesions, after their masks grew by a voxel and into their rims.
     """
     brains = []
     for files in images:
         patient = read_patient(*files)
         if patient.lesion_mask.any():  # else there is nothing to learn from
             box = patient.wm_mask | patient.lesion_mask
-            brains.append(Brain(*crop_to(box, patient.image, patient.wm_mask, patient.lesion_mask)))
+            filled = without_lesions(patient, filler)
+            brains.append(Brain(*crop_to(box, patient.image, patient.wm_mask, patient.lesion_mask, filled)))
     return brains
+
+
+def without_lesions(patient, filler):
+    """A patient's image with lesions and their rims filled by a model; (X, Y, Z) float array."""
+    hole = masks.dilate_within(patient.lesion_mask, patient.wm_mask, 1)
+    hole = inpaint.grow_to_rim(patient.image, hole, patient.wm_mask, bright_lesions=filler.modality == 'FLAIR')
+    filled = patient.image.copy()
+    steps = filler.plan['num_inference_steps']
+    filled[hole] = inpaint.fill_volume(patient.image, hole, patient.wm_mask & ~hole, filler, steps, [0])[0]
+    return filled
 
 
 def lesion_contrasts(brains, min_voxels=3):
@@ -183,17 +198,23 @@ def read_lesion_shapes(mask_files, min_voxels=8):
     return shapes
 
 
-def augment_intensity(image, rng):
-    """Another scanner: contrast, resolution, noise, a linear bias. White matter stays near +0.5."""
-    image = 0.5 + (image - 0.5) * rng.uniform(0.75, 1.25)
+def augment_intensity(images, rng):
+    """Another scanner: contrast, resolution, noise, a linear bias; the same for all images, of one shape.
+
+    White matter stays near +0.5.
+    """
+    contrast = rng.uniform(0.75, 1.25)
+    images = [0.5 + (image - 0.5) * contrast for image in images]
     if rng.random() < 0.5:
-        image = ndimage.gaussian_filter(image, rng.uniform(0.2, 0.8))
+        sigma = rng.uniform(0.2, 0.8)
+        images = [ndimage.gaussian_filter(image, sigma) for image in images]
     if rng.random() < 0.3:
-        image = image + rng.normal(0, rng.uniform(0, 0.05), image.shape)
+        noise = rng.normal(0, rng.uniform(0, 0.05), images[0].shape)
+        images = [image + noise for image in images]
     if rng.random() < 0.3:
-        ramp = np.linspace(-1, 1, image.shape[0])[:, None, None] * rng.uniform(-0.08, 0.08)
-        image = (image + 1) * (1 + ramp) - 1
-    return image.astype(np.float32)
+        ramp = np.linspace(-1, 1, images[0].shape[0])[:, None, None] * rng.uniform(-0.08, 0.08)
+        images = [(image + 1) * (1 + ramp) - 1 for image in images]
+    return [image.astype(np.float32) for image in images]
 
 
 def draw_fill_case(brain, lesions, plan, form, rng):
@@ -216,30 +237,28 @@ def draw_fill_case(brain, lesions, plan, form, rng):
         lesion_mask = alpha > rng.uniform(0.3, 0.7)
     lesion_mask = masks.dilate_within(lesion_mask, wm_mask, int(rng.integers(0, plan.max_dilation + 1)))
     if plan.grow_share and rng.random() < plan.grow_share:
-        lesion_mask = grow(seen, lesion_mask, wm_mask, plan)
+        lesion_mask = inpaint.grow_to_rim(seen, lesion_mask, wm_mask, bright_lesions=max(plan.rim_contrast) < 0)
     return finish_case(image, seen, wm_mask, lesion_mask, form)
 
 
 def draw_synthesis_case(brain, plan, form, rng):
     """One case of synthesis from a padded crop of a patient: some of the lesions are to be painted, the others known.
 
-    As in `draw_fill_case`; `image` has the lesions.
+    Around those to be painted the tissue is healthy, as it is where a new lesion is asked for: what the mask misses of
+    a lesion is filled, and in part of the cases the mask holds the soft rim. Their contrast is scaled, so that all
+    contrasts are seen. As in `draw_fill_case`; `image` has the lesions.
     """
     labels, n_lesions = masks.label_lesions(brain.lesion_mask)
     if not n_lesions:
         return None
     chosen = 1 + rng.permutation(n_lesions)[: rng.integers(1, n_lesions + 1)]
-    # New lesions have no rim outside their mask, so in part of the cases it is inside, as soft as it is.
     lesion_mask = np.isin(labels, chosen)
-    lesion_mask = masks.dilate_within(lesion_mask, brain.wm_mask, int(rng.integers(0, plan.max_dilation + 1)))
-    if plan.grow_share and rng.random() < plan.grow_share:
-        lesion_mask = grow(brain.image, lesion_mask, brain.wm_mask, plan)
-    return finish_case(brain.image, brain.image, brain.wm_mask, lesion_mask, form)
-
-
-def grow(image, lesion_mask, wm_mask, plan):
-    """A mask grown into the rim of its lesions, as the app's are; whether they are bright is that of painted ones."""
-    return inpaint.grow_to_rim(image, lesion_mask, wm_mask, bright_lesions=max(plan.rim_contrast) < 0)
+    others = ndimage.binary_dilation(brain.lesion_mask & ~lesion_mask, masks.FULL_CONNECTIVITY, iterations=RIM_VOXELS)
+    seen = np.where(others & ~lesion_mask, brain.image, brain.filled)
+    scale = rng.uniform(*plan.contrast_scale)
+    lesion_mask = masks.dilate_within(lesion_mask, brain.wm_mask & ~others, int(rng.integers(0, plan.max_dilation + 1)))
+    image = np.where(lesion_mask, brain.filled + scale * (brain.image - brain.filled), seen)
+    return finish_case(image, seen, brain.wm_mask, lesion_mask, form)
 
 
 def finish_case(image, seen, wm_mask, lesion_mask, form):
@@ -318,7 +337,7 @@ class TrainingCases(Dataset):
         size = np.array(self.plan.crop) + 2 * PADDING
         missing = np.maximum(size - arrays[0].shape, 0)  # a crop may be larger than the brain: whole slices
         padding = [(n // 2, n - n // 2) for n in missing]
-        arrays = [np.pad(arrays[0], padding, constant_values=-1)] + [np.pad(mask, padding) for mask in arrays[1:]]
+        arrays = [np.pad(array, padding, constant_values=False if array.dtype == bool else -1) for array in arrays]
         start = centre + [before for before, _ in padding] - size // 2
         start = np.clip(start, 0, np.array(arrays[0].shape) - size)
         box = tuple(slice(s, s + n) for s, n in zip(start, size))
@@ -327,10 +346,11 @@ class TrainingCases(Dataset):
             quarter_turns = int(rng.integers(4)) * (1 if size[0] == size[1] else 2)
             flip = slice(None, None, -1 if rng.random() < 0.5 else 1)
             arrays = [np.rot90(array, quarter_turns)[flip] for array in arrays]
-        image, *rest = (np.ascontiguousarray(array) for array in arrays)
+        crop = Brain(*(np.ascontiguousarray(array) for array in arrays))
         if self.plan.intensity_augmentation:
-            image = augment_intensity(image, rng)
-        return Brain(image, *rest)
+            images = [image for image in (crop.image, crop.filled) if image is not None]
+            crop = crop._replace(**dict(zip(('image', 'filled'), augment_intensity(images, rng))))
+        return crop
 
 
 def validation_cases(brains, lesions, plan, form, n_cases, seed):

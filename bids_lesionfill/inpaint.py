@@ -5,6 +5,7 @@ scheduler come in as arguments.
 """
 
 import functools
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -252,6 +253,53 @@ def blending_window(tile):
     return window / window.max()
 
 
+def autocast(device):
+    """The precision in which a network runs on a device: half on a GPU, where it is faster; single on the CPU."""
+    return torch.autocast(device.type, dtype=torch.float16, enabled=device.type == 'cuda')
+
+
+def predict_tiles(unet, tiles, timestep, batch_size):
+    """Run a network on tiles, so many at once; on fewer, with a warning, if the memory of the GPU does not hold them.
+
+    Parameters
+    ----------
+    unet : callable on `(batch, channels, slices, height, width)`
+    tiles : list of callables
+        Each returns a `(channels, slices, height, width)` tensor.
+    timestep : tensor, 0D
+    batch_size : int
+
+    Returns
+    -------
+    predictions : (len(tiles), slices, height, width) tensor
+    batch_size : int
+        The one that the memory held.
+
+    Raises
+    ------
+    torch.OutOfMemoryError
+        If it does not hold a single tile.
+    """
+    predictions = []
+    while len(predictions) < len(tiles):
+        batch = tiles[len(predictions) : len(predictions) + batch_size]
+        try:
+            slabs = torch.stack([tile() for tile in batch])
+            with autocast(slabs.device):
+                output = unet(slabs, timestep.expand(len(batch)).to(slabs.device))
+            predictions.extend(output[:, 0].float())
+            continue
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+        # Here, because the exception keeps what did not fit alive until its block is left.
+        slabs = output = None
+        torch.cuda.empty_cache()
+        batch_size = len(batch) // 2
+        warnings.warn(f'no memory for {len(batch)} tiles at once, going on with {batch_size}', stacklevel=2)
+    return torch.stack(predictions), batch_size
+
+
 def sample_volume(unet, channels, region, corners, tile, noise, sampler, batch_size=8):
     """Sample what is diffused (see `Form.to_diffusion`) in a region of a volume, tile by tile.
 
@@ -270,7 +318,7 @@ def sample_volume(unet, channels, region, corners, tile, noise, sampler, batch_s
     sampler : callable
         `(predict, noise) -> sample`, see `sample_slab`.
     batch_size : int
-        Tiles at once.
+        Tiles at once; fewer if the memory of the GPU does not hold them, see `predict_tiles`.
 
     Returns
     -------
@@ -290,15 +338,14 @@ def sample_volume(unet, channels, region, corners, tile, noise, sampler, batch_s
         weight[box] += window
 
     def predict(noisy_image, timestep):
+        nonlocal batch_size
         volume = torch.zeros(slab_shape, device=device)
         volume.view(-1)[voxels] = noisy_image
         blended = torch.zeros_like(volume)
-        for first in range(0, len(boxes), batch_size):
-            batch = boxes[first : first + batch_size]
-            slabs = torch.stack([torch.cat([volume[box][None], channels[(slice(None), *box)]]) for box in batch])
-            predictions = unet(slabs, timestep.expand(len(batch)).to(device))[:, 0]
-            for box, prediction in zip(batch, predictions):
-                blended[box] += window * prediction
+        tiles = [lambda box=box: torch.cat([volume[box][None], channels[(slice(None), *box)]]) for box in boxes]
+        predictions, batch_size = predict_tiles(unet, tiles, timestep, batch_size)
+        for box, prediction in zip(boxes, predictions):
+            blended[box] += window * prediction
         return (blended / weight.clamp(min=1e-6)).view(-1)[voxels]
 
     return sampler(predict, noise)

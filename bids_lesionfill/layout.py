@@ -31,6 +31,8 @@ DESCRIPTIONS = {
     'desc-synth': 'new lesions painted by a diffusion model; of a mask: all lesions, old and new. A number after synth '
     'tells variants apart',
     'desc-synthnew': 'the new lesions alone: what differs from the original image',
+    'desc-original': 'measured on the original image',
+    'desc-rerun': 'measured on the original image once more, with another seed',
 }
 
 
@@ -47,7 +49,7 @@ class AmbiguousMaskError(ValueError):
 
 @dataclass(frozen=True)
 class Inputs:
-    """One image to fill, and what was found for it. Paths are absolute; sources are BIDS URIs."""
+    """One image to work on, and what was found for it. Paths are absolute; sources are BIDS URIs."""
 
     subject: str  # without sub-
     session: str | None
@@ -966,6 +968,7 @@ def write_status(output_dir, subject, run_id, status):
                     'synthesized': 'new lesions were painted',
                     'copied': 'the mask holds no lesion: the output is a copy of the input',
                     'no lesion mask': 'no lesion mask was found, nothing was written',
+                    'no image': 'no image of the modalities was found, nothing was written',
                     'failed': 'see message and the crash file',
                 },
             },
@@ -976,3 +979,143 @@ def write_status(output_dir, subject, run_id, status):
             'message': {'Description': 'why, if the participant was not done'},
         },
     )
+
+
+# -------------------------------------------------------------------------------------------------- cortical thickness
+
+THICKNESS_DESCS = ('original', 'filled', 'rerun')  # the rerun is of the original, with another seed
+MORPH_COLUMNS = {
+    'engine': {'Description': 'what measured it'},
+    'index': {'Description': 'FreeSurfer number of the region; n/a for a hemisphere'},
+    'name': {'Description': 'region of the Desikan-Killiany atlas, or MeanThickness of a hemisphere'},
+    'hemisphere': {'Description': 'side', 'Levels': {'L': 'left', 'R': 'right'}},
+    'thickness_mm': {'Description': 'mean cortical thickness', 'Units': 'mm'},
+    'n_voxels': {'Description': 'voxels (vertices, for surfaces) that were averaged; 0 where the engine does not say'},
+}
+
+
+def scan_name(inputs):
+    """What the files of an image begin with: sub-01_ses-1_run-2."""
+    return inputs.name.removesuffix(f'_{inputs.modality}')
+
+
+def thickness_files(output_dir, inputs):
+    """Tables of thickness and tissue classes of an image: dict of `morph_...` and `dseg_...` by desc -> path."""
+    folder, stem = anat_dir(output_dir, inputs), scan_name(inputs)
+    files = {f'morph_{desc}': folder / f'{stem}_seg-DK_desc-{desc}_morph.tsv' for desc in THICKNESS_DESCS}
+    return files | {f'dseg_{desc}': folder / f'{stem}_desc-{desc}_dseg.nii.gz' for desc in THICKNESS_DESCS[:2]}
+
+
+def write_thickness(path, engine, rows, info, sources):
+    """Put an engine's rows into a table of thickness, beside those of other engines, and `info` into its sidecar.
+
+    The sidecar is written last: it says, by `Engines`, which rows are whole.
+    """
+    kept = [row for row in read_tsv(path) if row['engine'] != engine] if path.is_file() else []
+    kept = [row | {name: int(row[name]) for name in ('index', 'n_voxels') if row[name] is not None} for row in kept]
+    about = read_sidecar(path)
+    engines = {name: value for name, value in about.get('Engines', {}).items() if name != engine}
+    write_json(sidecar(path), about | {'Engines': engines})
+    write_tsv(path, kept + rows, MORPH_COLUMNS)
+    description = {'Description': 'cortical thickness', 'Sources': list(sources), **MORPH_COLUMNS}
+    write_json(sidecar(path), about | description | {'Engines': engines | {engine: info}})
+
+
+def write_dseg(path, seg_img, sources, source):
+    """Write tissue classes."""
+    write_image(path, seg_img)
+    write_json(sidecar(path), {'Description': f'tissue classes (dseg.tsv), {source}', 'Sources': list(sources)})
+
+
+def thickness_done(path, engine):
+    """What the sidecar of a table of thickness says of an engine; empty if it has no rows there."""
+    return read_sidecar(path).get('Engines', {}).get(engine, {}) if path.is_file() else {}
+
+
+def read_thickness(folders):
+    """All tables of thickness below folders (of this and of other runs), the first counts where two agree by name.
+
+    Returns
+    -------
+    list of dict
+        `participant` and `session` (with prefix; session is None without), `scan`, `desc`, `engine`,
+        `thickness_mm` (dict of lh_MeanThickness, lh_bankssts, ... -> mm or None) and `about`, the engine's entry in the
+        sidecar.
+    """
+    found = {}
+    for folder in folders:
+        for path in sorted(Path(folder).glob('sub-*/**/anat/*_seg-DK_desc-*_morph.tsv')):
+            entities = name_entities(path.name.removesuffix('.tsv'))
+            engines = read_sidecar(path).get('Engines', {})
+            scan = path.name.partition('_seg-DK')[0]
+            for row in read_tsv(path):
+                if row['engine'] not in engines:  # half written, or not by this app
+                    continue
+                entry = found.setdefault(
+                    (scan, entities['desc'], row['engine']),
+                    {
+                        'participant': f'sub-{entities["sub"]}',
+                        'session': f'ses-{entities["ses"]}' if 'ses' in entities else None,
+                        'scan': scan,
+                        'desc': entities['desc'],
+                        'engine': row['engine'],
+                        'thickness_mm': {},
+                        'about': engines[row['engine']],
+                        'file': path,
+                    },
+                )
+                if entry['file'] == path:
+                    entry['thickness_mm'][row['name']] = row['thickness_mm']
+    return list(found.values())
+
+
+def list_participants(bids_dir):
+    """Participants that a raw dataset has a folder for: list of sub-..."""
+    return sorted(path.name for path in Path(bids_dir).glob('sub-*') if path.is_dir())
+
+
+PHENOTYPE_COLUMNS = {
+    'participant_id': {'Description': 'participant'},
+    'session_id': {'Description': 'session'},
+    'scan': {'Description': 'what the names of the files of the image begin with'},
+    'engine': {'Description': 'what measured the thickness'},
+    'original_mm': {'Description': 'global mean thickness (mean of both hemispheres), original image', 'Units': 'mm'},
+    'filled_mm': {'Description': 'the same, filled image', 'Units': 'mm'},
+    'rerun_mm': {'Description': 'the same, original image once more with another seed', 'Units': 'mm'},
+    'error_global_percent': {'Description': 'error of the global mean, filled against original', 'Units': '%'},
+    'error_roi_percent': {'Description': 'mean error of the 68 regions, filled against original', 'Units': '%'},
+    'noise_global_percent': {'Description': 'error of the global mean, rerun against original', 'Units': '%'},
+    'noise_roi_percent': {'Description': 'mean error of the 68 regions, rerun against original', 'Units': '%'},
+    'juxtacortical_voxels': {'Description': 'voxels of the lesion mask, dilated by one, that are not white matter'},
+    'juxtacortical': {'Description': 'whether those are at least --juxta-min-voxels'},
+}
+ERROR_COLUMNS = (
+    *('engine', 'participants', 'n', 'n_scans'),
+    *('error_global_percent', 'error_global_low', 'error_global_high', 'noise_global_percent'),
+    *('error_roi_percent', 'error_roi_low', 'error_roi_high', 'noise_roi_percent', 'n_noise'),
+)
+REGION_ERROR_COLUMNS = (
+    *('engine', 'participants', 'region', 'n'),
+    *('error_percent', 'error_low', 'error_high', 'noise_percent'),
+)
+GROUP_WORDS = {
+    'participants': {'Description': 'all, or without those whose lesions touch what is not white matter'},
+    'n': {'Description': 'participants'},
+    'n_noise': {'Description': 'participants with a rerun'},
+    'error': {
+        'Description': 'mean over participants of 100 |m1 - m2| / (m1 + m2), original against filled',
+        'Units': '%',
+    },
+    'low_high': {'Description': '95 % bootstrap interval over participants', 'Units': '%'},
+    'noise': {'Description': 'the same error between two runs on the original image', 'Units': '%'},
+}
+
+
+def write_group(output_dir, scan_rows, error_rows, region_rows):
+    """Write the tables of the group level."""
+    output_dir = Path(output_dir)
+    write_tsv(output_dir / 'phenotype' / 'thickness.tsv', scan_rows, PHENOTYPE_COLUMNS)
+    write_json(output_dir / 'phenotype' / 'thickness.json', PHENOTYPE_COLUMNS)
+    write_tsv(output_dir / 'group_reproducibility.tsv', error_rows, ERROR_COLUMNS)
+    write_json(output_dir / 'group_reproducibility.json', GROUP_WORDS)
+    write_tsv(output_dir / 'group_reproducibility_roi.tsv', region_rows, REGION_ERROR_COLUMNS)

@@ -6,7 +6,7 @@ import time
 import nibabel as nib
 import numpy as np
 
-from . import fill, inputs, layout, raw_layout, registration, report, visits, weights
+from . import fill, inputs, layout, raw_layout, registration, report, thickness, visits, weights
 
 logger = logging.getLogger('bids_lesionfill')
 
@@ -30,6 +30,7 @@ def prepare(options):
     derivatives = options.derivatives
     if derivatives is None:
         derivatives = layout.find_derivatives(options.bids_dir, options.output_dir)
+    make_engines(options)  # one that is not available stops the run before any work
     found = find_images(options, derivatives)
     layout.write_dataset_files(options.output_dir, options.bids_dir, derivatives, options.version, citation(options))
     layout.remove_leftovers(options.output_dir)
@@ -43,11 +44,12 @@ def run_all(found, options, derivatives, run_id):
     usable = {image.modality for images in found.values() for image in images if not image.problem}
     models = {modality: load_model(options, modality) for modality in usable if not options.reports_only}
     donor = visits.find_donor(options, derivatives) if options.mask_from else None
+    engines = make_engines(options)
     statuses = {}
     for number, (subject, images) in enumerate(found.items(), start=1):
         logger.info('sub-%s (%d of %d)', subject, number, len(found))
         layout.write_config(options.output_dir, subject, run_id, options.config)
-        statuses[subject] = run_participant(subject, images, models, donor, run_id, options)
+        statuses[subject] = run_participant(subject, images, models, engines, donor, run_id, options)
         if statuses[subject] == 'failed' and options.stop_on_first_crash:
             break
     return statuses
@@ -75,7 +77,7 @@ def conclude(statuses, options, derivatives):
 
 
 def find_images(options, derivatives):
-    """All images of a participant to fill, of one modality after the other: dict of subject -> list of Inputs."""
+    """All images to work on, a participant's of one modality after the other: dict of subject -> list of Inputs."""
     bids_layout = layout.open_layout(options.bids_dir, derivatives.values(), options.bids_database_dir)
     found = {}
     for modality in options.modalities:
@@ -103,12 +105,15 @@ def load_model(options, modality):
         raise layout.UsageError(str(error)) from None
 
 
-def run_participant(subject, images, models, donor, run_id, options):
+def run_participant(subject, images, models, engines, donor, run_id, options):
     """Do all images of a participant, write its report and status; return the status. Nothing is raised."""
     if options.mode == 'synth':
         results = visits.run(images, models, donor, run_id, options)
     else:
         results = [(image, 'filled', run_image(image, models, run_id, options)) for image in images]
+        results = [
+            (image, desc, measure_thickness(image, result, engines, run_id, options)) for image, desc, result in results
+        ]
     try:
         status = finish(subject, results, run_id, options)
         if options.raw_dir is not None and status != 'failed':
@@ -183,16 +188,48 @@ def fill_image(image, model, options):
     logger.info('%s: %d lesion(s) filled in %.0f s', image.name, len(filling.lesions), time.monotonic() - started)
 
 
+def make_engines(options):
+    """The thickness engines that were asked for, all of them available; none for a run that writes reports only."""
+    results = (options.derivatives or {}) | options.thickness_results
+    settings = thickness.Settings(results, options.allow_download, options.work_dir)
+    return {} if options.reports_only else thickness.make_engines(options.thickness, settings)
+
+
+def measure_thickness(image, result, engines, run_id, options):
+    """Measure an image that was filled, if it is a T1w; return what became of it, as `run_image` does."""
+    if not engines or result['status'] != 'filled' or image.modality != 'T1w':
+        return result
+    from .thickness import measure
+
+    try:
+        measure.measure_image(
+            image,
+            engines,
+            options.output_dir,
+            seed=layout.seed_of(image, options.random_seed) % 2**32,
+            version=options.version,
+            noise=options.thickness_noise,
+            mask_threshold=options.mask_threshold,
+        )
+    except Exception as error:
+        message = layout.note_crash(error, f'{image.name}_thickness', image.subject, run_id, options.output_dir)
+        return {'status': 'failed', 'message': message, 'is_filled': True}
+    return result
+
+
 def finish(subject, results, run_id, options):
     """Write report and status of a participant; return the status."""
     pages, lesions, volumes_ml = [], 0, {'filled': 0.0, 'synthesized': 0.0}
     for image, desc, result in results:
         page = {'name': image.name if len(options.variants) == 1 else f'{image.name}, desc-{desc}', **result}
-        if result['status'] in volumes_ml:
+        if result['status'] in volumes_ml or result.get('is_filled'):
             pictured = desc in ('filled', *options.variants[:PICTURED_VARIANTS])
             page |= describe_image(image, desc, options.output_dir, pictured)
+            page |= result if result['status'] == 'failed' else {}
             lesions += len(page['lesions'])
-            volumes_ml[result['status']] += sum(row['volume_mm3'] for row in page['lesions']) / 1000
+            volumes_ml['filled' if desc == 'filled' else 'synthesized'] += (
+                sum(row['volume_mm3'] for row in page['lesions']) / 1000
+            )
             stem = image.name if desc == 'filled' else f'{image.name}_{desc}'
             for name, png in report.png_files(page['figures']).items():
                 layout.write_bytes(options.output_dir / f'sub-{subject}' / 'figures' / f'{stem}_{name}.png', png)
@@ -252,8 +289,11 @@ def describe_image(image, desc, output_dir, pictured=True):
     if is_fill:
         figures += draw_overlay(image, mask_file, output_dir)
     unchanged = is_fill and not lesions
+    from .thickness import measure
+
     return {
         'output': after_file.name,
+        'thickness': measure.describe_thickness(image, output_dir) if is_fill and image.modality == 'T1w' else [],
         'status': 'copied' if unchanged else 'filled' if is_fill else 'synthesized',
         'message': ' '.join(info.get('Warnings', [])) if unchanged else '',
         'lesions': lesions,
@@ -397,7 +437,7 @@ def methods_text(options):
         f'Lesions of {" and ".join(options.modalities)} images were filled with bids_lesionfill {options.version} '
         f'by a pseudo-3D conditional diffusion model (Uhr, 2024; {models}). '
         f'The lesion mask was {grown}; voxels outside the grown mask were left as they were. '
-        f'{found}'
+        f'{found}' + thickness.methods_text(options.thickness)
     )
 
 

@@ -274,3 +274,57 @@ def to_ants(img):
         spacing=sizes.tolist(),
         direction=to_lps @ (img.affine[:3, :3] / sizes),
     )
+
+
+def halve(volume, start):
+    """A volume on a grid of twice the voxel size: means of 2 x 2 x 2 voxels; float32 array.
+
+    Parameters
+    ----------
+    volume : (X, Y, Z) array
+    start : 3 ints, 0 or 1
+        Voxels of zero that are put before the first, so that blocks begin elsewhere.
+    """
+    padded = np.pad(volume, [(before, (before + n) % 2) for n, before in zip(volume.shape, start)])
+    x, y, z = (n // 2 for n in padded.shape)
+    return padded.reshape(x, 2, y, 2, z, 2).mean(axis=(1, 3, 5), dtype=np.float32)
+
+
+def double(displacement, shape, start):
+    """A displacement field of a halved grid (`halve`) on the full one, in its voxels.
+
+    Parameters
+    ----------
+    displacement : (X', Y', Z', 3) float array, in voxels of the halved grid
+    shape : (X, Y, Z)
+    start : as it was given to `halve`
+
+    Returns
+    -------
+    (X, Y, Z, 3) float32 array
+    """
+    offset = [(before - 0.5) / 2 for before in start]
+    doubled = [
+        ndimage.affine_transform(part, np.diag([0.5] * 3), offset, output_shape=tuple(shape), order=1, mode='nearest')
+        for part in np.moveaxis(displacement.astype(np.float32), -1, 0)
+    ]
+    return 2 * np.stack(doubled, axis=-1)
+
+
+def displaced_points(mask, displacement, to_world):
+    """Where the voxels of a mask lie in another world, after a displacement; (voxels, 3) array, mm.
+
+    Parameters
+    ----------
+    mask : (X, Y, Z) bool array
+    displacement : (X, Y, Z, 3) array, in voxels
+    to_world : (4, 4) array
+        From (displaced) voxels to that world.
+    """
+    return nib.affines.apply_affine(to_world, np.argwhere(mask) + displacement[mask])
+
+
+def sample(volume, affine, points_mm, order):
+    """Values of a volume at points of its world, zero outside; (points,) array of its type."""
+    voxels = nib.affines.apply_affine(np.linalg.inv(affine), points_mm)
+    return ndimage.map_coordinates(volume, voxels.T, order=order)

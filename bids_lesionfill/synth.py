@@ -286,56 +286,44 @@ def paint(
     """
     fill.check_image(image_img, 'image')
     plain_img, grid_img = fill.plain(image_img, 'image'), anatomy.grid_img
+
+    # 1. Old and new lesions on the image's own grid.
     old_mask = np.zeros(plain_img.shape, dtype=bool)
     if lesion_mask_img is not None:
         old_mask = fill.mask_on_grid(lesion_mask_img, image_img, mask_threshold)
-    new_mask = fill.mask_on_grid(new.mask_img, image_img) & ~old_mask
-    notes = []
-    outside = new_mask & ~preprocess.conform_mask(fill.mask_image(anatomy.brain_mask, grid_img), plain_img)
-    if outside.any():
-        notes.append(f'{outside.sum()} of {new_mask.sum()} voxels of the new lesions lie outside the brain: left out.')
-        new_mask &= ~outside
+    brain_mask, wm_mask = (
+        preprocess.conform_mask(fill.mask_image(mask, grid_img), plain_img)
+        for mask in (anatomy.brain_mask, anatomy.wm_mask)
+    )
+    asked_mask = fill.mask_on_grid(new.mask_img, image_img)
+    new_mask = asked_mask & ~old_mask & brain_mask
     if not new_mask.any():
         raise ValueError('no voxel of the new lesions lies in the brain and outside the old lesions')
+    notes = mask_notes(new, new_mask, asked_mask & ~old_mask & ~brain_mask, wm_mask, plain_img)
 
-    # 1. The image on the grid of the anatomy, and the numbers of the lesions there.
-    image = preprocess.resample_to(plain_img, grid_img, order=3)
-    scaling = preprocess.white_matter_scaling(image, anatomy.wm_mask)
-    image = np.where(anatomy.brain_mask, scaling.apply(image), -1).astype(np.float32)
+    # 2. The image and the new lesions on the grid of the anatomy.
+    raw = preprocess.resample_to(plain_img, grid_img, order=3)
+    scaling = preprocess.white_matter_scaling(raw, anatomy.wm_mask)
+    image = np.where(anatomy.brain_mask, scaling.apply(raw), -1).astype(np.float32)
     hole = preprocess.conform_mask(fill.mask_image(new_mask, plain_img), grid_img, threshold=0.05)
-    labels = nearest_numbers(new.mask_img, grid_img)
-    wm_mask = anatomy.wm_mask & ~hole
-
-    # 2. How bright: as lesions of this size are, the patient's own if there are enough.
-    reference, source = reference_contrasts(image, anatomy, model)
-    sign = 1 if model.modality == 'FLAIR' else -1
-    contrasts = synthesis.choose_contrasts(volumes_of(new), new.strengths, *reference, sign)
-    contrast = np.where(hole, np.append(0, contrasts)[labels], 0).astype(np.float32)
 
     # 3. Sample on tiles that cover the lesions; no voxel leaves the range that the brain has anyway.
+    contrast, source = contrast_volume(image, hole, anatomy, new, model)
     if num_inference_steps is None:
         num_inference_steps = model.plan['num_inference_steps']
-    start_step = 0
-    if model.form.kind == 'unconditional':
-        start_step = model.plan.get('start_step', 3)
-        white_matter = baselines.local_white_matter(image, hole, wm_mask)
-        image = np.where(hole, white_matter + contrast, image)
     limits = np.quantile(image[anatomy.brain_mask & ~hole], (0.001, 0.999))
-    values = inpaint.fill_volume(
-        image, hole, wm_mask, model, num_inference_steps, [seed], device, batch_size, start_step, contrast
-    )[0]
+    values = sample(
+        image, hole, anatomy.wm_mask & ~hole, contrast, model, num_inference_steps, seed, device, batch_size
+    )
     values = np.clip(values, *limits)
 
     # 4. Back to the image's grid and its stored values, inside the new lesions only.
-    painted = fill.one_volume(image_img).astype(np.float64)
+    before = fill.one_volume(image_img)
+    painted = before.astype(np.float64)
     grey = fill.on_grid(scaling.invert(image), hole, scaling.invert(values), grid_img, plain_img)
     painted[new_mask] = np.clip(grey[new_mask], *scaling.invert(limits))
     synth_img = fill.paste(image_img, painted, new_mask)
-    native_wm = preprocess.conform_mask(fill.mask_image(anatomy.wm_mask, grid_img), plain_img)
-    before, after = fill.one_volume(image_img), fill.one_volume(fill.as_loaded(synth_img))
-    in_white_matter = (new_mask & native_wm).sum() / new_mask.sum()
-    if in_white_matter < 0.8:
-        notes.append(f'{100 * (1 - in_white_matter):.0f} % of the new lesions lie outside white matter.')
+    after = fill.one_volume(fill.as_loaded(synth_img))
     info = {
         'Model': model.name,
         'WeightsSHA256': model.sha256,
@@ -350,14 +338,93 @@ def paint(
         'WhiteMatterMedian': float(1.5 / scaling.slope),
         **anatomy.info,
     }
+    if model.modality != 'T1w':
+        info['SkullStripped'] = fill.is_skull_stripped(raw)
     return Synthesis(
         synth_img,
         fill.mask_image(old_mask | new_mask, image_img),
         fill.mask_image(new_mask, image_img),
-        fill.describe_lesions(before, after, new_mask, new_mask, native_wm, image_img.affine),
+        fill.describe_lesions(before, after, new_mask, new_mask, wm_mask, image_img.affine),
         info,
         notes,
     )
+
+
+def mask_notes(new, new_mask, outside, wm_mask, img):
+    """Sentences about the new lesions that a person should read before trusting the image.
+
+    Parameters
+    ----------
+    new : NewLesions
+    new_mask, outside, wm_mask : (X, Y, Z) bool array
+        What is painted, what is left out since it is no brain, and white matter, on the grid of `img`.
+    img : nibabel image
+    """
+    notes = []
+    if outside.any():
+        n_voxels = outside.sum() + new_mask.sum()
+        notes.append(f'{outside.sum()} of {n_voxels} voxels of the new lesions lie outside the brain: left out.')
+    numbers = preprocess.resample_to(new.mask_img, img, order=0)[new_mask]
+    n_lost = len(new.strengths) - len(np.setdiff1d(numbers, 0))
+    if n_lost:
+        notes.append(
+            f'{n_lost} of {len(new.strengths)} new lesions are not in this image: smaller than its voxels, in old '
+            'lesions or outside the brain.'
+        )
+    in_white_matter = (new_mask & wm_mask).sum() / new_mask.sum()
+    if in_white_matter < 0.8:
+        notes.append(f'{100 * (1 - in_white_matter):.0f} % of the new lesions lie outside white matter.')
+    return notes
+
+
+def contrast_volume(image, hole, anatomy, new, model):
+    """How much brighter than white matter each new lesion is to be, and what that is taken from, in words.
+
+    Lesions are as those of their size, the patient's own if there are enough; see `synthesis.choose_contrasts`.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float array, normalised, on the grid of the anatomy
+    hole : (X, Y, Z) bool array
+        Where lesions are painted.
+    anatomy : Anatomy
+    new : NewLesions
+    model : weights.Model
+
+    Returns
+    -------
+    contrast : (X, Y, Z) float32 array, 0 outside the hole; None if the model takes none
+    source : str
+    """
+    if not (model.form.asks_contrast or model.form.kind == 'unconditional'):
+        return None, 'what the model has learnt: it cannot be asked for a contrast'
+    reference, source = reference_contrasts(image, anatomy.old_lesions, anatomy.wm_mask, model)
+    sign = 1 if model.modality == 'FLAIR' else -1
+    contrasts = synthesis.choose_contrasts(volumes_of(new), new.strengths, *reference, sign)
+    numbers = nearest_numbers(new.mask_img, anatomy.grid_img)
+    return np.where(hole, np.append(0, contrasts)[numbers], 0).astype(np.float32), source
+
+
+def sample(image, hole, wm_mask, contrast, model, num_inference_steps, seed, device, batch_size):
+    """New lesions by DDIM, at their contrast; by an unconditional model from a coarse painting (SDEdit; thesis 3.2).
+
+    Returns
+    -------
+    (n,) float32 array: values of the voxels of the hole; see `inpaint.fill_volume`
+    """
+    start_step = 0
+    if model.form.kind == 'unconditional':
+        start_step = model.plan.get('start_step', 3)
+        white_matter = baselines.local_white_matter(image, hole, wm_mask)
+        image = np.where(hole, white_matter + contrast, image)
+    values = inpaint.fill_volume(
+        image, hole, wm_mask, model, num_inference_steps, [seed], device, batch_size, start_step, contrast
+    )[0]
+    if not model.form.asks_contrast:
+        return values
+    painted = image.copy()
+    painted[hole] = values
+    return synthesis.match_contrast(painted, hole, wm_mask, contrast)[hole]
 
 
 def nearest_numbers(mask_img, grid_img):
@@ -376,13 +443,14 @@ def volumes_of(new):
     return np.bincount(labels.flat, minlength=len(new.strengths) + 1)[1:] * voxel_mm3
 
 
-def reference_contrasts(image, anatomy, model, min_lesions=10):
+def reference_contrasts(image, lesion_mask, wm_mask, model, min_lesions=10):
     """Volumes (mm3) and contrasts of real lesions, the patient's own or the model's: ((volumes, contrasts), words).
 
     Parameters
     ----------
-    image : (X, Y, Z) float array, normalised, on the grid of the anatomy
-    anatomy : Anatomy
+    image : (X, Y, Z) float array, normalised
+    lesion_mask, wm_mask : (X, Y, Z) bool array
+        The patient's own lesions; white matter outside them.
     model : weights.Model
     min_lesions : int
         Patients with fewer lesions (of 3 voxels and more) of their own get such as the model was trained on.
@@ -392,8 +460,8 @@ def reference_contrasts(image, anatomy, model, min_lesions=10):
     ValueError
         If there is neither.
     """
-    if anatomy.old_lesions.any():
-        _, volumes, contrasts = inpaint.contrast_of(image, anatomy.old_lesions, anatomy.wm_mask)
+    if lesion_mask.any():
+        _, volumes, contrasts = inpaint.contrast_of(image, lesion_mask, wm_mask)
         own = volumes >= lesion_masks.MIN_VOXELS
         if own.sum() >= min_lesions:
             return (volumes[own], contrasts[own]), f'{own.sum()} lesions of the patient'

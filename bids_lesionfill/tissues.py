@@ -195,3 +195,27 @@ def place_of(lesion_mask, places):
     if 2 * counts[PLACES['infratentorial']] > counts.sum():
         return PLACES['infratentorial']
     return next((place for place in (PLACES['periventricular'], PLACES['juxtacortical']) if counts[place]), 4)
+
+
+def voxels_beside_white_matter(lesion_mask, tissue_seg):
+    """How far a lesion mask reaches out of white matter: the thesis' rule for juxtacortical lesions (3.5).
+
+    The mask is dilated by one voxel along the axes and laid over the tissue classes of the *filled* image: in the
+    original, lesions themselves are called grey matter.
+
+    Parameters
+    ----------
+    lesion_mask : (X, Y, Z) bool array
+    tissue_seg : (X, Y, Z) int array
+
+    Returns
+    -------
+    dict of int
+        `outside_white_matter`: voxels of the dilated mask that are not white matter (the rule); `grey_matter`: those of
+        them that are grey matter.
+    """
+    dilated = ndimage.binary_dilation(lesion_mask)
+    return {
+        'outside_white_matter': int((dilated & (tissue_seg != WHITE_MATTER)).sum()),
+        'grey_matter': int((dilated & (tissue_seg == GREY_MATTER)).sum()),
+    }

@@ -158,13 +158,13 @@ SYNTH_T1W = replace(
     COMPACT,
     name='synth-T1w',
     task='synth',
-    form=inpaint.Form(base='lesion', residual_scale=0.16, detail_scale=0.3),
-    cases=replace(COMPACT.cases, grow_share=0.3),
+    form=inpaint.Form(base='lesion', residual_scale=0.2, detail_scale=0.3),
+    cases=replace(COMPACT.cases, grow_share=0.0, contrast_scale=(0.5, 1.6)),
     share_at_end=0.2,  # samples, not their mean, are wanted: every time step counts
     log_loss_floor=None,
     num_inference_steps=20,
-    num_updates=900,
-    decay_updates=500,
+    num_updates=200,
+    decay_updates=130,
     warmup_updates=50,
     validate_every=300,
 )
@@ -172,8 +172,10 @@ SYNTH_FLAIR = replace(
     SYNTH_T1W,
     name='synth-FLAIR',
     modality='FLAIR',
-    form=inpaint.Form(base='lesion', residual_scale=0.3, detail_scale=0.4),
+    form=inpaint.Form(base='lesion', residual_scale=0.4, detail_scale=0.4),
     cases=replace(SYNTH_T1W.cases, rim_contrast=FLAIR.cases.rim_contrast),
+    num_updates=300,
+    decay_updates=200,
 )
 MASKS = {'lesions': 0.0, 'circles': 1.0, 'mixture': 0.5}  # share of circles
 UNCONDITIONAL = inpaint.Form(kind='unconditional', inside_mask_only=False)
@@ -691,7 +693,8 @@ def read_data(options, plan):
     must_validate = not healthy_dirs and not options.no_validation
     patients = split_patients(patient_dirs, plan.modality, options.validation_label, must_validate)
     if plan.task == 'synth':
-        return *(dataset.read_patients(group) for group in patients), [], []
+        filler = weights.load_model(f'fill-{plan.modality}')
+        return *(dataset.read_patients(group, filler) for group in patients), [], []
     mask_files = layout.find_lesion_masks(options.lesion_masks or options.bids_dir[0])
     brains, validation_brains = (
         dataset.read_healthy_brains([files for folder in healthy_dirs for files in layout.find_training(folder, split)])

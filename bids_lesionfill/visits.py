@@ -73,12 +73,12 @@ def synthesize_image(visit, image, variant, desc, model, options):
         visit.anatomy,
         visit.new_lesions(variant),
         model,
-        nib.load(image.lesion_mask_file) if image.lesion_mask_file else None,
-        options.num_inference_steps,
-        (layout.seed_of(image, options.random_seed) + 7919 * variant) % 2**63,
-        fill.choose_device(options.device),
-        options.batch_size,
-        options.mask_threshold,
+        lesion_mask_img=nib.load(image.lesion_mask_file) if image.lesion_mask_file else None,
+        num_inference_steps=options.num_inference_steps,
+        seed=(layout.seed_of(image, options.random_seed) + 7919 * variant) % 2**63,
+        device=fill.choose_device(options.device),
+        batch_size=options.batch_size,
+        mask_threshold=options.mask_threshold,
     )
     synthesis.info['LesionSource'] = visit.source
     if options.second_visit:

@@ -172,3 +172,35 @@ def oracle():
         return predict
 
     return build
+
+
+@pytest.fixture(scope='session')
+def tiny_library():
+    """A lesion library of one patient: eight deep balls of 7 to 33 voxels, in a space without ventricles."""
+    from bids_lesionfill import lesion_masks, tissues
+
+    shapes = [ellipsoid((5, 5, 5), (2, 2, 2), (radius,) * 3) for radius in (1, 1.5, 1.8, 2) * 2]
+    volume = np.zeros((20, 20, 20), dtype=np.uint8)
+    return lesion_masks.LesionLibrary(
+        shapes=shapes,
+        centres_mm=np.zeros((8, 3)),
+        patients=np.zeros(8, dtype=int),
+        places=np.full(8, tissues.PLACES['deep']),
+        template=volume,
+        frequency=volume,
+        ventricles=volume,
+        affine=np.eye(4),
+    )
+
+
+@pytest.fixture(scope='session')
+def find_tiny_places(tiny_library):
+    """In place of `synth.find_places`, which registers: all of any brain is deep and lesions are alike everywhere."""
+    from bids_lesionfill import synth, tissues
+
+    def find(anatomy, library=None):
+        shape = anatomy.brain_mask.shape
+        places = np.full(shape, tissues.PLACES['deep'], dtype=np.uint8)
+        return synth.Atlas(tiny_library, places, np.full(shape, 100, np.float32), anatomy.grid_img.affine)
+
+    return find

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from bids_examples import empty_like, flair_path, listing, mask_path, t1w_path, write_bids
 
-from bids_lesionfill import cli, layout, participant
+from bids_lesionfill import cli, layout, participant, thickness
 
 ROOT = Path(__file__).parent.parent
 DATASET_FILES = [
@@ -453,15 +453,70 @@ def test_reasons_name_their_image_if_a_participant_has_several(flair_dataset, ru
     assert 'sub-01_FLAIR' not in row['message']
 
 
+class Ruler:
+    """A thickness engine that needs no time: the mean of the image, and no cortex for participant 02."""
+
+    name, has_noise, reads_results = 'ruler', True, False
+
+    def check(self):
+        return thickness.Availability(True, '1')
+
+    def run(self, scan):
+        if scan.name == 'sub-02':
+            raise ValueError('no cortex in sight')
+        mm = float(scan.t1w_img.get_fdata().mean()) / 100
+        table = thickness.table_of(dict.fromkeys(thickness.REGIONS, (mm, 1)), {'lh': mm, 'rh': mm})
+        return thickness.Measurement(table)
+
+
+@pytest.fixture
+def ruler(monkeypatch):
+    monkeypatch.setitem(thickness.ENGINES, 'ruler', ('', ''))
+    monkeypatch.setitem(thickness.METHODS, 'ruler', 'a ruler')
+    monkeypatch.setattr(thickness, 'make_engine', lambda name, settings=None: Ruler())
+    return 'ruler'
+
+
+def thickness_files(subject):
+    names = [f'desc-{desc}_dseg.{end}' for desc in ('original', 'filled') for end in ('nii.gz', 'json')]
+    names += [f'seg-DK_desc-{desc}_morph.{end}' for desc in layout.THICKNESS_DESCS for end in ('tsv', 'json')]
+    return [f'sub-{subject}/anat/sub-{subject}_{name}' for name in names]
+
+
+def test_thickness_is_written_reported_and_aggregated_and_its_failure_spares_the_filling(dataset, run, ruler, tmp_path):
+    root, out = dataset(), tmp_path / 'out'
+    assert run(root, out, '--thickness', ruler) == cli.SOME_FAILED
+    files = listing(out)
+    assert set(thickness_files('01') + subject_files('01')) <= set(files)
+    assert set(subject_files('02')) <= set(files)
+    assert not any('morph' in file for file in files if 'sub-02' in file)
+    first, second = layout.read_tsv(out / 'participants.tsv')
+    assert (first['status'], second['status']) == ('filled', 'failed')
+    assert second['message'].startswith('thickness by ruler (original): no cortex in sight')
+    assert 'Cortical thickness, ruler' in (out / 'sub-01.html').read_text()
+    assert 'before and after filling by a ruler;' in (out / 'logs/CITATION.md').read_text()
+    assert 'Filled, but the thickness was not measured' in (out / 'sub-02.html').read_text()
+    assert run(root, out, level='group') == cli.OK
+    group_files = ['group.html', 'group_reproducibility.tsv', 'group_reproducibility.json',
+                   'group_reproducibility_roi.tsv', 'phenotype/thickness.tsv', 'phenotype/thickness.json']  # fmt: skip
+    assert set(group_files) <= set(listing(out))
+    row, _ = layout.read_tsv(out / 'group_reproducibility.tsv')
+    assert (row['engine'], row['n']) == ('ruler', 1)
+    assert row['error_global_percent'] > row['noise_global_percent'] == 0
+    assert 'no cortex in sight' in (out / 'group.html').read_text()
+
+
 def validator():
     return shutil.which('bids-validator-deno', path=f'{Path(sys.executable).parent}:{os.environ["PATH"]}')
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(validator() is None, reason='bids-validator-deno is not installed')
-def test_output_and_demo_are_valid_bids(flair_dataset, run_modalities, tmp_path):
-    more = ('--n-samples', '2', '--num-inference-steps', '1')
-    assert run_modalities(flair_dataset(), tmp_path / 'out', 'T1w', 'FLAIR', more=more) == cli.OK
+def test_output_and_demo_are_valid_bids(flair_dataset, run_modalities, ruler, run, tmp_path):
+    more = ('--n-samples', '2', '--num-inference-steps', '1', '--thickness', ruler)
+    root = flair_dataset(('01', '03'))
+    assert run_modalities(root, tmp_path / 'out', 'T1w', 'FLAIR', more=more) == cli.OK
+    assert run(root, tmp_path / 'out', level='group') == cli.OK
     for folder in (tmp_path / 'out', ROOT / 'demo', ROOT / 'demo/derivatives/lesions'):
         command = [validator(), '--ignoreWarnings', str(folder)]
         result = subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -7,15 +7,24 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / 'bids_lesionfill'
 
+EMBEDDED = {'thickness', 'thickness.anatomy'}  # what engines need that measure on our segmentation
+
 # Each module may import those named; modules that are not named here are an error: give them a floor first.
 MAY_IMPORT = {
     # top
     '__init__': {'fill', 'synth'},
     '__main__': {'cli'},
-    'cli': {'config', 'layout', 'participant', 'raw_layout', 'tool_outputs', 'validation', 'weights', 'workflow'},
+    'cli': {
+        *('config', 'group', 'layout', 'participant', 'raw_layout', 'thickness', 'tool_outputs', 'validation'),
+        *('weights', 'workflow'),
+    },
     'single_file': {'fill', 'layout'},
     # stories
-    'participant': {'fill', 'inputs', 'layout', 'raw_layout', 'registration', 'report', 'visits', 'weights'},
+    'participant': {
+        *('fill', 'inputs', 'layout', 'raw_layout', 'registration', 'report', 'thickness', 'thickness.measure'),
+        *('visits', 'weights'),
+    },
+    'group': {'group_page', 'layout', 'reproducibility', 'thickness'},
     'workflow': {'layout', 'participant'},
     'inputs': {'fill', 'masks', 'preprocess', 'registration', 'segmentations'},
     'fill': {'inpaint', 'masks', 'preprocess', 'tissues', 'weights'},
@@ -30,7 +39,7 @@ MAY_IMPORT = {
         'weights',
     },
     'readerstudy': {'fill', 'layout', 'metrics', 'readerstudy_cases', 'weights'},
-    'readerstudy_cases': {'dataset', 'fill', 'inpaint', 'masks', 'preprocess'},
+    'readerstudy_cases': {'dataset', 'fill', 'inpaint', 'masks', 'preprocess', 'synth', 'synthesis'},
     # edge
     'layout': {'tool_outputs'},
     'tool_outputs': set(),
@@ -39,6 +48,18 @@ MAY_IMPORT = {
     'raw_layout': {'layout'},
     'report': set(),
     'evaluation_page': {'layout'},
+    'group_page': {'layout', 'report', 'thickness', 'thickness.anatomy'},
+    'thickness.measure': {'fill', 'layout', 'preprocess', 'reproducibility', 'thickness', 'tissues'},
+    'thickness.pbt': {'thickness', 'thickness.anatomy', 'thickness.cortex'},
+    'thickness.ants': {*EMBEDDED, 'masks', 'preprocess', 'thickness.cortex', 'thickness.tools'},
+    'thickness.antspynet': {*EMBEDDED, 'preprocess'},
+    'thickness.dldirect': {'thickness', 'thickness.tools'},
+    'thickness.freesurfer': {'thickness', 'thickness.tools'},
+    'thickness.anatomy': {
+        *('masks', 'preprocess', 'registration', 'thickness', 'thickness.cortex', 'thickness.segmentation', 'tissues'),
+    },
+    'thickness.tools': set(),
+    'thickness': set(),  # its engines are imported by name
     'lpips': set(),
     'weights': {'inpaint', 'lesion_masks', 'unet'},
     'dataset': {'inpaint', 'masks', 'preprocess', 'synthesis', 'tissues'},
@@ -53,8 +74,11 @@ MAY_IMPORT = {
     'masks': set(),
     'metrics': set(),
     'preprocess': set(),
+    'reproducibility': {'metrics'},
+    'thickness.cortex': set(),
+    'thickness.segmentation': set(),
     'evaluation_cases': {'inpaint', 'masks', 'synthesis', 'tissues'},
-    'synthesis': {'masks'},
+    'synthesis': {'inpaint', 'masks'},
     'unet': set(),
 }
 PURE = [
@@ -69,6 +93,9 @@ PURE = [
     'masks',
     'metrics',
     'preprocess',
+    'reproducibility',
+    'thickness.cortex',
+    'thickness.segmentation',
     'synthesis',
     'unet',
 ]
@@ -100,13 +127,19 @@ HEAVY = {
 }
 
 
+def source_of(module):
+    """The file of a module (`thickness.pbt`) or package (`thickness`)."""
+    path = PACKAGE.joinpath(*module.split('.'))
+    return (path / '__init__.py' if path.is_dir() else path.with_suffix('.py')).read_text()
+
+
 def imports(module, top_level_only=False):
     """Names imported by a module: (own modules, foreign top-level packages)."""
-    tree = ast.parse((PACKAGE / f'{module}.py').read_text())
+    tree = ast.parse(source_of(module))
     own, foreign = set(), set()
     for node in tree.body if top_level_only else ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:
-            own |= {node.module} if node.module else {alias.name for alias in node.names}
+            own |= own_modules(module, node)
         elif isinstance(node, ast.ImportFrom):
             foreign.add(node.module.split('.')[0])
         elif isinstance(node, ast.Import):
@@ -114,8 +147,36 @@ def imports(module, top_level_only=False):
     return own, foreign
 
 
+def own_modules(module, node):
+    """Modules of the package that a relative import names; names from a package's `__init__` count as the package."""
+    package = module if (PACKAGE / module).is_dir() else module.rpartition('.')[0]
+    parents = package.split('.') if package else []
+    parents = parents[: len(parents) + 1 - node.level]
+    base = '.'.join(parents + ([node.module] if node.module else []))
+    found = {f'{base}.{alias.name}'.lstrip('.') for alias in node.names}
+    return {name if name in all_modules() else base for name in found}
+
+
+def all_modules():
+    """Names of all modules and packages, dotted."""
+    paths = [path.relative_to(PACKAGE) for path in PACKAGE.rglob('*.py')]
+    names = ['.'.join(path.with_suffix('').parts) for path in paths]
+    return {name if name == '__init__' else name.removesuffix('.__init__') for name in names}
+
+
 def test_every_module_has_its_place():
-    assert {path.stem for path in PACKAGE.glob('*.py')} == set(MAY_IMPORT)
+    assert all_modules() == set(MAY_IMPORT)
+
+
+def test_relative_imports_of_a_subpackage_are_understood():
+    (node,) = ast.parse('from .. import masks, tissues').body
+    assert own_modules('thickness.pbt', node) == {'masks', 'tissues'}
+    (node,) = ast.parse('from . import Scan, cortex').body
+    assert own_modules('thickness.pbt', node) == {'thickness', 'thickness.cortex'}
+    (node,) = ast.parse('from .thickness import measure, REGIONS').body
+    assert own_modules('participant', node) == {'thickness', 'thickness.measure'}
+    (node,) = ast.parse('from .layout import UsageError').body
+    assert own_modules('cli', node) == {'layout'}
 
 
 @pytest.mark.parametrize('module', MAY_IMPORT)
@@ -128,7 +189,7 @@ def test_imports_point_down(module):
 def test_pure_modules_have_no_side_effects_at_hand(module):
     _, foreign = imports(module)
     assert not foreign & EFFECTS
-    calls = [node for node in ast.walk(ast.parse((PACKAGE / f'{module}.py').read_text())) if isinstance(node, ast.Call)]
+    calls = [node for node in ast.walk(ast.parse(source_of(module))) if isinstance(node, ast.Call)]
     names = {getattr(call.func, 'id', getattr(call.func, 'attr', '')) for call in calls}
     assert not names & {
         'open',
@@ -143,7 +204,11 @@ def test_pure_modules_have_no_side_effects_at_hand(module):
 
 
 @pytest.mark.parametrize(
-    'module', ['cli', '__init__', '__main__', 'config', 'layout', 'raw_layout', 'tool_outputs', 'validation', 'weights']
+    'module',
+    [
+        *('cli', '__init__', '__main__', 'config', 'layout', 'raw_layout', 'thickness', 'tool_outputs', 'validation'),
+        'weights',
+    ],
 )
 def test_help_and_version_wait_for_no_heavy_import(module):
     _, foreign = imports(module, top_level_only=True)
@@ -151,7 +216,7 @@ def test_help_and_version_wait_for_no_heavy_import(module):
 
 
 def test_no_pickle():
-    for path in PACKAGE.glob('*.py'):
+    for path in PACKAGE.rglob('*.py'):
         text = path.read_text()
         assert 'import pickle' not in text
         assert text.count('torch.load(') == text.count('weights_only=True')

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,14 @@ def test_wrong_paths_are_2_and_say_what_was_expected(bids_dir, tmp_path, caplog,
     assert words in caplog.text
 
 
+def test_output_that_cannot_be_written_is_2_and_names_the_user(bids_dir, tmp_path, caplog, monkeypatch):
+    asked = []
+    monkeypatch.setattr(os, 'access', lambda path, mode: asked.append((path, mode)))
+    assert cli.main([str(bids_dir), str(tmp_path / 'new' / 'out'), 'participant']) == cli.USAGE
+    assert asked == [(tmp_path, os.W_OK)]
+    assert f'cannot be written to by user {os.getuid()}' in caplog.text
+
+
 @pytest.mark.parametrize(('arguments', 'words'), [
     (['--model', 'no-such-model'], 'fill-T1w'),
     (['--derivatives', 'nowhere'], 'nowhere'),
@@ -83,7 +92,40 @@ def test_unknown_participant_is_2(bids_dir, tmp_path, caplog):
 
 def test_group_level_says_that_there_is_nothing_to_do(bids_dir, tmp_path, caplog):
     assert cli.main([str(bids_dir), str(tmp_path / 'out'), 'group']) == cli.NOTHING_TO_DO
-    assert 'thickness' in caplog.text
+    assert 'no table of thickness' in caplog.text
+
+
+def test_an_engine_that_is_missing_stops_the_run_before_any_work_and_says_how_to_get_it(
+    bids_dir, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setenv('PATH', str(tmp_path))
+    arguments = [str(bids_dir), str(tmp_path / 'out'), 'participant', '--thickness', 'pbt', 'dldirect', 'freesurfer']
+    assert cli.main(arguments) == cli.ENGINE_UNAVAILABLE == 69
+    (message,) = [record.getMessage() for record in caplog.records if record.levelname == 'ERROR']
+    assert 'dldirect: no dl+direct on the PATH' in message
+    assert 'freesurfer' in message
+    assert '--derivatives original=PATH filled=PATH' in message
+    assert 'pbt:' not in message
+    assert not (tmp_path / 'out').exists()
+
+
+def test_list_engines_says_of_each_whether_it_is_usable(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv('PATH', str(tmp_path))
+    with pytest.raises(SystemExit) as stop:
+        cli.main(['--list-engines'])
+    assert stop.value.code == 0
+    rows = {line.split('\t')[0]: line.split('\t')[1:] for line in capsys.readouterr().out.splitlines()}
+    assert list(rows) == ['pbt', 'ants', 'antspynet', 'dldirect', 'freesurfer', 'fastsurfer']
+    assert rows['pbt'][0] == 'usable'
+    assert 'antspyx' in rows['pbt'][1]
+    assert rows['freesurfer'][0] == 'not usable'
+    assert 'licence' in rows['freesurfer'][1]
+
+
+def test_thickness_of_flair_alone_is_refused(bids_dir, tmp_path, caplog):
+    arguments = [str(bids_dir), str(tmp_path / 'out'), 'participant', '--modality', 'FLAIR', '--thickness', 'pbt']
+    assert cli.main(arguments) == cli.USAGE
+    assert 'T1w' in caplog.text
 
 
 def test_labels_lose_their_prefix_and_underscores_are_accepted(bids_dir, tmp_path):
@@ -192,7 +234,7 @@ def test_model_that_was_made_for_something_else_is_2(bids_dir, tmp_path, caplog,
 def test_one_model_for_two_modalities_is_2(bids_dir, tmp_path, caplog, write_model):
     arguments = ['--modality', 'T1w', 'FLAIR', '--model', write_model('fill', 'FLAIR')]
     assert cli.main([str(bids_dir), str(tmp_path / 'out'), 'participant', *arguments]) == cli.USAGE
-    assert 'is for one modality, --modality names 2' in caplog.text
+    assert 'is for one modality, not for T1w and FLAIR; give --modality' in caplog.text
     assert not (tmp_path / 'out').exists()
 
 
@@ -200,6 +242,97 @@ def test_modality_that_is_not_filled_is_2(bids_dir, tmp_path):
     with pytest.raises(SystemExit) as stop:
         cli.main([str(bids_dir), str(tmp_path / 'out'), 'participant', '--modality', 'T2w'])
     assert stop.value.code == 2
+
+
+# Synthesis
+
+
+@pytest.fixture
+def synth_models(monkeypatch, write_model):
+    """Both modalities have a model of synthesis."""
+    folders = {modality: write_model('synth', modality) for modality in ('FLAIR', 'T1w')}
+    monkeypatch.setattr(cli.Options, 'model_of', lambda self, modality: folders[modality])
+
+
+def test_synthesis_has_defaults(bids_dir, tmp_path, synth_models):
+    options = parse(bids_dir, tmp_path, '--mode', 'synth')
+    assert options.modalities == ('FLAIR', 'T1w')
+    assert options.variants == ['synth']
+    assert (options.n_lesions, options.lesion_load_ml, options.lesion_intensity) == (None, None, 'auto')
+    assert set(options.lesion_locations) == {'periventricular', 'juxtacortical', 'deep', 'infratentorial'}
+    assert not options.second_visit
+
+
+def test_bundled_models_of_synthesis_are_named_by_modality():
+    options = cli.Options(Path('in'), Path('out'), mode='synth')
+    assert [options.model_of(modality) for modality in ('T1w', 'FLAIR')] == ['synth-T1w', 'synth-FLAIR']
+
+
+def test_options_of_synthesis_are_taken(bids_dir, tmp_path, synth_models):
+    options = parse(
+        *(bids_dir, tmp_path, '--mode', 'synth', '--new-lesions', '4', '--lesion-load-ml', '1.5', '--n-variants', '3'),
+        *('--lesion-location', 'deep,juxtacortical,deep', '--lesion-intensity', '0.25'),
+    )
+    assert (options.n_lesions, options.second_visit, options.lesion_load_ml) == (4, True, 1.5)
+    assert options.variants == ['synth1', 'synth2', 'synth3']
+    assert options.lesion_locations == ('deep', 'juxtacortical')
+    assert options.lesion_intensity == 0.25
+    given = parse(bids_dir, tmp_path, '--mode', 'synth', '--mask-from', 'sub-07')
+    assert given.mask_from == '07'
+
+
+@pytest.mark.parametrize('changed', [
+    ['--n-lesions', '2'], ['--new-lesions', '3'], ['--lesion-load-ml', '2'], ['--lesion-location', 'deep'],
+    ['--lesion-intensity', '0.5'], ['--mask-from', '01'], ['--random-seed', '1'], ['--num-inference-steps', '3'],
+], ids=lambda arguments: arguments[0])  # fmt: skip
+def test_every_option_that_changes_the_new_lesions_is_one_of_the_result(bids_dir, tmp_path, synth_models, changed):
+    start = ['--mode', 'synth'] + ([] if changed[0] in ('--mask-from', '--n-lesions') else ['--n-lesions', '3'])
+    start = start[:2] if changed[0] == '--new-lesions' else start
+    before = parse(bids_dir, tmp_path, *start).of_result('FLAIR')
+    assert parse(bids_dir, tmp_path, *start, *changed).of_result('FLAIR') != before
+
+
+def test_a_second_visit_is_not_the_same_result_as_so_many_lesions(bids_dir, tmp_path, synth_models):
+    drawn, second = (
+        parse(bids_dir, tmp_path, '--mode', 'synth', option, '3').of_result('T1w')
+        for option in ('--n-lesions', '--new-lesions')
+    )
+    assert drawn != second
+
+
+@pytest.mark.parametrize(('arguments', 'words'), [
+    (['--n-lesions', '3'], '--n-lesions: only with --mode synth'),
+    (['--mask', 'm.nii.gz', '--n-variants', '2'], '--mask, --n-variants: only with --mode synth'),
+    (['--mode', 'synth', '--n-samples', '2'], '--n-samples is for filling'),
+    (['--mode', 'synth', '--mask', 'm.nii.gz', '--n-lesions', '3'], '--mask, --n-lesions contradict each other'),
+    (['--mode', 'synth', '--mask-from', '01', '--lesion-load-ml', '3'], '--mask-from, --lesion-load-ml contradict'),
+    (['--mode', 'synth', '--mask-from', '01', '--mask', 'm.nii.gz'], '--mask, --mask-from contradict each other'),
+    (['--mode', 'synth', '--mask-from', '01', '--new-lesions', '3'], '--mask-from, --new-lesions contradict'),
+    (['--mode', 'synth', '--new-lesions', '3', '--n-lesions', '3'], 'both say how many: give one'),
+    (['--mode', 'synth', '--mask', 'nowhere.nii.gz'], '--mask nowhere.nii.gz is not a file'),
+])  # fmt: skip
+def test_options_that_contradict_each_other_are_2(bids_dir, tmp_path, caplog, synth_models, arguments, words):
+    assert cli.main([str(bids_dir), str(tmp_path / 'out'), 'participant', *arguments]) == cli.USAGE
+    assert words in caplog.text
+    assert len(caplog.records) == 1
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(('arguments', 'words'), [
+    (['--lesion-intensity', '1.2'], '1.2 is no quantile from 0 to 1'),
+    (['--lesion-intensity', 'bright'], 'invalid intensity value'),
+    (['--lesion-location', 'deep,cortical'], 'cortical is none of periventricular,juxtacortical'),
+    (['--lesion-load-ml', '0'], '0 is not above zero'),
+    (['--lesion-load-ml', 'nan'], 'nan is not above zero'),
+    (['--n-lesions', '0'], '0 is not above zero'),
+    (['--n-variants', '0'], '0 is not above zero'),
+    (['--new-lesions', '-1'], '-1 is not above zero'),
+])  # fmt: skip
+def test_values_that_no_lesion_can_have_are_2(bids_dir, tmp_path, capsys, arguments, words):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(bids_dir), str(tmp_path / 'out'), 'participant', '--mode', 'synth', *arguments])
+    assert stop.value.code == 2
+    assert words in capsys.readouterr().err
 
 
 def test_internal_error_is_70(bids_dir, tmp_path, monkeypatch):

@@ -1,15 +1,32 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
 from scipy import ndimage
 
-from bids_lesionfill import dataset, inpaint, masks, tissues
+from bids_lesionfill import dataset, diffusion, inpaint, masks, tissues
 from bids_lesionfill.dataset import Brain, CasePlan, TrainingCases
 from bids_lesionfill.inpaint import Form
 
 PLAN = CasePlan(crop=(16, 16, 4))
+
+
+def filler(modality):
+    """A model that predicts zero at its first step, from the last time on: no residual."""
+    return SimpleNamespace(
+        modality=modality,
+        plan={'num_inference_steps': 1},
+        form=Form(base='local_white_matter'),
+        tile=(8, 8, 8),
+        unet=lambda slabs, timesteps: 0 * slabs[:, :1],
+        scheduler=diffusion.build_scheduler('linear', 'v_prediction'),
+    )
+
+
+FILL_T1W, FILL_FLAIR = filler('T1w'), filler('FLAIR')
+WHOLE = replace(PLAN, max_dilation=0, grow_share=0)  # lesions as they are: their masks do not grow
 
 
 @pytest.fixture
@@ -50,7 +67,7 @@ def files(phantom, tmp_path):
 
 
 def test_healthy_brains_are_normalised_1mm_and_ras(phantom, files):
-    ((image, wm_mask, lesion_mask),) = dataset.read_healthy_brains(
+    ((image, wm_mask, lesion_mask, _),) = dataset.read_healthy_brains(
         [(files / 'healthy.nii.gz', files / 'tissue_seg.nii.gz')]
     )
     assert lesion_mask is None
@@ -70,7 +87,7 @@ def test_healthy_brains_are_cropped_to_white_matter_and_12_voxels(make_phantom, 
     for name in ('healthy', 'tissue_seg'):
         padded = np.pad(getattr(phantom, name), margin)
         nib.save(nib.Nifti1Image(padded, affine), tmp_path / f'{name}.nii.gz')
-    ((_, wm_mask, _),) = dataset.read_healthy_brains([(tmp_path / 'healthy.nii.gz', tmp_path / 'tissue_seg.nii.gz')])
+    ((_, wm_mask, *_),) = dataset.read_healthy_brains([(tmp_path / 'healthy.nii.gz', tmp_path / 'tissue_seg.nii.gz')])
     assert wm_mask.sum() == phantom.wm_mask.sum()
     voxels = np.argwhere(wm_mask)
     assert voxels.min(axis=0).tolist() == [12, 10, 12]  # along Y the volume ends earlier
@@ -97,14 +114,14 @@ def test_lesion_shapes_below_min_voxels_are_left_out(files, phantom):
 
 def test_augmentation_keeps_white_matter_near_one_half(phantom, rng):
     for _ in range(40):
-        image = dataset.augment_intensity(phantom.normalised_healthy, rng)
+        (image,) = dataset.augment_intensity([phantom.normalised_healthy], rng)
         assert image.dtype == np.float32
         assert np.median(image[phantom.wm_mask]) == pytest.approx(0.5, abs=0.06)
 
 
 def test_augmentation_changes_contrast_blur_and_noise_but_not_the_anatomy(phantom, rng):
     original = phantom.normalised_healthy
-    drawn = [dataset.augment_intensity(original, rng) for _ in range(30)]
+    drawn = [dataset.augment_intensity([original], rng)[0] for _ in range(30)]
     contrast = [np.median(image[phantom.wm_mask]) - np.median(image[phantom.tissue_seg == 2]) for image in drawn]
     assert np.ptp(contrast) > 0.1
     deep = ndimage.binary_erosion(phantom.wm_mask, iterations=3)
@@ -119,8 +136,15 @@ def test_augmentation_leaves_its_argument_alone(phantom, rng):
     image = phantom.normalised_healthy
     before = image.copy()
     for _ in range(5):
-        dataset.augment_intensity(image, rng)
+        dataset.augment_intensity([image], rng)
     assert np.array_equal(image, before)
+
+
+def test_augmentation_is_the_same_for_all_images(phantom, rng):
+    image = phantom.normalised_healthy
+    for _ in range(20):
+        one, other = dataset.augment_intensity([image, image.copy()], rng)
+        assert np.array_equal(one, other)
 
 
 # One case
@@ -186,11 +210,12 @@ def test_conditions_are_made_of_the_padded_crop_then_cut(brain, shapes, rng, mon
     inpaint_condition = inpaint.condition
     monkeypatch.setattr(dataset.inpaint, 'condition', condition)
     case = draw(brain, shapes, rng, rim_share=0.0)
-    (seen, lesion_mask, wm_mask, form), (base, channels) = calls[-1]
+    (seen, lesion_mask, wm_mask, form, contrast), (base, channels) = calls[-1]
     core = (slice(8, -8),) * 3
     assert np.array_equal(seen, brain[0])
     assert np.array_equal(wm_mask, brain[1])
     assert form == Form()
+    assert contrast is None  # no form of filling asks for it
     assert np.array_equal(case['lesion_mask'], lesion_mask[core])
     assert np.array_equal(case['base'], base[core])
     assert np.array_equal(case['channels'], channels[(slice(None), *core)])
@@ -265,7 +290,7 @@ def test_target_and_base_give_the_healthy_truth_back(brain, shapes):
         assert np.array_equal(channels[:2], plain_channels)
         base = plain_target - Form().residual_scale * target
         assert np.array_equal(base[mask == 0], plain_target[mask == 0])
-        assert 0.3 < base[mask == 1].mean() < 0.7  # white matter
+        assert np.abs(base - plain_target)[mask == 1].mean() < 0.4  # something like what is beneath
 
 
 def test_target_is_healthy_even_where_a_rim_is_seen(brain, shapes):
@@ -281,7 +306,7 @@ def test_target_is_healthy_even_where_a_rim_is_seen(brain, shapes):
 
 def test_crops_have_the_planned_size_and_padding(cases, rng):
     for _ in range(10):
-        image, wm_mask, _ = cases.draw_crop(rng)
+        image, wm_mask, *_ = cases.draw_crop(rng)
         assert image.shape == wm_mask.shape == (32, 32, 20)
         assert image.flags.c_contiguous
         assert wm_mask.any()
@@ -292,7 +317,7 @@ def test_crop_keeps_image_and_white_matter_together(brain, rng):
     plan = replace(PLAN, intensity_augmentation=False)
     cases = TrainingCases([Brain(wm_mask.astype(np.float32), wm_mask)], [], plan, Form(), 0, 1)
     for _ in range(20):
-        image, crop, _ = cases.draw_crop(rng)
+        image, crop, *_ = cases.draw_crop(rng)
         assert np.array_equal(image, crop.astype(np.float32))
 
 
@@ -344,7 +369,7 @@ def test_image_white_matter_and_lesions_keep_together_when_axes_are_permuted(pha
     plan = replace(PLAN, intensity_augmentation=False, axis_augmentation=True)
     cases = TrainingCases([Brain(image, phantom.wm_mask, phantom.lesion_mask)], [], plan, Form(), 0, 1)
     for _ in range(20):
-        crop, wm_mask, lesion_mask = cases.draw_crop(rng)
+        crop, wm_mask, lesion_mask, _ = cases.draw_crop(rng)
         assert np.array_equal(np.maximum(crop, 0), wm_mask + 2 * lesion_mask)  # -1 is the padding
         assert lesion_mask.any()
 
@@ -388,7 +413,7 @@ def patient(phantom):
     lesion_mask[20:22, 27:29, 17:19] = True
     lesion_mask[24:27, 21:24, 19:22] = True
     image = np.where(lesion_mask, phantom.normalised_healthy + 0.4, phantom.normalised_healthy).astype(np.float32)
-    return Brain(image, phantom.wm_mask & ~lesion_mask, lesion_mask)
+    return Brain(image, phantom.wm_mask & ~lesion_mask, lesion_mask, phantom.normalised_healthy)
 
 
 CORE = (slice(8, -8),) * 3
@@ -401,10 +426,10 @@ def test_synthesis_case_has_whole_lesions_to_paint_and_shows_the_others(patient,
     assert n_lesions == 4
     chosen = []
     for _ in range(30):
-        case = dataset.draw_synthesis_case(patient, PLAN, form, rng)
+        case = dataset.draw_synthesis_case(patient, WHOLE, form, rng)
         lesion_mask = case['lesion_mask']
         assert np.array_equal(case['image'], patient.image[CORE])  # with all its lesions
-        assert np.array_equal(case['seen'], case['image'])
+        assert np.array_equal(case['seen'][~lesion_mask], case['image'][~lesion_mask])
         mine = [i for i in range(1, n_lesions + 1) if lesion_mask[labels[CORE] == i].any()]
         assert mine
         assert np.array_equal(lesion_mask, np.isin(labels[CORE], mine))  # whole, and nothing else
@@ -424,7 +449,7 @@ def test_what_synthesis_sees_does_not_depend_on_the_lesions_to_paint(patient):
     hidden = patient._replace(image=np.where(patient.lesion_mask, 7, patient.image).astype(np.float32))
     for seed in range(5):
         one, other = (
-            dataset.draw_synthesis_case(brain, PLAN, Form(kind='plain'), np.random.default_rng(seed))
+            dataset.draw_synthesis_case(brain, WHOLE, Form(kind='plain'), np.random.default_rng(seed))
             for brain in (patient, hidden)
         )
         others = patient.lesion_mask[CORE] & ~one['lesion_mask']
@@ -434,8 +459,8 @@ def test_what_synthesis_sees_does_not_depend_on_the_lesions_to_paint(patient):
 
 def test_synthesis_items_are_slabs_of_crops_around_lesions(patient):
     form = Form(kind='plain', inside_mask_only=False)
-    cases = TrainingCases([patient], [], replace(PLAN, intensity_augmentation=False), form, seed=3, n_cases=20)
-    again = TrainingCases([patient], [], replace(PLAN, intensity_augmentation=False), form, seed=3, n_cases=20)
+    plan = replace(WHOLE, intensity_augmentation=False)
+    cases, again = (TrainingCases([patient], [], plan, form, seed=3, n_cases=20) for _ in range(2))
     for i in range(10):
         target, channels, mask = cases[i]
         assert (target.shape, channels.shape, mask.shape) == ((1, 4, 16, 16), (2, 4, 16, 16), (1, 4, 16, 16))
@@ -449,21 +474,113 @@ def test_synthesis_without_a_lesion_large_enough_ends_in_an_error(patient, monke
     speck = np.zeros_like(patient.lesion_mask)
     speck[20, 18, 15] = True
     monkeypatch.setattr(dataset, 'MAX_TRIES', 5)
-    cases = TrainingCases([patient._replace(lesion_mask=speck)], [], PLAN, Form(), seed=3, n_cases=1)
+    cases = TrainingCases([patient._replace(lesion_mask=speck)], [], WHOLE, Form(), seed=3, n_cases=1)
     with pytest.raises(ValueError, match='no lesion found a place in 5 crops'):
         cases[0]
     nothing = patient._replace(lesion_mask=np.zeros_like(speck))
-    assert dataset.draw_synthesis_case(nothing, PLAN, Form(), np.random.default_rng(0)) is None
+    assert dataset.draw_synthesis_case(nothing, WHOLE, Form(), np.random.default_rng(0)) is None
 
 
 def test_validation_cases_of_patients_are_synth(patient):
-    plan = replace(PLAN, rim_share=1.0, max_dilation=2)
-    cases = dataset.validation_cases([patient], [], plan, Form(kind='plain'), n_cases=4, seed=5)
+    cases = dataset.validation_cases([patient], [], PLAN, Form(kind='plain'), n_cases=4, seed=5)
     assert [case['kind'] for case in cases] == ['synth'] * 4
     for case in cases:
-        assert np.array_equal(case['seen'], case['image'])
+        outside = ~case['lesion_mask']
+        assert np.array_equal(case['seen'][outside], case['image'][outside])
         assert np.isin(case['image'], patient.image).all()  # not augmented
         assert case['image'][case['lesion_mask']].min() > 0.7
+
+
+def whole_lesions(patient, lesion_mask):
+    """The lesions of a patient of which a mask of the core holds something, (X, Y, Z) as the patient."""
+    labels, _ = masks.label_lesions(patient.lesion_mask)
+    return np.isin(labels, np.setdiff1d(np.unique(labels[CORE][lesion_mask]), 0))
+
+
+def test_masks_of_synthesis_grow_into_white_matter_by_the_plan(patient, rng):
+    """New lesions have no rim outside their mask, so in part of the cases the rim of the real ones is inside."""
+    plan, seen = replace(PLAN, max_dilation=2), set()
+    for _ in range(20):
+        lesion_mask = dataset.draw_synthesis_case(patient, plan, Form(kind='plain'), rng)['lesion_mask']
+        whole = whole_lesions(patient, lesion_mask)
+        others = masks.dilate_within(patient.lesion_mask & ~whole, np.ones_like(whole), 3)
+        grown = [masks.dilate_within(whole, patient.wm_mask & ~others, n)[CORE] for n in range(3)]
+        (n_voxels,) = [n for n in range(3) if np.array_equal(lesion_mask, grown[n])]
+        seen.add(n_voxels)
+    assert seen == {0, 1, 2}
+
+
+def test_around_lesions_to_be_painted_the_tissue_is_healthy(patient, rng):
+    """A bright rim of one voxel around every lesion, which the rater's mask misses, is seen around the others only."""
+    rim = masks.dilate_within(patient.lesion_mask, patient.wm_mask, 1) & ~patient.lesion_mask
+    patient = patient._replace(image=patient.image + np.float32(0.3) * rim)
+    everywhere = []
+    for _ in range(20):
+        case = dataset.draw_synthesis_case(patient, WHOLE, Form(kind='plain'), rng)
+        others = ndimage.binary_dilation(patient.lesion_mask[CORE] & ~case['lesion_mask'], iterations=1)
+        around = rim[CORE] & ~case['lesion_mask'] & ~ndimage.binary_dilation(others, np.ones((3, 3, 3)), iterations=3)
+        assert np.array_equal(case['seen'][around], patient.filled[CORE][around])
+        everywhere.append(around.sum())
+    assert max(everywhere) > 50
+
+
+def test_contrast_of_lesions_is_scaled_by_the_plan(patient):
+    plan = replace(WHOLE, contrast_scale=(2.0, 2.0))
+    case = dataset.draw_synthesis_case(patient, plan, Form(base='lesion'), np.random.default_rng(0))
+    lesion = case['lesion_mask']
+    assert case['image'][lesion].mean() - patient.filled[CORE][lesion].mean() == pytest.approx(0.8, abs=1e-5)
+
+
+def test_synthesis_case_asks_for_the_contrast_that_the_lesions_have(patient, rng):
+    """The base `lesion` is even, and as bright as the lesion on the mean."""
+    for _ in range(5):
+        case = dataset.draw_synthesis_case(patient, WHOLE, Form(base='lesion'), rng)
+        whole = whole_lesions(patient, case['lesion_mask'])
+        expected = inpaint.contrast_of(patient.image, whole, patient.wm_mask)[0][CORE]
+        labels, n_lesions = masks.label_lesions(case['lesion_mask'])
+        for number in range(1, n_lesions + 1):
+            lesion = labels == number
+            assert case['base'][lesion].mean() == pytest.approx(case['image'][lesion].mean(), abs=2e-3)
+            assert np.ptp(case['base'][lesion]) < 0.5 * np.ptp(case['image'][lesion])
+            assert expected[lesion].min() == expected[lesion].max() > 0.3
+
+
+def test_small_lesions_are_in_the_middle_of_crops_in_proportion_to_their_diameter(phantom):
+    lesion_mask = np.zeros_like(phantom.lesion_mask)
+    lesion_mask[12:14, 16:18, 14:16] = True  # 2 voxels wide
+    lesion_mask[20:26, 15:21, 12:18] = True  # 6 voxels wide
+    brain = Brain(phantom.normalised, phantom.wm_mask & ~lesion_mask, lesion_mask)
+    groups, chances = dataset.crop_centres(brain)
+    assert [len(group) for group in groups] == [8, 216]
+    np.testing.assert_allclose(chances, [0.25, 0.75])
+    assert groups[0].min(axis=0).tolist() == [12, 16, 14]
+    assert groups[1].max(axis=0).tolist() == [25, 20, 17]
+    centres = np.concatenate(groups)
+    assert lesion_mask[tuple(centres.T)].all()
+    plan = replace(WHOLE, crop=(4, 4, 4), intensity_augmentation=False, orientation_augmentation=False)
+    place = np.where(lesion_mask, 1 + np.arange(40)[:, None, None], 0).astype(np.float32)  # where a crop comes from
+    cases = TrainingCases([brain._replace(image=place)], [], plan, Form(kind='plain'), 0, 1)
+    rng = np.random.default_rng(1)
+    small = [cases.draw_crop(rng).image[10, 10, 10] < 15 for _ in range(400)]
+    assert np.mean(small) == pytest.approx(0.25, abs=0.07)  # by volume it would be 0.04
+
+
+def test_all_white_matter_of_a_healthy_brain_may_be_in_the_middle_of_a_crop(brain):
+    (centres,), chances = dataset.crop_centres(brain)
+    assert chances == [1.0]
+    assert np.array_equal(centres, np.argwhere(brain.wm_mask))
+
+
+def test_contrasts_of_all_lesions_of_all_patients_are_measured_but_specks(rng):
+    everywhere = np.full((24, 24, 24), 0.5, dtype=np.float32)
+    brains = []
+    for contrast in (0.4, -0.2):
+        lesion_mask = np.zeros(everywhere.shape, dtype=bool)
+        lesion_mask[4:7, 4:7, 4:7] = lesion_mask[12, 12, 12:15] = lesion_mask[20, 20, 19:21] = True
+        brains.append(Brain(everywhere + contrast * lesion_mask, ~lesion_mask, lesion_mask))
+    volumes, contrasts = dataset.lesion_contrasts(brains)
+    assert volumes.tolist() == [27, 3, 27, 3]  # the one of two voxels is left out
+    np.testing.assert_allclose(contrasts, [0.4, 0.4, -0.2, -0.2], atol=1e-5)
 
 
 @pytest.fixture
@@ -478,7 +595,9 @@ def patient_files(make_phantom, tmp_path):
 
 def test_patients_are_normalised_by_their_white_matter_and_keep_their_lesions(patient_files):
     phantom, (flair, t1w, mask) = patient_files
-    on_flair, on_t1w = dataset.read_patients([(flair, t1w, mask), (t1w, t1w, mask)])
+    (on_flair,), (on_t1w,) = (
+        dataset.read_patients([(image, t1w, mask)], filler) for image, filler in ((flair, FILL_FLAIR), (t1w, FILL_T1W))
+    )
     for brain in (on_flair, on_t1w):
         assert brain.image.shape == brain.wm_mask.shape == brain.lesion_mask.shape
         assert brain.lesion_mask.sum() == phantom.lesion_mask.sum()
@@ -490,10 +609,22 @@ def test_patients_are_normalised_by_their_white_matter_and_keep_their_lesions(pa
     assert on_t1w.image[on_t1w.lesion_mask].mean() < 0.2
 
 
+def test_patients_come_with_their_image_without_lesions(patient_files):
+    """The filler predicts no residual: what is filled in is its base."""
+    _, (flair, t1w, mask) = patient_files
+    (brain,) = dataset.read_patients([(flair, t1w, mask)], FILL_FLAIR)
+    changed = brain.filled != brain.image
+    assert changed[brain.lesion_mask].mean() > 0.99
+    assert not changed[ndimage.distance_transform_edt(~brain.lesion_mask) > 6].any()
+    assert brain.filled[brain.lesion_mask].mean() == pytest.approx(0.5, abs=0.05)
+
+
 def test_patients_without_lesions_are_left_out(patient_files, tmp_path):
     phantom, (flair, t1w, mask) = patient_files
     nib.save(phantom.img(np.zeros_like(phantom.lesion_mask)), tmp_path / 'empty.nii.gz')
-    assert len(dataset.read_patients([(flair, t1w, str(tmp_path / 'empty.nii.gz')), (flair, t1w, mask)])) == 1
+    assert (
+        len(dataset.read_patients([(flair, t1w, str(tmp_path / 'empty.nii.gz')), (flair, t1w, mask)], FILL_FLAIR)) == 1
+    )
 
 
 # Validation
@@ -566,7 +697,7 @@ def test_crop_larger_than_the_brain_is_padded_with_background(rng):
     image = np.zeros(wm_mask.shape, dtype=np.float32)
     plan = dataset.CasePlan(crop=(24, 24, 8), intensity_augmentation=False)
     cases = dataset.TrainingCases([Brain(image, wm_mask)], [], plan, inpaint.Form(), 0, 1)
-    crop, white, _ = cases.draw_crop(rng)
+    crop, white, *_ = cases.draw_crop(rng)
     assert crop.shape == white.shape == (40, 40, 24)
     assert (crop == -1).sum() == crop.size - image.size
     assert white.sum() == wm_mask.sum()

@@ -389,3 +389,56 @@ def test_fewer_steps_stay_closer_to_the_painting(volume, kind):
     ]
     assert distances[0] < 0.02
     assert distances[0] < distances[1] < distances[2]
+
+
+# GPUs: the same code, on the CPU
+
+
+class SmallMemory:
+    """A network of another whose device holds only so many slabs at once."""
+
+    def __init__(self, unet, holds):
+        self.unet, self.holds, self.tried = unet, holds, []
+
+    def __call__(self, slabs, timesteps):
+        self.tried.append(len(slabs))
+        if len(slabs) > self.holds:
+            raise torch.OutOfMemoryError(f'{len(slabs)} slabs')
+        return self.unet(slabs, timesteps)
+
+
+def test_batches_shrink_to_what_the_memory_holds_and_stay_small(large_lesion, model):
+    expected = inpaint.fill_volume(*large_lesion, model, 2, [1], batch_size=1)
+    n_tiles = len(inpaint.plan_tiles(large_lesion[1], TILE))
+    assert n_tiles >= 8
+    model.unet = SmallMemory(model.unet, holds=3)
+    with pytest.warns(UserWarning, match='no memory for 8 tiles at once, going on with 4') as said:
+        filled = inpaint.fill_volume(*large_lesion, model, 2, [1], batch_size=8)
+    assert [str(warning.message)[-4:] for warning in said] == ['th 4', 'th 2']
+    assert model.unet.tried[:3] == [8, 4, 2]
+    assert max(model.unet.tried[2:]) == 2
+    assert sum(model.unet.tried[2:]) == 2 * n_tiles
+    np.testing.assert_allclose(filled, expected, atol=1e-4)
+
+
+def test_memory_that_holds_no_tile_is_an_error(volume, model):
+    model.unet = SmallMemory(model.unet, holds=0)
+    with pytest.raises(torch.OutOfMemoryError, match='1 slabs'), pytest.warns(UserWarning, match='going on with 1'):
+        inpaint.fill_volume(*volume, model, 1, [1], batch_size=2)
+
+
+@pytest.mark.filterwarnings('ignore:CUDA is not available')
+def test_cpu_runs_in_single_precision_and_gpu_in_half():
+    with inpaint.autocast(torch.device('cpu')):
+        assert not torch.is_autocast_enabled('cpu')
+    on_gpu = inpaint.autocast(torch.device('cuda'))
+    assert (on_gpu.device, on_gpu.fast_dtype) == ('cuda', torch.float16)
+
+
+def test_half_precision_fills_nearly_the_same(volume, model, monkeypatch):
+    expected = inpaint.fill_volume(*volume, model, 2, [1])
+    monkeypatch.setattr(inpaint, 'autocast', lambda device: torch.autocast(device.type, dtype=torch.bfloat16))
+    filled = inpaint.fill_volume(*volume, model, 2, [1])
+    assert filled.dtype == np.float32
+    assert not np.array_equal(filled, expected)
+    np.testing.assert_allclose(filled, expected, atol=0.01)

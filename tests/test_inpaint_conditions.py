@@ -314,3 +314,62 @@ def test_unconditional_slab_is_inpainted_where_the_mask_is(phantom, oracle):
     sampled = inpaint.sample_slab(unet, torch.empty(1, 0, *truth.shape[2:]), noise, UNCONDITIONAL, sampler)
     assert torch.equal(sampled[~mask], truth[~mask])
     torch.testing.assert_close(sampled[mask], truth[mask], atol=1e-4, rtol=0)
+
+
+# Contrast that is asked for
+
+
+@pytest.fixture
+def two_lesions():
+    """White matter at 0.5; eight brighter voxels and one that touches them at a corner; a dark one."""
+    lesion_mask = np.zeros((24, 22, 20), dtype=bool)
+    lesion_mask[4:6, 4:6, 4:6] = lesion_mask[6, 6, 6] = lesion_mask[16, 15, 14] = True
+    image = np.full(lesion_mask.shape, 0.5, dtype=np.float32)
+    image[4, 4:6, 4:6], image[5, 4:6, 4:6], image[6, 6, 6], image[16, 15, 14] = 0.7, 0.9, 0.8, 0.1
+    return image, lesion_mask, ~lesion_mask
+
+
+def test_contrast_is_the_mean_of_every_connected_lesion_over_white_matter(two_lesions):
+    image, lesion_mask, wm_mask = two_lesions
+    contrast, volumes, contrasts = inpaint.contrast_of(image, lesion_mask, wm_mask)
+    assert volumes.tolist() == [9, 1]
+    np.testing.assert_allclose(contrasts, [0.3, -0.4], atol=1e-5)
+    assert contrast.dtype == np.float32
+    assert not contrast[~lesion_mask].any()
+    assert contrast[16, 15, 14] == contrasts[1]
+    assert set(contrast[lesion_mask]) == set(contrasts)
+
+
+def test_contrast_does_not_depend_on_what_is_not_white_matter(two_lesions):
+    image, lesion_mask, wm_mask = two_lesions
+    cortex = np.zeros_like(wm_mask)
+    cortex[10:12] = True
+    other = inpaint.contrast_of(np.where(cortex, -7, image), lesion_mask, wm_mask & ~cortex)[2]
+    np.testing.assert_allclose(other, [0.3, -0.4], atol=1e-5)
+
+
+def test_image_without_lesions_has_no_contrasts(two_lesions):
+    image, lesion_mask, wm_mask = two_lesions
+    contrast, volumes, contrasts = inpaint.contrast_of(image, np.zeros_like(lesion_mask), wm_mask)
+    assert not contrast.any()
+    assert len(volumes) == len(contrasts) == 0
+
+
+@pytest.mark.parametrize('kind', ['prior', 'residual'])
+def test_base_lesion_is_white_matter_and_the_contrast_that_is_asked_for(two_lesions, kind):
+    image, lesion_mask, wm_mask = two_lesions
+    form, contrast = Form(kind=kind, base='lesion', detail_scale=0.4), np.where(lesion_mask, 0.6, 0)
+    hidden = np.where(lesion_mask, np.nan, image)
+    base, (voided, mask, detail) = inpaint.condition(hidden, lesion_mask, wm_mask, form, contrast)
+    np.testing.assert_allclose(base, np.where(lesion_mask, 1.1, 0.5), atol=1e-5)
+    np.testing.assert_allclose(detail, np.where(lesion_mask, 1.5, 0), atol=1e-5)
+    assert not voided[lesion_mask].any()
+    assert np.array_equal(mask, lesion_mask)
+
+
+def test_form_that_asks_for_a_contrast_is_not_sampled_without(two_lesions):
+    form = Form(base='lesion')
+    assert form.asks_contrast
+    assert not Form(base='lesion', kind='plain').asks_contrast
+    with pytest.raises(ValueError, match="base 'lesion' needs the contrast"):
+        inpaint.condition(*two_lesions, form)

@@ -399,3 +399,82 @@ def test_rescans_are_of_one_person(tmp_path):
     rows = ['participant_id\trescan_of', 'sub-01\tn/a', 'sub-02\tsub-01', 'sub-03\t']
     (tmp_path / 'participants.tsv').write_text('\n'.join(rows) + '\n')
     assert layout.find_people(tmp_path) == {'sub-01': 'sub-01', 'sub-02': 'sub-01', 'sub-03': 'sub-03'}
+
+
+# Synthesis
+
+
+def inputs_of(root, modality='T1w', **options):
+    return find(root, modality=modality, **options)['01'][0]
+
+
+def test_image_without_a_mask_can_be_used_where_none_is_needed(tmp_path, img):
+    root = write_bids(tmp_path, {t1w_path('01'): img, flair_path('01'): img})
+    for modality in ('T1w', 'FLAIR'):
+        inputs = inputs_of(root, modality, needs_mask=False)
+        assert inputs.problem == ''
+        assert inputs.lesion_mask_file is None
+        assert inputs_of(root, modality).problem == layout.NO_MASK
+
+
+def test_flair_without_t1w_and_several_masks_stay_problems_where_no_mask_is_needed(tmp_path, img):
+    other = mask_path('01', name='label-lesion_desc-b_mask')
+    root = write_bids(tmp_path, {flair_path('01'): img, mask_path('01'): img, other: img})
+    assert '2 lesion masks fit sub-01_FLAIR' in inputs_of(root, 'FLAIR', needs_mask=False).problem
+    (root / other).unlink()
+    assert 'no T1w of the same session' in inputs_of(root, 'FLAIR', needs_mask=False).problem
+
+
+def test_images_of_a_visit_have_one_t1w(tmp_path, img):
+    root = write_bids(tmp_path, {t1w_path('01', 'a'): img, flair_path('01', 'a'): img, t1w_path('01', 'b'): img})
+    on_t1w, on_flair = (inputs_of(root, modality, needs_mask=False) for modality in ('T1w', 'FLAIR'))
+    assert on_t1w.t1w_file == on_flair.t1w_file == root / t1w_path('01', 'a')
+    assert on_t1w.t1w_path == on_flair.t1w_path == on_t1w.relative_path == t1w_path('01', 'a')
+
+
+def test_names_of_a_synthesis(tmp_path, img):
+    root = write_bids(tmp_path, {t1w_path('01', 'a'): img, flair_path('01', 'a'): img})
+    on_t1w = layout.synth_files('out', inputs_of(root, needs_mask=False))
+    on_flair = layout.synth_files('out', inputs_of(root, 'FLAIR', needs_mask=False), 'synth12')
+    assert {path.parent.as_posix() for path in (on_t1w | on_flair).values()} == {'out/sub-01/ses-a/anat'}
+    assert {name: path.name for name, path in on_t1w.items()} == {
+        'synth': 'sub-01_ses-a_desc-synth_T1w.nii.gz',
+        'mask': 'sub-01_ses-a_label-lesion_desc-synth_mask.nii.gz',
+        'new_mask': 'sub-01_ses-a_label-lesion_desc-synthnew_mask.nii.gz',
+        'lesions': 'sub-01_ses-a_desc-synthlesions_qc.tsv',
+    }
+    assert {name: path.name for name, path in on_flair.items()} == {
+        'synth': 'sub-01_ses-a_desc-synth12_FLAIR.nii.gz',
+        'mask': 'sub-01_ses-a_space-FLAIR_label-lesion_desc-synth12_mask.nii.gz',
+        'new_mask': 'sub-01_ses-a_space-FLAIR_label-lesion_desc-synth12new_mask.nii.gz',
+        'lesions': 'sub-01_ses-a_space-FLAIR_desc-synth12lesions_qc.tsv',
+    }
+
+
+def test_files_are_written_if_they_their_sidecars_and_the_hash_are_there(tmp_path):
+    files = [tmp_path / 'a_T1w.nii.gz', tmp_path / 'b_qc.tsv']
+    assert not layout.are_written(files[0], files, 'abc')
+    for path in files:
+        path.write_bytes(b'')
+        layout.write_json(layout.sidecar(path), {'RunHash': 'abc'})
+    assert layout.are_written(files[0], files, 'abc')
+    assert not layout.are_written(files[0], files, 'abd')
+    layout.sidecar(files[1]).unlink()
+    assert not layout.are_written(files[0], files, 'abc')
+
+
+def test_seed_depends_on_the_path_and_the_random_seed():
+    seeds = [layout.seed_of_path(path, seed) for path, seed in (('a', 0), ('a', 0), ('a', 1), ('b', 0))]
+    assert seeds[0] == seeds[1]
+    assert len(set(seeds)) == 3
+    assert all(0 <= seed < 2**60 for seed in seeds)
+
+
+def test_crash_is_noted_with_its_traceback_and_told_in_one_line(tmp_path):
+    try:
+        raise ValueError('two\nlines')
+    except ValueError as error:
+        line = layout.note_crash(error, 'sub-01_T1w', '01', 'now', tmp_path)
+    assert line == 'two lines'
+    assert 'Traceback' in (tmp_path / 'sub-01/log/now/crash-sub-01_T1w.txt').read_text()
+    assert layout.note_crash(KeyError(), 'x', '01', 'now', tmp_path) == 'KeyError'

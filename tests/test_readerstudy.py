@@ -192,11 +192,14 @@ def test_floats_that_are_whole_numbers_stay_whole(make_phantom, model_dir):
 
 @pytest.mark.parametrize('extreme', [-2, 2])
 def test_no_value_lies_beyond_those_of_the_rest_of_the_image(make_phantom, monkeypatch, extreme):
-    monkeypatch.setattr(inpaint, 'fill_volume', lambda image, hole, *_: np.full((1, hole.sum()), extreme, np.float32))
+    monkeypatch.setattr(
+        inpaint, 'fill_volume', lambda image, hole, *_, **__: np.full((1, hole.sum()), extreme, np.float32)
+    )
     t1w_img, flair_img, mask_img = patient(make_phantom)
     lesion_mask = np.asarray(mask_img.dataobj) > 0
     lesion = masks.largest_lesions(lesion_mask, 10) == 1
-    made_img = readerstudy_cases.replace_lesion(flair_img, lesion, lesion_mask, t1w_img, None, 1, 7)
+    model = SimpleNamespace(form=inpaint.Form(kind='plain'))
+    made_img = readerstudy_cases.replace_lesion(flair_img, lesion, lesion_mask, t1w_img, model, 1, 7)
     made, rest = fill.as_loaded(made_img).get_fdata(), flair_img.get_fdata()[~lesion]
     limit = rest.min() if extreme < 0 else rest.max()
     assert np.median(made[lesion]) == limit

@@ -1,3 +1,5 @@
+import sys
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -117,3 +119,83 @@ def test_world_of_itk_is_that_of_nibabel_in_units_of_60_mm():
     )
     assert image.GetPixel(5, 2, 1) == 1
     assert image.GetPixel(0, 2, 1) == 0
+
+
+# One brain to another
+
+
+def test_world_of_ants_is_that_of_nibabel():
+    """An oblique, flipped, anisotropic grid; the world of ANTs is LPS."""
+    pytest.importorskip('ants')
+    affine = turned((12, -20, 33), (-0.9, 1.0, 1.2), (17, -21, -13))
+    volume = np.zeros((6, 5, 4), dtype=np.uint8)
+    volume[5, 3, 2] = 7
+    image = registration.to_ants(nib.Nifti1Image(volume, affine))
+    assert image.shape == (6, 5, 4)
+    assert image.numpy()[5, 3, 2] == 7
+    point = np.asarray(image.direction) @ (np.array(image.spacing) * (5, 3, 2)) + image.origin
+    np.testing.assert_allclose(point * (-1, -1, 1), apply_affine(affine, (5, 3, 2)), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_mask_lands_in_the_same_anatomy_of_another_brain():
+    """Another world and another size: the lesion is where the head says that it is."""
+    pytest.importorskip('ants')
+    shape, grid = (60, 70, 60), nib.affines.from_matvec(2 * np.eye(3), (-62, -67, -50))
+    world = turned((4, -3, 5), (0.95, 1.05, 0.97), (6, -4, 5))
+    fixed, moving = (nib.Nifti1Image(on_grid(shape, grid, way), grid) for way in (world, None))
+    points_mm = apply_affine(grid, np.moveaxis(np.indices(shape), 0, -1))
+
+    def lesion(points):
+        return (((points - (22, -30, -8)) / (9, 7, 6)) ** 2).sum(axis=-1) <= 1
+
+    mask_img = nib.Nifti1Image(lesion(points_mm).astype(np.uint8), grid)
+    warped, again = (registration.warp_mask(mask_img, moving, fixed) for _ in range(2))
+    expected = lesion(apply_affine(world, points_mm))
+    assert warped.dtype == bool
+    assert 2 * (warped & expected).sum() > 0.8 * (warped.sum() + expected.sum())
+    assert np.array_equal(warped, again)
+
+
+def test_without_antspyx_masks_are_not_registered(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'ants', None)
+    img = nib.Nifti1Image(np.ones((4, 4, 4), np.uint8), np.eye(4))
+    with pytest.raises(ValueError, match='needs antspyx, which is not installed'):
+        registration.warp_mask(img, img, img)
+
+
+@pytest.mark.parametrize('start', [(0, 0, 0), (1, 0, 1)])
+def test_halved_grid_has_the_means_of_eight_voxels_and_starts_where_it_is_told(start):
+    volume = np.zeros((6, 4, 4))
+    volume[2, 2, 2] = 8
+    halved = registration.halve(volume, start)
+    where = tuple((2 + before) // 2 for before in start)
+    assert halved[where] == 1
+    assert halved.sum() == 1
+
+
+@pytest.mark.parametrize('start', [(0, 0, 0), (1, 0, 1)])
+def test_displacement_of_a_halved_grid_is_doubled_and_lies_at_the_same_place(start):
+    shape = (12, 10, 8)
+    ramp = registration.halve(np.indices(shape)[0].astype(float), start)  # each coarse voxel knows where it lies
+    displacement = np.stack([ramp, np.full(ramp.shape, 0.5), np.zeros(ramp.shape)], axis=-1)
+    doubled = registration.double(displacement, shape, start)
+    assert doubled.shape == (*shape, 3)
+    inner = doubled[3:-3, 3:-3, 3:-3]
+    expected = 2 * np.indices(shape)[0][3:-3, 3:-3, 3:-3]
+    np.testing.assert_allclose(inner[..., 0], expected, atol=1e-5)
+    assert (inner[..., 1] == 1).all()
+    assert (inner[..., 2] == 0).all()
+
+
+def test_displaced_voxels_are_sampled_where_the_world_says():
+    """One voxel, moved by half a voxel along y, on a grid of 2 mm whose world is shifted; 1 mm volume with a ramp."""
+    mask = np.zeros((3, 3, 3), dtype=bool)
+    mask[1, 1, 2] = True
+    displacement = np.zeros((3, 3, 3, 3))
+    displacement[..., 1] = 0.5
+    points_mm = registration.displaced_points(mask, displacement, nib.affines.from_matvec(2 * np.eye(3), (-4, 0, 1)))
+    assert points_mm.tolist() == [[-2, 3, 5]]
+    ramp = np.indices((8, 8, 8))[2].astype(np.float32)
+    assert registration.sample(ramp, nib.affines.from_matvec(np.eye(3), (-6, 0, 2)), points_mm, order=1).tolist() == [3]
+    assert registration.sample(ramp, np.eye(4), points_mm, order=0).tolist() == [0]  # outside

@@ -167,3 +167,31 @@ def test_unknown_intensity_names_those_that_exist(phantom):
 def test_coarse_lesion_without_intensities_is_refused(phantom):
     with pytest.raises(ValueError, match='no lesion intensities'):
         synthesis.coarse_lesion(phantom.normalised, phantom.lesion_mask, np.array([]))
+
+
+# Contrasts that are asked for
+
+FIVE = np.full(5, 10.0), np.array([0.2, 0.4, 0.6, 0.8, 1.0])
+
+
+@pytest.mark.parametrize('sign', [1, -1], ids=['FLAIR', 'T1w'])
+def test_asked_strength_is_the_quantile_of_known_contrasts_away_from_white_matter(sign):
+    volumes, contrasts = FIVE
+    found = synthesis.choose_contrasts([10] * 4, [0, 0.5, 0.625, 1], volumes, sign * contrasts, sign)
+    np.testing.assert_allclose(found, sign * np.array([0.2, 0.6, 0.7, 1.0]))
+
+
+def test_contrast_is_that_of_lesions_of_about_the_same_size():
+    known_volumes = np.repeat([10.0, 1000], 20)
+    known_contrasts = np.repeat([0.3, 0.9], 20)
+    volumes = [5, 90, 110, 5000]  # 100 is as far from both, on a scale of factors
+    found = synthesis.choose_contrasts(volumes, [0.5] * 4, known_volumes, known_contrasts, 1)
+    np.testing.assert_allclose(found, [0.3, 0.3, 0.9, 0.9])
+
+
+def test_new_lesions_are_never_of_the_wrong_sign():
+    volumes, contrasts = FIVE
+    bright = synthesis.choose_contrasts([10, 10], [0, 0.9], volumes, contrasts - 0.9, 1)
+    dark = synthesis.choose_contrasts([10, 10], [0, 0.9], volumes, contrasts + 0.1, -1)
+    np.testing.assert_allclose(bright, [0.1, 0.1])
+    np.testing.assert_allclose(dark, [0, 0])

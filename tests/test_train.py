@@ -54,6 +54,19 @@ def test_plan_survives_json(name):
     assert PLANS[name].name == name
 
 
+@pytest.mark.parametrize('modality', ['T1w', 'FLAIR'])
+def test_models_of_synthesis_paint_lesions_of_the_contrast_that_is_asked_for(modality):
+    plan = PLANS[f'synth-{modality}']
+    assert (plan.task, plan.modality) == ('synth', modality)
+    assert plan.form.asks_contrast
+    assert (max(plan.cases.rim_contrast) < 0) == (modality == 'FLAIR')  # masks grow into bright rims
+    assert plan.start_step <= plan.num_inference_steps
+
+
+def test_unconditional_synthesis_starts_where_the_thesis_does():
+    assert [PLANS[f'thesis-{dimension}-synth-unconditional'].start_step for dimension in ('2d', '3d')] == [1, 3]
+
+
 def test_plan_with_everything_changed_survives_json():
     plan = replace(
         PLAN,
@@ -636,7 +649,7 @@ def test_best_model_stays_when_the_score_falls(material, tmp_path, monkeypatch):
     monkeypatch.setattr(
         train, 'validate', lambda *_: dict(zip(('clean/model_ssim', 'clean/base_ssim'), next(scores), strict=True))
     )
-    monkeypatch.setattr(train, 'save_model', lambda _, __, model_dir: saved.append(model_dir.name))
+    monkeypatch.setattr(train, 'save_model', lambda _, __, model_dir, **more: saved.append(model_dir.name))
     train.train(*material, PLAN, tmp_path, num_workers=0)
     assert saved == ['last', 'best', 'last', 'best', 'last']
 
@@ -644,7 +657,7 @@ def test_best_model_stays_when_the_score_falls(material, tmp_path, monkeypatch):
 def test_best_score_is_remembered_over_a_kill(material, tmp_path, monkeypatch):
     ssim, saved = iter([0.9, 0.4, 0.5]), []
     monkeypatch.setattr(train, 'validate', lambda *_: {'clean/model_ssim': next(ssim)})
-    monkeypatch.setattr(train, 'save_model', lambda _, __, model_dir: saved.append(model_dir.name))
+    monkeypatch.setattr(train, 'save_model', lambda _, __, model_dir, **more: saved.append(model_dir.name))
     train_until_killed(monkeypatch, material, tmp_path, 3, checkpoint_seconds=0)
     train.train(*material, PLAN, tmp_path, num_workers=0)
     assert saved == ['last', 'best', 'last', 'last']
@@ -940,6 +953,23 @@ def test_command_line_trains_synthesis_from_patients(patient_dir, patient_images
     assert not any(name.startswith(('clean/', 'rim/')) for name in row)
     model = weights.load_model(tmp_path / 'out' / 'last')
     assert (model.plan['task'], model.plan['modality']) == ('synth', 'FLAIR')
+
+
+@pytest.mark.slow
+def test_command_line_trains_on_all_patients_and_their_contrasts_go_with_the_model(
+    patient_dir, patient_images, tmp_path
+):
+    plan = replace(SYNTH, num_updates=1, form=inpaint.Form(base='lesion'))
+    main([patient_dir], tmp_path / 'out', write_plan(tmp_path / 'plan.json', plan), '--no-validation')
+    (_, brains), (nobody, _) = patient_images
+    assert len(brains) == 3
+    assert nobody == []
+    assert not (tmp_path / 'out' / 'best').exists()  # nothing says which one it is
+    found = weights.load_model(tmp_path / 'out' / 'last').contrasts
+    for values, expected in zip(found, dataset.lesion_contrasts(brains), strict=True):
+        assert len(values) == 6
+        np.testing.assert_allclose(values, expected, atol=6e-4)
+    assert min(found[1]) > 0.3  # bright on FLAIR
 
 
 @pytest.mark.slow

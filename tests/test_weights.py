@@ -63,3 +63,11 @@ def test_a_folder_of_the_same_form_is_a_model(tmp_path):
     (tmp_path / 'mine').mkdir()
     (tmp_path / 'mine/plan.json').write_text(json.dumps({'name': 'mine'}))
     assert weights.find_model(tmp_path / 'mine') == tmp_path / 'mine'
+
+
+def test_contrasts_of_lesions_are_read_if_a_model_has_them(tmp_path):
+    assert weights.read_contrasts(tmp_path) is None
+    (tmp_path / 'lesion_contrasts.json').write_text('{"volume_mm3": [3, 40], "contrast": [0.25, -1.5]}')
+    volumes, contrasts = weights.read_contrasts(tmp_path)
+    assert volumes.tolist() == [3, 40]
+    assert contrasts.tolist() == [0.25, -1.5]

