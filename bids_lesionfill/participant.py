@@ -45,14 +45,22 @@ def run_all(found, options, derivatives, run_id):
     models = {modality: load_model(options, modality) for modality in usable if not options.reports_only}
     donor = visits.find_donor(options, derivatives) if options.mask_from else None
     engines = make_engines(options)
-    statuses = {}
+    statuses, started = {}, time.monotonic()
     for number, (subject, images) in enumerate(found.items(), start=1):
-        logger.info('sub-%s (%d of %d)', subject, number, len(found))
+        logger.info('sub-%s (%d of %d%s)', subject, number, len(found), time_left(started, number - 1, len(found)))
         layout.write_config(options.output_dir, subject, run_id, options.config)
         statuses[subject] = run_participant(subject, images, models, engines, donor, run_id, options)
         if statuses[subject] == 'failed' and options.stop_on_first_crash:
             break
     return statuses
+
+
+def time_left(started, n_done, n_all):
+    """How long the rest takes if it takes as long as what is done, in words; empty if nothing is done yet."""
+    if not n_done:
+        return ''
+    minutes = (time.monotonic() - started) / n_done * (n_all - n_done) / 60
+    return f', about {minutes:.0f} min left' if minutes >= 1 else ', less than a minute left'
 
 
 def conclude(statuses, options, derivatives):

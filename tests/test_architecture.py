@@ -28,7 +28,7 @@ MAY_IMPORT = {
     'workflow': {'layout', 'participant'},
     'inputs': {'fill', 'masks', 'preprocess', 'registration', 'segmentations'},
     'fill': {'inpaint', 'masks', 'preprocess', 'tissues', 'weights'},
-    'visits': {'fill', 'layout', 'synth', 'weights'},
+    'visits': {'fill', 'inputs', 'layout', 'synth', 'weights'},
     'synth': {
         *('baselines', 'fill', 'inpaint', 'lesion_masks', 'masks', 'preprocess', 'registration', 'synthesis'),
         *('tissues', 'weights'),
@@ -49,7 +49,9 @@ MAY_IMPORT = {
     'report': set(),
     'evaluation_page': {'layout'},
     'group_page': {'layout', 'report', 'thickness', 'thickness.anatomy'},
-    'thickness.measure': {'fill', 'layout', 'preprocess', 'reproducibility', 'thickness', 'tissues'},
+    'thickness.measure': {
+        *('fill', 'inputs', 'layout', 'preprocess', 'registration', 'reproducibility', 'thickness', 'tissues'),
+    },
     'thickness.pbt': {'thickness', 'thickness.anatomy', 'thickness.cortex'},
     'thickness.ants': {*EMBEDDED, 'masks', 'preprocess', 'thickness.cortex', 'thickness.tools'},
     'thickness.antspynet': {*EMBEDDED, 'preprocess'},

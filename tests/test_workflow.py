@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from bids_examples import t1w_path, write_bids, write_description
 
-from bids_lesionfill import cli, layout, workflow
+from bids_lesionfill import cli, layout, participant, workflow
 from bids_lesionfill.layout import UsageError
 
 
@@ -120,3 +120,11 @@ def test_an_index_that_is_there_is_used(bids_dir, tmp_path):
     (bids_dir / t1w_path('04')).write_text('new')
     assert layout.open_layout(bids_dir, [], database).get_subjects() == ['01', '02', '03']
     assert layout.open_layout(bids_dir, []).get_subjects() == ['01', '02', '03', '04']
+
+
+@pytest.mark.parametrize(('n_done', 'seconds', 'words'), [
+    (0, 0, ''), (2, 600, ', about 15 min left'), (4, 40, ', less than a minute left'),
+])  # fmt: skip
+def test_time_left_is_told_in_words(monkeypatch, n_done, seconds, words):
+    monkeypatch.setattr(participant.time, 'monotonic', lambda: 1000 + seconds)
+    assert participant.time_left(1000, n_done, 5) == words
