@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import config, thickness, tool_outputs, validation, weights
+from . import config, raw_layout, thickness, tool_outputs, validation, weights
 from .layout import UsageError
 
 VERSION_FILE = Path(__file__).resolve().parent.parent / 'version'
@@ -79,6 +79,7 @@ class Options:
     thickness_noise: bool = True
     allow_download: bool = False
     juxta_min_voxels: int = 1
+    raw_dir: Path | None = None  # of --output-layout raw; output_dir is in it then
     work_dir: Path | None = None  # the system's folder for such files
     bids_database_dir: Path | None = None
     nprocs: int = 1
@@ -134,7 +135,7 @@ def build_parser():
         help='fill lesions, or paint new ones (default: %(default)s)',
     )
 
-    data = parser.add_argument_group('which data')
+    data = parser.add_argument_group('Options for filtering BIDS queries')
     data.add_argument(
         '--participant-label',
         '--participant_label',
@@ -190,7 +191,7 @@ def build_parser():
 
     add_lesion_choice(data)
 
-    sampling = parser.add_argument_group('images and models')
+    sampling = parser.add_argument_group('Workflow configuration')
     sampling.add_argument(
         '--modality',
         nargs='+',
@@ -220,7 +221,7 @@ def build_parser():
         help='the seed of an image is derived from this and its BIDS path (default: %(default)s)',
     )
 
-    filling = parser.add_argument_group('filling')
+    filling = parser.add_argument_group('Specific options for filling')
     filling.add_argument(
         '--dilate',
         type=whole_number,
@@ -245,9 +246,13 @@ def build_parser():
         metavar='K',
         help='more than one: fill with the mean of K samples and write their standard deviation',
     )
-    add_synthesis(parser.add_argument_group('synthesis', 'without a mask, lesions are drawn as patients have them'))
+    add_synthesis(
+        parser.add_argument_group(
+            'Specific options for synthesis', 'without a mask, lesions are drawn as patients have them'
+        )
+    )
 
-    measuring = parser.add_argument_group('cortical thickness')
+    measuring = parser.add_argument_group('Options for cortical thickness')
     measuring.add_argument(
         '--thickness',
         nargs='+',
@@ -284,7 +289,7 @@ def build_parser():
         help='let antspynet fetch weights that are missing; nothing else is ever downloaded',
     )
 
-    resources = parser.add_argument_group('resources')
+    resources = parser.add_argument_group('Options to handle performance')
     resources.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto', help='(default: %(default)s)')
     resources.add_argument(
         '--batch-size',
@@ -303,7 +308,7 @@ def build_parser():
     )
     add_resources(resources)
 
-    running = parser.add_argument_group('running')
+    running = parser.add_argument_group('Other options')
     running.add_argument(
         '--reports-only',
         '--reports_only',
@@ -364,6 +369,14 @@ def add_resources(group):
 def add_running(group):
     """Folders and files of a run."""
     group.add_argument(
+        '--output-layout',
+        '--output_layout',
+        choices=['bids', 'raw'],
+        default='bids',
+        help='bids: derivatives; raw: a raw dataset with filled images in place, for fMRIPrep, FreeSurfer, FastSurfer, '
+        'and the derivatives in it (default: %(default)s)',
+    )
+    group.add_argument(
         '--config-file',
         '--config_file',
         type=Path,
@@ -416,7 +429,7 @@ def add_lesion_choice(group):
         '--min-lesion-volume',
         '--min_lesion_volume',
         type=zero_or_more,
-        default=0,
+        default=0.0,
         metavar='MM3',
         help='keep connected lesions that are smaller (default: fill all)',
     )
@@ -595,9 +608,13 @@ def options_of(arguments, argv):
             raise UsageError(f'--derivatives names {name} twice; use NAME=PATH')
         derivatives[name] = path
     check_synthesis(arguments)
+    raw_dir = None
+    if arguments.output_layout == 'raw':
+        raw_dir, output_dir = output_dir, output_dir / raw_layout.DERIVATIVES
     options = Options(
         bids_dir=bids_dir,
         output_dir=output_dir,
+        raw_dir=raw_dir,
         mode=arguments.mode,
         modalities=tuple(dict.fromkeys(arguments.modality or MODALITIES[arguments.mode])),
         model=arguments.model,
@@ -657,7 +674,12 @@ def options_of(arguments, argv):
 
 
 def check_running(arguments):
-    """Raise UsageError if the work folder is in the dataset, or a plugin file is not there."""
+    """Raise UsageError if a folder is in the dataset that must not be, or an option does not go with another."""
+    if arguments.output_layout == 'raw':
+        if arguments.mode != 'fill':
+            raise UsageError('--output-layout raw is for --mode fill')
+        if arguments.output_dir.resolve().is_relative_to(arguments.bids_dir.resolve()):
+            raise UsageError(f'--output-layout raw: OUTPUT_DIR {arguments.output_dir} is in BIDS_DIR')
     work_dir = arguments.work_dir
     if work_dir is not None and work_dir.resolve().is_relative_to(arguments.bids_dir.resolve()):
         raise UsageError(f'--work-dir {arguments.work_dir} is in BIDS_DIR, which is never written to')

@@ -104,6 +104,22 @@ def load(image, mask_threshold=0.5, lesion_labels=(), min_lesion_volume_mm3=0):
     )
 
 
+def lesions_of(image, mask_threshold=0.5, to_t1w=None):
+    """All lesions of an image's mask as an image of zeros and ones or probabilities; None without a mask.
+
+    Parameters
+    ----------
+    image : layout.Inputs
+    mask_threshold : float
+    to_t1w : (4, 4) array, optional
+        See `Loaded.flair_to_t1w`; the mask of a T1w that was drawn on the FLAIR is moved by it.
+    """
+    if image.lesion_mask_file is None:
+        return None
+    mask_img, _ = select_lesions(nib.load(image.lesion_mask_file), mask_threshold, image.lesion_labels)
+    return mask_img if to_t1w is None or image.tissue_file else moved(mask_img, to_t1w)
+
+
 def same_grid(img, other):
     """True if two images have one grid."""
     return img.shape[:3] == other.shape[:3] and np.allclose(img.affine, other.affine, atol=1e-3)

@@ -6,7 +6,7 @@ import time
 import nibabel as nib
 import numpy as np
 
-from . import fill, inputs, layout, registration, report, thickness, visits, weights
+from . import fill, inputs, layout, raw_layout, registration, report, thickness, visits, weights
 
 logger = logging.getLogger('bids_lesionfill')
 
@@ -34,6 +34,8 @@ def prepare(options):
     found = find_images(options, derivatives)
     layout.write_dataset_files(options.output_dir, options.bids_dir, derivatives, options.version, citation(options))
     layout.remove_leftovers(options.output_dir)
+    if options.raw_dir is not None:
+        raw_layout.write_top(options.raw_dir, options.bids_dir, options.version)
     return derivatives, found, layout.new_run_id()
 
 
@@ -43,14 +45,22 @@ def run_all(found, options, derivatives, run_id):
     models = {modality: load_model(options, modality) for modality in usable if not options.reports_only}
     donor = visits.find_donor(options, derivatives) if options.mask_from else None
     engines = make_engines(options)
-    statuses = {}
+    statuses, started = {}, time.monotonic()
     for number, (subject, images) in enumerate(found.items(), start=1):
-        logger.info('sub-%s (%d of %d)', subject, number, len(found))
+        logger.info('sub-%s (%d of %d%s)', subject, number, len(found), time_left(started, number - 1, len(found)))
         layout.write_config(options.output_dir, subject, run_id, options.config)
         statuses[subject] = run_participant(subject, images, models, engines, donor, run_id, options)
         if statuses[subject] == 'failed' and options.stop_on_first_crash:
             break
     return statuses
+
+
+def time_left(started, n_done, n_all):
+    """How long the rest takes if it takes as long as what is done, in words; empty if nothing is done yet."""
+    if not n_done:
+        return ''
+    minutes = (time.monotonic() - started) / n_done * (n_all - n_done) / 60
+    return f', about {minutes:.0f} min left' if minutes >= 1 else ', less than a minute left'
 
 
 def conclude(statuses, options, derivatives):
@@ -113,7 +123,11 @@ def run_participant(subject, images, models, engines, donor, run_id, options):
             (image, desc, measure_thickness(image, result, engines, run_id, options)) for image, desc, result in results
         ]
     try:
-        return finish(subject, results, run_id, options)
+        status = finish(subject, results, run_id, options)
+        if options.raw_dir is not None and status != 'failed':
+            of_raw = (options.raw_dir, options.bids_dir, options.output_dir, subject, images, options.session_labels)
+            raw_layout.write_participant(*of_raw)
+        return status
     except Exception as error:
         message = layout.note_crash(error, 'report', subject, run_id, options.output_dir)
         layout.write_status(options.output_dir, subject, run_id, {'status': 'failed', 'images': 0, 'message': message})

@@ -129,7 +129,7 @@ def synthesize_lesions(
     return fill.as_loaded(painted.synth_img), painted.new_mask_img
 
 
-def look_at(t1w_img, lesion_mask_img=None, brain_mask_img=None, mask_threshold=0.5):
+def look_at(t1w_img, lesion_mask_img=None, brain_mask_img=None, mask_threshold=0.5, tissue_seg_img=None):
     """Find brain and white matter in a T1w; see `Anatomy`.
 
     Parameters
@@ -139,6 +139,8 @@ def look_at(t1w_img, lesion_mask_img=None, brain_mask_img=None, mask_threshold=0
         In the same world space.
     mask_threshold : float
         From this probability on a voxel of a mask of floats is lesion.
+    tissue_seg_img : nibabel image, optional
+        1 CSF, 2 grey matter, 3 white matter; found if not given.
 
     Raises
     ------
@@ -150,7 +152,7 @@ def look_at(t1w_img, lesion_mask_img=None, brain_mask_img=None, mask_threshold=0
     old_lesions = np.zeros(grid_img.shape, dtype=bool)
     if lesion_mask_img is not None:
         old_lesions = fill.mask_on_grid(lesion_mask_img, grid_img, mask_threshold)
-    brain_mask, tissue_seg, info = fill.find_tissues(t1w, old_lesions, grid_img, brain_mask_img)
+    brain_mask, tissue_seg, info = fill.find_tissues(t1w, old_lesions, grid_img, brain_mask_img, tissue_seg_img)
     tissue_seg = np.where(old_lesions & brain_mask, tissues.WHITE_MATTER, tissue_seg)
     return Anatomy(grid_img, brain_mask, tissue_seg, old_lesions, info)
 

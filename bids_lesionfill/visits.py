@@ -7,7 +7,7 @@ from functools import cached_property
 import nibabel as nib
 import numpy as np
 
-from . import fill, layout, synth, weights
+from . import fill, inputs, layout, synth, weights
 
 logger = logging.getLogger('bids_lesionfill')
 
@@ -73,7 +73,7 @@ def synthesize_image(visit, image, variant, desc, model, options):
         visit.anatomy,
         visit.new_lesions(variant),
         model,
-        lesion_mask_img=nib.load(image.lesion_mask_file) if image.lesion_mask_file else None,
+        lesion_mask_img=inputs.lesions_of(image, options.mask_threshold),
         num_inference_steps=options.num_inference_steps,
         seed=(layout.seed_of(image, options.random_seed) + 7919 * variant) % 2**63,
         device=fill.choose_device(options.device),
@@ -107,13 +107,20 @@ class Visit:
     @cached_property
     def anatomy(self):
         """See `synth.look_at`."""
-        first = self.first
-        return synth.look_at(
-            nib.load(first.t1w_file),
-            nib.load(first.lesion_mask_file) if first.lesion_mask_file else None,
+        first, t1w_img = self.first, nib.load(self.first.t1w_file)
+        tissue_seg_img, source, notes = inputs.load_segmentation(first.segmentation, t1w_img)
+        for note in notes:
+            logger.warning('%s: %s', first.name, note)
+        anatomy = synth.look_at(
+            t1w_img,
+            inputs.lesions_of(first, self.options.mask_threshold),
             nib.load(first.brain_mask_file) if first.brain_mask_file else None,
             self.options.mask_threshold,
+            tissue_seg_img,
         )
+        if source:
+            anatomy.info['WhiteMatterSource'] = source
+        return anatomy
 
     @cached_property
     def atlas(self):
@@ -125,7 +132,7 @@ class Visit:
         """The mask that was given, or another patient's."""
         if self.options.new_mask_file:
             return nib.load(self.options.new_mask_file)
-        return synth.borrow(nib.load(self.donor.t1w_file), nib.load(self.donor.lesion_mask_file), self.anatomy)
+        return synth.borrow(nib.load(self.donor.t1w_file), inputs.lesions_of(self.donor), self.anatomy)
 
     @property
     def source(self):

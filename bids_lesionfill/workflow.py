@@ -1,6 +1,7 @@
 """Participants as nodes of nipype: several at once on one machine, or on a cluster by a plugin of nipype."""
 
 import logging
+import os
 import shutil
 import tempfile
 from dataclasses import replace
@@ -23,6 +24,7 @@ def run(options):
     derivatives, found, run_id = participant.prepare(options)
     base_dir = Path(options.work_dir or tempfile.gettempdir()).resolve() / FOLDER / run_id
     plugin, plugin_args = read_plugin(options)
+    os.environ.setdefault('LOGNAME', 'bids_lesionfill')  # nipype's SLURM and SGE name jobs by it; containers lack it
     flow = build(found, options, derivatives, run_id, base_dir)
     logger.info('%d participant(s) as nodes of nipype, plugin %s', len(found), plugin)
     try:
@@ -39,6 +41,7 @@ def run(options):
 def build(found, options, derivatives, run_id, base_dir):
     """A workflow with one node for each participant, none of which waits for another."""
     from nipype import Function, Node, Workflow, config
+    from nipype import logging as nipype_logging
 
     config.update_config(
         {
@@ -52,6 +55,7 @@ def build(found, options, derivatives, run_id, base_dir):
             },
         }
     )
+    nipype_logging.update_logging(config)
     flow = Workflow('participants', base_dir=str(base_dir))
     n_procs = min(options.omp_nthreads or 1, options.nprocs)
     for subject, images in found.items():

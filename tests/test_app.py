@@ -646,3 +646,16 @@ def test_two_runs_on_one_output_folder_at_once_are_safe(dataset, run, tmp_path, 
     assert of_patients(out) == of_patients(tmp_path / 'alone')
     assert not [path for path in out.rglob('*.tmp')]
     json.loads((out / 'dataset_description.json').read_text())
+
+
+@pytest.mark.slow
+def test_raw_layout_is_a_valid_raw_dataset_with_filled_images(dataset, run, tmp_path):
+    root, raw = dataset(), tmp_path / 'raw'
+    assert run(root, raw, '--output-layout', 'raw') == cli.OK
+    filled = raw / 'derivatives/bids_lesionfill/sub-01/anat/sub-01_desc-filled_T1w.nii.gz'
+    assert (raw / t1w_path('01')).read_bytes() == filled.read_bytes()
+    assert (raw / t1w_path('02')).is_file()
+    for folder in (raw, raw / 'derivatives/bids_lesionfill') if validator() else ():  # -r reads no .bidsignore below
+        command = [validator(), '--ignoreWarnings', str(folder)]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert result.returncode == 0, result.stdout

@@ -15,25 +15,20 @@ MAY_IMPORT = {
     '__init__': {'fill', 'synth'},
     '__main__': {'cli'},
     'cli': {
-        'config',
-        'participant',
-        'group',
-        'thickness',
-        'tool_outputs',
-        'validation',
-        'weights',
-        'layout',
-        'workflow',
+        *('config', 'group', 'layout', 'participant', 'raw_layout', 'thickness', 'tool_outputs', 'validation'),
+        *('weights', 'workflow'),
     },
+    'single_file': {'fill', 'layout'},
     # stories
     'participant': {
-        *('fill', 'inputs', 'layout', 'registration', 'report', 'thickness', 'thickness.measure', 'visits', 'weights'),
+        *('fill', 'inputs', 'layout', 'raw_layout', 'registration', 'report', 'thickness', 'thickness.measure'),
+        *('visits', 'weights'),
     },
     'group': {'group_page', 'layout', 'reproducibility', 'thickness'},
     'workflow': {'layout', 'participant'},
     'inputs': {'fill', 'masks', 'preprocess', 'registration', 'segmentations'},
     'fill': {'inpaint', 'masks', 'preprocess', 'tissues', 'weights'},
-    'visits': {'fill', 'layout', 'synth', 'weights'},
+    'visits': {'fill', 'inputs', 'layout', 'synth', 'weights'},
     'synth': {
         *('baselines', 'fill', 'inpaint', 'lesion_masks', 'masks', 'preprocess', 'registration', 'synthesis'),
         *('tissues', 'weights'),
@@ -50,10 +45,13 @@ MAY_IMPORT = {
     'tool_outputs': set(),
     'validation': {'layout'},
     'config': {'layout'},
+    'raw_layout': {'layout'},
     'report': set(),
     'evaluation_page': {'layout'},
     'group_page': {'layout', 'report', 'thickness', 'thickness.anatomy'},
-    'thickness.measure': {'fill', 'layout', 'preprocess', 'reproducibility', 'thickness', 'tissues'},
+    'thickness.measure': {
+        *('fill', 'inputs', 'layout', 'preprocess', 'registration', 'reproducibility', 'thickness', 'tissues'),
+    },
     'thickness.pbt': {'thickness', 'thickness.anatomy', 'thickness.cortex'},
     'thickness.ants': {*EMBEDDED, 'masks', 'preprocess', 'thickness.cortex', 'thickness.tools'},
     'thickness.antspynet': {*EMBEDDED, 'preprocess'},
@@ -209,7 +207,10 @@ def test_pure_modules_have_no_side_effects_at_hand(module):
 
 @pytest.mark.parametrize(
     'module',
-    ['cli', '__init__', '__main__', 'config', 'layout', 'thickness', 'tool_outputs', 'validation', 'weights'],
+    [
+        *('cli', '__init__', '__main__', 'config', 'layout', 'raw_layout', 'thickness', 'tool_outputs', 'validation'),
+        'weights',
+    ],
 )
 def test_help_and_version_wait_for_no_heavy_import(module):
     _, foreign = imports(module, top_level_only=True)

@@ -2,6 +2,8 @@
 
 import logging
 import multiprocessing
+import shutil
+import subprocess
 from pathlib import Path
 
 import nibabel as nib
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from bids_examples import t1w_path, write_bids, write_description
 
-from bids_lesionfill import cli, layout, workflow
+from bids_lesionfill import cli, layout, participant, workflow
 from bids_lesionfill.layout import UsageError
 
 
@@ -73,6 +75,21 @@ def test_clean_workdir_leaves_what_is_not_ours(bids_dir, tmp_path):
     assert (tmp_path / 'work/mine').is_dir()
 
 
+def has_slurm():
+    return shutil.which('sinfo') and subprocess.run(['sinfo', '-h'], capture_output=True).stdout.strip()
+
+
+@pytest.mark.skipif(not has_slurm(), reason='needs a running SLURM')
+def test_slurm_runs_participants(bids_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv('PYTHONPATH', str(Path(__file__).parent.parent))
+    monkeypatch.delenv('LOGNAME', raising=False)  # as in a container
+    plugin = tmp_path / 'plugin.yml'
+    plugin.write_text('plugin: SLURM\nplugin_args:\n  sbatch_args: --cpus-per-task=1 --time=0:10:00\n')
+    assert run(bids_dir, tmp_path, 'one') == cli.NOTHING_TO_DO
+    assert run(bids_dir, tmp_path, 'slurm', '--use-plugin', str(plugin)) == cli.NOTHING_TO_DO
+    assert tables(tmp_path / 'one') == tables(tmp_path / 'slurm')
+
+
 def write_statuses(output_dir, numbers):
     for number in numbers:
         layout.write_status(output_dir, f'{number:02d}', 'run', {'status': 'filled'})
@@ -103,3 +120,11 @@ def test_an_index_that_is_there_is_used(bids_dir, tmp_path):
     (bids_dir / t1w_path('04')).write_text('new')
     assert layout.open_layout(bids_dir, [], database).get_subjects() == ['01', '02', '03']
     assert layout.open_layout(bids_dir, []).get_subjects() == ['01', '02', '03', '04']
+
+
+@pytest.mark.parametrize(('n_done', 'seconds', 'words'), [
+    (0, 0, ''), (2, 600, ', about 15 min left'), (4, 40, ', less than a minute left'),
+])  # fmt: skip
+def test_time_left_is_told_in_words(monkeypatch, n_done, seconds, words):
+    monkeypatch.setattr(participant.time, 'monotonic', lambda: 1000 + seconds)
+    assert participant.time_left(1000, n_done, 5) == words

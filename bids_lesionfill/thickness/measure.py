@@ -7,7 +7,7 @@ import logging
 import nibabel as nib
 import numpy as np
 
-from .. import fill, layout, preprocess, reproducibility, tissues
+from .. import fill, inputs, layout, preprocess, registration, reproducibility, tissues
 from . import HEMISPHERES, REGION_NAMES, REGIONS, Scan
 
 logger = logging.getLogger('bids_lesionfill')
@@ -62,7 +62,10 @@ def measure_image(image, engines, output_dir, *, seed, version, noise=True, mask
                 if desc != 'rerun':
                     seg = write_tissues(measurement, scan, image, name, files[f'dseg_{desc}'])
                 if desc == 'filled':
-                    lesion_mask = fill.mask_on_grid(nib.load(image.lesion_mask_file), scan.t1w_img, mask_threshold)
+                    xfm_file = layout.xfm_file(output_dir, image)
+                    to_t1w = registration.from_itk_text(xfm_file.read_text()) if xfm_file.is_file() else None
+                    lesion_mask_img = inputs.lesions_of(image, mask_threshold, to_t1w)
+                    lesion_mask = fill.mask_on_grid(lesion_mask_img, scan.t1w_img, mask_threshold)
                     info['LesionVoxels'] = tissues.voxels_beside_white_matter(lesion_mask, seg)
                 sources = [*image.sources, *([filled_uri(filled_file, output_dir)] if desc == 'filled' else [])]
                 layout.write_thickness(table_file, name, table_rows(measurement.table, name), info, sources)

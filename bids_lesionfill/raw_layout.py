@@ -1,0 +1,104 @@
+"""`--output-layout raw`: a raw dataset whose images are the filled ones, for tools that know nothing of lesions.
+
+What was not filled is linked, or copied in a container, where links would lead out of it. The derivatives that the app
+always writes are in `derivatives/bids_lesionfill`, and tell what was done.
+"""
+
+import gzip
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+from . import layout
+
+LEFT_OUT = ('derivatives', 'sourcedata', 'code', '.git', '.datalad', '.bidsignore')
+DERIVATIVES = Path('derivatives', layout.APP_NAME)
+
+
+def write_top(raw_dir, bids_dir, version):
+    """Write what describes the dataset: as in the one it comes from, with a word on what was done."""
+    description = json.loads(Path(bids_dir, 'dataset_description.json').read_text())
+    made_by = {'Name': layout.APP_NAME, 'Version': version, 'Description': 'lesions of T1w or FLAIR images were filled'}
+    description |= {
+        'Name': f'{description.get("Name", "dataset")}, lesions filled',
+        'DatasetType': 'raw',
+        'GeneratedBy': [*description.get('GeneratedBy', []), made_by],
+    }
+    layout.write_json(Path(raw_dir, 'dataset_description.json'), description)
+    for path in Path(bids_dir).iterdir():
+        own = path.name in ('dataset_description.json', 'participants.tsv')
+        if path.is_file() and not own and path.name not in LEFT_OUT:
+            place(path, Path(raw_dir, path.name))
+    if not any(Path(bids_dir).glob('README*')):
+        layout.write_bytes(Path(raw_dir, 'README.md'), f'# {description["Name"]}\n'.encode())
+
+
+def write_participant(raw_dir, bids_dir, output_dir, subject, images, session_labels=()):
+    """Write one participant: filled images where there are any, and links to all else.
+
+    Parameters
+    ----------
+    output_dir : path
+        Of the derivatives.
+    images : list of layout.Inputs
+    session_labels : sequence of str
+        Other sessions are left out; all are taken if empty.
+    """
+    bids_dir, raw_dir = Path(bids_dir), Path(raw_dir)
+    filled = {image.relative_path: layout.output_files(output_dir, image)['filled'] for image in images}
+    filled = {name: path for name, path in filled.items() if layout.read_sidecar(path)}
+    sidecars = {layout.strip_extension(name) + '.json': path for name, path in filled.items()}
+    for path in sorted((bids_dir / f'sub-{subject}').rglob('*')):
+        name = path.relative_to(bids_dir).as_posix()
+        session = next((part for part in Path(name).parts if part.startswith('ses-')), None)
+        if path.is_dir() or (session and session_labels and session.removeprefix('ses-') not in session_labels):
+            continue
+        if layout.lesion_kind(path.name) is not None or name in sidecars:
+            continue
+        if name in filled:
+            write_filled(path, raw_dir / name, filled[name])
+        else:
+            place(path, raw_dir / name)
+    for name, path in sidecars.items():
+        original = bids_dir / name
+        content = json.loads(original.read_text()) if original.is_file() else {}
+        about = layout.read_sidecar(path)
+        content |= {'SkullStripped': about.get('SkullStripped', False), 'LesionsFilled': about.get('Lesions', 0)}
+        layout.write_json(raw_dir / name, content)
+    write_participants(raw_dir, bids_dir)
+
+
+def write_filled(original, target, filled):
+    """Put a filled image in the place of its original, compressed or not as that is."""
+    if original.name.endswith('.gz'):
+        place(filled, target)
+    else:
+        layout.write_bytes(target, gzip.decompress(filled.read_bytes()))
+
+
+def write_participants(raw_dir, bids_dir):
+    """Write the rows of `participants.tsv` whose participants are there."""
+    table = Path(bids_dir, 'participants.tsv')
+    if not table.is_file():
+        return
+    first, *lines = table.read_text(encoding='utf-8-sig').splitlines()
+    known = None
+    while known != (known := {path.name for path in Path(raw_dir).glob('sub-*')}):  # others write beside this one
+        rows = [line for line in lines if line.split('\t')[0] in known]
+        layout.write_bytes(Path(raw_dir, 'participants.tsv'), '\n'.join([first, *rows, '']).encode())
+
+
+def place(source, target):
+    """Link a file, or copy it in a container; what is there is replaced, at once."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f'.{target.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp')
+    try:
+        if layout.container() or 'IS_DOCKER_8395080871' in os.environ:
+            shutil.copyfile(source, temporary)
+        else:
+            temporary.symlink_to(os.path.relpath(source.resolve(), target.parent.resolve()))
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,65 @@
+"""The documentation: what it names is there."""
+
+import doctest
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from bids_lesionfill import cli, single_file
+
+DOCS = Path(__file__).parent.parent / 'docs'
+PAGES = sorted(path.name for path in DOCS.glob('*.md'))
+OTHER_PROGRAMS = ('reader_study.md', 'container.md')  # whose options they name
+
+
+@pytest.fixture(scope='module')
+def hooks():
+    spec = importlib.util.spec_from_file_location('hooks', DOCS / 'hooks.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def options_of(parser):
+    return {name for action in parser._actions for name in action.option_strings}
+
+
+def test_every_option_and_exit_code_is_on_the_page_of_options(hooks):
+    page = hooks.on_page_markdown((DOCS / 'options.md').read_text())
+    for name in options_of(cli.build_parser()) - {'-h', '--help'}:
+        assert '_' in name or f'`{name}`' in page, name
+    for code in (cli.OK, cli.SOME_FAILED, cli.USAGE, cli.UNKNOWN_ARGUMENT, cli.INVALID, cli.NOTHING_TO_DO,
+                 cli.INTERNAL, cli.INTERRUPTED):  # fmt: skip
+        assert f'| {code} |' in page
+    assert '%(default)' not in page
+
+
+@pytest.mark.parametrize('name', [name for name in PAGES if name not in OTHER_PROGRAMS])
+def test_options_that_a_page_names_exist(name):
+    known = options_of(cli.build_parser()) | options_of(single_file.build_parser())
+    foreign = {'--array', '--cpus-per-task', '--time', '--output', '--cleanenv', '--containall', '--dependency', '--t1',
+               '--sid', '--sd', '--lesion', '--plan', '--fsaparc'}  # fmt: skip
+    for option in re.findall(r'(?<![\w-])--[a-z][a-z0-9_-]+', (DOCS / name).read_text()):
+        assert option in known | foreign, option
+
+
+@pytest.mark.parametrize('name', PAGES)
+def test_links_between_pages_lead_somewhere(name):
+    for target, anchor in re.findall(r'\]\((?!http)([^)#]+)#?([^)]*)\)', (DOCS / name).read_text()):
+        assert (DOCS / target).is_file(), target
+        titles = re.findall(r'^#+ (.+)$', (DOCS / target).read_text(), re.M) if anchor else []
+        assert not anchor or anchor in {title.lower().replace(' ', '-') for title in titles}
+
+
+def test_every_page_is_in_the_navigation():
+    text = (DOCS.parent / 'mkdocs.yml').read_text()
+    assert sorted(re.findall(r': (\w+\.md)$', text, re.M)) == PAGES
+
+
+@pytest.mark.slow
+def test_examples_in_python_run():
+    result = doctest.testfile(str(DOCS / 'python.md'), module_relative=False)
+    assert result.attempted > 8
+    assert result.failed == 0
