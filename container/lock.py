@@ -26,12 +26,6 @@ PYTHON, MACHINE = (3, 11), 'x86_64'  # of the image
 WITH_TORCH = re.compile(r'torch|triton|setuptools|nvidia-|cuda-')
 
 
-def wanted(project):
-    """Requirements of the image: those of the app and of its extras, but for the tests'."""
-    extras = project.get('optional-dependencies', {})
-    return project['dependencies'] + [r for name in extras if name != 'test' for r in extras[name]]
-
-
 def torch_builds(constraints):
     """The requirement of each build: the CPU build has a local version, and `===` takes only the one without."""
     version = re.search(r'^torch==([\d.]+)$', constraints, re.MULTILINE)[1]
@@ -65,7 +59,7 @@ def lock(packages):
 def main():
     if sys.version_info[:2] != PYTHON or os.uname().machine != MACHINE:
         sys.exit(f'the image has Python {PYTHON[0]}.{PYTHON[1]} on {MACHINE}: run this with the same')
-    requirements = wanted(tomllib.loads((ROOT / 'pyproject.toml').read_text())['project'])
+    requirements = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['dependencies']
     with tempfile.TemporaryDirectory() as folder:
         venv.create(folder, with_pip=True)
         pip = Path(folder) / 'bin' / 'pip'
