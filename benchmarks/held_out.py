@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from bids_lesionfill import (
     baselines,
+    fill,
     inpaint,
     layout,
     lesion_masks,
@@ -196,6 +197,13 @@ def app_contrasts(image, labels, strengths, old_lesions, wm_mask, model):
     """The contrasts that the app asks for; see `synth.paint`."""
     reference, _ = synth.reference_contrasts(image, old_lesions, wm_mask, model)
     return synthesis.choose_contrasts(volumes_of(labels), strengths, *reference, SIGN[model.modality])
+
+
+def paint(session, new, model, seed, num_inference_steps=None):
+    """The visit's image with new lesions (`synth.NewLesions`) as the app paints them, normalised."""
+    old_mask_img = fill.mask_image(session.anatomy.old_lesions, session.image_img)
+    painted = synth.paint(session.image_img, session.anatomy, new, model, old_mask_img, num_inference_steps, seed)
+    return session.normalise(painted.synth_img)
 
 
 def with_interval(values, people, form, seed=0):

@@ -1,7 +1,7 @@
 """Our counterpart of the thesis' table 4.5, real lesions voided and put back: `table_4_5.md`.
 
     for plan in small-{2d,3d}-synth small-{2d,3d}-synth-unconditional; do
-      OMP_NUM_THREADS=1 python -m bids_lesionfill.train BIDS_DIR ... SMALL/$plan-26 --plan $plan \\\\
+      OMP_NUM_THREADS=1 python -m bids_lesionfill.train BIDS_DIR ... SMALL/$plan-26 --plan $plan \\
         --validation-label 26 --cpu-minutes 6 --num-workers 0
     done
     python benchmarks/table_4_5.py BIDS_DIR ... --models MODELS --small-models SMALL --work-dir WORK
