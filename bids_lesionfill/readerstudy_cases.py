@@ -96,8 +96,12 @@ def replace_lesion(image_img, lesion, lesion_mask, t1w_img, model, num_inference
     contrast = draw_contrast(brain, hole, model, seed) if model.form.asks_contrast else None
     values = inpaint.fill_volume(
         brain.image, hole, brain.wm_mask, model, num_inference_steps, [seed], device, contrast=contrast
-    )
-    painted = fill.on_grid(scaling.invert(brain.image), hole, scaling.invert(values[0]), grid_img, plain_img)
+    )[0]
+    if contrast is not None:
+        synthetic = brain.image.copy()
+        synthetic[hole] = values
+        values = synthesis.match_contrast(synthetic, hole, brain.wm_mask, contrast)[hole]
+    painted = fill.on_grid(scaling.invert(brain.image), hole, scaling.invert(values), grid_img, plain_img)
     # A value that the image has nowhere else would tell: one beyond its range, or a fraction among whole numbers.
     known = plain_img.get_fdata(dtype=np.float32)[~lesion]
     painted = np.clip(painted, known.min(), known.max())

@@ -324,6 +324,9 @@ def paint(
     values = inpaint.fill_volume(
         image, hole, wm_mask, model, num_inference_steps, [seed], device, batch_size, start_step, contrast
     )[0]
+    if model.form.asks_contrast:
+        image[hole] = values
+        values = synthesis.match_contrast(image, hole, wm_mask, contrast)[hole]
     values = np.clip(values, *limits)
 
     # 4. Back to the image's grid and its stored values, inside the new lesions only.

@@ -163,8 +163,8 @@ SYNTH_T1W = replace(
     share_at_end=0.2,  # samples, not their mean, are wanted: every time step counts
     log_loss_floor=None,
     num_inference_steps=20,
-    num_updates=300,
-    decay_updates=200,
+    num_updates=200,
+    decay_updates=130,
     warmup_updates=50,
     validate_every=300,
 )
@@ -174,6 +174,8 @@ SYNTH_FLAIR = replace(
     modality='FLAIR',
     form=inpaint.Form(base='lesion', residual_scale=0.4, detail_scale=0.4),
     cases=replace(SYNTH_T1W.cases, rim_contrast=FLAIR.cases.rim_contrast),
+    num_updates=300,
+    decay_updates=200,
 )
 MASKS = {'lesions': 0.0, 'circles': 1.0, 'mixture': 0.5}  # share of circles
 UNCONDITIONAL = inpaint.Form(kind='unconditional', inside_mask_only=False)

@@ -46,7 +46,7 @@ MAY_IMPORT = {
     'metrics': set(),
     'preprocess': set(),
     'evaluation_cases': {'inpaint', 'masks', 'synthesis', 'tissues'},
-    'synthesis': {'masks'},
+    'synthesis': {'inpaint', 'masks'},
     'unet': set(),
 }
 PURE = [
