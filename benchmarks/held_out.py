@@ -12,7 +12,6 @@ from scipy import ndimage
 
 from bids_lesionfill import (
     baselines,
-    fill,
     inpaint,
     layout,
     lesion_masks,
@@ -26,6 +25,8 @@ from bids_lesionfill import (
 
 SIGN = {'FLAIR': 1, 'T1w': -1}  # are lesions brighter or darker than white matter?
 EDGE_VOXELS = {'FLAIR': 0.9, 'T1w': 0.56}  # of real lesions: lesion_contrast.py
+
+ANATOMY = ('brain_mask', 'tissue_seg', 'old_lesions')
 
 
 @dataclass(frozen=True)
@@ -62,32 +63,41 @@ def add_arguments(parser):
     parser.add_argument('--work-dir', type=Path, required=True, help='keeps what is done: run again to go on')
     parser.add_argument('--modality', choices=['FLAIR', 'T1w'], nargs='+', default=['FLAIR', 'T1w'])
     parser.add_argument('--patients', nargs='+', help='labels; default: all that have a model')
+    parser.add_argument('--visits', type=int, help='of each patient, at most; default: all')
     parser.add_argument('--seed', type=int, default=1)
 
 
-def read_sessions(bids_dirs, modality, work_dir):
-    """All visits of all patients; what is known of their anatomy is kept in `work_dir`."""
+def read_sessions(bids_dirs, modality, work_dir, n_visits=None):
+    """Visits of all patients (of each the first `n_visits`); what is known of their anatomy is kept in `work_dir`."""
     sessions = []
     for bids_dir in bids_dirs:
         for label, image_file, t1w_file, mask_file in layout.find_patients(bids_dir, modality):
+            if sum(session.label == label for session in sessions) == n_visits:
+                continue
             name = Path(t1w_file).name.removesuffix('_T1w.nii.gz')
             anatomy = read_anatomy(Path(work_dir) / 'anatomy' / f'{name}.npz', t1w_file, mask_file)
             image = preprocess.resample_to(nib.load(image_file), anatomy.grid_img, order=3)
             scaling = preprocess.white_matter_scaling(image, anatomy.wm_mask)
             image_img = nib.Nifti1Image(image, anatomy.grid_img.affine)
-            sessions.append(Session(label, name, modality, image_img, anatomy, scaling))
+            sessions.append(Session(label, name, modality, *crop(image_img, anatomy), scaling))
     return sessions
+
+
+def crop(image_img, anatomy, margin_voxels=16):
+    """Image and anatomy, cut to the brain: half of the time goes with the background."""
+    box = masks.widen(ndimage.find_objects(anatomy.brain_mask.astype(np.uint8))[0], margin_voxels)
+    arrays = (getattr(anatomy, name)[box] for name in ANATOMY)
+    return image_img.slicer[box], synth.Anatomy(anatomy.grid_img.slicer[box], *arrays)
 
 
 def read_anatomy(cache_file, t1w_file, mask_file):
     """`synth.look_at`, once."""
-    fields = ('brain_mask', 'tissue_seg', 'old_lesions')
     if not cache_file.is_file():
         anatomy = synth.look_at(nib.load(t1w_file), nib.load(mask_file))
         cache_file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(cache_file, **{name: getattr(anatomy, name) for name in fields})
+        np.savez_compressed(cache_file, **{name: getattr(anatomy, name) for name in ANATOMY})
     with np.load(cache_file) as arrays:
-        return synth.Anatomy(preprocess.conform(nib.load(t1w_file)), *(arrays[name] for name in fields))
+        return synth.Anatomy(preprocess.conform(nib.load(t1w_file)), *(arrays[name] for name in ANATOMY))
 
 
 def load_model(models_dir, modality, label):
@@ -99,7 +109,7 @@ def load_model(models_dir, modality, label):
 def held_out(options, modality):
     """Every visit with the model that did not see its patient: pairs."""
     pairs = []
-    for session in read_sessions(options.bids_dir, modality, options.work_dir):
+    for session in read_sessions(options.bids_dir, modality, options.work_dir, options.visits):
         model = load_model(options.models, modality, session.label)
         if model is not None and (options.patients is None or session.label in options.patients):
             pairs.append((session, model))
@@ -199,11 +209,34 @@ def app_contrasts(image, labels, strengths, old_lesions, wm_mask, model):
     return synthesis.choose_contrasts(volumes_of(labels), strengths, *reference, SIGN[model.modality])
 
 
-def paint(session, new, model, seed, num_inference_steps=None):
-    """The visit's image with new lesions (`synth.NewLesions`) as the app paints them, normalised."""
-    old_mask_img = fill.mask_image(session.anatomy.old_lesions, session.image_img)
-    painted = synth.paint(session.image_img, session.anatomy, new, model, old_mask_img, num_inference_steps, seed)
-    return session.normalise(painted.synth_img)
+def sample(session, labels, contrasts, model, seed, num_inference_steps=None, image=None):
+    """Lesions painted as `synth.paint` does on its working grid, and the network's own, before contrasts are matched.
+
+    Parameters
+    ----------
+    session : Session
+    labels : (X, Y, Z) int array, the number of each lesion from 1
+    contrasts : (n,) array, asked for
+    model : weights.Model
+    seed : int
+    num_inference_steps : int, optional
+        The model's own if not given.
+    image : (X, Y, Z) float array, optional
+        Instead of the session's, normalised.
+
+    Returns
+    -------
+    painted, own : (X, Y, Z) float arrays, normalised
+    """
+    image, hole = session.image if image is None else image, labels > 0
+    wm_mask = session.anatomy.wm_mask & ~hole
+    contrast = np.append(0, contrasts)[labels].astype(np.float32)
+    steps = num_inference_steps or model.plan['num_inference_steps']
+    own = image.copy()
+    own[hole] = inpaint.fill_volume(image, hole, wm_mask, model, steps, [seed], contrast=contrast)[0]
+    limits = np.quantile(image[session.anatomy.brain_mask & ~hole], (0.001, 0.999))
+    matched = synthesis.match_contrast(own, hole, wm_mask, contrast)
+    return np.where(hole, np.clip(matched, *limits), image), own
 
 
 def with_interval(values, people, form, seed=0):

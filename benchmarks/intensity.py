@@ -7,7 +7,6 @@ as `--lesion-intensity` does, by the model that did not see the patient.
 """
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 import held_out
@@ -21,7 +20,9 @@ NOTES = """\
 Written by `intensity.py`, which says how. {n_lesions} new lesions ({n_cases} paintings) in {n_people} patients, {steps}
 steps; patients are drawn first in the bootstrap (95 % intervals). Contrast: mean of the lesion minus the white matter
 around, white matter is 1.5 above the background. `slope`: least squares, obtained on asked, all patients together;
-`within patients`: each patient's means are taken off both first. Lesions of less than 30 mm3 have a slope of their own,
+`within patients`: each patient's means are taken off both first. `network alone`: what the network paints before the
+app shifts the mean of each lesion to what was asked for; the shift makes the slope 1 by construction, but for what is
+clipped at the brightest and darkest thousandth of the brain. Lesions of less than 30 mm3 have a slope of their own,
 since they are all edge.
 """
 
@@ -31,17 +32,18 @@ def main():
     held_out.add_arguments(parser)
     parser.add_argument('--n-lesions', type=int, default=10)
     parser.add_argument('--load-ml', type=float, default=2.0)
+    parser.add_argument('--steps', type=int, help="of the sampling; default: the model's own")
+    parser.set_defaults(visits=1)
     options = parser.parse_args()
     texts = ['# Contrast: asked against obtained\n']
     for modality in options.modality:
-        rows, seen = [], set()
+        rows = []
         for number, (session, model) in enumerate(held_out.held_out(options, modality)):
-            if session.label not in seen:  # a patient with three visits counts once
-                seen.add(session.label)
-                file = options.work_dir / 'intensity' / f'{modality}_{session.name}.tsv'
-                rows += held_out.finished(file, ask, session, model, options, number)
-                texts = [text for text in texts if not text.startswith(f'## {modality}')] + [report(rows, modality)]
-                Path(__file__).with_suffix('.md').write_text('\n'.join(texts))
+            file = options.work_dir / 'intensity' / f'{modality}_{session.name}.tsv'
+            rows += held_out.finished(file, ask, session, model, options, number)
+        if rows:
+            texts.append(report(rows, modality))
+            Path(__file__).with_suffix('.md').write_text('\n'.join(texts))
 
 
 def ask(session, model, options, number):
@@ -54,19 +56,18 @@ def ask(session, model, options, number):
     bright = np.quantile(image[session.anatomy.brain_mask], 0.999)
     rows, of_seed = [], {}
     for quantile, seed in [*((q, options.seed) for q in QUANTILES), (0.5, options.seed + 1)]:
-        asked_for = replace(new, strengths=np.full(labels.max(), quantile))
-        painted = held_out.paint(session, asked_for, model, seed)
+        strengths = np.full(labels.max(), quantile)
+        asked = held_out.app_contrasts(image, labels, strengths, session.lesion_mask, session.anatomy.wm_mask, model)
+        painted, alone = held_out.sample(session, labels, asked, model, seed, options.steps)
         of_seed[quantile, seed] = painted
-        asked = held_out.app_contrasts(
-            image, labels, asked_for.strengths, session.lesion_mask, session.anatomy.wm_mask, model
-        )
-        obtained = held_out.contrasts_of(painted, labels, wm_mask)
+        obtained, network = (held_out.contrasts_of(result, labels, wm_mask) for result in (painted, alone))
         for lesion in range(1, labels.max() + 1):
             values = painted[labels == lesion]
             row = {'name': session.name, 'lesion': lesion, 'volume_ml': len(values) / 1000, 'quantile': quantile}
             row |= {'seed': seed, 'asked': asked[lesion - 1], 'obtained': obtained[lesion - 1]}
-            rows.append(row | {'above': float((values > bright).mean()), 'steps': model.plan['num_inference_steps']})
-        print(session.name, quantile, seed, asked.round(2), obtained.round(2), flush=True)
+            row |= {'network': network[lesion - 1], 'above': float((values > bright).mean())}
+            rows.append(row | {'steps': options.steps or model.plan['num_inference_steps']})
+        print(session.name, quantile, seed, asked.round(2), network.round(2), obtained.round(2), flush=True)
     one, other = (of_seed[0.5, seed] for seed in (options.seed, options.seed + 1))
     for row in rows:
         inside = labels == row['lesion']
@@ -83,9 +84,9 @@ def slope(asked, obtained, counts):
     return (counts @ (asked * obtained) / total - mean_x * mean_y) / (counts @ asked**2 / total - mean_x**2)
 
 
-def slope_cell(rows, within=False):
-    """Slope and its interval, in words."""
-    asked, obtained = (np.array([row[name] for row in rows]) for name in ('asked', 'obtained'))
+def slope_cell(rows, name, within=False):
+    """Slope of a contrast on what was asked, and its interval, in words."""
+    asked, obtained = (np.array([row[key] for row in rows]) for key in ('asked', name))
     people = np.array([row['label'] for row in rows])
     if within:
         for person in set(people):
@@ -111,10 +112,15 @@ def report(rows, modality):
     lines = []
     for name, own in groups:
         if own:
-            errors = [row['obtained'] - row['asked'] for row in own]
-            cells = [len(own), slope_cell(own), slope_cell(own, within=True), f'{np.mean(errors):+.3f}']
-            lines.append([name, *cells, f'{np.sqrt(np.mean(np.square(errors))):.3f}'])
-    text += held_out.table(['lesions', 'n', 'slope', 'within patients', 'bias', 'RMS error'], lines) + '\n'
+            cells = []
+            for key in ('obtained', 'network'):
+                errors = [row[key] - row['asked'] for row in own]
+                cells += [slope_cell(own, key), slope_cell(own, key, within=True), f'{np.mean(errors):+.3f}']
+                cells.append(f'{np.sqrt(np.mean(np.square(errors))):.3f}')
+            lines.append([name, len(own), *cells])
+    header = ['slope', 'within patients', 'bias', 'RMS error']
+    header = ['lesions', 'n', *header, *(f'network alone: {title}' for title in header)]
+    text += held_out.table(header, lines) + '\n'
     lines = []
     for quantile in QUANTILES:
         own = [row for row in rows if row['quantile'] == quantile]

@@ -3,8 +3,8 @@
     python benchmarks/realism.py BIDS_DIR ... --models MODELS --work-dir WORK    # after table_4_5.py, with its WORK
 
 MODELS: see `held_out.py`. Real lesions against synthetic ones of the same visits, by features of the lesion and its
-surroundings; random forest, leave-one-patient-out. New lesions lie in the mirror images of the real masks, cut to
-normal-appearing white matter: size and place are those of real lesions. `put back`: the lesions of table_4_5.py.
+surroundings; random forest, leave-one-patient-out. `new`: masks drawn as the app draws them, into normal-appearing white
+matter, against the real lesions of the visit of the nearest volumes. `put back`: the lesions of table_4_5.py.
 """
 
 import argparse
@@ -18,15 +18,15 @@ from skimage.feature import graycomatrix, graycoprops, local_binary_pattern
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import roc_auc_score
 
-from bids_lesionfill import baselines, masks, metrics, synth
+from bids_lesionfill import baselines, masks, metrics, synth, weights
 
 MIN_VOXELS = 12  # of a lesion that has a texture
 DISTANCES = np.arange(-2.5, 4)  # voxels from the border of the mask, inside below zero
 GROUPS = ('intensity', 'border', 'texture')
-REAL, UNALTERED = 'real', 'unaltered white matter'
+REAL, UNALTERED, BACK = 'real', 'unaltered white matter', ', put back'
 NOTES = """\
-Written by `realism.py`, which says how. Up to {n_lesions} lesions a visit ({n_real} real ones, {n_people} patients),
-FLAIR and T1w apart; every row is a training of its own, on the other patients. AUC: 0.5 cannot be told apart, 1 always;
+Written by `realism.py`, which says how. {n_real} real lesions of {n_people} patients; every row is a training of its
+own, on the other patients. AUC: 0.5 cannot be told apart, 1 always;
 95 % bootstrap interval, patients drawn first. The classifier knows the mask: `intensity` is the histogram inside it
 against the white matter around, `border` the mean at each distance from its border and the gradients there,
 `texture` co-occurrence, binary patterns, and grain. `telling`: the features that alone tell the two best (AUC, turned
@@ -37,7 +37,9 @@ to above 0.5; over all patients, no training). White matter deviations are the p
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     held_out.add_arguments(parser)
-    parser.add_argument('--n-lesions', type=int, default=20)
+    parser.add_argument('--n-lesions', type=int, default=30)
+    parser.add_argument('--load-ml', type=float, default=3.0)
+    parser.add_argument('--steps', type=int, help="of the sampling; default: the model's own")
     options = parser.parse_args()
     texts = ['# Real or synthetic?\n']
     for modality in options.modality:
@@ -47,7 +49,7 @@ def main():
             file = options.work_dir / 'realism' / f'{modality}_{session.name}.tsv'
             rows += held_out.finished(file, describe_session, session, model, donors, options, number)
         if len({row['label'] for row in rows}) > 1:
-            texts.append(report(rows, modality, options))
+            texts.append(report(rows, modality))
             Path(__file__).with_suffix('.md').write_text('\n'.join(texts))
 
 
@@ -55,28 +57,25 @@ def describe_session(session, model, donors, options, number):
     """Features of all lesions of one visit: one row per lesion and kind."""
     rng = np.random.default_rng([options.seed, number])
     image, wm_mask = session.image, session.anatomy.wm_mask
-    real = held_out.draw_lesions(session.lesion_mask, options.n_lesions, rng, MIN_VOXELS)
-    images = {REAL: (image, real)}
-    labels = mirror(session, options.n_lesions, rng)
-    if labels.any():
-        strengths = synth.draw_strengths(rng, labels.max(), 'auto')
-        new = synth.NewLesions(synth.number_image(labels, session.image_img), strengths)
-        asked = [
-            held_out.app_contrasts(image, labels, values, session.lesion_mask, wm_mask, model)
-            for values in (strengths, np.full(labels.max(), 0.5))
-        ]
-        edge = held_out.EDGE_VOXELS[session.modality]
-        around = wm_mask & (labels == 0)
-        images |= {
-            f'{model.name}, new': (held_out.paint(session, new, model, options.seed), labels),
-            'paste a real lesion, new': (
-                held_out.paste_real(image, labels, around, donors, session.label, rng),
-                labels,
-            ),
-            'constant median, soft edge, new': (held_out.paint_constant(image, labels, asked[1], edge), labels),
-            'constant auto, soft edge, new': (held_out.paint_constant(image, labels, asked[0], edge), labels),
-            UNALTERED: (image, labels),
-        }
+    labels = draw_new(session, options.n_lesions, options.load_ml, rng)
+    strengths = synth.draw_strengths(rng, labels.max(), 'auto')
+    asked = [
+        held_out.app_contrasts(image, labels, values, session.lesion_mask, wm_mask, model)
+        for values in (strengths, np.full(labels.max(), 0.5))
+    ]
+    edge = held_out.EDGE_VOXELS[session.modality]
+    around = wm_mask & (labels == 0)
+    images = {
+        REAL: (image, similar(session, labels)),
+        f'{model.name}, new': (
+            held_out.sample(session, labels, asked[0], model, options.seed, options.steps)[0],
+            labels,
+        ),
+        'paste a real lesion, new': (held_out.paste_real(image, labels, around, donors, session.label, rng), labels),
+        'constant median, soft edge, new': (held_out.paint_constant(image, labels, asked[1], edge), labels),
+        'constant auto, soft edge, new': (held_out.paint_constant(image, labels, asked[0], edge), labels),
+        UNALTERED: (image, labels),
+    }
     images |= put_back(session, options)
     rows = []
     for kind, (painted, numbers) in images.items():
@@ -85,36 +84,41 @@ def describe_session(session, model, donors, options, number):
     return rows
 
 
-def mirror(session, n_lesions, rng):
-    """Real lesions on the other side of the brain (the grid is MNI's), where there is normal-appearing white matter."""
-    lesion_mask = session.lesion_mask
-    affine, size = session.anatomy.grid_img.affine, lesion_mask.shape[0]
-    middle = -affine[0, 3] / affine[0, 0]  # the voxel of x = 0 mm
-    source = np.rint(2 * middle - np.arange(size)).astype(int)
-    inside = (source >= 0) & (source < size)
-    mirrored = np.zeros_like(lesion_mask)
-    mirrored[inside] = lesion_mask[source[inside]]
-    near = masks.dilate_within(lesion_mask, np.ones_like(lesion_mask), 3)
-    before, _ = masks.label_lesions(mirrored)
-    kept = before * (session.anatomy.wm_mask & ~near)
-    share = np.bincount(kept.flat, minlength=before.max() + 1) / np.maximum(np.bincount(before.flat), 1)
-    return held_out.draw_lesions((share > 0.6)[kept] & (kept > 0), n_lesions, rng, MIN_VOXELS)
+def draw_new(session, n_lesions, load_ml, rng):
+    """New lesions as the app draws them, those that have a texture: (X, Y, Z) int array."""
+    atlas = synth.find_places(session.anatomy, weights.load_lesion_library())
+    new = synth.draw(session.anatomy, atlas, rng, 0.5, n_lesions, load_ml)
+    return held_out.draw_lesions(np.asarray(new.mask_img.dataobj) > 0, n_lesions, rng, MIN_VOXELS)
+
+
+def similar(session, labels):
+    """For each new lesion the real one of the visit whose volume is nearest, each once: (X, Y, Z) int array."""
+    real, n_real = masks.label_lesions(session.lesion_mask)
+    volumes = np.bincount(real.flat).astype(float)
+    volumes[0] = np.nan
+    volumes[volumes < MIN_VOXELS] = np.nan
+    number = np.zeros(n_real + 1, dtype=int)
+    for rank, volume in enumerate(np.sort(held_out.volumes_of(labels))[::-1], start=1):
+        if np.isfinite(volumes).any():
+            nearest = np.nanargmin(np.abs(np.log(volumes / volume)))
+            number[nearest], volumes[nearest] = rank, np.nan
+    return number[real]
 
 
 def put_back(session, options):
-    """What table_4_5.py painted in this visit, without the rows that know the truth."""
+    """What table_4_5.py painted in this visit, without what was told the true contrast."""
     file = options.work_dir / 'table_4_5' / f'{session.modality}_{session.name}.npz'
     if not file.is_file():
         return {}
-    found = {}
     with np.load(file) as arrays:
         labels = arrays['labels']
+        found = {REAL + BACK: (session.image, labels)}
         for name in arrays.files:
             if name == 'labels' or name.startswith('flat') or 'true contrast' in name:
                 continue
             painted = session.image.copy()
             painted[labels > 0] = arrays[name]
-            found[f'{name}, put back'] = (painted, labels)
+            found[name + BACK] = (painted, labels)
     return found
 
 
@@ -201,7 +205,7 @@ def matrix(rows, names):
 def judge(rows, names, seed=0):
     """Scores of held-out patients: (n,) array, NaN where a patient has no lesions to learn from elsewhere."""
     people = np.array([row['label'] for row in rows])
-    truth = np.array([row['kind'] != REAL for row in rows])
+    truth = np.array([not row['kind'].startswith(REAL) for row in rows])
     table, scores = matrix(rows, names), np.full(len(rows), np.nan)
     for person in np.unique(people):
         others, own = people != person, people == person
@@ -223,28 +227,28 @@ def area(truth, scores, people):
     return f'{roc_auc_score(truth, scores):.2f} ({low:.2f} to {high:.2f})'
 
 
-def report(rows, modality, options):
+def report(rows, modality):
     """Table of one modality."""
     names = [name for name in rows[0] if name.split()[0] in GROUPS]
-    real = [row for row in rows if row['kind'] == REAL]
     lines = []
     for kind in dict.fromkeys(row['kind'] for row in rows):
         own = [row for row in rows if row['kind'] == kind]
-        if kind == REAL or len({row['label'] for row in own}) < 2:
+        if kind.startswith(REAL) or len({row['label'] for row in own}) < 2:
             continue
         # Only visits that have both: the classifier is to tell lesions apart, not patients.
         visits = {row['name'] for row in own}
-        pair = [row for row in real if row['name'] in visits] + own
+        of_real = REAL + BACK if kind.endswith(BACK) else REAL
+        pair = [row for row in rows if row['kind'] == of_real and row['name'] in visits] + own
         cells = [area(*judge(pair, names))]
         for group in GROUPS:
             cells.append(area(*judge(pair, [name for name in names if name.startswith(group)])))
-        truth = np.array([row['kind'] != REAL for row in pair])
+        truth = np.array([not row['kind'].startswith(REAL) for row in pair])
         alone = {name: roc_auc_score(truth, matrix(pair, [name])[:, 0]) for name in names}
         best = sorted(names, key=lambda name: -abs(alone[name] - 0.5))[:3]
         telling = ', '.join(f'{name} ({max(alone[name], 1 - alone[name]):.2f})' for name in best)
         lines.append([kind, len(own), *cells, telling])
-    people = {row['label'] for row in real}
-    counts = {'n_lesions': options.n_lesions, 'n_real': len(real), 'n_people': len(people)}
+    real = [row for row in rows if row['kind'] == REAL]
+    counts = {'n_real': len(real), 'n_people': len({row['label'] for row in real})}
     header = ['synthetic', 'n', 'AUC, all features', *(f'{group} alone' for group in GROUPS), 'telling']
     return f'## {modality}\n\n' + NOTES.format(**counts) + '\n' + held_out.table(header, lines)
 

@@ -60,7 +60,8 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(1)
     folder = options.work_dir / 'segmenter'
-    visits = list(zip(*(held_out.read_sessions(options.bids_dir, m, options.work_dir) for m in options.modality)))
+    read = [held_out.read_sessions(options.bids_dir, m, options.work_dir, options.visits) for m in options.modality]
+    visits = list(zip(*read))
     labels = list(dict.fromkeys(visit[0].label for visit in visits))
     for label in options.patients or labels:
         models = [held_out.load_model(options.models, modality, label) for modality in options.modality]
@@ -110,9 +111,13 @@ def synthetic_case(visit, number, variant, test_label, models, filled, options):
         rng = np.random.default_rng([options.seed, number, variant])
         atlas = synth.find_places(visit[0].anatomy, weights.load_lesion_library())
         new = synth.draw(visit[0].anatomy, atlas, rng, 'auto', options.n_lesions, options.load_ml)
-        mask = np.asarray(new.mask_img.dataobj) > 0
-        seed = int(rng.integers(2**31))
-        values = [held_out.paint(s, new, m, seed, options.steps)[mask] for s, m in zip(visit, models)]
+        labels, seed, values = np.asarray(new.mask_img.dataobj), int(rng.integers(2**31)), []
+        mask = labels > 0
+        for session, model in zip(visit, models):
+            asked = held_out.app_contrasts(
+                session.image, labels, new.strengths, session.lesion_mask, session.anatomy.wm_mask, model
+            )
+            values.append(held_out.sample(session, labels, asked, model, seed, options.steps)[0][mask])
         np.savez_compressed(file, mask=mask, values=np.stack(values))
         print(file.name, int(mask.sum()), flush=True)
     channels, lesion_mask, label = case_of(visit)

@@ -31,7 +31,8 @@ painted back by models that did not see the patient; the rest of the image, and 
 lesion, stay as they are. M1 inside the mask, white matter at +0.5; mean and 95 % bootstrap interval, patients are
 drawn first. `texture`: standard deviation against the truth's; `bias`: mean of the painted lesion minus the truth.
 `true contrast`: the model is told how much brighter (darker) than white matter the voided lesion was on the mean of its
-voxels, which a user who asks for a new lesion cannot know; `auto`: it draws one from lesions of that size. A lesion
+voxels, which a user who asks for a new lesion cannot know; `network alone`: before the mean of each lesion is shifted
+to the contrast that is asked for, as the app does; `auto`: it draws one from lesions of that size. A lesion
 drawn at random cannot be the one that was there: a perfect model has twice the variance of lesions as its error, and
 the mean of all lesions a smaller one. `flat`: local white matter plus the contrast, no model. LPIPS was not measured:
 no AlexNet weights were at hand. The thesis' figures are of other data (MSSEG-2016) and no bar for ours.
@@ -75,25 +76,17 @@ def put_back(session, model, donors, options, number):
 def paint_all(session, model, labels, others, contrasts, donors, options, rng):
     """Name of the method, and the image with the lesions painted back."""
     image, wm_mask, hole = session.image, session.anatomy.wm_mask, labels > 0
-    white_matter = baselines.local_white_matter(image, hole, wm_mask)
-    voided = np.where(hole, white_matter, image)
-    limits = np.quantile(image[session.anatomy.brain_mask & ~hole], (0.001, 0.999))  # as in `synth.paint`
-
-    def sample(network, steps, asked=None, start=voided, start_step=0):
-        contrast = None if asked is None else np.append(0, asked)[labels].astype(np.float32)
-        painted = image.copy()
-        values = inpaint.fill_volume(
-            start, hole, wm_mask, network, steps, [options.seed], 'cpu', 8, start_step, contrast
-        )
-        painted[hole] = np.clip(values[0], *limits)
-        return painted
-
+    voided = np.where(hole, baselines.local_white_matter(image, hole, wm_mask), image)
     draws = [rng.uniform(0.05, 0.95, labels.max()) if auto else np.full(labels.max(), 0.5) for auto in (True, False)]
     auto, median = (held_out.app_contrasts(voided, labels, strengths, others, wm_mask, model) for strengths in draws)
     edge = held_out.EDGE_VOXELS[session.modality]
     for words, asked in (('true contrast', contrasts), ('auto', auto)):
-        for steps in (20, 1):
-            yield f'{model.name}, {words}, {steps} step' + 's' * (steps > 1), sample(model, steps, asked)
+        for steps in (model.plan['num_inference_steps'], 1):
+            name = f'{model.name}, {words}, {steps} step' + 's' * (steps > 1)
+            painted, own = held_out.sample(session, labels, asked, model, options.seed, steps, voided)
+            yield name, painted
+            if words == 'true contrast':
+                yield f'{name}, network alone', own
         yield f'flat, {words}', held_out.paint_constant(voided, labels, asked, 1e-3)
     yield 'constant median, soft edge', held_out.paint_constant(voided, labels, median, edge)
     yield 'paste a real lesion', held_out.paste_real(image, labels, wm_mask, donors, session.label, rng)
@@ -101,10 +94,14 @@ def paint_all(session, model, labels, others, contrasts, donors, options, rng):
         folder = options.small_models and options.small_models / f'{plan}-{session.label}' / 'last'
         if session.modality != 'FLAIR' or not folder or not folder.is_dir():
             continue
-        small = weights.load_model(folder)
-        start_step = small.plan['start_step'] if small.form.kind == 'unconditional' else 0
-        coarse = synthesis.coarse_lesion(voided, hole, image[others], 'median') if start_step else voided
-        yield plan, sample(small, THESIS_STEPS, start=coarse, start_step=start_step)
+        small, start_step, coarse = weights.load_model(folder), 0, voided
+        if small.form.kind == 'unconditional':
+            start_step = small.plan['start_step']
+            coarse = synthesis.coarse_lesion(voided, hole, image[others], 'median')
+        values = inpaint.fill_volume(coarse, hole, wm_mask, small, THESIS_STEPS, [options.seed], start_step=start_step)
+        painted = image.copy()
+        painted[hole] = values[0]
+        yield plan, painted
 
 
 def score(session, image, painted, labels, wm_mask, method):
