@@ -50,6 +50,10 @@ class Session:
         """Normalised."""
         return self.normalise(self.image_img)
 
+    def generator(self, seed, *numbers):
+        """Randomness of its own, whichever other visits there are."""
+        return np.random.default_rng([seed, *numbers, *self.name.encode()])
+
     @property
     def lesion_mask(self):
         """The patient's lesions inside the brain."""

@@ -38,17 +38,17 @@ def main():
     texts = ['# Contrast: asked against obtained\n']
     for modality in options.modality:
         rows = []
-        for number, (session, model) in enumerate(held_out.held_out(options, modality)):
+        for session, model in held_out.held_out(options, modality):
             file = options.work_dir / 'intensity' / f'{modality}_{session.name}.tsv'
-            rows += held_out.finished(file, ask, session, model, options, number)
+            rows += held_out.finished(file, ask, session, model, options)
         if rows:
             texts.append(report(rows, modality))
             Path(__file__).with_suffix('.md').write_text('\n'.join(texts))
 
 
-def ask(session, model, options, number):
+def ask(session, model, options):
     """One row per lesion and quantile."""
-    rng = np.random.default_rng([options.seed, number])
+    rng = session.generator(options.seed)
     atlas = synth.find_places(session.anatomy, weights.load_lesion_library())
     new = synth.draw(session.anatomy, atlas, rng, 0.5, options.n_lesions, options.load_ml)
     labels = np.asarray(new.mask_img.dataobj)

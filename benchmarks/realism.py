@@ -3,8 +3,8 @@
     python benchmarks/realism.py BIDS_DIR ... --models MODELS --work-dir WORK    # after table_4_5.py, with its WORK
 
 MODELS: see `held_out.py`. Real lesions against synthetic ones of the same visits, by features of the lesion and its
-surroundings; random forest, leave-one-patient-out. `new`: masks drawn as the app draws them, into normal-appearing white
-matter, against the real lesions of the visit of the nearest volumes. `put back`: the lesions of table_4_5.py.
+surroundings; random forest, leave-one-patient-out. `new`: masks drawn as the app draws them, into normal-appearing
+white matter, against the real lesions of the visit of the nearest volumes. `put back`: the lesions of table_4_5.py.
 """
 
 import argparse
@@ -45,17 +45,17 @@ def main():
     for modality in options.modality:
         donors = held_out.cut_out(held_out.read_sessions(options.bids_dir, modality, options.work_dir))
         rows = []
-        for number, (session, model) in enumerate(held_out.held_out(options, modality)):
+        for session, model in held_out.held_out(options, modality):
             file = options.work_dir / 'realism' / f'{modality}_{session.name}.tsv'
-            rows += held_out.finished(file, describe_session, session, model, donors, options, number)
+            rows += held_out.finished(file, describe_session, session, model, donors, options)
         if len({row['label'] for row in rows}) > 1:
             texts.append(report(rows, modality))
             Path(__file__).with_suffix('.md').write_text('\n'.join(texts))
 
 
-def describe_session(session, model, donors, options, number):
+def describe_session(session, model, donors, options):
     """Features of all lesions of one visit: one row per lesion and kind."""
-    rng = np.random.default_rng([options.seed, number])
+    rng = session.generator(options.seed)
     image, wm_mask = session.image, session.anatomy.wm_mask
     labels = draw_new(session, options.n_lesions, options.load_ml, rng)
     strengths = synth.draw_strengths(rng, labels.max(), 'auto')
@@ -65,6 +65,7 @@ def describe_session(session, model, donors, options, number):
     ]
     edge = held_out.EDGE_VOXELS[session.modality]
     around = wm_mask & (labels == 0)
+    painted, _ = held_out.sample(session, labels, asked[0], model, options.seed, options.steps)
     images = {
         REAL: (image, similar(session, labels)),
         f'{model.name}, new': (

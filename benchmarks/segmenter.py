@@ -82,8 +82,7 @@ def train_and_test(arm, train, test, models, options):
     if share:
         for variant in range(options.n_variants):
             cases['synthetic'] += [
-                synthetic_case(visit, number, variant, test[0][0].label, models, filled, options)
-                for number, visit in enumerate(train)
+                synthetic_case(visit, variant, test[0][0].label, models, filled, options) for visit in train
             ]
     n_updates = count_updates(cases['real'], options)
     network = fit(cases, share, n_updates, options.seed)
@@ -102,13 +101,13 @@ def case_of(visit):
     return np.stack([session.image for session in visit]), visit[0].lesion_mask, visit[0].label
 
 
-def synthetic_case(visit, number, variant, test_label, models, filled, options):
+def synthetic_case(visit, variant, test_label, models, filled, options):
     """As `case_of`, with new lesions; the old ones are filled or stay."""
     folder = options.work_dir / 'segmenter' / 'painted'
     file = folder / f'{"-".join(options.modality)}_without-{test_label}_{visit[0].name}_{variant}.npz'
     if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        rng = np.random.default_rng([options.seed, number, variant])
+        rng = visit[0].generator(options.seed, variant)
         atlas = synth.find_places(visit[0].anatomy, weights.load_lesion_library())
         new = synth.draw(visit[0].anatomy, atlas, rng, 'auto', options.n_lesions, options.load_ml)
         labels, seed, values = np.asarray(new.mask_img.dataobj), int(rng.integers(2**31)), []

@@ -49,17 +49,17 @@ def main():
     for modality in options.modality:
         donors = held_out.cut_out(held_out.read_sessions(options.bids_dir, modality, options.work_dir))
         rows = []
-        for number, (session, model) in enumerate(held_out.held_out(options, modality)):
+        for session, model in held_out.held_out(options, modality):
             file = options.work_dir / 'table_4_5' / f'{modality}_{session.name}.tsv'
-            rows += held_out.finished(file, put_back, session, model, donors, options, number)
+            rows += held_out.finished(file, put_back, session, model, donors, options)
         if rows:
             texts.append(report(rows, modality))
             (Path(__file__).with_suffix('.md')).write_text('\n'.join(texts))
 
 
-def put_back(session, model, donors, options, number):
+def put_back(session, model, donors, options):
     """Rows of one visit: every lesion by every method. What is painted is kept for `realism.py`."""
-    rng = np.random.default_rng([options.seed, number])
+    rng = session.generator(options.seed)
     image, old, wm_mask = session.image, session.lesion_mask, session.anatomy.wm_mask
     labels = held_out.draw_lesions(old, options.n_lesions, rng)
     others = old & (labels == 0)
