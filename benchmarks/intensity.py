@@ -2,8 +2,8 @@
 
     python benchmarks/intensity.py BIDS_DIR ... --models MODELS --work-dir WORK
 
-MODELS: see `held_out.py`. In one visit of every patient one mask is drawn and painted once per quantile of contrast,
-as `--lesion-intensity` does, by the model that did not see the patient.
+MODELS: see `held_out.py`. In one visit of every patient one mask is drawn and painted `--paintings` times by the model
+that did not see the patient; each time every lesion is asked for at another of five quantiles of contrast.
 """
 
 import argparse
@@ -32,6 +32,7 @@ def main():
     held_out.add_arguments(parser)
     parser.add_argument('--n-lesions', type=int, default=10)
     parser.add_argument('--load-ml', type=float, default=2.0)
+    parser.add_argument('--paintings', type=int, default=5)
     parser.add_argument('--steps', type=int, help="of the sampling; default: the model's own")
     parser.set_defaults(visits=1)
     options = parser.parse_args()
@@ -54,26 +55,26 @@ def ask(session, model, options):
     labels = np.asarray(new.mask_img.dataobj)
     image, wm_mask = session.image, session.anatomy.wm_mask & (labels == 0)
     bright = np.quantile(image[session.anatomy.brain_mask], 0.999)
+    numbers = np.arange(1, labels.max() + 1)
     rows, of_seed = [], {}
-    for quantile, seed in [*((q, options.seed) for q in QUANTILES), (0.5, options.seed + 1)]:
-        strengths = np.full(labels.max(), quantile)
-        asked = held_out.app_contrasts(image, labels, strengths, session.lesion_mask, session.anatomy.wm_mask, model)
+    for painting, seed in [*((n, options.seed) for n in range(options.paintings)), (0, options.seed + 1)]:
+        quantiles = np.array(QUANTILES)[(numbers + painting) % len(QUANTILES)]  # every lesion another
+        asked = held_out.app_contrasts(image, labels, quantiles, session.lesion_mask, session.anatomy.wm_mask, model)
         painted, alone = held_out.sample(session, labels, asked, model, seed, options.steps)
-        of_seed[quantile, seed] = painted
+        of_seed[painting, seed] = painted
         obtained, network = (held_out.contrasts_of(result, labels, wm_mask) for result in (painted, alone))
-        for lesion in range(1, labels.max() + 1):
+        for lesion in numbers:
             values = painted[labels == lesion]
-            row = {'name': session.name, 'lesion': lesion, 'volume_ml': len(values) / 1000, 'quantile': quantile}
-            row |= {'seed': seed, 'asked': asked[lesion - 1], 'obtained': obtained[lesion - 1]}
+            row = {'name': session.name, 'lesion': lesion, 'volume_ml': len(values) / 1000, 'seed': seed}
+            row |= {'quantile': quantiles[lesion - 1], 'asked': asked[lesion - 1], 'obtained': obtained[lesion - 1]}
             row |= {'network': network[lesion - 1], 'above': float((values > bright).mean())}
             rows.append(row | {'steps': options.steps or model.plan['num_inference_steps']})
-        print(session.name, quantile, seed, asked.round(2), network.round(2), obtained.round(2), flush=True)
-    one, other = (of_seed[0.5, seed] for seed in (options.seed, options.seed + 1))
+        print(session.name, painting, seed, asked.round(2), network.round(2), obtained.round(2), flush=True)
+    one, other = (of_seed[0, seed] for seed in (options.seed, options.seed + 1))
     for row in rows:
         inside = labels == row['lesion']
-        deviation = np.sqrt((one[inside].var() + other[inside].var()) / 2)
         row['seeds_rms'] = float(np.sqrt(np.mean((one - other)[inside] ** 2)))
-        row['deviation'] = float(deviation)
+        row['deviation'] = float(np.sqrt((one[inside].var() + other[inside].var()) / 2))
     return rows
 
 
@@ -132,7 +133,7 @@ def report(rows, modality):
     owners = [row['label'] for row in rows]
     text += f'{"Brighter" if sign > 0 else "Darker"} than the white matter around, share of lesions: '
     text += held_out.with_interval(right, owners, '.3f') + '. "Above": the 99.9 percentile of the brain, real lesions '
-    text += 'included. Two seeds for one mask at the median differ by '
+    text += 'included. Two seeds for one mask and contrast differ by '
     text += held_out.with_interval([row['seeds_rms'] for row in again], [row['label'] for row in again], '.3f')
     ratios = [row['seeds_rms'] / row['deviation'] for row in again if row['deviation'] > 0]
     text += f' (RMS over a lesion), {np.mean(ratios):.2f} times the standard deviation inside a lesion, on the mean of '
