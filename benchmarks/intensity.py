@@ -54,7 +54,7 @@ def ask(session, model, options):
     new = synth.draw(session.anatomy, atlas, rng, 0.5, options.n_lesions, options.load_ml)
     labels = np.asarray(new.mask_img.dataobj)
     image, wm_mask = session.image, session.anatomy.wm_mask & (labels == 0)
-    bright = np.quantile(image[session.anatomy.brain_mask], 0.999)
+    bright = np.quantile(image[session.anatomy.brain_mask & (labels == 0)], 0.999)
     numbers = np.arange(1, labels.max() + 1)
     rows, of_seed = [], {}
     for painting, seed in [*((n, options.seed) for n in range(options.paintings)), (0, options.seed + 1)]:
@@ -67,7 +67,7 @@ def ask(session, model, options):
             values = painted[labels == lesion]
             row = {'name': session.name, 'lesion': lesion, 'volume_ml': len(values) / 1000, 'seed': seed}
             row |= {'quantile': quantiles[lesion - 1], 'asked': asked[lesion - 1], 'obtained': obtained[lesion - 1]}
-            row |= {'network': network[lesion - 1], 'above': float((values > bright).mean())}
+            row |= {'network': network[lesion - 1], 'above': float((values > bright + 1e-6).mean())}
             rows.append(row | {'steps': options.steps or model.plan['num_inference_steps']})
         print(session.name, painting, seed, asked.round(2), network.round(2), obtained.round(2), flush=True)
     one, other = (of_seed[0, seed] for seed in (options.seed, options.seed + 1))
