@@ -127,13 +127,13 @@ def report(rows, modality):
         own = [row for row in rows if row['quantile'] == quantile]
         cells = (held_out.with_interval([row[k] for row in own], [r['label'] for r in own], '.3f') for k in KEYS)
         lines.append([quantile, *cells])
-    text += held_out.table(['quantile asked', 'contrast asked', 'obtained', 'share of voxels above'], lines) + '\n'
+    text += held_out.table(['quantile asked', 'contrast asked', 'obtained', 'share of voxels at the bound'], lines) + '\n'
     sign = held_out.SIGN[modality]
     right = [float(sign * row['obtained'] > 0) for row in rows]
     owners = [row['label'] for row in rows]
     text += f'{"Brighter" if sign > 0 else "Darker"} than the white matter around, share of lesions: '
-    text += held_out.with_interval(right, owners, '.3f') + '. "Above": the 99.9 percentile of the brain, real lesions '
-    text += 'included. Two seeds for one mask and contrast differ by '
+    text += held_out.with_interval(right, owners, '.3f') + '. At the bound: clipped at the 99.9 percentile '
+    text += 'of the brain, real lesions included; none is above. Two seeds for one mask and contrast differ by '
     text += held_out.with_interval([row['seeds_rms'] for row in again], [row['label'] for row in again], '.3f')
     ratios = [row['seeds_rms'] / row['deviation'] for row in again if row['deviation'] > 0]
     text += f' (RMS over a lesion), {np.mean(ratios):.2f} times the standard deviation inside a lesion, on the mean of '
