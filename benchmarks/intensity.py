@@ -127,7 +127,8 @@ def report(rows, modality):
         own = [row for row in rows if row['quantile'] == quantile]
         cells = (held_out.with_interval([row[k] for row in own], [r['label'] for r in own], '.3f') for k in KEYS)
         lines.append([quantile, *cells])
-    text += held_out.table(['quantile asked', 'contrast asked', 'obtained', 'share of voxels at the bound'], lines) + '\n'
+    header = ['quantile asked', 'contrast asked', 'obtained', 'share of voxels at the bound']
+    text += held_out.table(header, lines) + '\n'
     sign = held_out.SIGN[modality]
     right = [float(sign * row['obtained'] > 0) for row in rows]
     owners = [row['label'] for row in rows]
