@@ -244,7 +244,9 @@ def sample(session, labels, contrasts, model, seed, num_inference_steps=None, im
 
 
 def with_interval(values, people, form, seed=0):
-    """Mean and 95 % bootstrap interval, patients drawn first."""
+    """Mean and 95 % bootstrap interval, patients drawn first; one value has none."""
+    if len(values) == 1:
+        return f'{values[0]:{form}}'
     mean, low, high = metrics.bootstrap_mean(values, np.random.default_rng(seed), clusters=people)
     return f'{mean:{form}} ({low:{form}} to {high:{form}})'
 

@@ -26,7 +26,7 @@ GROUPS = ('intensity', 'border', 'texture')
 REAL, UNALTERED, BACK = 'real', 'unaltered white matter', ', put back'
 NOTES = """\
 Written by `realism.py`, which says how. {n_real} real lesions of {n_people} patients; every row is a training of its
-own, on the other patients. AUC: 0.5 cannot be told apart, 1 always;
+own, on the other patients. New lesions are sampled in {steps} steps. AUC: 0.5 cannot be told apart, 1 always;
 95 % bootstrap interval, patients drawn first. The classifier knows the mask: `intensity` is the histogram inside it
 against the white matter around, `border` the mean at each distance from its border and the gradients there,
 `texture` co-occurrence, binary patterns, and grain. `telling`: the features that alone tell the two best (AUC, turned
@@ -49,7 +49,7 @@ def main():
             file = options.work_dir / 'realism' / f'{modality}_{session.name}.tsv'
             rows += held_out.finished(file, describe_session, session, model, donors, options)
         if len({row['label'] for row in rows}) > 1:
-            texts.append(report(rows, modality))
+            texts.append(report(rows, modality, options.steps or "the model's own number of"))
             Path(__file__).with_suffix('.md').write_text('\n'.join(texts))
 
 
@@ -228,7 +228,7 @@ def area(truth, scores, people):
     return f'{roc_auc_score(truth, scores):.2f} ({low:.2f} to {high:.2f})'
 
 
-def report(rows, modality):
+def report(rows, modality, steps):
     """Table of one modality."""
     names = [name for name in rows[0] if name.split()[0] in GROUPS]
     lines = []
@@ -249,7 +249,7 @@ def report(rows, modality):
         telling = ', '.join(f'{name} ({max(alone[name], 1 - alone[name]):.2f})' for name in best)
         lines.append([kind, len(own), *cells, telling])
     real = [row for row in rows if row['kind'] == REAL]
-    counts = {'n_real': len(real), 'n_people': len({row['label'] for row in real})}
+    counts = {'steps': steps, 'n_real': len(real), 'n_people': len({row['label'] for row in real})}
     header = ['synthetic', 'n', 'AUC, all features', *(f'{group} alone' for group in GROUPS), 'telling']
     return f'## {modality}\n\n' + NOTES.format(**counts) + '\n' + held_out.table(header, lines)
 

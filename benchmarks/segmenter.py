@@ -18,7 +18,7 @@ import torch
 from scipy import ndimage
 from torch.nn import functional
 
-from bids_lesionfill import dataset, inpaint, layout, lesion_masks, masks, metrics, synth, unet, weights
+from bids_lesionfill import dataset, inpaint, layout, lesion_masks, masks, synth, unet, weights
 
 # Arm -> share of the crops that are synthetic, and whether the patients' own lesions are filled in those.
 ARMS = {
@@ -35,8 +35,8 @@ WARMUP_UPDATES = 20
 OVERLAP_SLICES = 2  # of slabs, that see too little above or below
 SLAB_SLICES = 16
 NOTES = """\
-Written by `segmenter.py`, which says how. Trained and tested on {channels}, {n_people} patients ({n_visits} visits),
-leave-one-patient-out; {n_updates} updates of {batch_size} crops of {crop} voxels in every training, a network of
+Written by `segmenter.py`, which says how. {channels}, tested on {n_people} patient(s) ({n_visits} visit(s)),
+trained on the others; {n_updates} updates of {batch_size} crops of {crop} voxels in every training, a network of
 {n_weights:.1f} M weights from random numbers, one training per arm and fold, threshold 0.5; what is smaller than
 {min_voxels} voxels is left out. New lesions: {n_variants} variant(s) of every image, about {n_lesions} lesions and
 {load_ml:g} ml each, sampled in {steps} steps. In `real + synthetic` the patient's lesions stay in the image and in the
@@ -280,9 +280,8 @@ def report(folder, options):
     for arm in arms:
         cells = [held_out.with_interval([row[score] for row in by_arm[arm]], people, '.2f') for score in SCORES]
         for score in ('dice', 'f1'):
-            pair = [[row[score] for row in by_arm[name]] for name in (arm, arms[0])]
-            mean, low, high = metrics.paired_bootstrap(*pair, np.random.default_rng(0), clusters=people)
-            cells.append('–' if arm == arms[0] else f'{mean:+.2f} ({low:+.2f} to {high:+.2f})')
+            gains = [row[score] - other[score] for row, other in zip(by_arm[arm], by_arm[arms[0]])]
+            cells.append('–' if arm == arms[0] else held_out.with_interval(gains, people, '+.2f'))
         lines.append([arm, *cells])
     names = ['Dice', 'lesion-wise F1', 'sensitivity', 'precision', f'Dice, minus {arms[0]}', f'F1, minus {arms[0]}']
     notes = NOTES.format(
