@@ -231,6 +231,7 @@ def small_plans():
         *(
             replace(residual, name=f'small-residual-rims-{base}', cases=rims, form=inpaint.Form(base=base))
             for base in inpaint.BASES
+            if base != 'lesion'
         ),
     ]
 

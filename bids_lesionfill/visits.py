@@ -1,6 +1,7 @@
 """New lesions in all images of a visit (a T1w and what goes with it): the same in each image, variant by variant."""
 
 import logging
+import os
 import time
 from functools import cached_property
 
@@ -132,6 +133,7 @@ class Visit:
         """The mask that was given, or another patient's."""
         if self.options.new_mask_file:
             return nib.load(self.options.new_mask_file)
+        os.environ['ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS'] = '1'  # antspyx, read at its first filter: equal bytes
         return synth.borrow(nib.load(self.donor.t1w_file), inputs.lesions_of(self.donor), self.anatomy)
 
     @property

@@ -91,7 +91,8 @@ def read_plugin(options):
         If the file is none.
     """
     if options.plugin_file is None:
-        plugin_args = {'n_procs': options.nprocs, 'raise_insufficient': False}
+        # Processes of their own, not forks: torch with several threads hangs in a fork of a process that used it.
+        plugin_args = {'n_procs': options.nprocs, 'raise_insufficient': False, 'mp_context': 'spawn'}
         if options.mem_gb:
             plugin_args['memory_gb'] = options.mem_gb
         return 'MultiProc', plugin_args

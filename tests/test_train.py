@@ -131,7 +131,7 @@ def test_every_model_of_the_thesis_has_its_plans():
     ours = {'plain', 'plain-rims', 'prior-rims', 'residual'}
     ours |= {f'residual-rims-{base}' for base in ('biharmonic', 'membrane', 'local_white_matter')}
     names = {f'thesis-{model}' for model in thesis} | {f'small-{model}' for model in thesis | ours}
-    assert set(PLANS) == names | {'fill-T1w', 'fill-FLAIR'}
+    assert set(PLANS) == names | {'fill-T1w', 'fill-FLAIR', 'synth-T1w', 'synth-FLAIR'}
 
 
 @pytest.mark.parametrize('prefix', ['thesis', 'small'])
@@ -718,7 +718,11 @@ def test_log_has_one_row_per_validation_after_a_kill(material, tmp_path, monkeyp
 @pytest.fixture(scope='module')
 def patients(make_phantom):
     phantom = make_phantom()
-    return [dataset.Brain(phantom.normalised, phantom.wm_mask & ~phantom.lesion_mask, phantom.lesion_mask)]
+    return [
+        dataset.Brain(
+            phantom.normalised, phantom.wm_mask & ~phantom.lesion_mask, phantom.lesion_mask, phantom.normalised_healthy
+        )
+    ]
 
 
 def material_of(plan, material, patients):
@@ -930,8 +934,8 @@ def patient_images(monkeypatch):
     """What was read by `dataset.read_patients`."""
     read, given = dataset.read_patients, []
 
-    def spy(images):
-        brains = read(images)
+    def spy(images, filler):
+        brains = read(images, filler)
         given.append((images, brains))
         return brains
 
@@ -981,7 +985,7 @@ def test_command_line_keeps_out_who_it_is_told_to(patient_dir, patient_images, t
 
 
 def test_command_line_with_nobody_left_to_train_says_so(patient_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, 'read_patients', lambda images: images)
+    monkeypatch.setattr(dataset, 'read_patients', lambda images, filler: images)
     plan_file = write_plan(tmp_path / 'plan.json', SYNTH)
     with pytest.raises(SystemExit, match='0 images to train, 3 to validate'):
         main([patient_dir], tmp_path / 'out', plan_file, '--validation-label', '01', '02', '03')

@@ -1,0 +1,257 @@
+"""Patients, the models that did not see them, and two simple ways to paint: what the benchmarks of synthesis share.
+
+MODELS holds a folder `synth-MODALITY-LABEL/last` for every patient, trained with `--validation-label LABEL`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+from bids_lesionfill import (
+    baselines,
+    inpaint,
+    layout,
+    lesion_masks,
+    masks,
+    metrics,
+    preprocess,
+    synth,
+    synthesis,
+    weights,
+)
+
+SIGN = {'FLAIR': 1, 'T1w': -1}  # are lesions brighter or darker than white matter?
+EDGE_VOXELS = {'FLAIR': 0.9, 'T1w': 0.56}  # of real lesions: lesion_contrast.py
+
+ANATOMY = ('brain_mask', 'tissue_seg', 'old_lesions')
+
+
+@dataclass(frozen=True)
+class Session:
+    """One visit of a patient on the working grid of its T1w; `(X, Y, Z)` arrays."""
+
+    label: str  # of the patient
+    name: str  # of the visit
+    modality: str
+    image_img: nib.Nifti1Image  # with its own intensities
+    anatomy: synth.Anatomy
+    scaling: preprocess.Scaling
+
+    def normalise(self, img):
+        """An image of this visit, normalised; -1 outside the brain."""
+        image = self.scaling.apply(img.get_fdata(dtype=np.float32))
+        return np.where(self.anatomy.brain_mask, image, -1).astype(np.float32)
+
+    @property
+    def image(self):
+        """Normalised."""
+        return self.normalise(self.image_img)
+
+    def generator(self, seed, *numbers):
+        """Randomness of its own, whichever other visits there are."""
+        return np.random.default_rng([seed, *numbers, *self.name.encode()])
+
+    @property
+    def lesion_mask(self):
+        """The patient's lesions inside the brain."""
+        return self.anatomy.old_lesions & self.anatomy.brain_mask
+
+
+def add_arguments(parser):
+    """The command line that these benchmarks share."""
+    parser.add_argument('bids_dir', type=Path, nargs='+')
+    parser.add_argument('--models', type=Path, required=True, help='folder of the leave-one-patient-out models')
+    parser.add_argument('--work-dir', type=Path, required=True, help='keeps what is done: run again to go on')
+    parser.add_argument('--modality', choices=['FLAIR', 'T1w'], nargs='+', default=['FLAIR', 'T1w'])
+    parser.add_argument('--patients', nargs='+', help='labels; default: all that have a model')
+    parser.add_argument('--visits', type=int, help='of each patient, at most; default: all')
+    parser.add_argument('--seed', type=int, default=1)
+
+
+def read_sessions(bids_dirs, modality, work_dir, n_visits=None):
+    """Visits of all patients (of each the first `n_visits`); what is known of their anatomy is kept in `work_dir`."""
+    sessions = []
+    for bids_dir in bids_dirs:
+        for label, image_file, t1w_file, mask_file in layout.find_patients(bids_dir, modality):
+            if sum(session.label == label for session in sessions) == n_visits:
+                continue
+            name = Path(t1w_file).name.removesuffix('_T1w.nii.gz')
+            anatomy = read_anatomy(Path(work_dir) / 'anatomy' / f'{name}.npz', t1w_file, mask_file)
+            image = preprocess.resample_to(nib.load(image_file), anatomy.grid_img, order=3)
+            scaling = preprocess.white_matter_scaling(image, anatomy.wm_mask)
+            image_img = nib.Nifti1Image(image, anatomy.grid_img.affine)
+            sessions.append(Session(label, name, modality, *crop(image_img, anatomy), scaling))
+    return sessions
+
+
+def crop(image_img, anatomy, margin_voxels=16):
+    """Image and anatomy, cut to the brain: half of the time goes with the background."""
+    box = masks.widen(ndimage.find_objects(anatomy.brain_mask.astype(np.uint8))[0], margin_voxels)
+    arrays = (getattr(anatomy, name)[box] for name in ANATOMY)
+    return image_img.slicer[box], synth.Anatomy(anatomy.grid_img.slicer[box], *arrays)
+
+
+def read_anatomy(cache_file, t1w_file, mask_file):
+    """`synth.look_at`, once."""
+    if not cache_file.is_file():
+        anatomy = synth.look_at(nib.load(t1w_file), nib.load(mask_file))
+        cache_file.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(cache_file, **{name: getattr(anatomy, name) for name in ANATOMY})
+    with np.load(cache_file) as arrays:
+        return synth.Anatomy(preprocess.conform(nib.load(t1w_file)), *(arrays[name] for name in ANATOMY))
+
+
+def load_model(models_dir, modality, label):
+    """The model that did not see a patient; None if it is not trained yet."""
+    folder = Path(models_dir) / f'synth-{modality}-{label}' / 'last'
+    return weights.load_model(folder) if (folder / 'plan.json').is_file() else None
+
+
+def held_out(options, modality):
+    """Every visit with the model that did not see its patient: pairs."""
+    pairs = []
+    for session in read_sessions(options.bids_dir, modality, options.work_dir, options.visits):
+        model = load_model(options.models, modality, session.label)
+        if model is not None and (options.patients is None or session.label in options.patients):
+            pairs.append((session, model))
+    return pairs
+
+
+def finished(path, make, *arguments):
+    """Rows of a table (list of dict); made by `make(*arguments)` and written if it is not there."""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = make(*arguments)
+        layout.write_tsv(path, rows, list(rows[0]))
+    return [row | {'label': label_of(row)} for row in layout.read_tsv(path)]
+
+
+def label_of(row):
+    """The patient's label as it was: `07` is no number."""
+    return row['name'].removeprefix('sub-').partition('_')[0]
+
+
+def draw_lesions(lesion_mask, n_lesions, rng, min_voxels=lesion_masks.MIN_VOXELS):
+    """Number up to `n_lesions` of the lesions of a mask, drawn at random, from 1; (X, Y, Z) int array."""
+    labels, _ = masks.label_lesions(lesion_mask)
+    large = np.flatnonzero(np.bincount(labels.flat)[1:] >= min_voxels) + 1
+    number = np.zeros(labels.max() + 1, dtype=int)
+    chosen = np.sort(rng.permutation(large)[:n_lesions])
+    number[chosen] = np.arange(1, len(chosen) + 1)
+    return number[labels]
+
+
+def cut_out(sessions):
+    """Real lesions as they can be pasted: list of (patient, image minus white matter around, mask), cropped."""
+    donors = []
+    for session in sessions:
+        image, lesion_mask = session.image, session.lesion_mask
+        brighter = image - baselines.local_white_matter(image, lesion_mask, session.anatomy.wm_mask)
+        labels, _ = masks.label_lesions(lesion_mask)
+        for number, box in enumerate(ndimage.find_objects(labels), start=1):
+            mask = labels[box] == number
+            if mask.sum() >= lesion_masks.MIN_VOXELS:
+                donors.append((session.label, brighter[box], mask))
+    return donors
+
+
+def paste_real(image, labels, wm_mask, donors, label, rng):
+    """Another patient's lesion of the nearest volume in the place of each lesion: flipped, turned, scaled to its box.
+
+    Where the donor leaves the mask uncovered, the nearest of its values.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float array, normalised
+    labels : (X, Y, Z) int array, the number of each lesion from 1
+    wm_mask : (X, Y, Z) bool array
+    donors : see `cut_out`
+    label : str
+        Of the patient, who does not lend to himself.
+    rng : numpy.random.Generator
+    """
+    painted = image.copy()
+    white_matter = baselines.local_white_matter(image, labels > 0, wm_mask)
+    donors = [(brighter, mask) for owner, brighter, mask in donors if owner != label]
+    volumes = np.array([mask.sum() for _, mask in donors])
+    for number, box in enumerate(ndimage.find_objects(labels), start=1):
+        mask = labels[box] == number
+        brighter, donor_mask = donors[np.argmin(np.abs(np.log(volumes / mask.sum())))]
+        nearest = ndimage.distance_transform_edt(~donor_mask, return_distances=False, return_indices=True)
+        covered = masks.random_orientation(brighter[tuple(nearest)], rng)
+        grid = np.meshgrid(*(np.linspace(0, n - 1, m) for n, m in zip(covered.shape, mask.shape)), indexing='ij')
+        scaled = ndimage.map_coordinates(covered, grid, order=1)
+        painted[box][mask] = (white_matter[box] + scaled)[mask]
+    return painted
+
+
+def paint_constant(image, labels, contrasts, edge_voxels):
+    """A constant contrast with a soft edge in each lesion, on the tissue that is there; nothing outside the mask."""
+    contrast = np.append(0, contrasts)[labels].astype(np.float32)
+    everywhere = np.ones(labels.shape, dtype=bool)
+    painted, _ = synthesis.paint_lesion(image, labels > 0, everywhere, -contrast, edge_voxels)
+    return np.where(labels > 0, painted, image).astype(np.float32)
+
+
+def volumes_of(labels):
+    """Voxels (mm3) of each lesion, by number."""
+    return np.bincount(labels.flat)[1:]
+
+
+def contrasts_of(image, labels, wm_mask):
+    """`inpaint.contrast_of` for numbered lesions that do not touch: (n,) array."""
+    contrast = inpaint.contrast_of(image, labels > 0, wm_mask)[0]
+    return ndimage.mean(contrast, labels, np.arange(1, labels.max() + 1))
+
+
+def app_contrasts(image, labels, strengths, old_lesions, wm_mask, model):
+    """The contrasts that the app asks for; see `synth.paint`."""
+    reference, _ = synth.reference_contrasts(image, old_lesions, wm_mask, model)
+    return synthesis.choose_contrasts(volumes_of(labels), strengths, *reference, SIGN[model.modality])
+
+
+def sample(session, labels, contrasts, model, seed, num_inference_steps=None, image=None):
+    """Lesions painted as `synth.paint` does on its working grid, and the network's own, before contrasts are matched.
+
+    Parameters
+    ----------
+    session : Session
+    labels : (X, Y, Z) int array, the number of each lesion from 1
+    contrasts : (n,) array, asked for
+    model : weights.Model
+    seed : int
+    num_inference_steps : int, optional
+        The model's own if not given.
+    image : (X, Y, Z) float array, optional
+        Instead of the session's, normalised.
+
+    Returns
+    -------
+    painted, own : (X, Y, Z) float arrays, normalised
+    """
+    image, hole = session.image if image is None else image, labels > 0
+    wm_mask = session.anatomy.wm_mask & ~hole
+    contrast = np.append(0, contrasts)[labels].astype(np.float32)
+    steps = num_inference_steps or model.plan['num_inference_steps']
+    own = image.copy()
+    own[hole] = inpaint.fill_volume(image, hole, wm_mask, model, steps, [seed], contrast=contrast)[0]
+    limits = np.quantile(image[session.anatomy.brain_mask & ~hole], (0.001, 0.999))
+    matched = synthesis.match_contrast(own, hole, wm_mask, contrast)
+    return np.where(hole, np.clip(matched, *limits), image), own
+
+
+def with_interval(values, people, form, seed=0):
+    """Mean and 95 % bootstrap interval, patients drawn first; one value has none."""
+    if len(values) == 1:
+        return f'{values[0]:{form}}'
+    mean, low, high = metrics.bootstrap_mean(values, np.random.default_rng(seed), clusters=people)
+    return f'{mean:{form}} ({low:{form}} to {high:{form}})'
+
+
+def table(header, rows):
+    """Markdown."""
+    lines = [header, ['---'] * len(header), *rows]
+    return '\n'.join('| ' + ' | '.join(map(str, line)) + ' |' for line in lines) + '\n'
