@@ -279,7 +279,7 @@ def crop_centres(brain):
     else the large ones would be all that a model sees.
     """
     if brain.lesion_mask is None:
-        return [np.argwhere(brain.wm_mask)], [1.0]
+        return [np.argwhere(brain.wm_mask).astype(np.int16)], [1.0]  # a quarter of the memory: all brains keep theirs
     labels, n_lesions = masks.label_lesions(brain.lesion_mask)
     voxels = np.argwhere(labels)
     numbers = labels[tuple(voxels.T)]
@@ -357,15 +357,18 @@ def validation_cases(brains, lesions, plan, form, n_cases, seed):
     """A fixed list of cases as dicts, with their `kind`: of patients `synth`; of healthy brains real lesion shapes,
     in turn `clean` (the mask is exact) and `rim` (a painted lesion, whose soft rim the mask misses)."""
     cases, index = [], 0
-    plan = replace(plan, ellipsoid_share=0.0, intensity_augmentation=False, axis_augmentation=False)
+    plan = replace(plan, ellipsoid_share=0.0, intensity_augmentation=False, axis_augmentation=False, max_dilation=0)
+    drawers = {
+        clean: TrainingCases(brains, lesions, replace(plan, rim_share=0.0 if clean else 1.0), form, seed, 1)
+        for clean in (True, False)
+    }
     while len(cases) < n_cases:
         if index == MAX_TRIES * n_cases:
             raise ValueError(f'{len(cases)} of {n_cases} validation cases found a place for lesions')
         rng = np.random.default_rng([seed, index])
         index += 1
         clean = len(cases) % 2 == 0
-        kind_plan = replace(plan, rim_share=0.0 if clean else 1.0, max_dilation=0)
-        case = TrainingCases(brains, lesions, kind_plan, form, seed, 1).draw(rng)
+        case = drawers[clean].draw(rng)
         if case is not None:
             kind = 'synth' if brains[0].lesion_mask is not None else 'clean' if clean else 'rim'
             cases.append(case | {'kind': kind})
