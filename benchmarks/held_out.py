@@ -23,7 +23,6 @@ from bids_lesionfill import (
     weights,
 )
 
-SIGN = {'FLAIR': 1, 'T1w': -1}  # are lesions brighter or darker than white matter?
 EDGE_VOXELS = {'FLAIR': 0.9, 'T1w': 0.56}  # of real lesions: lesion_contrast.py
 
 ANATOMY = ('brain_mask', 'tissue_seg', 'old_lesions')
@@ -120,6 +119,15 @@ def held_out(options, modality):
     return pairs
 
 
+def all_rows(options, modality, name, make, *arguments):
+    """Rows of every visit, by `make(session, model, *arguments)`; see `finished`."""
+    rows = []
+    for session, model in held_out(options, modality):
+        path = options.work_dir / name / f'{modality}_{session.name}.tsv'
+        rows += finished(path, make, session, model, *arguments)
+    return rows
+
+
 def finished(path, make, *arguments):
     """Rows of a table (list of dict); made by `make(*arguments)` and written if it is not there."""
     if not path.is_file():
@@ -210,7 +218,7 @@ def contrasts_of(image, labels, wm_mask):
 def app_contrasts(image, labels, strengths, old_lesions, wm_mask, model):
     """The contrasts that the app asks for; see `synth.paint`."""
     reference, _ = synth.reference_contrasts(image, old_lesions, wm_mask, model)
-    return synthesis.choose_contrasts(volumes_of(labels), strengths, *reference, SIGN[model.modality])
+    return synthesis.choose_contrasts(volumes_of(labels), strengths, *reference, synthesis.SIGN[model.modality])
 
 
 def sample(session, labels, contrasts, model, seed, num_inference_steps=None, image=None):

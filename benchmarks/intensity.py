@@ -12,7 +12,7 @@ from pathlib import Path
 import held_out
 import numpy as np
 
-from bids_lesionfill import metrics, synth, weights
+from bids_lesionfill import metrics, synth, synthesis, weights
 
 QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
 KEYS = ('asked', 'obtained', 'above')
@@ -38,10 +38,7 @@ def main():
     options = parser.parse_args()
     texts = ['# Contrast: asked against obtained\n']
     for modality in options.modality:
-        rows = []
-        for session, model in held_out.held_out(options, modality):
-            file = options.work_dir / 'intensity' / f'{modality}_{session.name}.tsv'
-            rows += held_out.finished(file, ask, session, model, options)
+        rows = held_out.all_rows(options, modality, 'intensity', ask, options)
         if rows:
             texts.append(report(rows, modality))
             Path(__file__).with_suffix('.md').write_text('\n'.join(texts))
@@ -129,7 +126,7 @@ def report(rows, modality):
         lines.append([quantile, *cells])
     header = ['quantile asked', 'contrast asked', 'obtained', 'share of voxels at the bound']
     text += held_out.table(header, lines) + '\n'
-    sign = held_out.SIGN[modality]
+    sign = synthesis.SIGN[modality]
     right = [float(sign * row['obtained'] > 0) for row in rows]
     owners = [row['label'] for row in rows]
     text += f'{"Brighter" if sign > 0 else "Darker"} than the white matter around, share of lesions: '

@@ -18,7 +18,7 @@ from skimage.feature import graycomatrix, graycoprops, local_binary_pattern
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import roc_auc_score
 
-from bids_lesionfill import baselines, masks, metrics, synth, weights
+from bids_lesionfill import baselines, masks, metrics, synth, synthesis, weights
 
 MIN_VOXELS = 12  # of a lesion that has a texture
 DISTANCES = np.arange(-2.5, 4)  # voxels from the border of the mask, inside below zero
@@ -44,10 +44,7 @@ def main():
     texts = ['# Real or synthetic?\n']
     for modality in options.modality:
         donors = held_out.cut_out(held_out.read_sessions(options.bids_dir, modality, options.work_dir))
-        rows = []
-        for session, model in held_out.held_out(options, modality):
-            file = options.work_dir / 'realism' / f'{modality}_{session.name}.tsv'
-            rows += held_out.finished(file, describe_session, session, model, donors, options)
+        rows = held_out.all_rows(options, modality, 'realism', describe_session, donors, options)
         if len({row['label'] for row in rows}) > 1:
             texts.append(report(rows, modality, options.steps or "the model's own number of"))
             Path(__file__).with_suffix('.md').write_text('\n'.join(texts))
@@ -129,7 +126,7 @@ def describe(session, image, labels, kind):
     white_matter = baselines.local_white_matter(image, (labels > 0) | session.lesion_mask, wm_mask)
     brighter = image - white_matter
     deviation = 1.4826 * np.median(np.abs(brighter[wm_mask] - np.median(brighter[wm_mask])))
-    brighter = held_out.SIGN[session.modality] * brighter / deviation
+    brighter = synthesis.SIGN[session.modality] * brighter / deviation
     rows = []
     for number, bound in enumerate(ndimage.find_objects(labels), start=1):
         box = masks.widen(bound, 6)

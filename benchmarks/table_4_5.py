@@ -48,10 +48,7 @@ def main():
     texts = ['# Table 4.5, our counterpart\n']
     for modality in options.modality:
         donors = held_out.cut_out(held_out.read_sessions(options.bids_dir, modality, options.work_dir))
-        rows = []
-        for session, model in held_out.held_out(options, modality):
-            file = options.work_dir / 'table_4_5' / f'{modality}_{session.name}.tsv'
-            rows += held_out.finished(file, put_back, session, model, donors, options)
+        rows = held_out.all_rows(options, modality, 'table_4_5', put_back, donors, options)
         if rows:
             texts.append(report(rows, modality))
             (Path(__file__).with_suffix('.md')).write_text('\n'.join(texts))

@@ -15,6 +15,7 @@ from scipy import ndimage
 from . import masks, registration, tissues
 
 LARGE_VOXELS = 1000  # lesions from here on are confluent ones, shaped by the anatomy around them
+AVOID_VOXELS = 3  # that new lesions keep away from old ones
 MIN_VOXELS = 3  # of a new lesion; smaller ones of the 30 masks are crumbs of larger ones
 KEPT_SHARE = 0.6  # of a shape that must lie in free white matter, else another place
 LARGE_KEPT_SHARE = 0.4  # of large ones: no two brains fold alike
@@ -288,6 +289,11 @@ def scale_to(volumes, total):
         small |= new
 
 
+def away_from(avoid, wm_mask, avoid_voxels=AVOID_VOXELS):
+    """White matter that is more than so many voxels away from a mask; (X, Y, Z) bool array."""
+    return wm_mask & ~masks.dilate_within(avoid, np.ones_like(avoid), avoid_voxels)
+
+
 def draw_lesion_mask(
     library,
     wm_mask,
@@ -299,7 +305,7 @@ def draw_lesion_mask(
     load_ml=None,
     locations=tuple(tissues.PLACES),
     avoid=None,
-    avoid_voxels=3,
+    avoid_voxels=AVOID_VOXELS,
     strength=0.25,
 ):
     """Draw new lesions into the white matter of a brain.
@@ -337,9 +343,7 @@ def draw_lesion_mask(
     volumes, wanted_places = draw_volumes(library, rng, n_lesions, load_ml, locations)
     allowed = [tissues.PLACES[name] for name in locations]
     labels = np.zeros(wm_mask.shape, dtype=int)
-    free = wm_mask.copy()
-    if avoid is not None:
-        free &= ~masks.dilate_within(avoid, np.ones_like(avoid), avoid_voxels)
+    free = wm_mask.copy() if avoid is None else away_from(avoid, wm_mask, avoid_voxels)
     space = int(free.sum())
     if load_ml is not None and 1000 * load_ml > space:
         raise ValueError(f'{load_ml:g} ml of lesions do not fit into {space / 1000:.3g} ml of free white matter')

@@ -6,7 +6,7 @@ Arrays are `(X, Y, Z)` on the image's own grid.
 import nibabel as nib
 import numpy as np
 
-from . import dataset, fill, inpaint, masks, preprocess, synth, synthesis
+from . import dataset, fill, masks, preprocess, synth, synthesis
 
 # Of the header a reader's image keeps grid and data type, and the scaling. All else may name a patient or a day.
 KEPT_HEADER = [
@@ -94,13 +94,9 @@ def replace_lesion(image_img, lesion, lesion_mask, t1w_img, model, num_inference
         raise ValueError(f'the lesion of {lesion.sum()} voxels vanishes on the 1 mm grid of the T1w')
     brain, scaling = dataset.normalise_patient(plain_img, grid_img, all_lesions)
     contrast = draw_contrast(brain, hole, model, seed) if model.form.asks_contrast else None
-    values = inpaint.fill_volume(
-        brain.image, hole, brain.wm_mask, model, num_inference_steps, [seed], device, contrast=contrast
-    )[0]
-    if contrast is not None:
-        synthetic = brain.image.copy()
-        synthetic[hole] = values
-        values = synthesis.match_contrast(synthetic, hole, brain.wm_mask, contrast)[hole]
+    values = synth.sample_at_contrast(
+        brain.image, hole, brain.wm_mask, contrast, model, num_inference_steps, seed, device
+    )
     painted = fill.on_grid(scaling.invert(brain.image), hole, scaling.invert(values), grid_img, plain_img)
     # A value that the image has nowhere else would tell: one beyond its range, or a fraction among whole numbers.
     known = plain_img.get_fdata(dtype=np.float32)[~lesion]
@@ -116,7 +112,7 @@ def draw_contrast(brain, hole, model, seed):
     others = brain.lesion_mask & ~hole
     reference, _ = synth.reference_contrasts(brain.image, others, brain.wm_mask, model)
     strengths = synth.draw_strengths(np.random.default_rng(seed), 1, 'auto')
-    sign = 1 if model.modality == 'FLAIR' else -1
+    sign = synthesis.SIGN[model.modality]
     return np.where(hole, synthesis.choose_contrasts([hole.sum()], strengths, *reference, sign), 0).astype(np.float32)
 
 

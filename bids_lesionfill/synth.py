@@ -220,9 +220,7 @@ def borrow(t1w_img, lesion_mask_img, anatomy):
         for a in (donor, anatomy)
     ]
     warped = registration.warp_mask(fill.mask_image(donor.old_lesions, donor.grid_img), *brains)
-    near_old = masks.dilate_within(anatomy.old_lesions, np.ones_like(anatomy.old_lesions), 3)
-    free = anatomy.wm_mask & ~near_old
-    lesions, _ = masks.label_lesions(warped & free)
+    lesions, _ = masks.label_lesions(warped & lesion_masks.away_from(anatomy.old_lesions, anatomy.wm_mask))
     kept = np.bincount(lesions.flat) >= lesion_masks.MIN_VOXELS
     kept[0] = False
     if not kept.any():
@@ -286,7 +284,6 @@ def paint(
     ValueError
         If an image cannot be used, or nothing is left to paint in.
     """
-    fill.check_image(image_img, 'image')
     plain_img, grid_img = fill.plain(image_img, 'image'), anatomy.grid_img
 
     # 1. Old and new lesions on the image's own grid.
@@ -401,7 +398,7 @@ def contrast_volume(image, hole, anatomy, new, model):
     if not (model.form.asks_contrast or model.form.kind == 'unconditional'):
         return None, 'what the model has learnt: it cannot be asked for a contrast'
     reference, source = reference_contrasts(image, anatomy.old_lesions, anatomy.wm_mask, model)
-    sign = 1 if model.modality == 'FLAIR' else -1
+    sign = synthesis.SIGN[model.modality]
     contrasts = synthesis.choose_contrasts(volumes_of(new), new.strengths, *reference, sign)
     numbers = nearest_numbers(new.mask_img, anatomy.grid_img)
     return np.where(hole, np.append(0, contrasts)[numbers], 0).astype(np.float32), source
@@ -419,6 +416,22 @@ def sample(image, hole, wm_mask, contrast, model, num_inference_steps, seed, dev
         start_step = model.plan.get('start_step', 3)
         white_matter = baselines.local_white_matter(image, hole, wm_mask)
         image = np.where(hole, white_matter + contrast, image)
+    return sample_at_contrast(
+        image, hole, wm_mask, contrast, model, num_inference_steps, seed, device, batch_size, start_step
+    )
+
+
+def sample_at_contrast(
+    image, hole, wm_mask, contrast, model, num_inference_steps, seed, device='cpu', batch_size=8, start_step=0
+):
+    """Sample the voxels of a hole; lesions of a model that takes a contrast then get exactly that.
+
+    Arguments as of `inpaint.fill_volume`, but for one seed.
+
+    Returns
+    -------
+    (n,) float32 array: values of the voxels of the hole, in C order
+    """
     values = inpaint.fill_volume(
         image, hole, wm_mask, model, num_inference_steps, [seed], device, batch_size, start_step, contrast
     )[0]

@@ -37,6 +37,7 @@ def draw_contrast(rng, lowest=0.15, modality='T1w'):
 
 
 SIMILAR_LESIONS = 20  # those of about one size, of which a quantile is taken
+SIGN = {'FLAIR': 1, 'T1w': -1}  # are lesions brighter or darker than white matter?
 LEAST_CONTRAST = {1: 0.1, -1: 0.0}  # bright lesions (FLAIR) stay bright; dark ones (T1w) may be hardly seen
 
 
@@ -51,7 +52,7 @@ def choose_contrasts(volumes, strengths, known_volumes, known_contrasts, sign):
     known_volumes, known_contrasts : (m,) arrays
         Of real lesions, see `inpaint.contrast_of`.
     sign : int
-        1 if lesions are brighter than white matter (FLAIR), -1 if they are darker (T1w).
+        See `SIGN`.
 
     Returns
     -------

@@ -39,7 +39,7 @@ MAY_IMPORT = {
         'weights',
     },
     'readerstudy': {'fill', 'layout', 'metrics', 'readerstudy_cases', 'weights'},
-    'readerstudy_cases': {'dataset', 'fill', 'inpaint', 'masks', 'preprocess', 'synth', 'synthesis'},
+    'readerstudy_cases': {'dataset', 'fill', 'masks', 'preprocess', 'synth', 'synthesis'},
     # edge
     'layout': {'tool_outputs'},
     'tool_outputs': set(),
