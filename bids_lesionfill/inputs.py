@@ -130,6 +130,11 @@ def moved(img, transform):
     return None if img is None else nib.Nifti1Image(np.asanyarray(img.dataobj), transform @ img.affine)
 
 
+def laid_over(img, transform, target_img):
+    """An image, its world moved by a (4, 4) transform, on the grid of another; (X, Y, Z) float32 array."""
+    return preprocess.resample_to(moved(fill.plain(img, 'image'), transform), target_img, order=1)
+
+
 def align(flair_img, t1w_img):
     """World of a FLAIR to world of a T1w, if their headers do not agree: ((4, 4) array or None, dict for the sidecar).
 

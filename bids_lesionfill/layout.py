@@ -642,10 +642,14 @@ def anat_dir(output_dir, inputs):
     return Path(output_dir, f'sub-{inputs.subject}', *session, 'anat')
 
 
+def scan_name(inputs):
+    """What the files of an image begin with: sub-01_ses-1_run-2."""
+    return inputs.name.removesuffix(f'_{inputs.modality}')
+
+
 def output_files(output_dir, inputs, n_samples=1):
     """Paths of all that is written for an image: dict of name -> path."""
-    modality = inputs.modality
-    stem = inputs.name.removesuffix(f'_{modality}')
+    modality, stem = inputs.modality, scan_name(inputs)
     space = '' if modality == 'T1w' else f'_space-{modality}'  # masks of T1w and FLAIR would have one name
     folder = anat_dir(output_dir, inputs)
     files = {
@@ -673,9 +677,8 @@ def synth_files(output_dir, inputs, desc='synth'):
 
 def xfm_file(output_dir, inputs):
     """Path of the transform from FLAIR to T1w that was needed for an image."""
-    stem = inputs.name.removesuffix(f'_{inputs.modality}')
     desc = '' if inputs.modality == 'T1w' else '_desc-FLAIR'  # of the FLAIR's own filling
-    return anat_dir(output_dir, inputs) / f'{stem}_from-FLAIR_to-T1w_mode-image{desc}_xfm.txt'
+    return anat_dir(output_dir, inputs) / f'{scan_name(inputs)}_from-FLAIR_to-T1w_mode-image{desc}_xfm.txt'
 
 
 def write_xfm(output_dir, inputs, text, about):
@@ -708,6 +711,11 @@ LESION_COLUMNS = {
         'Units': 'arbitrary',
     },
 }
+
+
+def provenance_of(options, run_hash, version):
+    """What a sidecar says of how a result came about."""
+    return {'Options': options, 'RunHash': run_hash, 'GeneratedBy': [{'Name': APP_NAME, 'Version': version}]}
 
 
 def write_filling(output_dir, inputs, filling, provenance):
@@ -743,22 +751,17 @@ def write_filling(output_dir, inputs, filling, provenance):
             sidecar(files['sd']),
             {'Description': DESCRIPTIONS['desc-filledsd'], **common, 'SkullStripped': skull_stripped},
         )
-    write_tsv(files['lesions'], filling.lesions, LESION_COLUMNS)
-    write_json(sidecar(files['lesions']), LESION_COLUMNS)
-    write_image(files['filled'], filling.filled_img)
-    write_json(
-        sidecar(files['filled']),
-        {
-            'Description': DESCRIPTIONS['desc-filled']
-            if filling.lesions
-            else 'copy of the input: there was no lesion to fill',
-            **common,
-            'SkullStripped': skull_stripped,
-            **filling.info,
-            'Warnings': list(filling.warnings),
-            **provenance,
-        },
-    )
+    description = DESCRIPTIONS['desc-filled'] if filling.lesions else 'copy of the input: there was no lesion to fill'
+    about = {'Description': description, **common, 'SkullStripped': skull_stripped}
+    write_result(files['filled'], filling.filled_img, files['lesions'], filling, about, provenance)
+
+
+def write_result(image_file, img, table_file, result, about, provenance):
+    """Write the table of lesions and the image of a `fill.Filling` or `synth.Synthesis`; its sidecar comes last."""
+    write_tsv(table_file, result.lesions, LESION_COLUMNS)
+    write_json(sidecar(table_file), LESION_COLUMNS)
+    write_image(image_file, img)
+    write_json(sidecar(image_file), {**about, **result.info, 'Warnings': list(result.warnings), **provenance})
 
 
 def write_synthesis(output_dir, inputs, desc, synthesis, provenance):
@@ -780,19 +783,8 @@ def write_synthesis(output_dir, inputs, desc, synthesis, provenance):
         write_image(files[name], img)
         description = {'Type': 'Lesion', 'Description': DESCRIPTIONS[description]}
         write_json(sidecar(files[name]), description | common)
-    write_tsv(files['lesions'], synthesis.lesions, LESION_COLUMNS)
-    write_json(sidecar(files['lesions']), LESION_COLUMNS)
-    write_image(files['synth'], synthesis.synth_img)
-    write_json(
-        sidecar(files['synth']),
-        {
-            'Description': DESCRIPTIONS['desc-synth'],
-            **common,
-            **synthesis.info,
-            'Warnings': list(synthesis.warnings),
-            **provenance,
-        },
-    )
+    about = {'Description': DESCRIPTIONS['desc-synth'], **common}
+    write_result(files['synth'], synthesis.synth_img, files['lesions'], synthesis, about, provenance)
 
 
 def read_sidecar(path):
@@ -992,11 +984,6 @@ MORPH_COLUMNS = {
     'thickness_mm': {'Description': 'mean cortical thickness', 'Units': 'mm'},
     'n_voxels': {'Description': 'voxels (vertices, for surfaces) that were averaged; 0 where the engine does not say'},
 }
-
-
-def scan_name(inputs):
-    """What the files of an image begin with: sub-01_ses-1_run-2."""
-    return inputs.name.removesuffix(f'_{inputs.modality}')
 
 
 def thickness_files(output_dir, inputs):

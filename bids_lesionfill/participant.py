@@ -21,29 +21,39 @@ def run(options):
     One participant that fails does not stop the others. What is already there, from the same input and options, is
     not done again.
     """
-    derivatives, found, run_id = prepare(options)
-    return conclude(run_all(found, options, derivatives, run_id), options, derivatives)
+    derivatives, found, donor, run_id = prepare(options)
+    return conclude(run_all(found, donor, options, run_id), options, derivatives)
 
 
 def prepare(options):
-    """Find all images and write what describes the dataset: (derivatives, dict of subject -> Inputs, id of the run)."""
+    """Find all images and write what describes the dataset.
+
+    Returns
+    -------
+    derivatives : dict of name -> path
+    found : dict of subject -> list of layout.Inputs
+    donor : layout.Inputs or None
+        Whose lesions are taken (`--mask-from`).
+    run_id : str
+    """
     derivatives = options.derivatives
     if derivatives is None:
         derivatives = layout.find_derivatives(options.bids_dir, options.output_dir)
     make_engines(options)  # one that is not available stops the run before any work
-    found = find_images(options, derivatives)
+    bids_layout = layout.open_layout(options.bids_dir, derivatives.values(), options.bids_database_dir)
+    found = find_images(bids_layout, options, derivatives)
+    donor = visits.find_donor(bids_layout, options, derivatives) if options.mask_from else None
     layout.write_dataset_files(options.output_dir, options.bids_dir, derivatives, options.version, citation(options))
     layout.remove_leftovers(options.output_dir)
     if options.raw_dir is not None:
         raw_layout.write_top(options.raw_dir, options.bids_dir, options.version)
-    return derivatives, found, layout.new_run_id()
+    return derivatives, found, donor, layout.new_run_id()
 
 
-def run_all(found, options, derivatives, run_id):
+def run_all(found, donor, options, run_id):
     """Do participants one after the other; dict of subject -> status."""
     usable = {image.modality for images in found.values() for image in images if not image.problem}
     models = {modality: load_model(options, modality) for modality in usable if not options.reports_only}
-    donor = visits.find_donor(options, derivatives) if options.mask_from else None
     engines = make_engines(options)
     statuses, started = {}, time.monotonic()
     for number, (subject, images) in enumerate(found.items(), start=1):
@@ -84,9 +94,8 @@ def conclude(statuses, options, derivatives):
     return OK
 
 
-def find_images(options, derivatives):
+def find_images(bids_layout, options, derivatives):
     """All images to work on, a participant's of one modality after the other: dict of subject -> list of Inputs."""
-    bids_layout = layout.open_layout(options.bids_dir, derivatives.values(), options.bids_database_dir)
     found = {}
     for modality in options.modalities:
         of_modality = layout.find_inputs(
@@ -185,11 +194,7 @@ def fill_image(image, model, options):
     to_t1w = loaded.flair_to_t1w
     text = None if to_t1w is None else registration.itk_text(to_t1w)
     layout.write_xfm(options.output_dir, image, text, loaded.info.get('FlairRegistration'))
-    provenance = {
-        'Options': result_options,
-        'RunHash': run_hash,
-        'GeneratedBy': [{'Name': layout.APP_NAME, 'Version': options.version}],
-    }
+    provenance = layout.provenance_of(result_options, run_hash, options.version)
     layout.write_filling(options.output_dir, image, filling, provenance)
     for warning in filling.warnings:
         logger.warning('%s: %s', image.name, warning)
@@ -341,10 +346,9 @@ def draw_overlay(image, mask_file, output_dir):
     to_t1w = registration.from_itk_text(xfm_file.read_text())
     to_image = np.linalg.inv(to_t1w) if image.tissue_file else to_t1w
     image_img, mask_img = (nib.as_closest_canonical(nib.load(path)) for path in (image.image_file, mask_file))
-    other_img = inputs.moved(fill.plain(nib.load(other_file), 'image'), to_image)
     return report.overlay_figures(
         fill.one_volume(image_img),
-        inputs.preprocess.resample_to(other_img, image_img, order=1),
+        inputs.laid_over(nib.load(other_file), to_image, image_img),
         fill.one_volume(mask_img) > 0,
         nib.affines.voxel_sizes(image_img.affine),
         (image.modality, 'T1w' if image.tissue_file else 'FLAIR'),

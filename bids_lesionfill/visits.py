@@ -1,7 +1,7 @@
 """New lesions in all images of a visit (a T1w and what goes with it): the same in each image, variant by variant."""
 
+import functools
 import logging
-import os
 import time
 from functools import cached_property
 
@@ -38,9 +38,12 @@ def run(images, models, donor, run_id, options):
             by_t1w.setdefault(image.t1w_file, []).append(image)
     for of_visit in by_t1w.values():
         visit = Visit(of_visit, donor, options)
-        for image in of_visit:
-            for variant, desc in enumerate(options.variants):
-                results.append((image, desc, run_image(visit, image, variant, desc, models, run_id, options)))
+        done = {
+            (image.name, desc): run_image(visit, image, variant, desc, models, run_id, options)
+            for variant, desc in enumerate(options.variants)  # its lesions are drawn once, for all images
+            for image in of_visit
+        }
+        results += [(image, desc, done[image.name, desc]) for image in of_visit for desc in options.variants]
     return results
 
 
@@ -84,11 +87,7 @@ def synthesize_image(visit, image, variant, desc, model, options):
     synthesis.info['LesionSource'] = visit.source
     if options.second_visit:
         synthesis.info['Visits'] = {'First': image.sources[0], 'Second': 'this image'}
-    provenance = {
-        'Options': result_options,
-        'RunHash': run_hash,
-        'GeneratedBy': [{'Name': layout.APP_NAME, 'Version': options.version}],
-    }
+    provenance = layout.provenance_of(result_options, run_hash, options.version)
     layout.write_synthesis(options.output_dir, image, desc, synthesis, provenance)
     for warning in synthesis.warnings:
         logger.warning('%s: %s', image.name, warning)
@@ -104,6 +103,7 @@ class Visit:
         self.images, self.donor, self.options = images, donor, options
         self.first = images[0]
         self.seed = layout.seed_of_path(self.first.t1w_path, options.random_seed)
+        self.new_lesions = functools.lru_cache(maxsize=1)(self.new_lesions)  # those of one variant, no more
 
     @cached_property
     def anatomy(self):
@@ -133,7 +133,6 @@ class Visit:
         """The mask that was given, or another patient's."""
         if self.options.new_mask_file:
             return nib.load(self.options.new_mask_file)
-        os.environ['ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS'] = '1'  # antspyx, read at its first filter: equal bytes
         return synth.borrow(nib.load(self.donor.t1w_file), inputs.lesions_of(self.donor), self.anatomy)
 
     @property
@@ -167,7 +166,7 @@ class Visit:
         )
 
 
-def find_donor(options, derivatives):
+def find_donor(bids_layout, options, derivatives):
     """The T1w with a lesion mask of the participant whose lesions are taken, the first by name.
 
     Raises
@@ -175,7 +174,6 @@ def find_donor(options, derivatives):
     UsageError
         If there is none.
     """
-    bids_layout = layout.open_layout(options.bids_dir, derivatives.values())
     found = layout.find_inputs(
         bids_layout,
         derivatives,

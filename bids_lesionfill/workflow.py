@@ -21,11 +21,11 @@ def run(options):
     The results are those of one process: seeds depend on the image alone. What is there already is not done again; this
     is seen in the output folder, so the work folder holds nothing that is needed later.
     """
-    derivatives, found, run_id = participant.prepare(options)
+    derivatives, found, donor, run_id = participant.prepare(options)
     base_dir = Path(options.work_dir or tempfile.gettempdir()).resolve() / FOLDER / run_id
     plugin, plugin_args = read_plugin(options)
     os.environ.setdefault('LOGNAME', 'bids_lesionfill')  # nipype's SLURM and SGE name jobs by it; containers lack it
-    flow = build(found, options, derivatives, run_id, base_dir)
+    flow = build(found, donor, options, run_id, base_dir)
     logger.info('%d participant(s) as nodes of nipype, plugin %s', len(found), plugin)
     try:
         flow.run(plugin=plugin, plugin_args=plugin_args)
@@ -38,7 +38,7 @@ def run(options):
     return code
 
 
-def build(found, options, derivatives, run_id, base_dir):
+def build(found, donor, options, run_id, base_dir):
     """A workflow with one node for each participant, none of which waits for another."""
     from nipype import Function, Node, Workflow, config
     from nipype import logging as nipype_logging
@@ -59,24 +59,24 @@ def build(found, options, derivatives, run_id, base_dir):
     flow = Workflow('participants', base_dir=str(base_dir))
     n_procs = min(options.omp_nthreads or 1, options.nprocs)
     for subject, images in found.items():
-        interface = Function(['subject', 'images', 'options', 'derivatives', 'run_id'], ['status'], run_node)
+        interface = Function(['subject', 'images', 'donor', 'options', 'run_id'], ['status'], run_node)
         node = Node(interface, f'sub_{subject}', n_procs=n_procs, mem_gb=min(NODE_GB, options.mem_gb or NODE_GB))
         node.inputs.trait_set(
             subject=subject,
             images=images,
+            donor=donor,
             options=replace(options, participant_labels=(subject,)),
-            derivatives=derivatives,
             run_id=run_id,
         )
         flow.add_nodes([node])
     return flow
 
 
-def run_node(subject, images, options, derivatives, run_id):
+def run_node(subject, images, donor, options, run_id):
     """What a node does, in a process of its own; nipype takes this function as text, so it imports what it needs."""
     from bids_lesionfill import participant
 
-    status = participant.run_all({subject: images}, options, derivatives, run_id)[subject]
+    status = participant.run_all({subject: images}, donor, options, run_id)[subject]
     if status == 'failed' and options.stop_on_first_crash:
         raise RuntimeError(f'sub-{subject} failed')
     return status

@@ -114,15 +114,11 @@ def write_tissues(measurement, scan, image, engine, path):
 
 def classify(scan):
     """Tissue classes of an image whose engine makes none; nibabel image on its grid."""
-    plain_img = nib.Nifti1Image(scan.t1w_img.get_fdata(dtype=np.float32), scan.t1w_img.affine)
-    conformed_img = preprocess.conform(plain_img)
+    conformed_img = preprocess.conform(fill.plain(scan.t1w_img, 'T1w'))
     t1w = conformed_img.get_fdata(dtype=np.float32)
-    if scan.brain_mask_img is not None:
-        brain_mask = preprocess.conform_mask(scan.brain_mask_img, conformed_img)
-    else:
-        brain_mask, _ = tissues.find_brain(t1w)
-    seg = tissues.classify(t1w, brain_mask, np.zeros_like(brain_mask)).astype(np.float32)
-    seg = preprocess.resample_to(nib.Nifti1Image(seg, conformed_img.affine), scan.t1w_img, order=0)
+    _, seg, _ = fill.find_tissues(t1w, np.zeros(t1w.shape, dtype=bool), conformed_img, scan.brain_mask_img)
+    seg_img = nib.Nifti1Image(seg.astype(np.float32), conformed_img.affine)
+    seg = preprocess.resample_to(seg_img, scan.t1w_img, order=0)
     return nib.Nifti1Image(np.rint(seg).astype(np.uint8), scan.t1w_img.affine)
 
 
