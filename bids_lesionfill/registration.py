@@ -10,7 +10,6 @@ import numpy as np
 from scipy import ndimage
 
 SHRINK_MM = (8, 4)  # voxels of the pyramid
-RIGID_SHRINK_MM = (8, 4)
 UNIT_MM = 60  # about a brain's radius: in it turning, scaling and shifting by 1 move a brain alike, as L-BFGS needs
 
 
@@ -53,12 +52,8 @@ def affine_to_template(t1w, brain_mask, affine, template, template_affine):
     )
     registration = SimpleITK.ImageRegistrationMethod()
     registration.SetMetricAsCorrelation()
-    registration.SetMetricSamplingStrategy(registration.NONE)
-    registration.SetInterpolator(SimpleITK.sitkLinear)
+    use_every_voxel(registration, SHRINK_MM, fixed)
     registration.SetOptimizerAsLBFGSB(gradientConvergenceTolerance=1e-6, numberOfIterations=100)
-    registration.SetShrinkFactorsPerLevel([max(1, round(mm / UNIT_MM / min(fixed.GetSpacing()))) for mm in SHRINK_MM])
-    registration.SetSmoothingSigmasPerLevel([mm / UNIT_MM / 2 for mm in SHRINK_MM])
-    registration.SetSmoothingSigmasAreSpecifiedInPhysicalUnits(True)
     registration.SetInitialTransform(transform, inPlace=True)
     with one_thread():
         registration.Execute(fixed, moving)
@@ -69,6 +64,17 @@ def affine_to_template(t1w, brain_mask, affine, template, template_affine):
             f'registration to the template scales the brain by {np.linalg.det(linear):.2f}, expected 0.3 to 3'
         )
     return to_template
+
+
+def use_every_voxel(method, shrink_mm, fixed_image):
+    """Let a registration method look at all voxels, linearly, on a pyramid of voxels of so many mm."""
+    import SimpleITK
+
+    method.SetMetricSamplingStrategy(method.NONE)
+    method.SetInterpolator(SimpleITK.sitkLinear)
+    method.SetShrinkFactorsPerLevel([max(1, round(mm / UNIT_MM / min(fixed_image.GetSpacing()))) for mm in shrink_mm])
+    method.SetSmoothingSigmasPerLevel([mm / UNIT_MM / 2 for mm in shrink_mm])
+    method.SetSmoothingSigmasAreSpecifiedInPhysicalUnits(True)
 
 
 @contextmanager
@@ -128,7 +134,7 @@ def rigid(moving, moving_affine, fixed, fixed_affine):
     with one_thread():
         before, by_centres = (information_between(fixed_image, moving_image, start) for start in (by_headers, by_mass))
         transform = SimpleITK.Euler3DTransform(by_mass if by_centres > before else by_headers)
-        method = mutual_information(RIGID_SHRINK_MM, fixed_image)
+        method = mutual_information(SHRINK_MM, fixed_image)
         method.SetOptimizerAsLBFGSB(gradientConvergenceTolerance=1e-5, numberOfIterations=30)
         method.SetInitialTransform(transform, inPlace=True)
         try:
@@ -148,11 +154,7 @@ def mutual_information(shrink_mm, fixed_image):
 
     method = SimpleITK.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(32)
-    method.SetMetricSamplingStrategy(method.NONE)
-    method.SetInterpolator(SimpleITK.sitkLinear)
-    method.SetShrinkFactorsPerLevel([max(1, round(mm / UNIT_MM / min(fixed_image.GetSpacing()))) for mm in shrink_mm])
-    method.SetSmoothingSigmasPerLevel([mm / UNIT_MM / 2 for mm in shrink_mm])
-    method.SetSmoothingSigmasAreSpecifiedInPhysicalUnits(True)
+    use_every_voxel(method, shrink_mm, fixed_image)
     return method
 
 
@@ -160,11 +162,11 @@ def information_between(fixed_image, moving_image, transform):
     """Mutual information of two ITK images, 0 where they do not overlap."""
     import SimpleITK
 
-    method = mutual_information(RIGID_SHRINK_MM[-1:], fixed_image)
+    method = mutual_information(SHRINK_MM[-1:], fixed_image)
     method.SetInitialTransform(SimpleITK.Euler3DTransform(transform), inPlace=True)
-    shrink = [max(1, round(RIGID_SHRINK_MM[-1] / UNIT_MM / size)) for size in fixed_image.GetSpacing()]
+    shrink = [max(1, round(SHRINK_MM[-1] / UNIT_MM / size)) for size in fixed_image.GetSpacing()]
     smooth = SimpleITK.SmoothingRecursiveGaussian
-    sigma = RIGID_SHRINK_MM[-1] / UNIT_MM / 2
+    sigma = SHRINK_MM[-1] / UNIT_MM / 2
     try:
         return -method.MetricEvaluate(SimpleITK.Shrink(smooth(fixed_image, sigma), shrink), smooth(moving_image, sigma))
     except RuntimeError:

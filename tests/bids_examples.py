@@ -5,6 +5,8 @@ import json
 import nibabel as nib
 import numpy as np
 
+from bids_lesionfill import layout
+
 
 def write_description(folder, name='test', **more):
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,3 +60,9 @@ def listing(root):
 
 def empty_like(img):
     return nib.Nifti1Image(np.zeros(img.shape, np.uint8), img.affine)
+
+
+def find(root, **options):
+    """What `layout.find_inputs` finds in a dataset and its derivatives."""
+    derivatives = layout.find_derivatives(root)
+    return layout.find_inputs(layout.open_layout(root, derivatives.values()), derivatives, **options)

@@ -204,3 +204,9 @@ def find_tiny_places(tiny_library):
         return synth.Atlas(tiny_library, places, np.full(shape, 100, np.float32), anatomy.grid_img.affine)
 
     return find
+
+
+@pytest.fixture
+def img():
+    """An image of nothing, for tests of names."""
+    return nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4))

@@ -5,20 +5,10 @@ from dataclasses import replace
 import nibabel as nib
 import numpy as np
 import pytest
-from bids_examples import flair_path, mask_path, t1w_path, write_bids
+from bids_examples import find, flair_path, mask_path, t1w_path, write_bids
 from nibabel.affines import from_matvec
 
 from bids_lesionfill import inputs, layout, registration
-
-
-@pytest.fixture
-def img():
-    return nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4))
-
-
-def find(root, **options):
-    derivatives = layout.find_derivatives(root)
-    return layout.find_inputs(layout.open_layout(root, derivatives.values()), derivatives, **options)
 
 
 def with_files(root, files):

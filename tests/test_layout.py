@@ -1,22 +1,10 @@
 import gzip
 import json
 
-import nibabel as nib
-import numpy as np
 import pytest
-from bids_examples import flair_path, mask_path, t1w_path, write_bids, write_description
+from bids_examples import find, flair_path, mask_path, t1w_path, write_bids, write_description
 
 from bids_lesionfill import layout
-
-
-@pytest.fixture
-def img():
-    return nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4))
-
-
-def find(root, **options):
-    derivatives = layout.find_derivatives(root)
-    return layout.find_inputs(layout.open_layout(root, derivatives.values()), derivatives, **options)
 
 
 def test_image_gets_its_mask_and_bids_uris(tmp_path, img):
