@@ -246,7 +246,7 @@ def sample(session, labels, contrasts, model, seed, num_inference_steps=None, im
     steps = num_inference_steps or model.plan['num_inference_steps']
     own = image.copy()
     own[hole] = inpaint.fill_volume(image, hole, wm_mask, model, steps, [seed], contrast=contrast)[0]
-    limits = np.quantile(image[session.anatomy.brain_mask & ~hole], (0.001, 0.999))
+    limits = synth.limits_of(image, session.anatomy.brain_mask & ~hole)
     matched = synthesis.match_contrast(own, hole, wm_mask, contrast)
     return np.where(hole, np.clip(matched, *limits), image), own
 

@@ -51,7 +51,7 @@ def ask(session, model, options):
     new = synth.draw(session.anatomy, atlas, rng, 0.5, options.n_lesions, options.load_ml)
     labels = np.asarray(new.mask_img.dataobj)
     image, wm_mask = session.image, session.anatomy.wm_mask & (labels == 0)
-    bright = np.quantile(image[session.anatomy.brain_mask & (labels == 0)], 0.999)
+    bright = synth.limits_of(image, session.anatomy.brain_mask & (labels == 0))[1]
     numbers = np.arange(1, labels.max() + 1)
     rows, of_seed = [], {}
     for painting, seed in [*((n, options.seed) for n in range(options.paintings)), (0, options.seed + 1)]:

@@ -310,7 +310,7 @@ def paint(
     contrast, source = contrast_volume(image, hole, anatomy, new, model)
     if num_inference_steps is None:
         num_inference_steps = model.plan['num_inference_steps']
-    limits = np.quantile(image[anatomy.brain_mask & ~hole], (0.001, 0.999))
+    limits = limits_of(image, anatomy.brain_mask & ~hole)
     values = sample(
         image, hole, anatomy.wm_mask & ~hole, contrast, model, num_inference_steps, seed, device, batch_size
     )
@@ -347,6 +347,11 @@ def paint(
         info,
         notes,
     )
+
+
+def limits_of(image, mask):
+    """What the intensities in a mask lie between, but for a thousandth at each end; (2,) float64 array."""
+    return np.quantile(image[mask], (0.001, 0.999))
 
 
 def mask_notes(new, new_mask, outside, wm_mask, img):

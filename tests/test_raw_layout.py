@@ -10,11 +10,6 @@ from bids_lesionfill import cli, layout, raw_layout
 
 
 @pytest.fixture
-def img():
-    return nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4))
-
-
-@pytest.fixture
 def dataset(tmp_path, img):
     """Two participants; the first has a mask, beside the image, and its filled T1w is there as derivative."""
     paths = [path(subject, session) for subject in ('01', '02') for session in 'ab' for path in (t1w_path, flair_path)]
