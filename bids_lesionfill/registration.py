@@ -1,4 +1,4 @@
-"""A subject's way to the space of the lesion library, affine; to another subject, deformable; FLAIR to T1w, rigid.
+"""A subject's way to the space of the lesion library, affine; FLAIR to T1w, rigid; grids of displacements.
 
 Arrays are `(X, Y, Z)`; world is RAS, mm.
 """
@@ -232,53 +232,6 @@ def from_template(volume, template_affine, to_template, shape, affine, order=1):
     matrix = np.linalg.inv(template_affine) @ to_template @ affine
     return ndimage.affine_transform(
         volume.astype(np.float32), matrix[:3, :3], matrix[:3, 3], output_shape=tuple(shape), order=order
-    )
-
-
-def warp_mask(mask_img, moving_img, fixed_img, seed=1):
-    """A mask of one brain in another one, by affine and symmetric diffeomorphic registration (SyN, antspyx).
-
-    The same images give the same bytes: ANTs' reproducible settings, a seed and one thread. (Two runs on a phantom
-    differed by 9 voxels of a lesion of about 200 with the reproducible settings alone, by 69 with the seed alone.)
-
-    Parameters
-    ----------
-    mask_img, moving_img, fixed_img : nibabel images
-        The mask, the T1w on whose grid it lies, and the T1w of the other brain; both skull-stripped, background 0.
-    seed : int
-        Of the metric's samples.
-
-    Returns
-    -------
-    (X, Y, Z) bool array, on the grid of `fixed_img`
-
-    Raises
-    ------
-    ValueError
-        If antspyx is not installed.
-    """
-    try:
-        import ants
-    except ImportError:
-        raise ValueError('registration of masks needs antspyx, which is not installed: pip install antspyx') from None
-    ants.config.set_ants_deterministic(on=True, seed_value=seed)  # `registration` itself ignores a seed
-    fixed, moving, mask = (to_ants(img) for img in (fixed_img, moving_img, mask_img))
-    found = ants.registration(fixed, moving, type_of_transform='antsRegistrationSyNQuickRepro[s]')
-    warped = ants.apply_transforms(fixed, mask, found['fwdtransforms'], interpolator='linear')
-    return warped.numpy() >= 0.5
-
-
-def to_ants(img):
-    """A nibabel image as one of ANTs, whose world is LPS."""
-    import ants
-
-    sizes = nib.affines.voxel_sizes(img.affine)
-    to_lps = np.diag([-1.0, -1.0, 1.0])
-    return ants.from_numpy(
-        np.asarray(img.dataobj, dtype=np.float32),
-        origin=(to_lps @ img.affine[:3, 3]).tolist(),
-        spacing=sizes.tolist(),
-        direction=to_lps @ (img.affine[:3, :3] / sizes),
     )
 
 

@@ -10,7 +10,21 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from . import baselines, fill, inpaint, lesion_masks, masks, preprocess, registration, synthesis, tissues, weights
+from . import (
+    baselines,
+    deformable,
+    fill,
+    inpaint,
+    lesion_masks,
+    masks,
+    preprocess,
+    registration,
+    synthesis,
+    tissues,
+    weights,
+)
+
+MARGIN_VOXELS = 4  # around a brain that is registered
 
 
 @dataclass(frozen=True)
@@ -215,11 +229,16 @@ def borrow(t1w_img, lesion_mask_img, anatomy):
         If antspyx is not installed, an image cannot be used, or nothing is left.
     """
     donor = look_at(t1w_img, lesion_mask_img)
-    brains = [
-        nib.Nifti1Image(np.where(a.brain_mask, a.grid_img.get_fdata(dtype=np.float32), 0), a.grid_img.affine)
-        for a in (donor, anatomy)
-    ]
-    warped = registration.warp_mask(fill.mask_image(donor.old_lesions, donor.grid_img), *brains)
+    donor_brain = np.where(donor.brain_mask, donor.grid_img.get_fdata(dtype=np.float32), 0)
+    box = masks.widen(ndimage.find_objects(anatomy.brain_mask.astype(np.uint8))[0], MARGIN_VOXELS)
+    part_img = anatomy.grid_img.slicer[box]
+    brain_mask = anatomy.brain_mask[box]
+    t1w = part_img.get_fdata(dtype=np.float32)
+    points_mm, _ = deformable.find_in(t1w, brain_mask, part_img.affine, donor_brain, donor.grid_img.affine)
+    warped = np.zeros(anatomy.brain_mask.shape, dtype=bool)
+    warped[anatomy.brain_mask] = (
+        registration.sample(donor.old_lesions.astype(np.float32), donor.grid_img.affine, points_mm, order=1) >= 0.5
+    )
     lesions, _ = masks.label_lesions(warped & lesion_masks.away_from(anatomy.old_lesions, anatomy.wm_mask))
     kept = np.bincount(lesions.flat) >= lesion_masks.MIN_VOXELS
     kept[0] = False

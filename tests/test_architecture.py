@@ -30,8 +30,8 @@ MAY_IMPORT = {
     'fill': {'inpaint', 'masks', 'preprocess', 'tissues', 'weights'},
     'visits': {'fill', 'inputs', 'layout', 'synth', 'weights'},
     'synth': {
-        *('baselines', 'fill', 'inpaint', 'lesion_masks', 'masks', 'preprocess', 'registration', 'synthesis'),
-        *('tissues', 'weights'),
+        *('baselines', 'deformable', 'fill', 'inpaint', 'lesion_masks', 'masks', 'preprocess', 'registration'),
+        *('synthesis', 'tissues', 'weights'),
     },
     'train': {'dataset', 'diffusion', 'inpaint', 'layout', 'lpips', 'metrics', 'unet', 'weights'},
     'evaluate': {
@@ -53,13 +53,15 @@ MAY_IMPORT = {
         *('fill', 'inputs', 'layout', 'preprocess', 'registration', 'reproducibility', 'thickness', 'tissues'),
     },
     'thickness.pbt': {'thickness', 'thickness.anatomy', 'thickness.cortex'},
-    'thickness.ants': {*EMBEDDED, 'masks', 'preprocess', 'thickness.cortex', 'thickness.tools'},
-    'thickness.antspynet': {*EMBEDDED, 'preprocess'},
+    'thickness.ants': {*EMBEDDED, 'deformable', 'masks', 'preprocess', 'thickness.cortex', 'thickness.tools'},
+    'thickness.antspynet': {*EMBEDDED, 'deformable', 'preprocess'},
     'thickness.dldirect': {'thickness', 'thickness.tools'},
     'thickness.freesurfer': {'thickness', 'thickness.tools'},
     'thickness.anatomy': {
-        *('masks', 'preprocess', 'registration', 'thickness', 'thickness.cortex', 'thickness.segmentation', 'tissues'),
+        *('deformable', 'masks', 'preprocess', 'registration', 'thickness', 'thickness.cortex', 'tissues'),
+        'thickness.segmentation',
     },
+    'deformable': {'registration'},
     'thickness.tools': set(),
     'thickness': set(),  # its engines are imported by name
     'lpips': set(),

@@ -1,5 +1,3 @@
-import sys
-
 import nibabel as nib
 import numpy as np
 import pytest
@@ -121,48 +119,7 @@ def test_world_of_itk_is_that_of_nibabel_in_units_of_60_mm():
     assert image.GetPixel(0, 2, 1) == 0
 
 
-# One brain to another
-
-
-def test_world_of_ants_is_that_of_nibabel():
-    """An oblique, flipped, anisotropic grid; the world of ANTs is LPS."""
-    pytest.importorskip('ants')
-    affine = turned((12, -20, 33), (-0.9, 1.0, 1.2), (17, -21, -13))
-    volume = np.zeros((6, 5, 4), dtype=np.uint8)
-    volume[5, 3, 2] = 7
-    image = registration.to_ants(nib.Nifti1Image(volume, affine))
-    assert image.shape == (6, 5, 4)
-    assert image.numpy()[5, 3, 2] == 7
-    point = np.asarray(image.direction) @ (np.array(image.spacing) * (5, 3, 2)) + image.origin
-    np.testing.assert_allclose(point * (-1, -1, 1), apply_affine(affine, (5, 3, 2)), atol=1e-5)
-
-
-@pytest.mark.slow
-def test_mask_lands_in_the_same_anatomy_of_another_brain(monkeypatch):
-    """Another world and another size: the lesion is where the head says that it is."""
-    monkeypatch.setenv('ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS', '1')  # read at its first filter
-    pytest.importorskip('ants')
-    shape, grid = (60, 70, 60), nib.affines.from_matvec(2 * np.eye(3), (-62, -67, -50))
-    world = turned((4, -3, 5), (0.95, 1.05, 0.97), (6, -4, 5))
-    fixed, moving = (nib.Nifti1Image(on_grid(shape, grid, way), grid) for way in (world, None))
-    points_mm = apply_affine(grid, np.moveaxis(np.indices(shape), 0, -1))
-
-    def lesion(points):
-        return (((points - (22, -30, -8)) / (9, 7, 6)) ** 2).sum(axis=-1) <= 1
-
-    mask_img = nib.Nifti1Image(lesion(points_mm).astype(np.uint8), grid)
-    warped, again = (registration.warp_mask(mask_img, moving, fixed) for _ in range(2))
-    expected = lesion(apply_affine(world, points_mm))
-    assert warped.dtype == bool
-    assert 2 * (warped & expected).sum() > 0.7 * (warped.sum() + expected.sum())  # Dice
-    assert np.array_equal(warped, again)
-
-
-def test_without_antspyx_masks_are_not_registered(monkeypatch):
-    monkeypatch.setitem(sys.modules, 'ants', None)
-    img = nib.Nifti1Image(np.ones((4, 4, 4), np.uint8), np.eye(4))
-    with pytest.raises(ValueError, match='needs antspyx, which is not installed'):
-        registration.warp_mask(img, img, img)
+# Displacements
 
 
 @pytest.mark.parametrize('start', [(0, 0, 0), (1, 0, 1)])

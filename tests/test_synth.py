@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from bids_lesionfill import diffusion, fill, inpaint, masks, registration, synth, synthesize_lesions, tissues, weights
+from bids_lesionfill import diffusion, fill, inpaint, masks, synth, synthesize_lesions, tissues, weights
 
 MM = nib.affines.from_matvec(np.eye(3), (-20, -18, -15))  # 1 mm, RAS: the image's grid is the working grid
 SIGN = {'FLAIR': 1, 'T1w': -1}
@@ -376,12 +376,11 @@ def test_strengths_are_the_one_asked_for_or_drawn(rng):
 
 
 @pytest.fixture
-def borrow(monkeypatch, anatomy, head):
-    """Borrow with a registration that puts the donor's lesions where the test says."""
+def borrow(monkeypatch, no_deformation, anatomy, head):
+    """Borrow from a donor with the same head, whose lesions are where the test says; both lie on one another."""
 
     def call(where):
-        monkeypatch.setattr(synth, 'look_at', lambda *_: anatomy)
-        monkeypatch.setattr(registration, 'warp_mask', lambda mask_img, moving, fixed: where.copy())
+        monkeypatch.setattr(synth, 'look_at', lambda *_: replace(anatomy, old_lesions=where))
         return synth.borrow(head.t1w_img, head.lesion_mask_img, anatomy)
 
     return call

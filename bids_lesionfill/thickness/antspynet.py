@@ -11,7 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from .. import preprocess
+from .. import deformable, preprocess
 from . import Availability, Measurement, anatomy
 
 # What `antspynet.cortical_thickness` reads of one T1w image (ANTsPyNet 9f42a59).
@@ -59,7 +59,7 @@ class ANTsPyNet:
 
     def run(self, scan):
         """Measure a T1w image; `Measurement` with tissue classes."""
-        ants = anatomy.import_ants()
+        ants = deformable.import_ants()
         import antspynet
 
         antspynet.utilities.get_antsxnet_data.set_antsxnet_cache_directory(str(self.cache_dir))
