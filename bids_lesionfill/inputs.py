@@ -78,46 +78,75 @@ def load(image, mask_threshold=0.5, lesion_labels=(), min_lesion_volume_mm3=0):
     t1w_img = tissue_img or image_img
     tissue_seg_img, source, notes = load_segmentation(image.segmentation, t1w_img)
     info = {'WhiteMatterSource': source} if source else {}
-    flair_img = image_img if tissue_img else nib.load(image.flair_file) if image.flair_file else None
-    to_t1w = None
-    if flair_img is not None and not same_grid(flair_img, t1w_img):
-        to_t1w, about = align(flair_img, t1w_img)
-        info |= {'FlairRegistration': about}
+    to_t1w, about = way_to_t1w(image)
+    if about:
+        info['FlairRegistration'] = about
     if to_t1w is not None:
+        notes = [*notes, shift_note(about)]
         if tissue_img is None:  # a T1w, whose mask was drawn on the FLAIR
             wanted_img, kept_img = moved(wanted_img, to_t1w), moved(kept_img, to_t1w)
         else:  # a FLAIR: what belongs to the T1w moves
             back = np.linalg.inv(to_t1w)
-            on_t1w = image.mask_space == 'T1w' or (image.mask_space is None and same_grid(mask_img, tissue_img))
-            if on_t1w:
+            if not drawn_on_flair(image):
                 wanted_img, kept_img = moved(wanted_img, back), moved(kept_img, back)
             tissue_img, brain_mask_img, tissue_seg_img = (
                 moved(img, back) for img in (tissue_img, brain_mask_img, tissue_seg_img)
             )
-        notes = [
-            *notes,
-            f'FLAIR and T1w differ by up to {about["ShiftMm"]:.1f} mm by their headers: the FLAIR was registered. '
-            'Look at the overlay.',
-        ]
     return Loaded(
         image_img, wanted_img, kept_img, tissue_img, brain_mask_img, tissue_seg_img, to_t1w, info, list(notes)
     )
 
 
 def lesions_of(image, mask_threshold=0.5, to_t1w=None):
-    """All lesions of an image's mask as an image of zeros and ones or probabilities; None without a mask.
+    """All lesions of an image's mask in the world of the T1w: zeros and ones, or probabilities; None without a mask.
 
     Parameters
     ----------
     image : layout.Inputs
     mask_threshold : float
     to_t1w : (4, 4) array, optional
-        See `Loaded.flair_to_t1w`; the mask of a T1w that was drawn on the FLAIR is moved by it.
+        See `way_to_t1w`: a mask that was drawn on the FLAIR is moved by it.
     """
     if image.lesion_mask_file is None:
         return None
     mask_img, _ = select_lesions(nib.load(image.lesion_mask_file), mask_threshold, image.lesion_labels)
-    return mask_img if to_t1w is None or image.tissue_file else moved(mask_img, to_t1w)
+    return moved(mask_img, to_t1w) if to_t1w is not None and drawn_on_flair(image) else mask_img
+
+
+def drawn_on_flair(image):
+    """True if the lesion mask of an image (of `settle`) lies in the world of the FLAIR, not of the T1w."""
+    if image.tissue_file is None:
+        return image.flair_file is not None
+    mask_img, t1w_img = nib.load(image.lesion_mask_file), nib.load(image.tissue_file)
+    return not (image.mask_space == 'T1w' or (image.mask_space is None and same_grid(mask_img, t1w_img)))
+
+
+def way_to_t1w(image):
+    """World of the FLAIR to world of the T1w, where both are in play and their headers do not agree.
+
+    Parameters
+    ----------
+    image : layout.Inputs
+        From `settle`.
+
+    Returns
+    -------
+    to_t1w : (4, 4) array or None
+    about : dict for the sidecar, empty if nothing had to be registered; see `align`
+    """
+    flair_file = image.image_file if image.tissue_file else image.flair_file
+    if flair_file is None:
+        return None, {}
+    flair_img, t1w_img = nib.load(flair_file), nib.load(image.t1w_file)
+    return (None, {}) if same_grid(flair_img, t1w_img) else align(flair_img, t1w_img)
+
+
+def shift_note(about):
+    """What a person should read where a FLAIR was registered."""
+    return (
+        f'FLAIR and T1w differ by up to {about["ShiftMm"]:.1f} mm by their headers: the FLAIR was registered. '
+        'Look at the overlay.'
+    )
 
 
 def same_grid(img, other):

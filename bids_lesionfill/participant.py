@@ -299,7 +299,7 @@ def describe_image(image, desc, output_dir, pictured=True):
     info = layout.read_sidecar(after_file)
     lesions = layout.read_tsv(files['lesions'])
     figures = draw_figures(image.image_file, after_file, mask_file, lesions) if pictured else []
-    if is_fill:
+    if desc in ('filled', 'synth', 'synth1'):
         figures += draw_overlay(image, mask_file, output_dir)
     unchanged = is_fill and not lesions
     from .thickness import measure

@@ -3,12 +3,13 @@
 import functools
 import logging
 import time
+from dataclasses import replace
 from functools import cached_property
 
 import nibabel as nib
 import numpy as np
 
-from . import fill, inputs, layout, synth, weights
+from . import fill, inputs, layout, registration, synth, weights
 
 logger = logging.getLogger('bids_lesionfill')
 
@@ -65,19 +66,20 @@ def run_image(visit, image, variant, desc, models, run_id, options):
 
 def synthesize_image(visit, image, variant, desc, model, options):
     """Paint new lesions into one image and write its derivatives, unless they are there from the same input."""
-    files = layout.synth_files(options.output_dir, image, desc)
+    image, files = inputs.settle(image), layout.synth_files(options.output_dir, image, desc)
     result_options = options.of_result(image.modality) | {'variant': variant} | visit.fingerprint
     run_hash = layout.hash_run(image, result_options, model.sha256, options.version)
     if layout.are_written(files['synth'], files.values(), run_hash):
         logger.info('%s desc-%s: already done', image.name, desc)
         return
     started = time.monotonic()
+    anatomy, new, old_img = visit.seen_from(image, variant)
     synthesis = synth.paint(
         nib.load(image.image_file),
-        visit.anatomy,
-        visit.new_lesions(variant),
+        anatomy,
+        new,
         model,
-        lesion_mask_img=inputs.lesions_of(image, options.mask_threshold),
+        lesion_mask_img=old_img,
         num_inference_steps=options.num_inference_steps,
         seed=(layout.seed_of(image, options.random_seed) + 7919 * variant) % 2**63,
         device=fill.choose_device(options.device),
@@ -87,6 +89,7 @@ def synthesize_image(visit, image, variant, desc, model, options):
     synthesis.info['LesionSource'] = visit.source
     if options.second_visit:
         synthesis.info['Visits'] = {'First': image.sources[0], 'Second': 'this image'}
+    visit.note_way(image, synthesis)
     provenance = layout.provenance_of(result_options, run_hash, options.version)
     layout.write_synthesis(options.output_dir, image, desc, synthesis, provenance)
     for warning in synthesis.warnings:
@@ -101,9 +104,14 @@ class Visit:
 
     def __init__(self, images, donor, options):
         self.images, self.donor, self.options = images, donor, options
-        self.first = images[0]
-        self.seed = layout.seed_of_path(self.first.t1w_path, options.random_seed)
+        self.seed = layout.seed_of_path(images[0].t1w_path, options.random_seed)
         self.new_lesions = functools.lru_cache(maxsize=1)(self.new_lesions)  # those of one variant, no more
+        self.ways = {}  # from each FLAIR to the T1w, by the name of the image
+
+    @cached_property
+    def first(self):
+        """The image whose lesions and tissues are those of the visit."""
+        return inputs.settle(self.images[0])
 
     @cached_property
     def anatomy(self):
@@ -114,7 +122,7 @@ class Visit:
             logger.warning('%s: %s', first.name, note)
         anatomy = synth.look_at(
             t1w_img,
-            inputs.lesions_of(first, self.options.mask_threshold),
+            self.old_lesions(first),
             nib.load(first.brain_mask_file) if first.brain_mask_file else None,
             self.options.mask_threshold,
             tissue_seg_img,
@@ -133,7 +141,9 @@ class Visit:
         """The mask that was given, or another patient's."""
         if self.options.new_mask_file:
             return nib.load(self.options.new_mask_file)
-        return synth.borrow(nib.load(self.donor.t1w_file), inputs.lesions_of(self.donor), self.anatomy)
+        donor = inputs.settle(self.donor)
+        lesions_img = inputs.lesions_of(donor, to_t1w=inputs.way_to_t1w(donor)[0])
+        return synth.borrow(nib.load(donor.t1w_file), lesions_img, self.anatomy)
 
     @property
     def source(self):
@@ -149,6 +159,39 @@ class Visit:
         files += [self.donor.t1w_file, self.donor.lesion_mask_file] if self.donor else []
         files += [file for file in (self.first.lesion_mask_file, self.first.brain_mask_file) if file]
         return {'masks': [weights.sha256_of(file) for file in files]}
+
+    def way_to_t1w(self, image):
+        """See `inputs.way_to_t1w`."""
+        if image.name not in self.ways:
+            self.ways[image.name] = inputs.way_to_t1w(image)
+        return self.ways[image.name]
+
+    def old_lesions(self, image):
+        """The real lesions of an image in the world of the T1w; None without a mask."""
+        return inputs.lesions_of(image, self.options.mask_threshold, self.way_to_t1w(image)[0])
+
+    def seen_from(self, image, variant):
+        """Anatomy, new lesions of a variant, and old ones in the world of an image, which may be a FLAIR elsewhere."""
+        anatomy, new, old_img = self.anatomy, self.new_lesions(variant), self.old_lesions(image)
+        to_t1w, _ = self.way_to_t1w(image)
+        if image.tissue_file is None or to_t1w is None:
+            return anatomy, new, old_img
+        back = np.linalg.inv(to_t1w)
+        return (
+            replace(anatomy, grid_img=inputs.moved(anatomy.grid_img, back)),
+            replace(new, mask_img=inputs.moved(new.mask_img, back)),
+            inputs.moved(old_img, back),
+        )
+
+    def note_way(self, image, synthesis):
+        """Write how FLAIR and T1w of an image were brought together, and say so in its synthesis."""
+        to_t1w, about = self.way_to_t1w(image)
+        text = None if to_t1w is None else registration.itk_text(to_t1w)
+        layout.write_xfm(self.options.output_dir, image, text, about)
+        if about:
+            synthesis.info['FlairRegistration'] = about
+        if to_t1w is not None:
+            synthesis.warnings.append(inputs.shift_note(about))
 
     def new_lesions(self, variant):
         """The lesions of one variant, the same for all images of the visit; see `synth.NewLesions`."""

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     'workflow': {'layout', 'participant'},
     'inputs': {'fill', 'masks', 'preprocess', 'registration', 'segmentations'},
     'fill': {'inpaint', 'masks', 'preprocess', 'tissues', 'weights'},
-    'visits': {'fill', 'inputs', 'layout', 'synth', 'weights'},
+    'visits': {'fill', 'inputs', 'layout', 'registration', 'synth', 'weights'},
     'synth': {
         *('baselines', 'deformable', 'fill', 'inpaint', 'lesion_masks', 'masks', 'preprocess', 'registration'),
         *('synthesis', 'tissues', 'weights'),

@@ -219,8 +219,9 @@ def test_all_lesions_of_a_file_of_labels_are_one_mask(tmp_path, phantom):
     nib.save(phantom.img(labels), tmp_path / 'seg.nii.gz')
     image = layout.Inputs('01', None, 'sub-01_T1w', tmp_path, 'x', tmp_path / 'seg.nii.gz', lesion_labels=(99,))
     assert np.array_equal(np.asarray(inputs.lesions_of(image).dataobj) > 0, phantom.lesion_mask)
-    shifted = from_matvec(np.eye(3), (1, 2, 3))
-    assert np.allclose(inputs.lesions_of(image, to_t1w=shifted).affine, shifted @ phantom.affine)
+    shifted, on_flair = from_matvec(np.eye(3), (1, 2, 3)), replace(image, flair_file=tmp_path / 'flair.nii.gz')
+    assert np.allclose(inputs.lesions_of(on_flair, to_t1w=shifted).affine, shifted @ phantom.affine)
+    assert np.allclose(inputs.lesions_of(image, to_t1w=shifted).affine, phantom.affine)
     assert inputs.lesions_of(replace(image, lesion_mask_file=None)) is None
 
 

@@ -299,6 +299,38 @@ def test_mask_that_cannot_be_used_gives_one_clear_sentence(t1w_only, run, tmp_pa
     assert 'sub-01/log/RUN/crash-sub-01_T1w_synth.txt' in listing(tmp_path / 'out')
 
 
+@pytest.mark.parametrize('mask_on', ['T1w', 'FLAIR'])
+def test_flair_that_lies_elsewhere_gets_the_lesions_where_the_t1w_has_them(tmp_path, make_phantom, run, mask_on):
+    """FLAIR of the same head, its world moved by 17 mm; old lesions are seen on both, wherever they were drawn."""
+    head = make_phantom(affine=np.diag([-4.0, 4, 4, 1]))
+    moved = nib.affines.from_matvec(np.eye(3), (12, -8, 8)) @ head.affine @ nib.affines.from_matvec(
+        np.eye(3), (0, 0, 1))  # fmt: skip
+    drawn = head.lesion_mask_img
+    if mask_on == 'FLAIR':
+        drawn = nib.Nifti1Image(head.lesion_mask[:, :, 1:].astype(np.uint8), moved)
+    given, (x, y, z) = np.zeros(head.t1w.shape, bool), np.argwhere(head.wm_mask & ~head.lesion_mask).mean(0).astype(int)
+    given[x - 1 : x + 2, y - 1 : y + 2, z - 1 : z + 2] = True
+    nib.save(head.img(given), tmp_path / 'new.nii.gz')
+    root, out = tmp_path / 'data', tmp_path / 'out'
+    write_bids(root, {t1w_path('01'): head.t1w_img, flair_path('01'): nib.Nifti1Image(head.flair[:, :, 1:], moved),
+                      mask_path('01', name=f'space-{mask_on}_label-lesion_mask'): drawn})  # fmt: skip
+    assert run(root, out, '--mask', tmp_path / 'new.nii.gz', '--n-variants', '2') == cli.OK
+    for desc in ('synth1', 'synth2'):
+        on_t1w, on_flair = (names_of('01', modality, desc) for modality in ('T1w', 'FLAIR'))
+        for key, truth in (('new_mask', given), ('mask', given | head.lesion_mask)):
+            masks_found = mask_at(out / on_t1w[key])[:, :, 1:], mask_at(out / on_flair[key])
+            for found in masks_found:
+                assert 2 * (found & truth[:, :, 1:]).sum() > 0.7 * (found.sum() + truth[:, :, 1:].sum())
+    written = nib.load(out / on_flair['synth'])
+    assert np.allclose(written.affine, moved)
+    assert np.array_equal(written.get_fdata()[~masks_found[1]], head.flair[:, :, 1:][~masks_found[1]])
+    info = layout.read_sidecar(out / on_flair['synth'])
+    assert info['FlairRegistration']['Used']
+    assert any('Look at the overlay' in warning for warning in info['Warnings'])
+    assert (out / 'sub-01/anat/sub-01_from-FLAIR_to-T1w_mode-image_desc-FLAIR_xfm.txt').is_file()
+    assert 'FLAIR and T1w after registration' in (out / 'sub-01.html').read_text()
+
+
 def test_lesions_of_another_participant_are_taken(tmp_path, make_phantom, run, no_deformation):
     head = make_phantom()
     images = {t1w_path('01'): head.healthy_img, t1w_path('02'): head.t1w_img, mask_path('02'): head.lesion_mask_img}
