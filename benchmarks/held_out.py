@@ -137,6 +137,16 @@ def finished(path, make, *arguments):
     return [row | {'label': label_of(row)} for row in layout.read_tsv(path)]
 
 
+def write_section(script, title, section, text):
+    """Put a section (`FLAIR`, `T1w`, ...) into the page beside a script; the page's other sections stay as they are."""
+    page = Path(script).with_suffix('.md')
+    parts = page.read_text().split('\n## ')[1:] if page.is_file() else []
+    sections = {part.partition('\n')[0]: part.partition('\n')[2].strip('\n') for part in parts}
+    sections[section] = text.strip('\n')
+    body = ''.join(f'\n## {name}\n\n{sections[name]}\n' for name in sorted(sections))
+    page.write_text(f'# {title}\n{body}')
+
+
 def label_of(row):
     """The patient's label as it was: `07` is no number."""
     return row['name'].removeprefix('sub-').partition('_')[0]

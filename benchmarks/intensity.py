@@ -7,7 +7,6 @@ that did not see the patient; each time every lesion is asked for at another of 
 """
 
 import argparse
-from pathlib import Path
 
 import held_out
 import numpy as np
@@ -36,12 +35,10 @@ def main():
     parser.add_argument('--steps', type=int, help="of the sampling; default: the model's own")
     parser.set_defaults(visits=1)
     options = parser.parse_args()
-    texts = ['# Contrast: asked against obtained\n']
     for modality in options.modality:
         rows = held_out.all_rows(options, modality, 'intensity', ask, options)
         if rows:
-            texts.append(report(rows, modality))
-            Path(__file__).with_suffix('.md').write_text('\n'.join(texts))
+            held_out.write_section(__file__, 'Contrast: asked against obtained', modality, report(rows, modality))
 
 
 def ask(session, model, options):
@@ -102,7 +99,7 @@ def report(rows, modality):
     rows = [row for row in rows if row['seed'] == first_seed]
     people = sorted({row['label'] for row in rows})
     counts = {'n_lesions': len(again), 'n_cases': len(rows), 'n_people': len(people), 'steps': int(rows[0]['steps'])}
-    text = f'## {modality}\n\n' + NOTES.format(**counts) + '\n'
+    text = NOTES.format(**counts) + '\n'
     groups = [('all', rows)]
     groups.append(('30 mm3 and more', [row for row in rows if row['volume_ml'] >= 0.03]))
     groups.append(('less than 30 mm3', [row for row in rows if row['volume_ml'] < 0.03]))

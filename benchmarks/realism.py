@@ -9,7 +9,6 @@ white matter, against the real lesions of the visit of the nearest volumes. `put
 
 import argparse
 import warnings
-from pathlib import Path
 
 import held_out
 import numpy as np
@@ -41,13 +40,12 @@ def main():
     parser.add_argument('--load-ml', type=float, default=3.0)
     parser.add_argument('--steps', type=int, help="of the sampling; default: the model's own")
     options = parser.parse_args()
-    texts = ['# Real or synthetic?\n']
     for modality in options.modality:
         donors = held_out.cut_out(held_out.read_sessions(options.bids_dir, modality, options.work_dir))
         rows = held_out.all_rows(options, modality, 'realism', describe_session, donors, options)
         if len({row['label'] for row in rows}) > 1:
-            texts.append(report(rows, modality, options.steps or "the model's own number of"))
-            Path(__file__).with_suffix('.md').write_text('\n'.join(texts))
+            text = report(rows, options.steps or "the model's own number of")
+            held_out.write_section(__file__, 'Real or synthetic?', modality, text)
 
 
 def describe_session(session, model, donors, options):
@@ -225,7 +223,7 @@ def area(truth, scores, people):
     return f'{roc_auc_score(truth, scores):.2f} ({low:.2f} to {high:.2f})'
 
 
-def report(rows, modality, steps):
+def report(rows, steps):
     """Table of one modality."""
     names = [name for name in rows[0] if name.split()[0] in GROUPS]
     lines = []
@@ -248,7 +246,7 @@ def report(rows, modality, steps):
     real = [row for row in rows if row['kind'] == REAL]
     counts = {'steps': steps, 'n_real': len(real), 'n_people': len({row['label'] for row in real})}
     header = ['synthetic', 'n', 'AUC, all features', *(f'{group} alone' for group in GROUPS), 'telling']
-    return f'## {modality}\n\n' + NOTES.format(**counts) + '\n' + held_out.table(header, lines)
+    return NOTES.format(**counts) + '\n' + held_out.table(header, lines)
 
 
 if __name__ == '__main__':

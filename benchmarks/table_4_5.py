@@ -38,6 +38,12 @@ the mean of all lesions a smaller one. `flat`: local white matter plus the contr
 no AlexNet weights were at hand. The thesis' figures are of other data (MSSEG-2016) and no bar for ours.
 """
 
+SMALL_NOTES = """\
+{n_lesions} lesions of patient {labels} alone, with the thesis' models in a size that learns something in 6 CPU minutes
+(1.0 M weights; {steps} steps). Else as above.
+
+"""
+
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
@@ -45,13 +51,16 @@ def main():
     parser.add_argument('--small-models', type=Path)
     parser.add_argument('--n-lesions', type=int, default=30)
     options = parser.parse_args()
-    texts = ['# Table 4.5, our counterpart\n']
     for modality in options.modality:
         donors = held_out.cut_out(held_out.read_sessions(options.bids_dir, modality, options.work_dir))
         rows = held_out.all_rows(options, modality, 'table_4_5', put_back, donors, options)
-        if rows:
-            texts.append(report(rows, modality))
-            (Path(__file__).with_suffix('.md')).write_text('\n'.join(texts))
+        title = 'Table 4.5, our counterpart'
+        if len({row['label'] for row in rows}) > 1:
+            held_out.write_section(__file__, title, modality, report(rows))
+        with_small = {row['label'] for row in rows if row['method'] in THESIS}
+        if with_small:
+            few = [row for row in rows if row['label'] in with_small]
+            held_out.write_section(__file__, title, f"{modality}, the thesis' forms", report_small(few))
 
 
 def put_back(session, model, donors, options):
@@ -116,24 +125,22 @@ def score(session, image, painted, labels, wm_mask, method):
     return rows
 
 
-def report(rows, modality):
-    """Tables of one modality: all patients, and those for whom there are models in the thesis' form."""
+def report(rows):
+    """Table of one modality, all patients."""
     first = [row for row in rows if row['method'] == rows[0]['method']]
     counts = {'n_lesions': len(first), 'n_sessions': len({row['name'] for row in first})}
-    text = f'## {modality}\n\n' + NOTES.format(**counts, n_people=len({row['label'] for row in first})) + '\n'
-    methods = list(dict.fromkeys(row['method'] for row in rows if row['method'] not in THESIS))
-    text += table(rows, methods)
-    with_small = {row['label'] for row in rows if row['method'] in THESIS}
-    if with_small:
-        few = [row for row in rows if row['label'] in with_small]
-        methods += [method for method in THESIS if any(row['method'] == method for row in few)]
-        n_lesions = sum(row['method'] == methods[0] for row in few)
-        text += (
-            f"\nThe {n_lesions} lesions of patient {', '.join(sorted(with_small))} alone, with the thesis' models in "
-            f'a size that learns something in 6 CPU minutes (1.0 M weights; {THESIS_STEPS} steps):\n\n'
-        )
-        text += table(few, methods)
-    return text
+    text = NOTES.format(**counts, n_people=len({row['label'] for row in first}))
+    methods = dict.fromkeys(row['method'] for row in rows if row['method'] not in THESIS)
+    return f'{text}\n{table(rows, methods)}'
+
+
+def report_small(rows):
+    """Table of the patients for whom there are models in the thesis' forms, and our model beside them."""
+    methods = dict.fromkeys(row['method'] for row in rows)
+    labels = ', '.join(sorted({row['label'] for row in rows}))
+    return SMALL_NOTES.format(
+        n_lesions=sum(row['method'] == rows[0]['method'] for row in rows), labels=labels, steps=THESIS_STEPS
+    ) + table(rows, methods)
 
 
 def table(rows, methods):
