@@ -9,6 +9,7 @@ WORK, and not done again.
 """
 
 import argparse
+import copy
 import json
 import os
 import resource
@@ -292,25 +293,53 @@ def peers(options):
 
 
 def backends(options):
-    """The network alone, on a batch of tiles, by what might be faster; and how far the answers differ."""
+    """The network alone, on a batch of tiles and one thread, by what might be faster; how far the answers differ."""
     import torch
 
     from bids_lesionfill import weights
 
+    torch.set_num_threads(1)
     model = weights.load_model('fill-T1w', 'cpu')
     height, width, depth = model.tile
     tiles = torch.randn(8, model.unet.config.in_channels, depth, height, width, generator=torch.manual_seed(0))
     times = torch.full((8,), 999)
-    ways = {'as it is': model.unet, 'torch.compile': torch.compile(model.unet)}
-    rows, expected = [], None
+    rows = []
     with torch.no_grad():
-        for name, network in ways.items():
-            answer = network(tiles, times)
-            expected = answer if expected is None else expected
-            cpu, wall = seconds(network, tiles, times)
+        expected = model.unet(tiles, times)
+        for name, network in networks(model.unet, tiles, times):
+            answer = torch.as_tensor(network(tiles, times))
+            cpu, _ = seconds(network, tiles, times)
             difference = float((answer - expected).abs().max())
-            rows.append({'network': name, 'CPU s': cpu, 'wall s': wall, 'largest difference': difference})
+            rows.append({'network': name, 'CPU s': cpu, 'largest difference': difference})
+    for row in rows:
+        row['times faster'] = rows[0]['CPU s'] / row['CPU s']
     return rows
+
+
+def networks(unet, tiles, times):
+    """Names and functions; ONNX Runtime and OpenVINO if they and onnx are installed, which the app does not need."""
+    import torch
+
+    yield 'as it is', unet
+    yield 'contiguous, not channels last', copy.deepcopy(unet).to(memory_format=torch.contiguous_format)
+    yield 'torch.compile', torch.compile(unet)
+    with torch.autocast('cpu', torch.bfloat16):
+        yield 'bfloat16', lambda *inputs: unet(*inputs).float()
+    try:
+        import onnxruntime
+        import openvino
+    except ImportError:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        file = f'{folder}/network.onnx'
+        torch.onnx.export(unet, (tiles, times), file, dynamo=False)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        session = onnxruntime.InferenceSession(file, options)
+        names = [node.name for node in session.get_inputs()]
+        yield 'ONNX Runtime', lambda *inputs: session.run(None, dict(zip(names, (i.numpy() for i in inputs))))[0]
+        compiled = openvino.Core().compile_model(file, 'CPU', {'INFERENCE_NUM_THREADS': 1})
+        yield 'OpenVINO', lambda *inputs: next(iter(compiled([i.numpy() for i in inputs]).values()))
 
 
 def print_training_cost(n_slices):
