@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MODELS_DIR = Path(__file__).parent / 'models'
+WEIGHTS = 'unet/diffusion_pytorch_model.safetensors'
 CONTRASTS = 'lesion_contrasts.json'
 LESIONS_DIR = Path(__file__).parent / 'lesions'
 
@@ -51,7 +52,7 @@ def find_model(name_or_path, models_dir=MODELS_DIR):
         Names what was looked for and which models are bundled.
     """
     for folder in (models_dir / str(name_or_path), Path(name_or_path)):
-        if (folder / 'plan.json').is_file():
+        if (folder / 'plan.json').is_file() and (folder / WEIGHTS).is_file():
             return folder
     bundled = ', '.join(list_models(models_dir)) or 'none'
     raise FileNotFoundError(
@@ -117,7 +118,7 @@ def load_model(name_or_path, device='cpu', models_dir=MODELS_DIR):
     folder = find_model(name_or_path, models_dir)
     plan = json.loads((folder / 'plan.json').read_text())
     network = unet.SlabUNetPseudo3D if plan['pseudo_3d'] else unet.SlabUNet2D
-    weights_file = folder / 'unet' / 'diffusion_pytorch_model.safetensors'
+    weights_file = folder / WEIGHTS
     return Model(
         name=plan['name'],
         sha256=sha256_of(weights_file),

@@ -46,7 +46,7 @@ MAY_IMPORT = {
     'validation': {'layout'},
     'config': {'layout'},
     'raw_layout': {'layout'},
-    'report': set(),
+    'report': {'layout'},
     'evaluation_page': {'layout'},
     'group_page': {'layout', 'report', 'thickness', 'thickness.anatomy'},
     'thickness.measure': {
