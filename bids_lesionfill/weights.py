@@ -52,7 +52,7 @@ def find_model(name_or_path, models_dir=MODELS_DIR):
         Names what was looked for and which models are bundled.
     """
     for folder in (models_dir / str(name_or_path), Path(name_or_path)):
-        if (folder / 'plan.json').is_file() and (folder / WEIGHTS).is_file():
+        if (folder / 'plan.json').is_file():
             return folder
     bundled = ', '.join(list_models(models_dir)) or 'none'
     raise FileNotFoundError(
@@ -66,16 +66,18 @@ def read_plan(name_or_path, models_dir=MODELS_DIR):
 
 
 def check_model(name_or_path, task, modality, models_dir=MODELS_DIR):
-    """See that a model was made for a task and a modality, by its plan alone.
+    """See that a model was made for a task and a modality, by its plan, and has weights.
 
     Raises
     ------
     FileNotFoundError
-        See `find_model`.
+        See `find_model`; or it has none.
     ValueError
         Says what the model was made for.
     """
-    plan = read_plan(name_or_path, models_dir)
+    plan, folder = read_plan(name_or_path, models_dir), find_model(name_or_path, models_dir)
+    if not (folder / WEIGHTS).is_file():
+        raise FileNotFoundError(f'model {str(name_or_path)!r} has no weights: expected {folder / WEIGHTS}')
     if (plan.get('task'), plan.get('modality')) != (task, modality):
         raise ValueError(
             f'model {str(name_or_path)!r} was made for {plan.get("task")} {plan.get("modality")}, '

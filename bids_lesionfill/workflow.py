@@ -42,10 +42,12 @@ def run(options):
 
 
 def make_base_dir(work_dir, run_id):
-    """The folder of a run's nodes; without `--work-dir` one in the system's folder that nobody else can read."""
+    """The folder of a run's nodes. Nobody else can read it: nipype keeps the variables of the environment there."""
     if work_dir is None:
         return Path(tempfile.mkdtemp(prefix=f'{FOLDER}_')).resolve()
-    return Path(work_dir).resolve() / FOLDER / run_id
+    base_dir = Path(work_dir).resolve() / FOLDER / run_id
+    base_dir.mkdir(mode=0o700, parents=True)
+    return base_dir
 
 
 def run_nodes(found, donor, options, run_id, base_dir, plugin, plugin_args):

@@ -115,11 +115,12 @@ def test_a_work_folder_that_is_deleted_meanwhile_costs_nothing(bids_dir, tmp_pat
     assert 'Traceback' not in caplog.text
 
 
-def test_without_a_work_dir_nobody_else_can_read_what_nodes_leave(tmp_path, monkeypatch):
+def test_nobody_else_can_read_what_nodes_leave_in_the_work_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(workflow.tempfile, 'tempdir', str(tmp_path))
     first, second = (workflow.make_base_dir(None, 'run') for _ in range(2))
     assert first != second
-    assert first.stat().st_mode & 0o077 == 0
+    for folder in (first, workflow.make_base_dir(tmp_path / 'work', 'run')):
+        assert folder.stat().st_mode & 0o077 == 0
 
 
 def has_slurm():
