@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import config, raw_layout, thickness, tool_outputs, validation, weights
+from . import config, layout, raw_layout, thickness, tool_outputs, validation, weights
 from .layout import UsageError
 
 VERSION_FILE = Path(__file__).resolve().parent.parent / 'version'
@@ -24,7 +24,7 @@ EXIT_CODES = """exit codes:
   2    wrong usage, or a path that does not exist
   64   unknown argument
   65   the dataset is not valid BIDS
-  66   nothing to do: no image with a lesion mask, or no table of thickness
+  66   nothing to do: no image with a lesion mask (synth: no image with a T1w), or no table of thickness
   69   a thickness engine that was asked for is not available
   70   internal error
   130  interrupted"""
@@ -313,7 +313,7 @@ def build_parser():
         '--reports-only',
         '--reports_only',
         action='store_true',
-        help='write the reports of what has been filled, and fill nothing',
+        help='write the reports of what has been filled or synthesized, and do nothing else',
     )
     running.add_argument(
         '--stop-on-first-crash',
@@ -843,8 +843,11 @@ def main(argv):
     except KeyboardInterrupt:
         logger.error('interrupted; the same command goes on where it stopped')
         return INTERRUPTED
-    except Exception:
-        logger.exception('internal error')
+    except Exception as error:
+        if layout.lacks_memory(error):
+            logger.error('%s', layout.in_words(error))
+        else:
+            logger.exception('internal error')
         return INTERNAL
 
 

@@ -35,20 +35,19 @@ def run(options):
     summaries = [summarise(scans, engine, subset, rng) for engine in engines for subset in (ALL, WITHOUT)]
     rows = [summary['row'] for summary in summaries]
     region_rows = [row for summary in summaries for row in summary['region_rows']]
-    layout.write_group(options.output_dir, [phenotype_row(scan) for scan in scans], rows, region_rows)
-    group_page.write(
-        options.output_dir / 'group.html',
-        {
-            'version': options.version,
-            'command': options.command,
-            'rows': rows,
-            'excluded': excluded,
-            'juxta_min_voxels': options.juxta_min_voxels,
-            'engines': [describe_engine(scans, engine, summaries) for engine in engines],
-            'n_participants': len({scan['participant'] for scan in scans}),
-            'n_scans': len({scan['scan'] for scan in scans}),
-        },
-    )
+    content = {
+        'version': options.version,
+        'command': options.command,
+        'rows': rows,
+        'excluded': excluded,
+        'juxta_min_voxels': options.juxta_min_voxels,
+        'engines': [describe_engine(scans, engine, summaries) for engine in engines],
+        'n_participants': len({scan['participant'] for scan in scans}),
+        'n_scans': len({scan['scan'] for scan in scans}),
+    }
+    with layout.lock(options.output_dir, shared=True):
+        layout.write_group(options.output_dir, [phenotype_row(scan) for scan in scans], rows, region_rows)
+        group_page.write(options.output_dir / 'group.html', content)
     logger.info('%d scans of %d engine(s): %s', len(scans), len(engines), options.output_dir / 'group.html')
     return OK
 

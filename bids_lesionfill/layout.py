@@ -1,12 +1,16 @@
 """The only module that knows BIDS file names: what is found in a dataset, and what is written where."""
 
+import contextlib
 import csv
+import errno
+import fcntl
 import gzip
 import hashlib
 import io
 import json
 import logging
 import os
+import re
 import time
 import traceback
 import uuid
@@ -37,6 +41,7 @@ DESCRIPTIONS = {
 
 
 NO_MASK = 'no lesion mask'
+DONOR = 'donor of lesions'  # of `--mask-from`
 
 
 class UsageError(ValueError):
@@ -600,12 +605,21 @@ def write_bytes(path, data):
     """Write a file that is whole or absent, with its folders."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp')
+    temporary = temporary_name(path)
     try:
-        temporary.write_bytes(data)
+        with open(temporary, 'xb') as file:  # x: not through a link that lies there
+            file.write(data)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+TEMPORARY = re.compile(r'\..+\.\d+-[0-9a-f]{8}\.tmp')  # what `temporary_name` gives
+
+
+def temporary_name(path):
+    """Where a file is written before it gets its name: beside it, under a name that no other process has."""
+    return path.with_name(f'.{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp')
 
 
 def write_json(path, content):
@@ -629,11 +643,51 @@ def write_image(path, img):
     write_bytes(path, gzip.compress(img.to_bytes(), compresslevel=6, mtime=0))
 
 
+def check_links(output_dir, bids_dir):
+    """Raise UsageError if a folder in the output is a link into the dataset, which is never written to."""
+    output_dir, bids_dir = Path(output_dir).resolve(), Path(bids_dir).resolve()
+    for folder, names, _ in os.walk(output_dir):
+        for link in (Path(folder, name) for name in names if Path(folder, name).is_symlink()):
+            target = link.resolve()
+            if target.is_relative_to(bids_dir) and not target.is_relative_to(output_dir):
+                raise UsageError(f'{link} is a link to {target}, in BIDS_DIR, which is never written to: remove it')
+
+
+@contextlib.contextmanager
+def lock(folder, shared=False):
+    """Hold a folder, for oneself or with others who share it; wait until it is free.
+
+    The lock is one of the system (flock) on the folder itself: no file is left behind, and it ends with the process,
+    however that ends. On a file system without such locks nothing is held.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    kind, descriptor = fcntl.LOCK_SH if shared else fcntl.LOCK_EX, os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            try:
+                fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                logger.info('another run is at work in %s: waiting for it', folder)
+                fcntl.flock(descriptor, kind)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def remove_leftovers(output_dir, older_than_seconds=3600):
-    """Delete temporary files that a killed run left; younger ones may belong to a run that goes on beside this one."""
-    for temporary in Path(output_dir).rglob('.*.tmp'):
-        if time.time() - temporary.stat().st_mtime > older_than_seconds:
-            temporary.unlink(missing_ok=True)
+    """Delete temporary files of killed runs: all if no other run holds the folder (see `lock`), else old ones."""
+    descriptor, alone = os.open(output_dir, os.O_RDONLY), False
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a run that starts now waits until all is deleted
+            alone = True
+        for temporary in Path(output_dir).rglob('.*.tmp'):
+            with contextlib.suppress(FileNotFoundError):  # it got its name meanwhile
+                old = time.time() - temporary.lstat().st_mtime > older_than_seconds
+                if TEMPORARY.fullmatch(temporary.name) and (alone or old):
+                    temporary.unlink()
+    finally:
+        os.close(descriptor)
 
 
 def anat_dir(output_dir, inputs):
@@ -789,8 +843,10 @@ def write_synthesis(output_dir, inputs, desc, synthesis, provenance):
 
 def read_sidecar(path):
     """The sidecar of an output as a dict; empty if it is not there."""
-    path = sidecar(path)
-    return json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        return json.loads(sidecar(path).read_text())
+    except FileNotFoundError:
+        return {}
 
 
 def read_tsv(path):
@@ -853,9 +909,30 @@ def log_dir(output_dir, subject, run_id):
 
 def note_crash(error, name, subject, run_id, output_dir):
     """Write the traceback of the current exception to the participant's log; return the error as one line."""
-    logger.error('%s: %s', name, error)
+    sentence = in_words(error)
+    logger.error('%s: %s', name, sentence)
     write_bytes(log_dir(output_dir, subject, run_id) / f'crash-{name}.txt', traceback.format_exc().encode())
-    return ' '.join(f'{error}'.split()) or type(error).__name__
+    return sentence
+
+
+LESS_MEMORY = (
+    'what helps is a smaller --batch-size, fewer processes at once (--nprocs, or --mem with what the machine has), '
+    '--device cpu if it was the memory of the GPU, or more memory'
+)
+# As torch, ITK, CUDA and the system say it.
+NO_MEMORY = ('out of memory', 'allocate memory', 'bad_alloc', 'alloc_failed', 'failed to map segment')
+
+
+def in_words(error):
+    """An error as one line; where memory was short, what helps."""
+    words = ' '.join(f'{error}'.split()) or type(error).__name__
+    return f'out of memory: {LESS_MEMORY} ({words})' if lacks_memory(error) and LESS_MEMORY not in words else words
+
+
+def lacks_memory(error):
+    """True if an error says that memory was short, of the machine or of its GPU."""
+    said = any(sign in f'{error}'.lower() for sign in NO_MEMORY)
+    return said or isinstance(error, MemoryError) or getattr(error, 'errno', None) == errno.ENOMEM
 
 
 def write_dataset_files(output_dir, bids_dir, derivatives, version, citation):
@@ -932,6 +1009,11 @@ def find_statuses(output_dir):
     return sorted(Path(output_dir).glob('sub-*/log/*/status.json'), key=lambda path: (path.parent.name, path))
 
 
+def has_status(output_dir, subject, run_id):
+    """Whether a participant came to its end in a run, good or bad."""
+    return (log_dir(output_dir, subject, run_id) / 'status.json').is_file()
+
+
 def read_status(output_dir, subject, run_id):
     """What became of a participant in a run; `failed` if the run did not come to its end."""
     path = log_dir(output_dir, subject, run_id) / 'status.json'
@@ -961,6 +1043,7 @@ def write_status(output_dir, subject, run_id, status):
                     'copied': 'the mask holds no lesion: the output is a copy of the input',
                     'no lesion mask': 'no lesion mask was found, nothing was written',
                     'no image': 'no image of the modalities was found, nothing was written',
+                    DONOR: 'its lesions were painted into the others (--mask-from), nothing was written',
                     'failed': 'see message and the crash file',
                 },
             },

@@ -1,5 +1,6 @@
 """The participant level: find images and masks, fill lesions or paint new ones, write derivatives and a report."""
 
+import contextlib
 import logging
 import time
 
@@ -21,12 +22,13 @@ def run(options):
     One participant that fails does not stop the others. What is already there, from the same input and options, is
     not done again.
     """
-    derivatives, found, donor, run_id = prepare(options)
-    return conclude(run_all(found, donor, options, run_id), options, derivatives)
+    derivatives, found, donor = prepare(options)
+    with writing(options, derivatives) as run_id:
+        return conclude(run_all(found, donor, options, run_id), options, derivatives)
 
 
 def prepare(options):
-    """Find all images and write what describes the dataset.
+    """Find all images; nothing is written yet.
 
     Returns
     -------
@@ -34,20 +36,37 @@ def prepare(options):
     found : dict of subject -> list of layout.Inputs
     donor : layout.Inputs or None
         Whose lesions are taken (`--mask-from`).
-    run_id : str
+
+    Raises
+    ------
+    UsageError, thickness.EngineUnavailable
+        If something that was asked for is not there.
     """
     derivatives = options.derivatives
     if derivatives is None:
         derivatives = layout.find_derivatives(options.bids_dir, options.output_dir)
     make_engines(options)  # one that is not available stops the run before any work
+    check_device(options)
     bids_layout = layout.open_layout(options.bids_dir, derivatives.values(), options.bids_database_dir)
     found = find_images(bids_layout, options, derivatives)
     donor = visits.find_donor(bids_layout, options, derivatives) if options.mask_from else None
-    layout.write_dataset_files(options.output_dir, options.bids_dir, derivatives, options.version, citation(options))
-    layout.remove_leftovers(options.output_dir)
-    if options.raw_dir is not None:
-        raw_layout.write_top(options.raw_dir, options.bids_dir, options.version)
-    return derivatives, found, donor, layout.new_run_id()
+    layout.check_links(options.raw_dir or options.output_dir, options.bids_dir)
+    return derivatives, visits.without_donor(found, options.mask_from), donor
+
+
+@contextlib.contextmanager
+def writing(options, derivatives):
+    """Write what describes the dataset, and let other runs see that this one is at work there; gives its id."""
+    top = options.raw_dir or options.output_dir
+    top.mkdir(parents=True, exist_ok=True)
+    layout.remove_leftovers(top)
+    with layout.lock(top, shared=True):
+        layout.write_dataset_files(
+            options.output_dir, options.bids_dir, derivatives, options.version, citation(options)
+        )
+        if options.raw_dir is not None:
+            raw_layout.write_top(options.raw_dir, options.bids_dir, options.version)
+        yield layout.new_run_id()
 
 
 def run_all(found, donor, options, run_id):
@@ -59,7 +78,8 @@ def run_all(found, donor, options, run_id):
     for number, (subject, images) in enumerate(found.items(), start=1):
         logger.info('sub-%s (%d of %d%s)', subject, number, len(found), time_left(started, number - 1, len(found)))
         layout.write_config(options.output_dir, subject, run_id, options.config)
-        statuses[subject] = run_participant(subject, images, models, engines, donor, run_id, options)
+        with layout.lock(options.output_dir / f'sub-{subject}'):  # files of two runs must not mix
+            statuses[subject] = run_participant(subject, images, models, engines, donor, run_id, options)
         if statuses[subject] == 'failed' and options.stop_on_first_crash:
             break
     return statuses
@@ -79,7 +99,7 @@ def conclude(statuses, options, derivatives):
     if failed:
         logger.error('failed: %s; %s says why', ', '.join(failed), options.output_dir / 'participants.tsv')
         return SOME_FAILED
-    if set(statuses.values()) <= {layout.NO_MASK, NO_IMAGE} and options.mode == 'synth':
+    if set(statuses.values()) <= {layout.NO_MASK, layout.DONOR, NO_IMAGE} and options.mode == 'synth':
         logger.error('nothing to do: no %s with a T1w in %s', ' or '.join(options.modalities), options.bids_dir)
         return NOTHING_TO_DO
     if set(statuses.values()) <= {layout.NO_MASK}:
@@ -114,12 +134,19 @@ def find_images(bids_layout, options, derivatives):
     return found
 
 
-def load_model(options, modality):
-    """The model on the device that was asked for; a device that is not there is a matter of usage."""
+def check_device(options):
+    """Raise UsageError if the device that was asked for is not there; the nodes of a cluster are not asked."""
+    if options.reports_only or options.plugin_file is not None:
+        return
     try:
-        return weights.load_model(options.model_of(modality), fill.choose_device(options.device))
+        fill.choose_device(options.device)
     except ValueError as error:
         raise layout.UsageError(str(error)) from None
+
+
+def load_model(options, modality):
+    """The model for images of a modality, on the device that was asked for."""
+    return weights.load_model(options.model_of(modality), fill.choose_device(options.device))
 
 
 def run_participant(subject, images, models, engines, donor, run_id, options):
@@ -248,7 +275,7 @@ def finish(subject, results, run_id, options):
                 layout.write_bytes(options.output_dir / f'sub-{subject}' / 'figures' / f'{stem}_{name}.png', png)
         pages.append(page)
     statuses = [page['status'] for page in pages]
-    done = ('failed', 'filled', 'synthesized', 'copied')
+    done = ('failed', 'filled', 'synthesized', 'copied', layout.DONOR)
     nothing = layout.NO_MASK if options.mode == 'fill' else NO_IMAGE
     status = next((s for s in done if s in statuses), nothing)
     message = status_message(pages, set(options.modalities) - {image.modality for image, _, _ in results})
@@ -270,7 +297,7 @@ def finish(subject, results, run_id, options):
         run_id,
         {
             'status': status,
-            'images': sum(s in done[1:] for s in statuses),
+            'images': sum(s in done[1:4] for s in statuses),
             'lesions': lesions,
             'volume_filled_ml': round(volumes_ml['filled'], 3),
             'volume_synthesized_ml': round(volumes_ml['synthesized'], 3),

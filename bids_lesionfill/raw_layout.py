@@ -8,7 +8,6 @@ import gzip
 import json
 import os
 import shutil
-import uuid
 from pathlib import Path
 
 from . import layout
@@ -93,7 +92,7 @@ def write_participants(raw_dir, bids_dir):
 def place(source, target):
     """Link a file, or copy it in a container; what is there is replaced, at once."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f'.{target.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp')
+    temporary = layout.temporary_name(target)
     try:
         if layout.container() or 'IS_DOCKER_8395080871' in os.environ:
             shutil.copyfile(source, temporary)

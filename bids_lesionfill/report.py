@@ -6,7 +6,6 @@ A page stands alone: pictures are inside it, and nothing in it has an address on
 import base64
 import io
 import json
-import os
 from numbers import Real
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +15,8 @@ import numpy as np
 from matplotlib import colormaps, patheffects
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from . import layout
 
 PICTURES = ('before', 'mask', 'after')
 MAX_SLICES = 8
@@ -307,19 +308,12 @@ def write_participant(path, participant):
     Parameters
     ----------
     path : path
-        In a folder that exists.
     participant : dict
         `label`, `version`, `command`, `status`, `message`, `methods`, and `images`: a list of dicts with `name`,
         `status` and any of `output`, `message`, `warnings`, `figures`, `lesions`, `summary`, `provenance`.
     """
-    path = Path(path)
     html = page_template().render(participant=participant, outline_colour=OUTLINE_COLOUR)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        temporary.write_text(html, encoding='utf-8')
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    layout.write_bytes(path, html.encode())
 
 
 def page_template():

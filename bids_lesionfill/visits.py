@@ -13,6 +13,8 @@ from . import fill, inputs, layout, registration, synth, weights
 
 logger = logging.getLogger('bids_lesionfill')
 
+DONOR_PROBLEM = 'skipped: its lesions are those that --mask-from gives to the others'
+
 
 def run(images, models, donor, run_id, options):
     """Paint new lesions into all images of a participant, unless that is done.
@@ -33,8 +35,9 @@ def run(images, models, donor, run_id, options):
     results, by_t1w = [], {}
     for image in images:
         if image.problem:
-            logger.error('%s: %s', image.name, image.problem)
-            results.append((image, options.variants[0], {'status': 'failed', 'message': image.problem}))
+            status = layout.DONOR if image.problem == DONOR_PROBLEM else 'failed'
+            logger.log(logging.ERROR if status == 'failed' else logging.WARNING, '%s: %s', image.name, image.problem)
+            results.append((image, options.variants[0], {'status': status, 'message': image.problem}))
         else:
             by_t1w.setdefault(image.t1w_file, []).append(image)
     for of_visit in by_t1w.values():
@@ -229,3 +232,18 @@ def find_donor(bids_layout, options, derivatives):
     if not usable:
         raise layout.UsageError(f'--mask-from: sub-{options.mask_from} has no T1w with a lesion mask')
     return usable[0]
+
+
+def without_donor(found, subject):
+    """The images to work on (dict of subject -> list of layout.Inputs); those of `--mask-from` are to be skipped.
+
+    Raises
+    ------
+    UsageError
+        If nobody else is there.
+    """
+    if subject not in found:
+        return found
+    if len(found) == 1:
+        raise layout.UsageError(f'--mask-from: sub-{subject} cannot get its own lesions, and there is nobody else')
+    return found | {subject: [replace(image, problem=DONOR_PROBLEM) for image in found[subject]]}

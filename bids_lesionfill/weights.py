@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MODELS_DIR = Path(__file__).parent / 'models'
+WEIGHTS = 'unet/diffusion_pytorch_model.safetensors'
 CONTRASTS = 'lesion_contrasts.json'
 LESIONS_DIR = Path(__file__).parent / 'lesions'
 
@@ -65,16 +66,18 @@ def read_plan(name_or_path, models_dir=MODELS_DIR):
 
 
 def check_model(name_or_path, task, modality, models_dir=MODELS_DIR):
-    """See that a model was made for a task and a modality, by its plan alone.
+    """See that a model was made for a task and a modality, by its plan, and has weights.
 
     Raises
     ------
     FileNotFoundError
-        See `find_model`.
+        See `find_model`; or it has none.
     ValueError
         Says what the model was made for.
     """
-    plan = read_plan(name_or_path, models_dir)
+    plan, folder = read_plan(name_or_path, models_dir), find_model(name_or_path, models_dir)
+    if not (folder / WEIGHTS).is_file():
+        raise FileNotFoundError(f'model {str(name_or_path)!r} has no weights: expected {folder / WEIGHTS}')
     if (plan.get('task'), plan.get('modality')) != (task, modality):
         raise ValueError(
             f'model {str(name_or_path)!r} was made for {plan.get("task")} {plan.get("modality")}, '
@@ -117,7 +120,7 @@ def load_model(name_or_path, device='cpu', models_dir=MODELS_DIR):
     folder = find_model(name_or_path, models_dir)
     plan = json.loads((folder / 'plan.json').read_text())
     network = unet.SlabUNetPseudo3D if plan['pseudo_3d'] else unet.SlabUNet2D
-    weights_file = folder / 'unet' / 'diffusion_pytorch_model.safetensors'
+    weights_file = folder / WEIGHTS
     return Model(
         name=plan['name'],
         sha256=sha256_of(weights_file),

@@ -13,6 +13,7 @@ logger = logging.getLogger('bids_lesionfill')
 
 FOLDER = 'bids_lesionfill_wf'  # in the work folder
 NODE_GB = 4  # memory of one process: torch, a model, a head of 256 voxels a side
+LOST = 'its process ended without a word, as one that is killed does; if memory was short, ' + layout.LESS_MEMORY
 
 
 def run(options):
@@ -21,21 +22,67 @@ def run(options):
     The results are those of one process: seeds depend on the image alone. What is there already is not done again; this
     is seen in the output folder, so the work folder holds nothing that is needed later.
     """
-    derivatives, found, donor, run_id = participant.prepare(options)
-    base_dir = Path(options.work_dir or tempfile.gettempdir()).resolve() / FOLDER / run_id
     plugin, plugin_args = read_plugin(options)
+    derivatives, found, donor = participant.prepare(options)
     os.environ.setdefault('LOGNAME', 'bids_lesionfill')  # nipype's SLURM and SGE name jobs by it; containers lack it
+    with participant.writing(options, derivatives) as run_id:
+        base_dir = make_base_dir(options.work_dir, run_id)
+        logger.info('%d participant(s) as nodes of nipype, plugin %s', len(found), plugin)
+        run_nodes(found, donor, options, run_id, base_dir, plugin, plugin_args)
+        for subject in lost(found, options, run_id):  # a process that is killed takes those beside it with it
+            logger.warning('sub-%s has no result: once more, alone', subject)
+            run_nodes({subject: found[subject]}, donor, options, run_id, base_dir, plugin, plugin_args)
+        for subject in lost(found, options, run_id):
+            layout.write_status(options.output_dir, subject, run_id, {'status': 'failed', 'images': 0, 'message': LOST})
+        statuses = {subject: layout.read_status(options.output_dir, subject, run_id) for subject in found}
+        code = participant.conclude(statuses, options, derivatives)
+        if code == participant.OK:
+            shutil.rmtree(base_dir, ignore_errors=True)
+        return code
+
+
+def make_base_dir(work_dir, run_id):
+    """The folder of a run's nodes. Nobody else can read it: nipype keeps the variables of the environment there."""
+    if work_dir is None:
+        return Path(tempfile.mkdtemp(prefix=f'{FOLDER}_')).resolve()
+    base_dir = Path(work_dir).resolve() / FOLDER / run_id
+    base_dir.mkdir(mode=0o700, parents=True)
+    return base_dir
+
+
+def run_nodes(found, donor, options, run_id, base_dir, plugin, plugin_args):
+    """Run participants as nodes; what went wrong is logged, and seen by the statuses that are not there."""
     flow = build(found, donor, options, run_id, base_dir)
-    logger.info('%d participant(s) as nodes of nipype, plugin %s', len(found), plugin)
     try:
-        flow.run(plugin=plugin, plugin_args=plugin_args)
-    except RuntimeError as error:  # some nodes failed: what they did not write says which
-        logger.error('nipype: %s', error)
-    statuses = {subject: layout.read_status(options.output_dir, subject, run_id) for subject in found}
-    code = participant.conclude(statuses, options, derivatives)
-    if code == participant.OK:
-        shutil.rmtree(base_dir, ignore_errors=True)
-    return code
+        flow.run(plugin=make_runner(plugin_args) if plugin == 'MultiProc' else plugin, plugin_args=plugin_args)
+    except Exception as error:
+        logger.error('nipype: %s', layout.in_words(error))
+
+
+def make_runner(plugin_args):
+    """nipype's `MultiProc`, which waits forever for a process that was killed; this one takes its task for failed."""
+    from nipype.pipeline.plugins.multiproc import MultiProcPlugin
+
+    class Runner(MultiProcPlugin):
+        def _async_callback(self, future):
+            if future.exception() is None:
+                super()._async_callback(future)
+
+        def _get_result(self, taskid):
+            future = self._task_obj[taskid]
+            if future.done() and future.exception() is not None:
+                raise future.exception()
+            return super()._get_result(taskid)
+
+    # Processes of their own, not forks: torch with several threads hangs in a fork of a process that used it.
+    return Runner({'mp_context': 'spawn', **plugin_args})
+
+
+def lost(found, options, run_id):
+    """Participants of whom nothing is known; none if the run was to stop at the first failure."""
+    if options.stop_on_first_crash:
+        return []
+    return [subject for subject in found if not layout.has_status(options.output_dir, subject, run_id)]
 
 
 def build(found, donor, options, run_id, base_dir):
@@ -51,6 +98,7 @@ def build(found, donor, options, run_id, base_dir):
                 'crashfile_format': 'txt',
                 'stop_on_first_crash': options.stop_on_first_crash,
                 'check_version': False,  # it asks a server
+                'create_report': False,  # it lists all variables of the environment, also secret ones
                 'poll_sleep_duration': 0.5,
             },
         }
@@ -74,9 +122,10 @@ def build(found, donor, options, run_id, base_dir):
 
 def run_node(subject, images, donor, options, run_id):
     """What a node does, in a process of its own; nipype takes this function as text, so it imports what it needs."""
-    from bids_lesionfill import participant
+    from bids_lesionfill import layout, participant
 
-    status = participant.run_all({subject: images}, donor, options, run_id)[subject]
+    with layout.lock(options.raw_dir or options.output_dir, shared=True):  # also when the run that started it is dead
+        status = participant.run_all({subject: images}, donor, options, run_id)[subject]
     if status == 'failed' and options.stop_on_first_crash:
         raise RuntimeError(f'sub-{subject} failed')
     return status
@@ -91,8 +140,7 @@ def read_plugin(options):
         If the file is none.
     """
     if options.plugin_file is None:
-        # Processes of their own, not forks: torch with several threads hangs in a fork of a process that used it.
-        plugin_args = {'n_procs': options.nprocs, 'raise_insufficient': False, 'mp_context': 'spawn'}
+        plugin_args = {'n_procs': options.nprocs, 'raise_insufficient': False}
         if options.mem_gb:
             plugin_args['memory_gb'] = options.mem_gb
         return 'MultiProc', plugin_args

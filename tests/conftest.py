@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import nibabel as nib
 import numpy as np
 import pytest
+from bids_examples import mask_path, t1w_path, write_bids
 from nibabel.processing import resample_from_to
 from scipy import ndimage
 
@@ -221,3 +222,42 @@ def no_deformation(monkeypatch):
         return nib.affines.apply_affine(affine, np.argwhere(brain_mask)), {}
 
     monkeypatch.setattr(deformable, 'find_in', find_in)
+
+
+@pytest.fixture(scope='session')
+def model_dirs(tmp_path_factory):
+    """Model folders with a tiny network whose weights are random, one for each modality."""
+    import torch
+
+    from bids_lesionfill import train
+
+    options = {'block_out_channels': (8, 8), 'down_block_types': ('DownBlock2D',) * 2,
+               'up_block_types': ('UpBlock2D',) * 2, 'norm_num_groups': 4}  # fmt: skip
+    folders = {modality: tmp_path_factory.mktemp('models') / 'tiny' for modality in ('T1w', 'FLAIR')}
+    for modality, folder in folders.items():
+        plan = train.Plan('tiny', modality=modality, unet_options=options)
+        torch.manual_seed(0)
+        train.save_model(plan.build_unet(), plan, folder)
+    return folders
+
+
+@pytest.fixture
+def model_dir(model_dirs):
+    return model_dirs['T1w']
+
+
+@pytest.fixture
+def dataset(tmp_path, make_phantom):
+    """Two participants, one session each without ses-, as a scanner with int16 and scaling writes them."""
+
+    def build(subjects=('01', '02'), **more):
+        images = {}
+        for seed, subject in enumerate(subjects):
+            phantom = make_phantom(seed=seed)
+            stored = np.rint(phantom.t1w / 0.25).astype(np.int16)
+            img = nib.Nifti1Image(stored, phantom.affine)
+            img.header.set_slope_inter(0.25, 0.0)
+            images |= {t1w_path(subject): img, mask_path(subject): phantom.lesion_mask_img}
+        return write_bids(tmp_path / 'data', images | more)
+
+    return build

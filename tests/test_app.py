@@ -1,13 +1,10 @@
 """The whole app on small datasets, against lists of files, and the promises of the README by name."""
 
 import hashlib
-import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nibabel as nib
@@ -43,45 +40,6 @@ def subject_files(subject, session=None, modality='T1w'):
 
 def closing_files(subject):
     return [f'sub-{subject}.html', f'sub-{subject}/log/RUN/config.toml', f'sub-{subject}/log/RUN/status.json']
-
-
-@pytest.fixture(scope='session')
-def model_dirs(tmp_path_factory):
-    """Model folders with a tiny network whose weights are random, one for each modality."""
-    import torch
-
-    from bids_lesionfill import train
-
-    options = {'block_out_channels': (8, 8), 'down_block_types': ('DownBlock2D',) * 2,
-               'up_block_types': ('UpBlock2D',) * 2, 'norm_num_groups': 4}  # fmt: skip
-    folders = {modality: tmp_path_factory.mktemp('models') / 'tiny' for modality in ('T1w', 'FLAIR')}
-    for modality, folder in folders.items():
-        plan = train.Plan('tiny', modality=modality, unet_options=options)
-        torch.manual_seed(0)
-        train.save_model(plan.build_unet(), plan, folder)
-    return folders
-
-
-@pytest.fixture
-def model_dir(model_dirs):
-    return model_dirs['T1w']
-
-
-@pytest.fixture
-def dataset(tmp_path, make_phantom):
-    """Two participants, one session each without ses-, as a scanner with int16 and scaling writes them."""
-
-    def build(subjects=('01', '02'), **more):
-        images = {}
-        for seed, subject in enumerate(subjects):
-            phantom = make_phantom(seed=seed)
-            stored = np.rint(phantom.t1w / 0.25).astype(np.int16)
-            img = nib.Nifti1Image(stored, phantom.affine)
-            img.header.set_slope_inter(0.25, 0.0)
-            images |= {t1w_path(subject): img, mask_path(subject): phantom.lesion_mask_img}
-        return write_bids(tmp_path / 'data', images | more)
-
-    return build
 
 
 @pytest.fixture
@@ -205,27 +163,6 @@ def test_promise_4_stop_on_first_crash_stops(dataset, run, tmp_path):
     root = dataset(('01', '02'), **{t1w_path('01'): b'not an image'})
     assert run(root, tmp_path / 'out', '--stop-on-first-crash') == cli.SOME_FAILED
     assert not (tmp_path / 'out/sub-02').exists()
-
-
-@pytest.mark.slow
-def test_promise_4_a_killed_run_leaves_no_half_file_and_the_next_one_finishes(dataset, run, tmp_path, model_dir):
-    root = dataset(('01', '02', '03'))
-    out = tmp_path / 'out'
-    command = [sys.executable, str(ROOT / 'run.py'), str(root), str(out), 'participant', '--model', str(model_dir)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while not (out / 'sub-01/anat').exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    for path in out.rglob('sub-*'):  # what is there under its final name is whole
-        if path.name.endswith('.nii.gz') and not path.name.startswith('.'):
-            nib.load(path).get_fdata()
-        elif path.suffix == '.json':
-            json.loads(path.read_text())
-    assert run(root, out) == cli.OK
-    assert run(root, tmp_path / 'undisturbed') == cli.OK
-    assert data_hashes(out, '*/anat/*.nii.gz') == data_hashes(tmp_path / 'undisturbed', '*/anat/*.nii.gz')
 
 
 def test_promise_4_what_is_done_is_not_done_again(dataset, run, tmp_path):
@@ -632,20 +569,6 @@ def test_results_of_several_processes_are_those_of_one(dataset, run, tmp_path):
     before = filled.stat().st_mtime_ns
     assert run(root, tmp_path / 'two', '--nprocs', '2', '-w', str(tmp_path / 'elsewhere')) == cli.SOME_FAILED
     assert filled.stat().st_mtime_ns == before  # a run that goes on does nothing twice
-
-
-@pytest.mark.slow
-def test_two_runs_on_one_output_folder_at_once_are_safe(dataset, run, tmp_path, model_dir):
-    root, out = dataset(), tmp_path / 'out'
-    command = [sys.executable, str(ROOT / 'run.py'), str(root), str(out), 'participant', '--model', str(model_dir),
-               '--skip-bids-validation']  # fmt: skip
-    labels = (['--participant-label', '01'], ['--participant-label', '02'], [])
-    processes = [subprocess.Popen(command + more, stderr=subprocess.DEVNULL) for more in labels]
-    assert [process.wait(timeout=600) for process in processes] == [cli.OK] * 3
-    assert run(root, tmp_path / 'alone') == cli.OK
-    assert of_patients(out) == of_patients(tmp_path / 'alone')
-    assert not [path for path in out.rglob('*.tmp')]
-    json.loads((out / 'dataset_description.json').read_text())
 
 
 @pytest.mark.slow

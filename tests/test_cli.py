@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from bids_examples import write_description
 
-from bids_lesionfill import cli
+from bids_lesionfill import cli, weights
 
 ROOT = Path(__file__).parent.parent
 
@@ -199,7 +199,8 @@ def write_model(tmp_path):
 
     def write(task, modality):
         folder = tmp_path / f'{task}-{modality}-model'
-        folder.mkdir()
+        (folder / 'unet').mkdir(parents=True)
+        (folder / weights.WEIGHTS).touch()
         (folder / 'plan.json').write_text(json.dumps({'name': 'mine', 'task': task, 'modality': modality}))
         return str(folder)
 

@@ -311,7 +311,7 @@ def test_failed_write_keeps_the_old_page_and_leaves_no_temporary_file(make_page,
         raise OSError('disk full')
 
     (tmp_path / 'sub-07.html').write_text('an older page')
-    monkeypatch.setattr(report.os, 'replace', refuse)
+    monkeypatch.setattr(report.layout.os, 'replace', refuse)
     with pytest.raises(OSError, match='disk full'):
         make_page()
     assert [path.read_text() for path in tmp_path.iterdir()] == ['an older page']

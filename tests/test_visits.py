@@ -354,6 +354,25 @@ def test_participant_whose_lesions_cannot_be_taken_is_a_usage_error(t1w_only, ru
         assert words in caplog.text
 
 
+def test_participant_whose_lesions_are_taken_is_skipped_with_a_reason(tmp_path, make_phantom, run, monkeypatch, caplog):
+    head, out = make_phantom(), tmp_path / 'out'
+    images = {t1w_path('01'): head.healthy_img, t1w_path('02'): head.t1w_img, mask_path('02'): head.lesion_mask_img}
+    root = write_bids(tmp_path / 'data', images)
+    monkeypatch.setattr(synth.registration, 'warp_mask', lambda mask_img, *_: np.asarray(mask_img.dataobj) > 0)
+    arguments = ['--modality', 'T1w', '--mask-from', '02']
+    assert run(root, out, *arguments, '--participant-label', '02') == cli.USAGE
+    assert 'sub-02 cannot get its own lesions' in caplog.text
+    assert not out.exists()
+    assert run(root, out, *arguments) == cli.OK
+    first, second = layout.read_tsv(out / 'participants.tsv')
+    assert (first['status'], first['images']) == ('synthesized', 1)
+    assert (second['status'], second['images']) == (layout.DONOR, 0)
+    assert second['message'] == 'skipped: its lesions are those that --mask-from gives to the others'
+    assert layout.DONOR in json.loads((out / 'participants.json').read_text())['status']['Levels']
+    assert not (out / 'sub-02/anat').exists()
+    assert 'skipped: its lesions' in (out / 'sub-02.html').read_text()
+
+
 def test_nothing_to_do_has_its_own_exit_code(tmp_path, make_phantom, run, caplog):
     root = write_bids(tmp_path / 'data', {t1w_path('01'): make_phantom().healthy_img})
     assert run(root, tmp_path / 'out', '--modality', 'FLAIR') == cli.NOTHING_TO_DO

@@ -75,6 +75,54 @@ def test_clean_workdir_leaves_what_is_not_ours(bids_dir, tmp_path):
     assert (tmp_path / 'work/mine').is_dir()
 
 
+def dying_node(subject, images, donor, options, run_id):
+    import os
+    import signal
+
+    from bids_lesionfill import workflow
+
+    if subject == '02':
+        os.kill(os.getpid(), signal.SIGKILL)
+    return workflow.run_node(subject, images, donor, options, run_id)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_takes_no_other_participant_with_it(bids_dir, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(workflow, 'run_node', dying_node)
+    assert run(bids_dir, tmp_path, 'out', '--nprocs', '2') == cli.SOME_FAILED
+    rows = {row['participant_id']: row for row in layout.read_tsv(tmp_path / 'out/participants.tsv')}
+    assert {name: row['status'] for name, row in rows.items()} == {
+        'sub-01': 'no lesion mask', 'sub-02': 'failed', 'sub-03': 'no lesion mask'}  # fmt: skip
+    assert rows['sub-02']['message'] == workflow.LOST
+    assert 'Traceback' not in caplog.text
+
+
+def node_without_a_work_dir(subject, images, donor, options, run_id):
+    import shutil
+
+    from bids_lesionfill import workflow
+
+    shutil.rmtree(options.work_dir, ignore_errors=True)
+    return workflow.run_node(subject, images, donor, options, run_id)
+
+
+@pytest.mark.slow
+def test_a_work_folder_that_is_deleted_meanwhile_costs_nothing(bids_dir, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(workflow, 'run_node', node_without_a_work_dir)
+    assert run(bids_dir, tmp_path, 'out', '--nprocs', '2') == cli.NOTHING_TO_DO  # no participant has a mask
+    rows = layout.read_tsv(tmp_path / 'out/participants.tsv')
+    assert [row['status'] for row in rows] == ['no lesion mask'] * 3
+    assert 'Traceback' not in caplog.text
+
+
+def test_nobody_else_can_read_what_nodes_leave_in_the_work_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(workflow.tempfile, 'tempdir', str(tmp_path))
+    first, second = (workflow.make_base_dir(None, 'run') for _ in range(2))
+    assert first != second
+    for folder in (first, workflow.make_base_dir(tmp_path / 'work', 'run')):
+        assert folder.stat().st_mode & 0o077 == 0
+
+
 def has_slurm():
     return shutil.which('sinfo') and subprocess.run(['sinfo', '-h'], capture_output=True).stdout.strip()
 

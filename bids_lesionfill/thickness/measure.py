@@ -43,7 +43,7 @@ def measure_image(image, engines, output_dir, *, seed, version, noise=True, mask
     """
     files = layout.thickness_files(output_dir, image)
     filled_file = layout.output_files(output_dir, image)['filled']
-    problems = []
+    problems = {}
     for desc in layout.THICKNESS_DESCS:  # engines inside: those that share a segmentation make it once
         t1w_file = filled_file if desc == 'filled' else image.image_file
         scan = read_scan(image, t1w_file, desc, seed)
@@ -71,10 +71,10 @@ def measure_image(image, engines, output_dir, *, seed, version, noise=True, mask
                 layout.write_thickness(table_file, name, table_rows(measurement.table, name), info, sources)
                 logger.info('%s: %s, %s: %.3f mm', image.name, name, desc, measurement.table.global_mm)
             except Exception as error:
-                logger.exception('%s: thickness by %s (%s)', image.name, name, desc)
-                problems.append(f'thickness by {name} ({desc}): {" ".join(str(error).split()) or type(error).__name__}')
+                logger.error('%s: thickness by %s (%s): %s', image.name, name, desc, error)
+                problems[f'thickness by {name} ({desc}): {layout.in_words(error)}'] = error
     if problems:
-        raise RuntimeError('; '.join(problems))
+        raise RuntimeError('; '.join(problems)) from next(iter(problems.values()))
 
 
 def read_scan(image, t1w_file, desc, seed):
