@@ -6,7 +6,7 @@ import time
 import nibabel as nib
 import numpy as np
 
-from . import fill, inputs, layout, raw_layout, registration, report, thickness, visits, weights
+from . import boilerplate, fill, inputs, layout, raw_layout, registration, report, thickness, visits, weights
 
 logger = logging.getLogger('bids_lesionfill')
 
@@ -43,7 +43,7 @@ def prepare(options):
     bids_layout = layout.open_layout(options.bids_dir, derivatives.values(), options.bids_database_dir)
     found = find_images(bids_layout, options, derivatives)
     donor = visits.find_donor(bids_layout, options, derivatives) if options.mask_from else None
-    layout.write_dataset_files(options.output_dir, options.bids_dir, derivatives, options.version, citation(options))
+    layout.write_dataset_files(options.output_dir, options.bids_dir, derivatives, options.version, citation_of(options))
     layout.remove_leftovers(options.output_dir)
     if options.raw_dir is not None:
         raw_layout.write_top(options.raw_dir, options.bids_dir, options.version)
@@ -261,7 +261,7 @@ def finish(subject, results, run_id, options):
             'status': status,
             'message': message,
             'images': pages,
-            'methods': methods_text(options),
+            'methods': boilerplate.methods_text(options, plans_of(options)),
         },
     )
     layout.write_status(
@@ -407,135 +407,17 @@ def sampling_summary(info):
     }
 
 
-# What a model starts from, in words: the base of its form, see `inpaint.Form`.
-BASES = {
-    'biharmonic': ', starting from biharmonic interpolation',
-    'membrane': ', starting from harmonic interpolation',
-    'local_white_matter': ', starting from the mean of the white matter around',
-    'lesion': ', starting from lesions of even contrast',
-}
-
-
-def model_words(name_or_path):
-    """A model and what it starts from."""
-    form = weights.read_plan(name_or_path).get('form', {})
-    base = form.get('base', 'biharmonic') if form.get('kind') == 'residual' else None
-    return f'{name_or_path}{BASES.get(base, "")}'
-
-
-def methods_text(options):
-    """A paragraph to paste into a paper."""
-    models = '; '.join(model_words(options.model_of(modality)) for modality in options.modalities)
-    found = (
-        'Brain masks were made with deepbet (Fisch et al., 2024) where images were not skull-stripped; where no '
-        'segmentation by another tool was given, white matter was found on the T1w by a mixture of three normal '
-        'distributions after N4 bias correction (Tustison et al., 2010).'
-    )
-    if options.mode == 'synth':
-        return (
-            f'New lesions were painted into {" and ".join(options.modalities)} images with bids_lesionfill '
-            f'{options.version} by a pseudo-3D diffusion model (Uhr, 2024; {models}). {lesion_words(options)} Voxels '
-            f'outside the new lesions were left as they were. {found}'
-        )
-    rims = {'T1w': 'dark', 'FLAIR': 'bright'}
-    rims = ' or '.join(f'{rims[modality]} ({modality})' for modality in options.modalities)
-    grown = f'grown by {options.dilate} voxel(s) within white matter'
-    if options.rim_voxels:
-        grown += (
-            f' and by up to {options.rim_voxels} more where white matter was as {rims} as the rim of a lesion that the '
-            'mask missed'
-        )
-    return (
-        f'Lesions of {" and ".join(options.modalities)} images were filled with bids_lesionfill {options.version} '
-        f'by a pseudo-3D conditional diffusion model (Uhr, 2024; {models}). '
-        f'The lesion mask was {grown}; voxels outside the grown mask were left as they were. '
-        f'{found}' + thickness.methods_text(options.thickness)
-    )
-
-
-def lesion_words(options):
-    """Where new lesions come from and how bright they are, in sentences."""
-    if options.new_mask_file:
-        where = 'Their masks were given.'
-    elif options.mask_from:
-        where = (
-            f'Their masks are those of sub-{options.mask_from}, by deformable registration (SyN; Avants et al., 2008).'
-        )
-    else:
-        where = (
-            'Their masks were drawn: shapes and places of the lesions of 30 patients (Lesjak et al., 2018), deformed, '
-            'in white matter and apart from old lesions.'
-        )
-    quantile = 'a random quantile' if options.lesion_intensity == 'auto' else f'quantile {options.lesion_intensity:g}'
-    return f'{where} Their contrast was {quantile} of that of real lesions of the same size.'
-
-
-REFERENCES = {
-    'uhr2024': (
-        'thesis',
-        'Uhr, V.',
-        'Diffusion-Based Filling and Synthesis of Multiple Sclerosis Lesions',
-        2024,
-        'Master thesis, University of Bern',
-    ),
-    'song2021': (
-        'inproceedings',
-        'Song, J. and Meng, C. and Ermon, S.',
-        'Denoising Diffusion Implicit Models',
-        2021,
-        'ICLR',
-    ),
-    'salimans2022': (
-        'inproceedings',
-        'Salimans, T. and Ho, J.',
-        'Progressive Distillation for Fast Sampling of Diffusion Models',
-        2022,
-        'ICLR',
-    ),
-    'tustison2010': (
-        'article',
-        'Tustison, N. J. and others',
-        'N4ITK: Improved N3 Bias Correction',
-        2010,
-        'IEEE Transactions on Medical Imaging 29(6)',
-    ),
-    'lesjak2018': (
-        'article',
-        'Lesjak, Z. and others',
-        'A Novel Public MR Image Dataset of Multiple Sclerosis Patients With Lesion Segmentations Based on Multi-rater '
-        'Consensus',
-        2018,
-        'Neuroinformatics 16(1)',
-    ),
-    'avants2008': (
-        'article',
-        'Avants, B. B. and others',
-        'Symmetric diffeomorphic image registration with cross-correlation',
-        2008,
-        'Medical Image Analysis 12(1)',
-    ),
-    'fisch2024': (
-        'article',
-        'Fisch, L. and others',
-        'deepbet: Fast brain extraction of T1-weighted MRI using Convolutional Neural Networks',
-        2024,
-        'Computers in Biology and Medicine 179',
-    ),
-}
-
-
 def write_citation(options):
     """Write `logs/CITATION.md` and `.bib`."""
-    for name, text in citation(options).items():
+    for name, text in citation_of(options).items():
         layout.write_bytes(options.output_dir / 'logs' / f'CITATION.{name}', text.encode())
 
 
-def citation(options):
-    """Contents of `logs/CITATION.md` and `.bib`."""
-    lines = [f'- {authors} ({year}). {title}. {where}.' for _, authors, title, year, where in REFERENCES.values()]
-    entries = [
-        f'@{kind}{{{key},\n  author = {{{authors}}},\n  title = {{{title}}},\n  year = {{{year}}},\n'
-        f'  note = {{{where}}}\n}}'
-        for key, (kind, authors, title, year, where) in REFERENCES.items()
-    ]
-    return {'md': f'{methods_text(options)}\n\n' + '\n'.join(lines) + '\n', 'bib': '\n\n'.join(entries) + '\n'}
+def citation_of(options):
+    """See `boilerplate.citation`."""
+    return boilerplate.citation(options, plans_of(options))
+
+
+def plans_of(options):
+    """The plan of each modality's model."""
+    return {modality: weights.read_plan(options.model_of(modality)) for modality in options.modalities}

@@ -21,8 +21,8 @@ MAY_IMPORT = {
     'single_file': {'fill', 'layout'},
     # stories
     'participant': {
-        *('fill', 'inputs', 'layout', 'raw_layout', 'registration', 'report', 'thickness', 'thickness.measure'),
-        *('visits', 'weights'),
+        *('boilerplate', 'fill', 'inputs', 'layout', 'raw_layout', 'registration', 'report', 'thickness'),
+        *('thickness.measure', 'visits', 'weights'),
     },
     'group': {'group_page', 'layout', 'reproducibility', 'thickness'},
     'workflow': {'layout', 'participant'},
@@ -66,6 +66,7 @@ MAY_IMPORT = {
     'weights': {'inpaint', 'lesion_masks', 'unet'},
     'dataset': {'inpaint', 'masks', 'preprocess', 'synthesis', 'tissues'},
     # pure
+    'boilerplate': {'thickness'},
     'inpaint': {'baselines', 'diffusion', 'masks'},
     'lesion_masks': {'masks', 'registration', 'tissues'},
     'tissues': {'masks'},
@@ -84,6 +85,7 @@ MAY_IMPORT = {
     'unet': set(),
 }
 PURE = [
+    'boilerplate',
     'inpaint',
     'evaluation_cases',
     'lesion_masks',
