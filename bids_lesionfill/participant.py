@@ -1,12 +1,25 @@
 """The participant level: find images and masks, fill lesions or paint new ones, write derivatives and a report."""
 
+import importlib.metadata
 import logging
 import time
 
 import nibabel as nib
 import numpy as np
 
-from . import boilerplate, fill, inputs, layout, raw_layout, registration, report, thickness, visits, weights
+from . import (
+    boilerplate,
+    fill,
+    inputs,
+    layout,
+    raw_layout,
+    registration,
+    report,
+    thickness,
+    tool_outputs,
+    visits,
+    weights,
+)
 
 logger = logging.getLogger('bids_lesionfill')
 
@@ -261,7 +274,7 @@ def finish(subject, results, run_id, options):
             'status': status,
             'message': message,
             'images': pages,
-            'methods': boilerplate.methods_text(options, plans_of(options)),
+            'methods': methods_text(options),
         },
     )
     layout.write_status(
@@ -414,10 +427,23 @@ def write_citation(options):
 
 
 def citation_of(options):
-    """See `boilerplate.citation`."""
-    return boilerplate.citation(options, plans_of(options))
+    """Contents of `logs/CITATION.md` and `.bib`."""
+    return boilerplate.citation(methods_text(options))
 
 
-def plans_of(options):
-    """The plan of each modality's model."""
-    return {modality: weights.read_plan(options.model_of(modality)) for modality in options.modalities}
+def methods_text(options):
+    """What this run does, for a paper; see `boilerplate.methods_text`."""
+    derivatives = options.derivatives
+    if derivatives is None:
+        derivatives = layout.find_derivatives(options.bids_dir, options.output_dir)
+    return boilerplate.methods_text(
+        options,
+        {modality: plan_of(options, modality) for modality in options.modalities},
+        {name: importlib.metadata.version(name) for name in boilerplate.software_of(options)},
+        tool_outputs.tools_in(derivatives.values()),
+    )
+
+
+def plan_of(options, modality):
+    """The plan of the model for a modality."""
+    return weights.read_plan(options.model_of(modality))

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     # stories
     'participant': {
         *('boilerplate', 'fill', 'inputs', 'layout', 'raw_layout', 'registration', 'report', 'thickness'),
-        *('thickness.measure', 'visits', 'weights'),
+        *('thickness.measure', 'tool_outputs', 'visits', 'weights'),
     },
     'group': {'group_page', 'layout', 'reproducibility', 'thickness'},
     'workflow': {'layout', 'participant'},
