@@ -110,11 +110,12 @@ def fill(
     seed=0,
     batch_size=8,
     mask_threshold=0.5,
+    progress=None,
 ):
     """As `fill_lesions`, but returns a `Filling`: also the used mask, the deviation map, the table of lesions.
 
     `tissue_seg_img` (1 CSF, 2 grey matter, 3 white matter) is a segmentation of the T1w, `kept_mask_img` holds lesions
-    that are to stay: they are neither filled nor taken for white matter.
+    that are to stay: they are neither filled nor taken for white matter. `progress` is that of `inpaint.fill_volume`.
     """
     check_image(image_img, 'image')
     given_mask = mask_on_grid(lesion_mask_img, image_img, mask_threshold)
@@ -185,7 +186,7 @@ def fill(
         )
     seeds = [(seed + 7919 * sample) % 2**63 for sample in range(n_samples)]
     fillings = inpaint.fill_volume(
-        scaling.apply(image), hole, wm_mask, model, num_inference_steps, seeds, device, batch_size
+        *(scaling.apply(image), hole, wm_mask, model, num_inference_steps, seeds, device, batch_size), progress=progress
     )
     fillings = scaling.invert(fillings)
 

@@ -12,6 +12,7 @@ from . import (
     fill,
     inputs,
     layout,
+    progress,
     raw_layout,
     registration,
     report,
@@ -69,21 +70,16 @@ def run_all(found, donor, options, run_id):
     models = {modality: load_model(options, modality) for modality in usable if not options.reports_only}
     engines = make_engines(options)
     statuses, started = {}, time.monotonic()
-    for number, (subject, images) in enumerate(found.items(), start=1):
-        logger.info('sub-%s (%d of %d%s)', subject, number, len(found), time_left(started, number - 1, len(found)))
-        layout.write_config(options.output_dir, subject, run_id, options.config)
-        statuses[subject] = run_participant(subject, images, models, engines, donor, run_id, options)
-        if statuses[subject] == 'failed' and options.stop_on_first_crash:
-            break
+    with progress.bar(len(found), 'participants', 'participant') as bar:
+        for number, (subject, images) in enumerate(found.items(), start=1):
+            left = progress.time_left(started, number - 1, len(found))
+            logger.info('sub-%s (%d of %d%s)', subject, number, len(found), left)
+            layout.write_config(options.output_dir, subject, run_id, options.config)
+            statuses[subject] = run_participant(subject, images, models, engines, donor, run_id, options)
+            bar.update()
+            if statuses[subject] == 'failed' and options.stop_on_first_crash:
+                break
     return statuses
-
-
-def time_left(started, n_done, n_all):
-    """How long the rest takes if it takes as long as what is done, in words; empty if nothing is done yet."""
-    if not n_done:
-        return ''
-    minutes = (time.monotonic() - started) / n_done * (n_all - n_done) / 60
-    return f', about {minutes:.0f} min left' if minutes >= 1 else ', less than a minute left'
 
 
 def conclude(statuses, options, derivatives):
@@ -185,23 +181,25 @@ def fill_image(image, model, options):
         return
     started = time.monotonic()
     loaded = inputs.load(image, options.mask_threshold, options.lesion_labels, options.min_lesion_volume)
-    filling = fill.fill(
-        loaded.image_img,
-        loaded.lesion_mask_img,
-        tissue_img=loaded.tissue_img,
-        model=model,
-        brain_mask_img=loaded.brain_mask_img,
-        tissue_seg_img=loaded.tissue_seg_img,
-        kept_mask_img=loaded.kept_mask_img,
-        dilate=options.dilate,
-        rim_voxels=options.rim_voxels,
-        num_inference_steps=options.num_inference_steps,
-        n_samples=options.n_samples,
-        device=options.device,
-        seed=layout.seed_of(image, options.random_seed),
-        batch_size=options.batch_size,
-        mask_threshold=options.mask_threshold,
-    )
+    with progress.of_sampling(image.name) as report_tiles:
+        filling = fill.fill(
+            loaded.image_img,
+            loaded.lesion_mask_img,
+            tissue_img=loaded.tissue_img,
+            model=model,
+            brain_mask_img=loaded.brain_mask_img,
+            tissue_seg_img=loaded.tissue_seg_img,
+            kept_mask_img=loaded.kept_mask_img,
+            dilate=options.dilate,
+            rim_voxels=options.rim_voxels,
+            num_inference_steps=options.num_inference_steps,
+            n_samples=options.n_samples,
+            device=options.device,
+            seed=layout.seed_of(image, options.random_seed),
+            batch_size=options.batch_size,
+            mask_threshold=options.mask_threshold,
+            progress=report_tiles,
+        )
     filling.info.update(loaded.info)
     filling.warnings.extend(loaded.warnings)
     to_t1w = loaded.flair_to_t1w

@@ -253,6 +253,7 @@ def paint(
     device='cpu',
     batch_size=8,
     mask_threshold=0.5,
+    progress=None,
 ):
     """Paint new lesions into an image of a visit.
 
@@ -274,6 +275,8 @@ def paint(
     batch_size : int
         Tiles at once.
     mask_threshold : float
+    progress : callable, optional
+        See `inpaint.fill_volume`.
 
     Returns
     -------
@@ -312,7 +315,7 @@ def paint(
         num_inference_steps = model.plan['num_inference_steps']
     limits = limits_of(image, anatomy.brain_mask & ~hole)
     values = sample(
-        image, hole, anatomy.wm_mask & ~hole, contrast, model, num_inference_steps, seed, device, batch_size
+        image, hole, anatomy.wm_mask & ~hole, contrast, model, num_inference_steps, seed, device, batch_size, progress
     )
     values = np.clip(values, *limits)
 
@@ -409,7 +412,7 @@ def contrast_volume(image, hole, anatomy, new, model):
     return np.where(hole, np.append(0, contrasts)[numbers], 0).astype(np.float32), source
 
 
-def sample(image, hole, wm_mask, contrast, model, num_inference_steps, seed, device, batch_size):
+def sample(image, hole, wm_mask, contrast, model, num_inference_steps, seed, device, batch_size, progress=None):
     """New lesions by DDIM, at their contrast; by an unconditional model from a coarse painting (SDEdit; thesis 3.2).
 
     Returns
@@ -422,12 +425,22 @@ def sample(image, hole, wm_mask, contrast, model, num_inference_steps, seed, dev
         white_matter = baselines.local_white_matter(image, hole, wm_mask)
         image = np.where(hole, white_matter + contrast, image)
     return sample_at_contrast(
-        image, hole, wm_mask, contrast, model, num_inference_steps, seed, device, batch_size, start_step
+        *(image, hole, wm_mask, contrast, model, num_inference_steps, seed, device, batch_size, start_step), progress
     )
 
 
 def sample_at_contrast(
-    image, hole, wm_mask, contrast, model, num_inference_steps, seed, device='cpu', batch_size=8, start_step=0
+    image,
+    hole,
+    wm_mask,
+    contrast,
+    model,
+    num_inference_steps,
+    seed,
+    device='cpu',
+    batch_size=8,
+    start_step=0,
+    progress=None,
 ):
     """Sample the voxels of a hole; lesions of a model that takes a contrast then get exactly that.
 
@@ -438,7 +451,7 @@ def sample_at_contrast(
     (n,) float32 array: values of the voxels of the hole, in C order
     """
     values = inpaint.fill_volume(
-        image, hole, wm_mask, model, num_inference_steps, [seed], device, batch_size, start_step, contrast
+        image, hole, wm_mask, model, num_inference_steps, [seed], device, batch_size, start_step, contrast, progress
     )[0]
     if not model.form.asks_contrast:
         return values

@@ -8,7 +8,7 @@ from functools import cached_property
 import nibabel as nib
 import numpy as np
 
-from . import fill, inputs, layout, synth, weights
+from . import fill, inputs, layout, progress, synth, weights
 
 logger = logging.getLogger('bids_lesionfill')
 
@@ -72,18 +72,20 @@ def synthesize_image(visit, image, variant, desc, model, options):
         logger.info('%s desc-%s: already done', image.name, desc)
         return
     started = time.monotonic()
-    synthesis = synth.paint(
-        nib.load(image.image_file),
-        visit.anatomy,
-        visit.new_lesions(variant),
-        model,
-        lesion_mask_img=inputs.lesions_of(image, options.mask_threshold),
-        num_inference_steps=options.num_inference_steps,
-        seed=(layout.seed_of(image, options.random_seed) + 7919 * variant) % 2**63,
-        device=fill.choose_device(options.device),
-        batch_size=options.batch_size,
-        mask_threshold=options.mask_threshold,
-    )
+    with progress.of_sampling(f'{image.name} desc-{desc}') as report_tiles:
+        synthesis = synth.paint(
+            nib.load(image.image_file),
+            visit.anatomy,
+            visit.new_lesions(variant),
+            model,
+            lesion_mask_img=inputs.lesions_of(image, options.mask_threshold),
+            num_inference_steps=options.num_inference_steps,
+            seed=(layout.seed_of(image, options.random_seed) + 7919 * variant) % 2**63,
+            device=fill.choose_device(options.device),
+            batch_size=options.batch_size,
+            mask_threshold=options.mask_threshold,
+            progress=report_tiles,
+        )
     synthesis.info['LesionSource'] = visit.source
     if options.second_visit:
         synthesis.info['Visits'] = {'First': image.sources[0], 'Second': 'this image'}

@@ -4,10 +4,11 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
-from . import layout, participant
+from . import layout, participant, progress
 
 logger = logging.getLogger('bids_lesionfill')
 
@@ -27,15 +28,33 @@ def run(options):
     os.environ.setdefault('LOGNAME', 'bids_lesionfill')  # nipype's SLURM and SGE name jobs by it; containers lack it
     flow = build(found, donor, options, run_id, base_dir)
     logger.info('%d participant(s) as nodes of nipype, plugin %s', len(found), plugin)
-    try:
-        flow.run(plugin=plugin, plugin_args=plugin_args)
-    except RuntimeError as error:  # some nodes failed: what they did not write says which
-        logger.error('nipype: %s', error)
+    with progress.bar(len(found), 'participants', 'participant') as bar:
+        if not plugin.endswith('Graph'):  # those hand all nodes over at once
+            plugin_args = plugin_args | {'status_callback': count_nodes(bar, len(found))}
+        try:
+            flow.run(plugin=plugin, plugin_args=plugin_args)
+        except RuntimeError as error:  # some nodes failed: what they did not write says which
+            logger.error('nipype: %s', error)
     statuses = {subject: layout.read_status(options.output_dir, subject, run_id) for subject in found}
     code = participant.conclude(statuses, options, derivatives)
     if code == participant.OK:
         shutil.rmtree(base_dir, ignore_errors=True)
     return code
+
+
+def count_nodes(bar, n_all):
+    """What nipype calls when a node starts or ends: the bar moves on, and the log says who is done."""
+    started, n_done = time.monotonic(), 0
+
+    def report(node, status):
+        nonlocal n_done
+        if status in ('end', 'exception'):
+            n_done += 1
+            bar.update()
+            name, left = node.name.replace('_', '-', 1), progress.time_left(started, n_done, n_all)
+            logger.info('%s is through (%d of %d%s)', name, n_done, n_all, left if n_done < n_all else '')
+
+    return report
 
 
 def build(found, donor, options, run_id, base_dir):

@@ -21,14 +21,14 @@ MAY_IMPORT = {
     'single_file': {'fill', 'layout'},
     # stories
     'participant': {
-        *('boilerplate', 'fill', 'inputs', 'layout', 'raw_layout', 'registration', 'report', 'thickness'),
-        *('thickness.measure', 'tool_outputs', 'visits', 'weights'),
+        *('boilerplate', 'fill', 'inputs', 'layout', 'progress', 'raw_layout', 'registration', 'report'),
+        *('thickness', 'thickness.measure', 'tool_outputs', 'visits', 'weights'),
     },
     'group': {'group_page', 'layout', 'reproducibility', 'thickness'},
-    'workflow': {'layout', 'participant'},
+    'workflow': {'layout', 'participant', 'progress'},
     'inputs': {'fill', 'masks', 'preprocess', 'registration', 'segmentations'},
     'fill': {'inpaint', 'masks', 'preprocess', 'tissues', 'weights'},
-    'visits': {'fill', 'inputs', 'layout', 'synth', 'weights'},
+    'visits': {'fill', 'inputs', 'layout', 'progress', 'synth', 'weights'},
     'synth': {
         *('baselines', 'fill', 'inpaint', 'lesion_masks', 'masks', 'preprocess', 'registration', 'synthesis'),
         *('tissues', 'weights'),
@@ -46,6 +46,7 @@ MAY_IMPORT = {
     'validation': {'layout'},
     'config': {'layout'},
     'raw_layout': {'layout'},
+    'progress': set(),
     'report': set(),
     'evaluation_page': {'layout'},
     'group_page': {'layout', 'report', 'thickness', 'thickness.anatomy'},
