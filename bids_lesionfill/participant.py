@@ -18,6 +18,7 @@ from . import (
     report,
     thickness,
     tool_outputs,
+    verdict,
     visits,
     weights,
 )
@@ -283,6 +284,7 @@ def finish(subject, results, run_id, options):
             'status': status,
             'images': sum(s in done[1:] for s in statuses),
             'lesions': lesions,
+            'warnings': sum(len(page.get('warnings') or ()) for page in pages),
             'volume_filled_ml': round(volumes_ml['filled'], 3),
             'volume_synthesized_ml': round(volumes_ml['synthesized'], 3),
             'message': message or None,
@@ -309,7 +311,7 @@ def describe_image(image, desc, output_dir, pictured=True):
     after_file, mask_file = (files[name] for name in (('filled', 'used_mask') if is_fill else ('synth', 'new_mask')))
     info = layout.read_sidecar(after_file)
     lesions = layout.read_tsv(files['lesions'])
-    figures = draw_figures(image.image_file, after_file, mask_file, lesions) if pictured else []
+    figures = draw_figures(image, after_file, mask_file, lesions, info if is_fill else {}) if pictured else []
     if is_fill:
         figures += draw_overlay(image, mask_file, output_dir)
     unchanged = is_fill and not lesions
@@ -324,13 +326,14 @@ def describe_image(image, desc, output_dir, pictured=True):
         'figures': figures,
         'summary': fill_summary(image, lesions, info) if is_fill else synth_summary(image, lesions, info),
         'warnings': info.get('Warnings', []),
+        'checks': (verdict.check_filling if is_fill else verdict.check_synthesis)(info, lesions, image.modality),
         'provenance': info,
     }
 
 
-def draw_figures(before_file, after_file, mask_file, lesions):
-    """Pictures of an image before and after; see `report.fill_figures`."""
-    paths = {'before': before_file, 'after': after_file, 'mask': mask_file}
+def draw_figures(image, after_file, mask_file, lesions, info):
+    """Pictures of an image before and after, unusual lesions by `info` first; see `report.fill_figures`."""
+    paths = {'before': image.image_file, 'after': after_file, 'mask': mask_file}
     canonical = {name: nib.as_closest_canonical(nib.load(path)) for name, path in paths.items()}
     affine, volumes = canonical['before'].affine, {name: fill.one_volume(img) for name, img in canonical.items()}
     to_voxel = np.linalg.inv(affine)
@@ -338,6 +341,8 @@ def draw_figures(before_file, after_file, mask_file, lesions):
         row
         | {
             'label': int(row['label']),
+            'suspicion': verdict.suspicion(row, info, image.modality),
+            'reason': verdict.reason(row, info, image.modality),
             'centre_voxel': tuple(
                 int(v) for v in np.rint(nib.affines.apply_affine(to_voxel, [row['x_mm'], row['y_mm'], row['z_mm']]))
             ),
@@ -371,6 +376,7 @@ def fill_summary(image, lesions, info):
     return {
         'Modality': image.modality,
         'Lesions filled': len(lesions),
+        **({'Lesions not filled': info['LesionsDropped']} if info.get('LesionsDropped') else {}),
         'Volume filled (ml)': volume_ml(lesions),
         'Voxels changed': info.get('VoxelsChanged', 0),
         **({'Voxels of lesions kept': info['LesionVoxelsKept']} if info.get('LesionVoxelsKept') else {}),

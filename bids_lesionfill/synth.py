@@ -10,7 +10,19 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from . import baselines, fill, inpaint, lesion_masks, masks, preprocess, registration, synthesis, tissues, weights
+from . import (
+    baselines,
+    fill,
+    inpaint,
+    lesion_masks,
+    masks,
+    preprocess,
+    registration,
+    synthesis,
+    tissues,
+    verdict,
+    weights,
+)
 
 
 @dataclass(frozen=True)
@@ -338,18 +350,33 @@ def paint(
         'VoxelsChanged': int((after != before)[new_mask].sum()),
         'ContrastReference': source,
         'WhiteMatterMedian': float(1.5 / scaling.slope),
+        'WhiteMatterDeviation': fill.deviation_of(before, wm_mask & ~new_mask),
+        'BrainVolumeMl': round(float(anatomy.brain_mask.sum()) / 1000, 1),
+        'NewLesionsTouchingOld': count_touching(new_mask, old_mask),
         **anatomy.info,
     }
     if model.modality != 'T1w':
         info['SkullStripped'] = fill.is_skull_stripped(raw)
+    faint_below = verdict.FAINT_BELOW_SD * (info['WhiteMatterDeviation'] or 0)
+    lesion_sign = verdict.sign(model.modality)
+    lesions = fill.describe_lesions(
+        *(before, after, new_mask, new_mask, wm_mask, image_img.affine), lesion_sign * after, faint_below
+    )
     return Synthesis(
         synth_img,
         fill.mask_image(old_mask | new_mask, image_img),
         fill.mask_image(new_mask, image_img),
-        fill.describe_lesions(before, after, new_mask, new_mask, wm_mask, image_img.affine),
+        lesions,
         info,
-        notes,
+        notes + fill.warnings_of(verdict.check_synthesis(info, lesions, model.modality)),
     )
+
+
+def count_touching(new_mask, old_mask):
+    """How many new lesions touch an old one; (X, Y, Z) bool arrays."""
+    labels, _ = masks.label_lesions(new_mask)
+    touched = labels[ndimage.binary_dilation(old_mask, masks.FULL_CONNECTIVITY)]
+    return len(np.unique(touched[touched > 0]))
 
 
 def limits_of(image, mask):

@@ -22,16 +22,17 @@ MAY_IMPORT = {
     # stories
     'participant': {
         *('boilerplate', 'fill', 'inputs', 'layout', 'progress', 'raw_layout', 'registration', 'report'),
-        *('thickness', 'thickness.measure', 'tool_outputs', 'visits', 'weights'),
+        *('thickness', 'thickness.measure', 'tool_outputs', 'verdict', 'visits'),
+        'weights',
     },
     'group': {'group_page', 'layout', 'reproducibility', 'thickness'},
     'workflow': {'layout', 'participant', 'progress'},
     'inputs': {'fill', 'masks', 'preprocess', 'registration', 'segmentations'},
-    'fill': {'inpaint', 'masks', 'preprocess', 'tissues', 'weights'},
+    'fill': {'inpaint', 'masks', 'preprocess', 'tissues', 'verdict', 'weights'},
     'visits': {'fill', 'inputs', 'layout', 'progress', 'synth', 'weights'},
     'synth': {
         *('baselines', 'fill', 'inpaint', 'lesion_masks', 'masks', 'preprocess', 'registration', 'synthesis'),
-        *('tissues', 'weights'),
+        *('tissues', 'verdict', 'weights'),
     },
     'train': {'dataset', 'diffusion', 'inpaint', 'layout', 'lpips', 'metrics', 'unet', 'weights'},
     'evaluate': {
@@ -84,6 +85,7 @@ MAY_IMPORT = {
     'evaluation_cases': {'inpaint', 'masks', 'synthesis', 'tissues'},
     'synthesis': {'inpaint', 'masks'},
     'unet': set(),
+    'verdict': set(),
 }
 PURE = [
     'boilerplate',
@@ -103,6 +105,7 @@ PURE = [
     'thickness.segmentation',
     'synthesis',
     'unet',
+    'verdict',
 ]
 EFFECTS = {
     'os',
