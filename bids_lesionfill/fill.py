@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from . import inpaint, masks, preprocess, tissues, weights
+from . import inpaint, masks, preprocess, tissues, verdict, weights
 
 STEPS_FOR_SEVERAL_SAMPLES = 10  # one step gives the mean of all fillings, whatever the seed
 
@@ -110,11 +110,12 @@ def fill(
     seed=0,
     batch_size=8,
     mask_threshold=0.5,
+    progress=None,
 ):
     """As `fill_lesions`, but returns a `Filling`: also the used mask, the deviation map, the table of lesions.
 
     `tissue_seg_img` (1 CSF, 2 grey matter, 3 white matter) is a segmentation of the T1w, `kept_mask_img` holds lesions
-    that are to stay: they are neither filled nor taken for white matter.
+    that are to stay: they are neither filled nor taken for white matter. `progress` is that of `inpaint.fill_volume`.
     """
     check_image(image_img, 'image')
     given_mask = mask_on_grid(lesion_mask_img, image_img, mask_threshold)
@@ -162,19 +163,19 @@ def fill(
         # On another grid a thin rim falls apart: only what still touches the mask is taken.
         used_mask = ndimage.binary_propagation(used_mask, masks.FULL_CONNECTIVITY, mask=used_mask | rim)
         hole = preprocess.conform_mask(mask_image(used_mask, plain_img), conformed_img, threshold=0.05)
-    notes = mask_warnings(given_mask, used_mask, plain_img, brain_mask, conformed_img)
     info = {
         'LesionVoxelsGiven': int(given_mask.sum()),
         'LesionVoxelsUsed': int(used_mask.sum()),
         'LesionVoxelsKept': int(kept_mask.sum()),
-        'Lesions': masks.label_lesions(given_mask & used_mask)[1],
+        **describe_mask(given_mask, used_mask, plain_img, brain_mask, conformed_img),
         'Dilation': dilate,
         'RimVoxels': rim_voxels,
         **tissue_info,
     }
     if not used_mask.any():
-        notes.append('No lesion touches white matter: the output is a copy of the input.')
-        return Filling(copy_image(image_img), mask_image(used_mask, image_img), info=info, warnings=notes)
+        warnings = ['No lesion touches white matter: the output is a copy of the input.']
+        warnings += warnings_of(verdict.check_filling(info, [], model.modality))
+        return Filling(copy_image(image_img), mask_image(used_mask, image_img), info=info, warnings=warnings)
 
     # 4. Sample on tiles that cover the lesions.
     scaling = preprocess.white_matter_scaling(image, wm_mask & ~hole)
@@ -185,7 +186,7 @@ def fill(
         )
     seeds = [(seed + 7919 * sample) % 2**63 for sample in range(n_samples)]
     fillings = inpaint.fill_volume(
-        scaling.apply(image), hole, wm_mask, model, num_inference_steps, seeds, device, batch_size
+        *(scaling.apply(image), hole, wm_mask, model, num_inference_steps, seeds, device, batch_size), progress=progress
     )
     fillings = scaling.invert(fillings)
 
@@ -206,12 +207,17 @@ def fill(
         'Device': device,
         'VoxelsChanged': int((filled != one_volume(image_img))[used_mask].sum()),
         'WhiteMatterMedian': float(1.5 / scaling.slope),
+        'WhiteMatterDeviation': deviation_of(one_volume(image_img), native_wm & ~used_mask),
     }
     filled_img = paste(image_img, filled, used_mask)
+    before, after = one_volume(image_img), one_volume(as_loaded(filled_img))
+    faint_below = verdict.FAINT_BELOW_SD * (info['WhiteMatterDeviation'] or 0)
+    lesion_sign = verdict.sign(model.modality)
     lesions = describe_lesions(
-        one_volume(image_img), one_volume(as_loaded(filled_img)), given_mask, used_mask, native_wm, image_img.affine
+        *(before, after, given_mask, used_mask, native_wm, image_img.affine), lesion_sign * before, faint_below
     )
-    return Filling(filled_img, mask_image(used_mask, image_img), sd_img, lesions, info, notes)
+    warnings = warnings_of(verdict.check_filling(info, lesions, model.modality))
+    return Filling(filled_img, mask_image(used_mask, image_img), sd_img, lesions, info, warnings)
 
 
 def choose_device(device):
@@ -333,25 +339,28 @@ def find_tissues(t1w, lesion_mask, conformed_img, brain_mask_img=None, tissue_se
     return brain_mask, tissues.classify(t1w, brain_mask, lesion_mask), info
 
 
-def mask_warnings(given_mask, used_mask, img, brain_mask, conformed_img):
-    """Sentences about a mask that a person should read before trusting the result."""
-    notes = []
-    volume_ml = abs(np.linalg.det(img.affine[:3, :3])) / 1000
+def describe_mask(given_mask, used_mask, img, brain_mask, conformed_img):
+    """What the sidecar says of a mask: lesions that are filled, and what of it lies where no lesion can be filled."""
     dropped = given_mask & ~used_mask
-    if dropped.any():
-        n_dropped = masks.label_lesions(dropped)[1]
-        notes.append(
-            f'{n_dropped} lesion(s) ({dropped.sum() * volume_ml:.3g} ml) do not touch white matter and were not filled.'
-        )
-    outside = given_mask & ~preprocess.conform_mask(mask_image(brain_mask, conformed_img), img, threshold=0.05)
-    if outside.sum() > 0.05 * given_mask.sum():
-        notes.append(
-            f'{100 * outside.sum() / given_mask.sum():.0f} % of the lesion mask lies outside the brain: '
-            'check that mask and image are in the same space.'
-        )
-    if used_mask.sum() * volume_ml > 100:
-        notes.append(f'{used_mask.sum() * volume_ml:.0f} ml are filled: more than most patients have. Check the mask.')
-    return notes
+    brain = preprocess.conform_mask(mask_image(brain_mask, conformed_img), img, threshold=0.05)
+    return {
+        'Lesions': masks.label_lesions(given_mask & used_mask)[1],
+        'LesionsDropped': masks.label_lesions(dropped)[1],
+        'LesionVoxelsDropped': int(dropped.sum()),
+        'LesionVoxelsOutsideBrain': int((given_mask & ~brain).sum()),
+        'BrainVolumeMl': round(float(brain_mask.sum()) / 1000, 1),  # the working grid has 1 mm
+    }
+
+
+def warnings_of(checks):
+    """What a person should read before trusting the result: sentences."""
+    return [check.sentence for check in checks if not check.passed]
+
+
+def deviation_of(image, mask):
+    """Robust standard deviation of an image in a mask; None if that is empty."""
+    values = image[mask]
+    return float(1.4826 * np.median(np.abs(values - np.median(values)))) if values.size else None
 
 
 def on_grid(image, hole, values, conformed_img, target_img, order=3):
@@ -415,7 +424,7 @@ def as_loaded(img):
     return type(img).from_bytes(img.to_bytes())
 
 
-def describe_lesions(before, after, given_mask, used_mask, wm_mask, affine):
+def describe_lesions(before, after, given_mask, used_mask, wm_mask, affine, seen, faint_below=0):
     """One row per connected lesion of the given mask that was filled, largest first.
 
     What the mask grew by counts to the nearest lesion, so that lesions which meet when grown are still told apart.
@@ -425,12 +434,18 @@ def describe_lesions(before, after, given_mask, used_mask, wm_mask, affine):
     before, after : (X, Y, Z) float array, in units of the image
     given_mask, used_mask, wm_mask : (X, Y, Z) bool array
     affine : (4, 4) array
+    seen : (X, Y, Z) float array
+        The image in which the lesions are to be seen, its sign turned where lesions are dark.
+    faint_below : float
+        Voxels of the given mask count as faint if `seen` is not so much more than in the white matter around.
 
     Returns
     -------
     list of dict
         `label`, `volume_mm3` (filled), `x_mm`, `y_mm`, `z_mm` (centre of mass, world), `mean_before`, `mean_after`,
-        `mean_surrounding` (white matter within three voxels, NaN if there is none).
+        `mean_surrounding` (white matter within three voxels), `mean_touching` and `mean_beyond` (white matter that
+        touches the lesion; and the next three voxels), `faint_percent`. Means of white matter are those of `before`;
+        NaN where there is none.
     """
     labels, _ = masks.label_lesions(given_mask & used_mask)
     nearest = ndimage.distance_transform_edt(labels == 0, return_distances=False, return_indices=True)
@@ -439,9 +454,11 @@ def describe_lesions(before, after, given_mask, used_mask, wm_mask, affine):
     healthy = wm_mask & ~used_mask
     rows = []
     for number, box in enumerate(ndimage.find_objects(labels), start=1):
-        box = tuple(slice(max(s.start - 3, 0), s.stop + 3) for s in box)
+        box = masks.widen(box, 4)
         lesion = labels[box] == number
-        ring = ndimage.binary_dilation(lesion, masks.FULL_CONNECTIVITY, iterations=3) & healthy[box]
+        shells = [ndimage.binary_dilation(lesion, masks.FULL_CONNECTIVITY, iterations=n) for n in (1, 3, 4)]
+        touching, near, far = (shell & healthy[box] for shell in shells)
+        faint = seen[box] - mean_of(seen[box], near) < faint_below
         centre = np.argwhere(lesion).mean(axis=0) + [s.start for s in box]
         x, y, z = nib.affines.apply_affine(affine, centre)
         rows.append(
@@ -452,7 +469,10 @@ def describe_lesions(before, after, given_mask, used_mask, wm_mask, affine):
                 'z_mm': z,
                 'mean_before': before[box][lesion].mean(),
                 'mean_after': after[box][lesion].mean(),
-                'mean_surrounding': before[box][ring].mean() if ring.any() else np.nan,
+                'mean_surrounding': mean_of(before[box], near),
+                'mean_touching': mean_of(before[box], touching),
+                'mean_beyond': mean_of(before[box], far & ~touching),
+                'faint_percent': 100 * mean_of(faint, lesion & given_mask[box]) if near.any() else np.nan,
             }
         )
     rows.sort(key=lambda row: -row['volume_mm3'])
@@ -460,3 +480,8 @@ def describe_lesions(before, after, given_mask, used_mask, wm_mask, affine):
         {'label': number} | {name: round(float(value), 3) for name, value in row.items()}
         for number, row in enumerate(rows, start=1)
     ]
+
+
+def mean_of(image, mask):
+    """Mean of an image in a mask; NaN if that is empty."""
+    return image[mask].mean() if mask.any() else np.nan

@@ -210,6 +210,14 @@ def sampler_of(model, scheduler, num_inference_steps, image, inpaint_mask, gener
     return functools.partial(diffusion.sample_repaint, inpaint_mask=inpaint_mask, generator=generator, **options)
 
 
+def count_predictions(model, n_steps):
+    """How often a sampling of so many steps asks the network; see `sampler_of`."""
+    if model.form.kind != 'unconditional':
+        return n_steps
+    way = diffusion.repaint_schedule(n_steps, model.jump_length, model.jump_n_sample)
+    return sum(after < before for before, after in zip(way[:-1], way[1:]))
+
+
 def plan_tiles(lesion_mask, tile):
     """Corners of tiles that cover the lesions, each voxel of a lesion at least a fifth of a tile from the tile's edge.
 
@@ -258,7 +266,7 @@ def autocast(device):
     return torch.autocast(device.type, dtype=torch.float16, enabled=device.type == 'cuda')
 
 
-def predict_tiles(unet, tiles, timestep, batch_size):
+def predict_tiles(unet, tiles, timestep, batch_size, tick=None):
     """Run a network on tiles, so many at once; on fewer, with a warning, if the memory of the GPU does not hold them.
 
     Parameters
@@ -268,6 +276,8 @@ def predict_tiles(unet, tiles, timestep, batch_size):
         Each returns a `(channels, slices, height, width)` tensor.
     timestep : tensor, 0D
     batch_size : int
+    tick : callable, optional
+        Is told how many tiles were done, after every batch.
 
     Returns
     -------
@@ -288,6 +298,8 @@ def predict_tiles(unet, tiles, timestep, batch_size):
             with autocast(slabs.device):
                 output = unet(slabs, timestep.expand(len(batch)).to(slabs.device))
             predictions.extend(output[:, 0].float())
+            if tick is not None:
+                tick(len(batch))
             continue
         except torch.OutOfMemoryError:
             if len(batch) == 1:
@@ -300,7 +312,7 @@ def predict_tiles(unet, tiles, timestep, batch_size):
     return torch.stack(predictions), batch_size
 
 
-def sample_volume(unet, channels, region, corners, tile, noise, sampler, batch_size=8):
+def sample_volume(unet, channels, region, corners, tile, noise, sampler, batch_size=8, tick=None):
     """Sample what is diffused (see `Form.to_diffusion`) in a region of a volume, tile by tile.
 
     All tiles take each step together and their predictions are blended before the next one, so that tiles leave no
@@ -319,6 +331,8 @@ def sample_volume(unet, channels, region, corners, tile, noise, sampler, batch_s
         `(predict, noise) -> sample`, see `sample_slab`.
     batch_size : int
         Tiles at once; fewer if the memory of the GPU does not hold them, see `predict_tiles`.
+    tick : callable, optional
+        See `predict_tiles`.
 
     Returns
     -------
@@ -343,7 +357,7 @@ def sample_volume(unet, channels, region, corners, tile, noise, sampler, batch_s
         volume.view(-1)[voxels] = noisy_image
         blended = torch.zeros_like(volume)
         tiles = [lambda box=box: torch.cat([volume[box][None], channels[(slice(None), *box)]]) for box in boxes]
-        predictions, batch_size = predict_tiles(unet, tiles, timestep, batch_size)
+        predictions, batch_size = predict_tiles(unet, tiles, timestep, batch_size, tick)
         for box, prediction in zip(boxes, predictions):
             blended[box] += window * prediction
         return (blended / weight.clamp(min=1e-6)).view(-1)[voxels]
@@ -362,6 +376,7 @@ def fill_volume(
     batch_size=8,
     start_step=0,
     contrast=None,
+    progress=None,
 ):
     """Fill the lesions of a volume, once per seed: conditional models by DDIM, unconditional ones by RePaint.
 
@@ -382,6 +397,8 @@ def fill_volume(
         the time t0 of so many steps before the last; 0 starts from noise.
     contrast : (X, Y, Z) float array, optional
         See `condition`.
+    progress : callable, optional
+        Is told `(n_done, n_all)` tiles, after every batch; a tile counts once for each step and seed.
 
     Returns
     -------
@@ -404,6 +421,13 @@ def fill_volume(
         region = np.zeros_like(lesion_mask)
         for corner in corners:
             region[tuple(slice(c, c + n) for c, n in zip(corner, tile))] = True
+    n_done, n_all = 0, len(seeds) * len(corners) * count_predictions(model, start_step or num_inference_steps)
+
+    def tick(n_tiles):
+        nonlocal n_done
+        n_done += n_tiles
+        progress(n_done, n_all)
+
     fillings = []
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
@@ -411,7 +435,10 @@ def fill_volume(
         start = torch.from_numpy(model.form.to_diffusion(image, base)[region]).to(device)
         inpaint_mask = torch.from_numpy(lesion_mask[region]).to(device)
         sampler = sampler_of(model, model.scheduler, num_inference_steps, start, inpaint_mask, generator, start_step)
-        sampled = sample_volume(model.unet, channels, region, corners, tuple(model.tile), noise, sampler, batch_size)
+        sampled = sample_volume(
+            *(model.unet, channels, region, corners, tuple(model.tile), noise, sampler, batch_size),
+            tick=tick if progress else None,
+        )
         diffused = np.zeros(region.shape, dtype=np.float32)
         diffused[region] = sampled.cpu().numpy()
         fillings.append(model.form.from_diffusion(diffused, base)[lesion_mask])

@@ -764,6 +764,19 @@ LESION_COLUMNS = {
         'Description': 'mean intensity of white matter within three voxels of the lesion, original image',
         'Units': 'arbitrary',
     },
+    'mean_touching': {
+        'Description': 'mean intensity of white matter that touches the mask that was used, original image',
+        'Units': 'arbitrary',
+    },
+    'mean_beyond': {
+        'Description': 'mean intensity of white matter two to four voxels from the mask that was used, original image',
+        'Units': 'arbitrary',
+    },
+    'faint_percent': {
+        'Description': 'share of the voxels of the given mask (of new lesions: of their mask) that are hardly darker '
+        '(FLAIR: brighter) than the white matter within three voxels',
+        'Units': '%',
+    },
 }
 
 
@@ -1021,7 +1034,8 @@ def read_status(output_dir, subject, run_id):
 
 
 STATUS_COLUMNS = [
-    *('participant_id', 'status', 'images', 'lesions', 'volume_filled_ml', 'volume_synthesized_ml', 'message')
+    *('participant_id', 'status', 'images', 'lesions', 'warnings', 'volume_filled_ml', 'volume_synthesized_ml'),
+    'message',
 ]
 
 
@@ -1049,6 +1063,7 @@ def write_status(output_dir, subject, run_id, status):
             },
             'images': {'Description': 'number of images written'},
             'lesions': {'Description': 'number of connected lesions filled or synthesized, all images'},
+            'warnings': {'Description': 'number of things to look at before images are used; the report names them'},
             'volume_filled_ml': {'Description': 'volume filled, all images', 'Units': 'mL'},
             'volume_synthesized_ml': {'Description': 'volume of new lesions, all images', 'Units': 'mL'},
             'message': {'Description': 'why, if the participant was not done'},

@@ -1,13 +1,28 @@
 """The participant level: find images and masks, fill lesions or paint new ones, write derivatives and a report."""
 
 import contextlib
+import importlib.metadata
 import logging
 import time
 
 import nibabel as nib
 import numpy as np
 
-from . import fill, inputs, layout, raw_layout, registration, report, thickness, visits, weights
+from . import (
+    boilerplate,
+    fill,
+    inputs,
+    layout,
+    progress,
+    raw_layout,
+    registration,
+    report,
+    thickness,
+    tool_outputs,
+    verdict,
+    visits,
+    weights,
+)
 
 logger = logging.getLogger('bids_lesionfill')
 
@@ -62,7 +77,7 @@ def writing(options, derivatives):
     layout.remove_leftovers(top)
     with layout.lock(top, shared=True):
         layout.write_dataset_files(
-            options.output_dir, options.bids_dir, derivatives, options.version, citation(options)
+            options.output_dir, options.bids_dir, derivatives, options.version, citation_of(options)
         )
         if options.raw_dir is not None:
             raw_layout.write_top(options.raw_dir, options.bids_dir, options.version)
@@ -75,22 +90,17 @@ def run_all(found, donor, options, run_id):
     models = {modality: load_model(options, modality) for modality in usable if not options.reports_only}
     engines = make_engines(options)
     statuses, started = {}, time.monotonic()
-    for number, (subject, images) in enumerate(found.items(), start=1):
-        logger.info('sub-%s (%d of %d%s)', subject, number, len(found), time_left(started, number - 1, len(found)))
-        layout.write_config(options.output_dir, subject, run_id, options.config)
-        with layout.lock(options.output_dir / f'sub-{subject}'):  # files of two runs must not mix
-            statuses[subject] = run_participant(subject, images, models, engines, donor, run_id, options)
-        if statuses[subject] == 'failed' and options.stop_on_first_crash:
-            break
+    with progress.bar(len(found), 'participants', 'participant') as bar:
+        for number, (subject, images) in enumerate(found.items(), start=1):
+            left = progress.time_left(started, number - 1, len(found))
+            logger.info('sub-%s (%d of %d%s)', subject, number, len(found), left)
+            layout.write_config(options.output_dir, subject, run_id, options.config)
+            with layout.lock(options.output_dir / f'sub-{subject}'):  # files of two runs must not mix
+                statuses[subject] = run_participant(subject, images, models, engines, donor, run_id, options)
+            bar.update()
+            if statuses[subject] == 'failed' and options.stop_on_first_crash:
+                break
     return statuses
-
-
-def time_left(started, n_done, n_all):
-    """How long the rest takes if it takes as long as what is done, in words; empty if nothing is done yet."""
-    if not n_done:
-        return ''
-    minutes = (time.monotonic() - started) / n_done * (n_all - n_done) / 60
-    return f', about {minutes:.0f} min left' if minutes >= 1 else ', less than a minute left'
 
 
 def conclude(statuses, options, derivatives):
@@ -199,23 +209,25 @@ def fill_image(image, model, options):
         return
     started = time.monotonic()
     loaded = inputs.load(image, options.mask_threshold, options.lesion_labels, options.min_lesion_volume)
-    filling = fill.fill(
-        loaded.image_img,
-        loaded.lesion_mask_img,
-        tissue_img=loaded.tissue_img,
-        model=model,
-        brain_mask_img=loaded.brain_mask_img,
-        tissue_seg_img=loaded.tissue_seg_img,
-        kept_mask_img=loaded.kept_mask_img,
-        dilate=options.dilate,
-        rim_voxels=options.rim_voxels,
-        num_inference_steps=options.num_inference_steps,
-        n_samples=options.n_samples,
-        device=options.device,
-        seed=layout.seed_of(image, options.random_seed),
-        batch_size=options.batch_size,
-        mask_threshold=options.mask_threshold,
-    )
+    with progress.of_sampling(image.name) as report_tiles:
+        filling = fill.fill(
+            loaded.image_img,
+            loaded.lesion_mask_img,
+            tissue_img=loaded.tissue_img,
+            model=model,
+            brain_mask_img=loaded.brain_mask_img,
+            tissue_seg_img=loaded.tissue_seg_img,
+            kept_mask_img=loaded.kept_mask_img,
+            dilate=options.dilate,
+            rim_voxels=options.rim_voxels,
+            num_inference_steps=options.num_inference_steps,
+            n_samples=options.n_samples,
+            device=options.device,
+            seed=layout.seed_of(image, options.random_seed),
+            batch_size=options.batch_size,
+            mask_threshold=options.mask_threshold,
+            progress=report_tiles,
+        )
     filling.info.update(loaded.info)
     filling.warnings.extend(loaded.warnings)
     to_t1w = loaded.flair_to_t1w
@@ -299,6 +311,7 @@ def finish(subject, results, run_id, options):
             'status': status,
             'images': sum(s in done[1:4] for s in statuses),
             'lesions': lesions,
+            'warnings': sum(len(page.get('warnings') or ()) for page in pages),
             'volume_filled_ml': round(volumes_ml['filled'], 3),
             'volume_synthesized_ml': round(volumes_ml['synthesized'], 3),
             'message': message or None,
@@ -325,7 +338,7 @@ def describe_image(image, desc, output_dir, pictured=True):
     after_file, mask_file = (files[name] for name in (('filled', 'used_mask') if is_fill else ('synth', 'new_mask')))
     info = layout.read_sidecar(after_file)
     lesions = layout.read_tsv(files['lesions'])
-    figures = draw_figures(image.image_file, after_file, mask_file, lesions) if pictured else []
+    figures = draw_figures(image, after_file, mask_file, lesions, info if is_fill else {}) if pictured else []
     if desc in ('filled', 'synth', 'synth1'):
         figures += draw_overlay(image, mask_file, output_dir)
     unchanged = is_fill and not lesions
@@ -340,13 +353,14 @@ def describe_image(image, desc, output_dir, pictured=True):
         'figures': figures,
         'summary': fill_summary(image, lesions, info) if is_fill else synth_summary(image, lesions, info),
         'warnings': info.get('Warnings', []),
+        'checks': (verdict.check_filling if is_fill else verdict.check_synthesis)(info, lesions, image.modality),
         'provenance': info,
     }
 
 
-def draw_figures(before_file, after_file, mask_file, lesions):
-    """Pictures of an image before and after; see `report.fill_figures`."""
-    paths = {'before': before_file, 'after': after_file, 'mask': mask_file}
+def draw_figures(image, after_file, mask_file, lesions, info):
+    """Pictures of an image before and after, unusual lesions by `info` first; see `report.fill_figures`."""
+    paths = {'before': image.image_file, 'after': after_file, 'mask': mask_file}
     canonical = {name: nib.as_closest_canonical(nib.load(path)) for name, path in paths.items()}
     affine, volumes = canonical['before'].affine, {name: fill.one_volume(img) for name, img in canonical.items()}
     to_voxel = np.linalg.inv(affine)
@@ -354,6 +368,8 @@ def draw_figures(before_file, after_file, mask_file, lesions):
         row
         | {
             'label': int(row['label']),
+            'suspicion': verdict.suspicion(row, info, image.modality),
+            'reason': verdict.reason(row, info, image.modality),
             'centre_voxel': tuple(
                 int(v) for v in np.rint(nib.affines.apply_affine(to_voxel, [row['x_mm'], row['y_mm'], row['z_mm']]))
             ),
@@ -387,6 +403,7 @@ def fill_summary(image, lesions, info):
     return {
         'Modality': image.modality,
         'Lesions filled': len(lesions),
+        **({'Lesions not filled': info['LesionsDropped']} if info.get('LesionsDropped') else {}),
         'Volume filled (ml)': volume_ml(lesions),
         'Voxels changed': info.get('VoxelsChanged', 0),
         **({'Voxels of lesions kept': info['LesionVoxelsKept']} if info.get('LesionVoxelsKept') else {}),
@@ -434,135 +451,30 @@ def sampling_summary(info):
     }
 
 
-# What a model starts from, in words: the base of its form, see `inpaint.Form`.
-BASES = {
-    'biharmonic': ', starting from biharmonic interpolation',
-    'membrane': ', starting from harmonic interpolation',
-    'local_white_matter': ', starting from the mean of the white matter around',
-    'lesion': ', starting from lesions of even contrast',
-}
-
-
-def model_words(name_or_path):
-    """A model and what it starts from."""
-    form = weights.read_plan(name_or_path).get('form', {})
-    base = form.get('base', 'biharmonic') if form.get('kind') == 'residual' else None
-    return f'{name_or_path}{BASES.get(base, "")}'
-
-
-def methods_text(options):
-    """A paragraph to paste into a paper."""
-    models = '; '.join(model_words(options.model_of(modality)) for modality in options.modalities)
-    found = (
-        'Brain masks were made with deepbet (Fisch et al., 2024) where images were not skull-stripped; where no '
-        'segmentation by another tool was given, white matter was found on the T1w by a mixture of three normal '
-        'distributions after N4 bias correction (Tustison et al., 2010).'
-    )
-    if options.mode == 'synth':
-        return (
-            f'New lesions were painted into {" and ".join(options.modalities)} images with bids_lesionfill '
-            f'{options.version} by a pseudo-3D diffusion model (Uhr, 2024; {models}). {lesion_words(options)} Voxels '
-            f'outside the new lesions were left as they were. {found}'
-        )
-    rims = {'T1w': 'dark', 'FLAIR': 'bright'}
-    rims = ' or '.join(f'{rims[modality]} ({modality})' for modality in options.modalities)
-    grown = f'grown by {options.dilate} voxel(s) within white matter'
-    if options.rim_voxels:
-        grown += (
-            f' and by up to {options.rim_voxels} more where white matter was as {rims} as the rim of a lesion that the '
-            'mask missed'
-        )
-    return (
-        f'Lesions of {" and ".join(options.modalities)} images were filled with bids_lesionfill {options.version} '
-        f'by a pseudo-3D conditional diffusion model (Uhr, 2024; {models}). '
-        f'The lesion mask was {grown}; voxels outside the grown mask were left as they were. '
-        f'{found}' + thickness.methods_text(options.thickness)
-    )
-
-
-def lesion_words(options):
-    """Where new lesions come from and how bright they are, in sentences."""
-    if options.new_mask_file:
-        where = 'Their masks were given.'
-    elif options.mask_from:
-        where = (
-            f'Their masks are those of sub-{options.mask_from}, by deformable registration (SyN; Avants et al., 2008).'
-        )
-    else:
-        where = (
-            'Their masks were drawn: shapes and places of the lesions of 30 patients (Lesjak et al., 2018), deformed, '
-            'in white matter and apart from old lesions.'
-        )
-    quantile = 'a random quantile' if options.lesion_intensity == 'auto' else f'quantile {options.lesion_intensity:g}'
-    return f'{where} Their contrast was {quantile} of that of real lesions of the same size.'
-
-
-REFERENCES = {
-    'uhr2024': (
-        'thesis',
-        'Uhr, V.',
-        'Diffusion-Based Filling and Synthesis of Multiple Sclerosis Lesions',
-        2024,
-        'Master thesis, University of Bern',
-    ),
-    'song2021': (
-        'inproceedings',
-        'Song, J. and Meng, C. and Ermon, S.',
-        'Denoising Diffusion Implicit Models',
-        2021,
-        'ICLR',
-    ),
-    'salimans2022': (
-        'inproceedings',
-        'Salimans, T. and Ho, J.',
-        'Progressive Distillation for Fast Sampling of Diffusion Models',
-        2022,
-        'ICLR',
-    ),
-    'tustison2010': (
-        'article',
-        'Tustison, N. J. and others',
-        'N4ITK: Improved N3 Bias Correction',
-        2010,
-        'IEEE Transactions on Medical Imaging 29(6)',
-    ),
-    'lesjak2018': (
-        'article',
-        'Lesjak, Z. and others',
-        'A Novel Public MR Image Dataset of Multiple Sclerosis Patients With Lesion Segmentations Based on Multi-rater '
-        'Consensus',
-        2018,
-        'Neuroinformatics 16(1)',
-    ),
-    'avants2008': (
-        'article',
-        'Avants, B. B. and others',
-        'Symmetric diffeomorphic image registration with cross-correlation',
-        2008,
-        'Medical Image Analysis 12(1)',
-    ),
-    'fisch2024': (
-        'article',
-        'Fisch, L. and others',
-        'deepbet: Fast brain extraction of T1-weighted MRI using Convolutional Neural Networks',
-        2024,
-        'Computers in Biology and Medicine 179',
-    ),
-}
-
-
 def write_citation(options):
     """Write `logs/CITATION.md` and `.bib`."""
-    for name, text in citation(options).items():
+    for name, text in citation_of(options).items():
         layout.write_bytes(options.output_dir / 'logs' / f'CITATION.{name}', text.encode())
 
 
-def citation(options):
+def citation_of(options):
     """Contents of `logs/CITATION.md` and `.bib`."""
-    lines = [f'- {authors} ({year}). {title}. {where}.' for _, authors, title, year, where in REFERENCES.values()]
-    entries = [
-        f'@{kind}{{{key},\n  author = {{{authors}}},\n  title = {{{title}}},\n  year = {{{year}}},\n'
-        f'  note = {{{where}}}\n}}'
-        for key, (kind, authors, title, year, where) in REFERENCES.items()
-    ]
-    return {'md': f'{methods_text(options)}\n\n' + '\n'.join(lines) + '\n', 'bib': '\n\n'.join(entries) + '\n'}
+    return boilerplate.citation(methods_text(options))
+
+
+def methods_text(options):
+    """What this run does, for a paper; see `boilerplate.methods_text`."""
+    derivatives = options.derivatives
+    if derivatives is None:
+        derivatives = layout.find_derivatives(options.bids_dir, options.output_dir)
+    return boilerplate.methods_text(
+        options,
+        {modality: plan_of(options, modality) for modality in options.modalities},
+        {name: importlib.metadata.version(name) for name in boilerplate.software_of(options)},
+        tool_outputs.tools_in(derivatives.values()),
+    )
+
+
+def plan_of(options, modality):
+    """The plan of the model for a modality."""
+    return weights.read_plan(options.model_of(modality))

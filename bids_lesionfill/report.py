@@ -6,11 +6,13 @@ A page stands alone: pictures are inside it, and nothing in it has an address on
 import base64
 import io
 import json
+import re
 from numbers import Real
 from pathlib import Path
 from typing import NamedTuple
 
 import jinja2
+import markupsafe
 import numpy as np
 from matplotlib import colormaps, patheffects
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -34,7 +36,10 @@ TEMPLATE = 'report.html.jinja'
 VIEWS = {'axial': (2, 'R', 'L'), 'coronal': (1, 'R', 'L'), 'sagittal': (0, 'A', 'P')}
 
 STATUS_LOOKS = {'filled': 'good', 'synthesized': 'good', 'failed': 'bad'}
-COLUMN_TITLES = {'label': 'Lesion', 'x_mm': 'x', 'y_mm': 'y', 'z_mm': 'z', 'mean_surrounding': 'Mean of surroundings'}
+COLUMN_TITLES = {
+    **{'label': 'Lesion', 'x_mm': 'x', 'y_mm': 'y', 'z_mm': 'z', 'mean_surrounding': 'Mean of surroundings'},
+    **{'mean_touching': 'Mean of what touches it', 'mean_beyond': 'Mean beyond'},
+}
 UNITS = {'_mm3': 'mm³', '_mm': 'mm', '_ml': 'ml', '_percent': '%', '_voxels': 'voxels', '_voxel': 'voxel', '_s': 's'}
 
 
@@ -48,7 +53,7 @@ class Panel(NamedTuple):
 
 
 def fill_figures(before, lesion_mask, after, voxel_sizes_mm, lesions):
-    """Pictures of an image before and after filling: an overview, and the lesions that changed most.
+    """Pictures of an image before and after filling: an overview, unusual lesions, and those that changed most.
 
     Parameters
     ----------
@@ -58,7 +63,8 @@ def fill_figures(before, lesion_mask, after, voxel_sizes_mm, lesions):
         The mask that was filled; may be empty.
     voxel_sizes_mm : 3 floats
     lesions : list of dict
-        `label`, `centre_voxel` (3 ints, this grid), `mean_before`, `mean_after`, `volume_mm3` of each lesion.
+        `label`, `centre_voxel` (3 ints, this grid), `mean_before`, `mean_after`, `volume_mm3` of each lesion; maybe
+        `suspicion` (above 1: unusual) and `reason` (why, a sentence).
 
     Returns
     -------
@@ -71,9 +77,9 @@ def fill_figures(before, lesion_mask, after, voxel_sizes_mm, lesions):
     lesion_mask = np.asarray(lesion_mask, dtype=bool)
     head = foreground(before)
     grey_max = grey_maximum(before, head, lesion_mask)
-    changed_most = sorted(lesions, key=intensity_moved, reverse=True)[:MAX_LESIONS]
+    pictured = sorted(lesions, key=worth_a_picture, reverse=True)[:MAX_LESIONS]
     return [overview(before, lesion_mask, after, voxel_sizes_mm, head | lesion_mask, grey_max)] + [
-        zoom(before, lesion_mask, after, voxel_sizes_mm, lesion, grey_max) for lesion in changed_most
+        zoom(before, lesion_mask, after, voxel_sizes_mm, lesion, grey_max) for lesion in pictured
     ]
 
 
@@ -147,6 +153,7 @@ def zoom(before, lesion_mask, after, voxel_sizes_mm, lesion, grey_max):
     return {
         'name': f'lesion-{lesion["label"]}',
         'title': name,
+        'reason': lesion.get('reason', ''),
         'caption': f'Mean intensity in the lesion from {means}. The lesion is in the middle of each view, '
         f'{ZOOM_MM} mm wide; sagittal views have anterior on the left. {convention(grey_max)}',
         **draw_three(before, lesion_mask, after, voxel_sizes_mm, panels, legend, 10, grey_max, 2, width_px=300),
@@ -159,6 +166,12 @@ def convention(grey_max):
         "Radiological convention: the patient's left is on the right. "
         f'Grey window 0 to {readable(grey_max)} in all three pictures.'
     )
+
+
+def worth_a_picture(lesion):
+    """What lesions are ordered by: unusual ones first, the most unusual before all, then those that changed most."""
+    suspicion = lesion.get('suspicion') or 0
+    return (suspicion if suspicion > 1 else 0), intensity_moved(lesion)
 
 
 def intensity_moved(lesion):
@@ -310,7 +323,8 @@ def write_participant(path, participant):
     path : path
     participant : dict
         `label`, `version`, `command`, `status`, `message`, `methods`, and `images`: a list of dicts with `name`,
-        `status` and any of `output`, `message`, `warnings`, `figures`, `lesions`, `summary`, `provenance`.
+        `status` and any of `output`, `message`, `warnings`, `checks` (list of verdict.Check), `figures`, `lesions`,
+        `summary`, `provenance`.
     """
     html = page_template().render(participant=participant, outline_colour=OUTLINE_COLOUR)
     layout.write_bytes(path, html.encode())
@@ -321,7 +335,12 @@ def page_template():
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(
-        data_uri=data_uri, look=status_look, readable=readable, as_json=as_json, lesion_table=lesion_table
+        data_uri=data_uri,
+        look=status_look,
+        readable=readable,
+        as_json=as_json,
+        lesion_table=lesion_table,
+        linked=linked,
     )
     return environment.get_template(TEMPLATE)
 
@@ -329,6 +348,23 @@ def page_template():
 def data_uri(png):
     """A picture as an address that holds its own bytes."""
     return f'data:image/png;base64,{base64.b64encode(png).decode("ascii")}'
+
+
+def linked(sentence, number, figures):
+    """A sentence whose lesions are links: to their picture in the page's image `number`, or their row of the table."""
+    pictured = {figure['name'] for figure in figures or ()}
+
+    def link(match):
+        label = match[0]
+        place = f'lesion-{label}' if f'lesion-{label}' in pictured else f'row-{label}'
+        return f'<a href="#image-{number}-{place}">{label}</a>'
+
+    def links(match):
+        return match[1] + re.sub(r'\d+', link, match[2])
+
+    # Safe: what is put in is escaped first, and only numbers become links.
+    escaped = str(markupsafe.escape(sentence))
+    return markupsafe.Markup(re.sub(r'\b(Lesions? )(\d+(?:, \d+)*)', links, escaped))  # noqa: S704
 
 
 def status_look(status):

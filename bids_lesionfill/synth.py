@@ -21,6 +21,7 @@ from . import (
     registration,
     synthesis,
     tissues,
+    verdict,
     weights,
 )
 
@@ -272,6 +273,7 @@ def paint(
     device='cpu',
     batch_size=8,
     mask_threshold=0.5,
+    progress=None,
 ):
     """Paint new lesions into an image of a visit.
 
@@ -293,6 +295,8 @@ def paint(
     batch_size : int
         Tiles at once.
     mask_threshold : float
+    progress : callable, optional
+        See `inpaint.fill_volume`.
 
     Returns
     -------
@@ -331,7 +335,7 @@ def paint(
         num_inference_steps = model.plan['num_inference_steps']
     limits = limits_of(image, anatomy.brain_mask & ~hole)
     values = sample(
-        image, hole, anatomy.wm_mask & ~hole, contrast, model, num_inference_steps, seed, device, batch_size
+        image, hole, anatomy.wm_mask & ~hole, contrast, model, num_inference_steps, seed, device, batch_size, progress
     )
     values = np.clip(values, *limits)
 
@@ -354,18 +358,33 @@ def paint(
         'VoxelsChanged': int((after != before)[new_mask].sum()),
         'ContrastReference': source,
         'WhiteMatterMedian': float(1.5 / scaling.slope),
+        'WhiteMatterDeviation': fill.deviation_of(before, wm_mask & ~new_mask),
+        'BrainVolumeMl': round(float(anatomy.brain_mask.sum()) / 1000, 1),
+        'NewLesionsTouchingOld': count_touching(new_mask, old_mask),
         **anatomy.info,
     }
     if model.modality != 'T1w':
         info['SkullStripped'] = fill.is_skull_stripped(raw)
+    faint_below = verdict.FAINT_BELOW_SD * (info['WhiteMatterDeviation'] or 0)
+    lesion_sign = verdict.sign(model.modality)
+    lesions = fill.describe_lesions(
+        *(before, after, new_mask, new_mask, wm_mask, image_img.affine), lesion_sign * after, faint_below
+    )
     return Synthesis(
         synth_img,
         fill.mask_image(old_mask | new_mask, image_img),
         fill.mask_image(new_mask, image_img),
-        fill.describe_lesions(before, after, new_mask, new_mask, wm_mask, image_img.affine),
+        lesions,
         info,
-        notes,
+        notes + fill.warnings_of(verdict.check_synthesis(info, lesions, model.modality)),
     )
+
+
+def count_touching(new_mask, old_mask):
+    """How many new lesions touch an old one; (X, Y, Z) bool arrays."""
+    labels, _ = masks.label_lesions(new_mask)
+    touched = labels[ndimage.binary_dilation(old_mask, masks.FULL_CONNECTIVITY)]
+    return len(np.unique(touched[touched > 0]))
 
 
 def limits_of(image, mask):
@@ -428,7 +447,7 @@ def contrast_volume(image, hole, anatomy, new, model):
     return np.where(hole, np.append(0, contrasts)[numbers], 0).astype(np.float32), source
 
 
-def sample(image, hole, wm_mask, contrast, model, num_inference_steps, seed, device, batch_size):
+def sample(image, hole, wm_mask, contrast, model, num_inference_steps, seed, device, batch_size, progress=None):
     """New lesions by DDIM, at their contrast; by an unconditional model from a coarse painting (SDEdit; thesis 3.2).
 
     Returns
@@ -441,12 +460,22 @@ def sample(image, hole, wm_mask, contrast, model, num_inference_steps, seed, dev
         white_matter = baselines.local_white_matter(image, hole, wm_mask)
         image = np.where(hole, white_matter + contrast, image)
     return sample_at_contrast(
-        image, hole, wm_mask, contrast, model, num_inference_steps, seed, device, batch_size, start_step
+        *(image, hole, wm_mask, contrast, model, num_inference_steps, seed, device, batch_size, start_step), progress
     )
 
 
 def sample_at_contrast(
-    image, hole, wm_mask, contrast, model, num_inference_steps, seed, device='cpu', batch_size=8, start_step=0
+    image,
+    hole,
+    wm_mask,
+    contrast,
+    model,
+    num_inference_steps,
+    seed,
+    device='cpu',
+    batch_size=8,
+    start_step=0,
+    progress=None,
 ):
     """Sample the voxels of a hole; lesions of a model that takes a contrast then get exactly that.
 
@@ -457,7 +486,7 @@ def sample_at_contrast(
     (n,) float32 array: values of the voxels of the hole, in C order
     """
     values = inpaint.fill_volume(
-        image, hole, wm_mask, model, num_inference_steps, [seed], device, batch_size, start_step, contrast
+        image, hole, wm_mask, model, num_inference_steps, [seed], device, batch_size, start_step, contrast, progress
     )[0]
     if not model.form.asks_contrast:
         return values

@@ -69,6 +69,17 @@ def segmented_lesions(folder):
 
 def is_tool_folder(root):
     """True if a folder is no BIDS derivative, but holds participants of one of these tools."""
-    root = Path(root)
-    names = [*LABEL_FILES, *LESION_FILES]
-    return any(next(root.glob(f'{depth}{name}'), None) for name in names for depth in ('*/', 'sub-*/ses-*/'))
+    return bool(tools_in([root]))
+
+
+def tools_in(roots):
+    """Tools whose files lie in folders, as in `visit_folders`: list of names, in a fixed order."""
+    roots = [Path(root) for root in roots]
+    tool_of = LABEL_FILES | dict.fromkeys(LESION_FILES, 'LST-AI')
+    places = [f'{below}{depth}' for below in ('', 'sourcedata/freesurfer/') for depth in ('*/', 'sub-*/ses-*/')]
+    found = {
+        tool
+        for name, tool in tool_of.items()
+        if any(next(root.glob(place + name), None) for root in roots for place in places)
+    }
+    return [tool for tool in dict.fromkeys(tool_of.values()) if tool in found]

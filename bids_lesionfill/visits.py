@@ -9,7 +9,7 @@ from functools import cached_property
 import nibabel as nib
 import numpy as np
 
-from . import fill, inputs, layout, registration, synth, weights
+from . import fill, inputs, layout, progress, registration, synth, weights
 
 logger = logging.getLogger('bids_lesionfill')
 
@@ -77,18 +77,20 @@ def synthesize_image(visit, image, variant, desc, model, options):
         return
     started = time.monotonic()
     anatomy, new, old_img = visit.seen_from(image, variant)
-    synthesis = synth.paint(
-        nib.load(image.image_file),
-        anatomy,
-        new,
-        model,
-        lesion_mask_img=old_img,
-        num_inference_steps=options.num_inference_steps,
-        seed=(layout.seed_of(image, options.random_seed) + 7919 * variant) % 2**63,
-        device=fill.choose_device(options.device),
-        batch_size=options.batch_size,
-        mask_threshold=options.mask_threshold,
-    )
+    with progress.of_sampling(f'{image.name} desc-{desc}') as report_tiles:
+        synthesis = synth.paint(
+            nib.load(image.image_file),
+            anatomy,
+            new,
+            model,
+            lesion_mask_img=old_img,
+            num_inference_steps=options.num_inference_steps,
+            seed=(layout.seed_of(image, options.random_seed) + 7919 * variant) % 2**63,
+            device=fill.choose_device(options.device),
+            batch_size=options.batch_size,
+            mask_threshold=options.mask_threshold,
+            progress=report_tiles,
+        )
     synthesis.info['LesionSource'] = visit.source
     if options.second_visit:
         synthesis.info['Visits'] = {'First': image.sources[0], 'Second': 'this image'}

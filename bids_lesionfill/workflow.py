@@ -4,10 +4,11 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
-from . import layout, participant
+from . import layout, participant, progress
 
 logger = logging.getLogger('bids_lesionfill')
 
@@ -53,10 +54,13 @@ def make_base_dir(work_dir, run_id):
 def run_nodes(found, donor, options, run_id, base_dir, plugin, plugin_args):
     """Run participants as nodes; what went wrong is logged, and seen by the statuses that are not there."""
     flow = build(found, donor, options, run_id, base_dir)
-    try:
-        flow.run(plugin=make_runner(plugin_args) if plugin == 'MultiProc' else plugin, plugin_args=plugin_args)
-    except Exception as error:
-        logger.error('nipype: %s', layout.in_words(error))
+    with progress.bar(len(found), 'participants', 'participant') as bar:
+        if not plugin.endswith('Graph'):  # those hand all nodes over at once
+            plugin_args = plugin_args | {'status_callback': count_nodes(bar, len(found))}
+        try:
+            flow.run(plugin=make_runner(plugin_args) if plugin == 'MultiProc' else plugin, plugin_args=plugin_args)
+        except Exception as error:
+            logger.error('nipype: %s', layout.in_words(error))
 
 
 def make_runner(plugin_args):
@@ -83,6 +87,21 @@ def lost(found, options, run_id):
     if options.stop_on_first_crash:
         return []
     return [subject for subject in found if not layout.has_status(options.output_dir, subject, run_id)]
+
+
+def count_nodes(bar, n_all):
+    """What nipype calls when a node starts or ends: the bar moves on, and the log says who is done."""
+    started, n_done = time.monotonic(), 0
+
+    def report(node, status):
+        nonlocal n_done
+        if status in ('end', 'exception'):
+            n_done += 1
+            bar.update()
+            name, left = node.name.replace('_', '-', 1), progress.time_left(started, n_done, n_all)
+            logger.info('%s is through (%d of %d%s)', name, n_done, n_all, left if n_done < n_all else '')
+
+    return report
 
 
 def build(found, donor, options, run_id, base_dir):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from bids_examples import empty_like, flair_path, listing, mask_path, t1w_path, write_bids
 
-from bids_lesionfill import cli, layout, participant, thickness
+from bids_lesionfill import cli, layout, thickness
 
 ROOT = Path(__file__).parent.parent
 DATASET_FILES = [
@@ -471,14 +471,6 @@ def test_demo_patient_is_filled_by_the_bundled_model(tmp_path):
     for row in changed_most:  # lesions are dark, and end near the white matter around them
         assert row['mean_before'] < row['mean_after']
         assert row['mean_after'] == pytest.approx(row['mean_surrounding'], rel=0.06)
-
-
-def test_methods_text_says_what_each_model_starts_from():
-    options = cli.Options(Path('in'), Path('out'), modalities=('T1w', 'FLAIR'), version='1.2')
-    text = participant.methods_text(options)
-    assert 'fill-T1w, starting from biharmonic interpolation; ' in text
-    assert 'fill-FLAIR, starting from the mean of the white matter around)' in text
-    assert 'bids_lesionfill 1.2' in text
 
 
 # Inputs of other tools

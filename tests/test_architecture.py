@@ -21,17 +21,18 @@ MAY_IMPORT = {
     'single_file': {'fill', 'layout'},
     # stories
     'participant': {
-        *('fill', 'inputs', 'layout', 'raw_layout', 'registration', 'report', 'thickness', 'thickness.measure'),
-        *('visits', 'weights'),
+        *('boilerplate', 'fill', 'inputs', 'layout', 'progress', 'raw_layout', 'registration', 'report'),
+        *('thickness', 'thickness.measure', 'tool_outputs', 'verdict', 'visits'),
+        'weights',
     },
     'group': {'group_page', 'layout', 'reproducibility', 'thickness'},
-    'workflow': {'layout', 'participant'},
+    'workflow': {'layout', 'participant', 'progress'},
     'inputs': {'fill', 'masks', 'preprocess', 'registration', 'segmentations'},
-    'fill': {'inpaint', 'masks', 'preprocess', 'tissues', 'weights'},
-    'visits': {'fill', 'inputs', 'layout', 'registration', 'synth', 'weights'},
+    'fill': {'inpaint', 'masks', 'preprocess', 'tissues', 'verdict', 'weights'},
+    'visits': {'fill', 'inputs', 'layout', 'progress', 'registration', 'synth', 'weights'},
     'synth': {
         *('baselines', 'deformable', 'fill', 'inpaint', 'lesion_masks', 'masks', 'preprocess', 'registration'),
-        *('synthesis', 'tissues', 'weights'),
+        *('synthesis', 'tissues', 'verdict', 'weights'),
     },
     'train': {'dataset', 'diffusion', 'inpaint', 'layout', 'lpips', 'metrics', 'unet', 'weights'},
     'evaluate': {
@@ -46,6 +47,7 @@ MAY_IMPORT = {
     'validation': {'layout'},
     'config': {'layout'},
     'raw_layout': {'layout'},
+    'progress': set(),
     'report': {'layout'},
     'evaluation_page': {'layout'},
     'group_page': {'layout', 'report', 'thickness', 'thickness.anatomy'},
@@ -68,6 +70,7 @@ MAY_IMPORT = {
     'weights': {'inpaint', 'lesion_masks', 'unet'},
     'dataset': {'inpaint', 'masks', 'preprocess', 'synthesis', 'tissues'},
     # pure
+    'boilerplate': {'thickness'},
     'inpaint': {'baselines', 'diffusion', 'masks'},
     'lesion_masks': {'masks', 'registration', 'tissues'},
     'tissues': {'masks'},
@@ -84,8 +87,10 @@ MAY_IMPORT = {
     'evaluation_cases': {'inpaint', 'masks', 'synthesis', 'tissues'},
     'synthesis': {'inpaint', 'masks'},
     'unet': set(),
+    'verdict': set(),
 }
 PURE = [
+    'boilerplate',
     'inpaint',
     'evaluation_cases',
     'lesion_masks',
@@ -102,6 +107,7 @@ PURE = [
     'thickness.segmentation',
     'synthesis',
     'unet',
+    'verdict',
 ]
 EFFECTS = {
     'os',

@@ -244,6 +244,15 @@ def test_batch_size_changes_nothing(volume, model):
     assert np.allclose(one, many, atol=1e-4)
 
 
+@pytest.mark.parametrize('kind', ['model', 'unconditional'])
+def test_progress_counts_every_tile_of_every_step_and_seed(volume, kind, request):
+    told, model = [], request.getfixturevalue(kind)
+    inpaint.fill_volume(*volume, model, 3, [1, 2], batch_size=1, progress=lambda *numbers: told.append(numbers))
+    n_all = told[0][1]
+    assert n_all % (2 * len(inpaint.plan_tiles(np.pad(volume[1], 16), model.tile))) == 0
+    assert told == [(n, n_all) for n in range(1, n_all + 1)]
+
+
 def test_lesion_at_the_border_of_the_volume_is_filled(model, rng):
     image = (0.5 + 0.01 * rng.standard_normal((20, 20, 12))).astype(np.float32)
     mask = mask_of(image.shape, [(0, 3), (0, 3), (0, 3)])

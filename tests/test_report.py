@@ -8,6 +8,7 @@ import pytest
 from matplotlib import image as mpl_image
 
 from bids_lesionfill import report
+from bids_lesionfill.verdict import Check
 
 MALICE = '<script>alert("x")</script>'
 
@@ -237,11 +238,52 @@ def test_every_text_is_escaped(make_page):
 def test_warnings_come_before_everything_else(make_page):
     page = make_page([{'name': 'sub-07_T1w', 'status': 'filled', 'warnings': ['The mask lies outside the brain.']}])
     assert page.index('The mask lies outside the brain.') < page.index('<section')
-    assert 'No warnings' not in page
+    assert 'Nothing unusual' not in page
 
 
 def test_filled_image_without_warnings_says_so(make_page):
-    assert 'No warnings.' in make_page([{'name': 'sub-07_T1w', 'status': 'filled'}])
+    image = {'name': 'sub-07_T1w', 'status': 'filled'}
+    assert 'Nothing unusual found.' in make_page([image])
+    page = make_page([image, image])
+    assert 'Nothing unusual found in 2 images.' in page
+    assert page.count('<td>nothing unusual</td>') == 2
+    assert page.count('Nothing unusual found.') == 2  # once for each
+
+
+def test_checks_are_shown_above_the_pictures_with_what_is_usual(make_page, figures):
+    checks = [Check('Border', '2.7 SD', 'up to 1 SD', 'A border stays.'), Check('Volume', '3 ml', 'up to 100 ml')]
+    page = make_page([{'name': 'sub-07_T1w', 'status': 'filled', 'checks': checks, 'figures': figures}])
+    rows = re.findall(r'<tr class="(\w+)"><td>(\w+)</td>', page)
+    assert rows == [('unusual', 'Border'), ('passed', 'Volume')]
+    assert page.index('up to 1 SD') < page.index('data:image/png')
+
+
+def test_unusual_lesions_are_pictured_first_with_the_reason(volumes, lesions, make_page):
+    odd = [lesion | {'suspicion': 1 + lesion['label'], 'reason': f'Odd {lesion["label"]}.'} for lesion in lesions[3:]]
+    figures = report.fill_figures(*volumes, lesions[:3] + odd)
+    assert [figure['name'] for figure in figures] == ['overview', 'lesion-5', 'lesion-4', 'lesion-1']
+    page = make_page([{'name': 'sub-07_T1w', 'status': 'filled', 'figures': figures}])
+    assert page.index('Odd 5.') < page.index('Odd 4.')
+
+
+def test_lesions_that_a_warning_names_are_links_to_their_picture_or_row(make_page, figures):
+    image = {
+        'name': 'sub-07_T1w',
+        'status': 'filled',
+        'figures': figures,
+        'lesions': [{'label': 1.0}, {'label': 12.0}],
+        'warnings': ['Lesions 1, 12: <odd>. 5 % of 3 lesions are faint.'],
+    }
+    page = make_page([image])
+    assert 'Lesions <a href="#image-1-lesion-1">1</a>, <a href="#image-1-row-12">12</a>: &lt;odd&gt;. 5 % of 3' in page
+    assert {'image-1-lesion-1', 'image-1-row-12'} <= set(re.findall(r' id="([^"]+)"', page))
+
+
+def test_a_copy_is_no_filled_image(make_page):
+    image = {'name': 'a', 'status': 'copied', 'warnings': ['The mask is empty.']}
+    page = make_page([image], status='copied', message='x')
+    assert 'Nothing unusual' not in page
+    assert 'Not filled: copied' in page
 
 
 def test_failed_image_is_named_with_its_reason(make_page):

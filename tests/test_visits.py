@@ -354,11 +354,12 @@ def test_participant_whose_lesions_cannot_be_taken_is_a_usage_error(t1w_only, ru
         assert words in caplog.text
 
 
-def test_participant_whose_lesions_are_taken_is_skipped_with_a_reason(tmp_path, make_phantom, run, monkeypatch, caplog):
+def test_participant_whose_lesions_are_taken_is_skipped_with_a_reason(
+    tmp_path, make_phantom, run, no_deformation, caplog
+):
     head, out = make_phantom(), tmp_path / 'out'
     images = {t1w_path('01'): head.healthy_img, t1w_path('02'): head.t1w_img, mask_path('02'): head.lesion_mask_img}
     root = write_bids(tmp_path / 'data', images)
-    monkeypatch.setattr(synth.registration, 'warp_mask', lambda mask_img, *_: np.asarray(mask_img.dataobj) > 0)
     arguments = ['--modality', 'T1w', '--mask-from', '02']
     assert run(root, out, *arguments, '--participant-label', '02') == cli.USAGE
     assert 'sub-02 cannot get its own lesions' in caplog.text

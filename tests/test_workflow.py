@@ -2,6 +2,7 @@
 
 import logging
 import multiprocessing
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from bids_examples import t1w_path, write_bids, write_description
 
-from bids_lesionfill import cli, layout, participant, workflow
+from bids_lesionfill import cli, layout, workflow
 from bids_lesionfill.layout import UsageError
 
 
@@ -36,10 +37,14 @@ def tables(folder):
     return [folder.joinpath(name).read_bytes() for name in ('participants.tsv', 'descriptions.tsv', '.bidsignore')]
 
 
-def test_nodes_of_nipype_do_what_one_process_does(bids_dir, tmp_path):
+def test_nodes_of_nipype_do_what_one_process_does(bids_dir, tmp_path, caplog):
+    caplog.set_level(logging.INFO, 'bids_lesionfill')
     assert run(bids_dir, tmp_path, 'one') == cli.NOTHING_TO_DO  # no participant has a mask, and each says so
     assert run(bids_dir, tmp_path, 'many', '--nprocs', '2') == cli.NOTHING_TO_DO
     assert tables(tmp_path / 'one') == tables(tmp_path / 'many')
+    told = re.findall(r'(sub-0\d) is through \((\d) of 3', caplog.text)
+    assert [number for _, number in told] == ['1', '2', '3']
+    assert {name for name, _ in told} == {'sub-01', 'sub-02', 'sub-03'}
     rows = layout.read_tsv(tmp_path / 'many/participants.tsv')
     assert [row['status'] for row in rows] == ['no lesion mask'] * 3
     for subject in ('01', '02', '03'):
@@ -168,11 +173,3 @@ def test_an_index_that_is_there_is_used(bids_dir, tmp_path):
     (bids_dir / t1w_path('04')).write_text('new')
     assert layout.open_layout(bids_dir, [], database).get_subjects() == ['01', '02', '03']
     assert layout.open_layout(bids_dir, []).get_subjects() == ['01', '02', '03', '04']
-
-
-@pytest.mark.parametrize(('n_done', 'seconds', 'words'), [
-    (0, 0, ''), (2, 600, ', about 15 min left'), (4, 40, ', less than a minute left'),
-])  # fmt: skip
-def test_time_left_is_told_in_words(monkeypatch, n_done, seconds, words):
-    monkeypatch.setattr(participant.time, 'monotonic', lambda: 1000 + seconds)
-    assert participant.time_left(1000, n_done, 5) == words

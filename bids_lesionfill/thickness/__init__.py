@@ -135,8 +135,8 @@ def make_engines(names, settings=None):
 
 # How each engine measures, for a paper.
 METHODS = {
-    'pbt': 'projection-based thickness (Dahnke et al., 2013) on tissue classes with the priors of ICBM 2009a, to which '
-    'each brain was registered by SyN (Avants et al., 2008; antspyx)',
+    'pbt': 'projection-based thickness (Dahnke et al., 2013) on tissue classes with the priors of ICBM 2009a '
+    '(Fonov et al., 2011), to which each brain was registered by SyN (Avants et al., 2008; antspyx)',
     'ants': 'DiReCT (Das et al., 2009; antspyx) on the same kind of tissue classes',
     'antspynet': 'ANTsPyNet (Tustison et al., 2021)',
     'dldirect': 'DL+DiReCT (Rebsamen et al., 2020)',
@@ -152,7 +152,7 @@ def methods_text(engines):
     methods = '; by '.join(METHODS[name] for name in engines)
     return (
         f' Cortical thickness was measured before and after filling by {methods}; '
-        'regions are those of the Desikan-Killiany atlas (2006).'
+        'regions are those of the Desikan-Killiany atlas (Desikan et al., 2006).'
     )
 
 

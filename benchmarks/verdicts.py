@@ -1,0 +1,74 @@
+"""What the checks of a report find in good fills, and in fills whose mask was spoilt on purpose.
+
+    python benchmarks/verdicts.py BIDS_DIR LABEL [LABEL ...]       (for example: demo 07 26)
+
+Masks are those of derivatives in the dataset; white matter is found once per patient, with the true mask. Prints
+Markdown. This is where the limits of `bids_lesionfill.verdict` come from.
+"""
+
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+from bids_lesionfill import fill, inputs, layout, preprocess, verdict, weights
+
+NUMBERS = ('Lesions hardly', 'Filled tissue', 'Darker border')  # columns: how the names of these checks begin
+NO_GROWTH = {'dilate': 0, 'rim_voxels': 0}
+
+
+def main(bids_dir, labels):
+    derivatives = layout.find_derivatives(Path(bids_dir))
+    found = layout.find_inputs(layout.open_layout(bids_dir, derivatives.values()), derivatives, 'T1w', labels)
+    model = weights.load_model('fill-T1w')
+    print('| participant | mask | faint | fill off | border | what the report says |\n|---|---|---|---|---|---|')
+    for subject in labels:
+        (image,) = found[subject]
+        image_img, mask_img = nib.load(image.image_file), inputs.lesions_of(image)
+        tissues = find_tissues(image_img, mask_img)
+        for name, (mask, options) in spoilt_masks(fill.mask_on_grid(mask_img, image_img), image_img.affine).items():
+            filling = fill.fill(
+                image_img, fill.mask_image(mask, image_img), model=model, device='cpu', **tissues, **options
+            )
+            checks = verdict.check_filling(filling.info, filling.lesions, 'T1w')
+            numbers = [check.found for check in checks if check.name.startswith(NUMBERS)]
+            says = ' '.join(filling.warnings) or 'nothing unusual'
+            print(f'| {subject} | {name} | {" | ".join(numbers)} | {says} |', flush=True)
+
+
+def find_tissues(image_img, mask_img):
+    """Brain mask and tissue classes as images, for `fill.fill`."""
+    conformed_img = preprocess.conform(fill.plain(image_img, 'image'))
+    lesion_mask = fill.mask_on_grid(mask_img, conformed_img)
+    t1w = conformed_img.get_fdata(dtype=np.float32)
+    brain_mask, tissue_seg, _ = fill.find_tissues(t1w, lesion_mask, conformed_img)
+    return {
+        'brain_mask_img': fill.mask_image(brain_mask, conformed_img),
+        'tissue_seg_img': nib.Nifti1Image(tissue_seg, conformed_img.affine),
+    }
+
+
+def spoilt_masks(mask, affine):
+    """The mask as it is and spoilt ones, by name, with options of the fill."""
+    codes, sizes_mm = nib.aff2axcodes(affine), nib.affines.voxel_sizes(affine)
+    left_right, front_back, up_down = (next(i for i in range(3) if codes[i] in pair) for pair in ('LR', 'AP', 'SI'))
+
+    def shifted(mm, axis):
+        return np.roll(mask, round(mm / sizes_mm[axis]), axis)
+
+    return {
+        'as it is': (mask, {}),
+        'shifted by 3 mm, front to back': (shifted(3, front_back), {}),
+        'shifted by 6 mm, front to back': (shifted(6, front_back), {}),
+        'shifted by 6 mm, up': (shifted(6, up_down), {}),
+        'shifted by 6 mm, sideways': (shifted(6, left_right), {}),
+        'flipped left to right': (np.flip(mask, left_right), {}),
+        'not grown': (mask, NO_GROWTH),
+        'eroded by a voxel, not grown': (ndimage.binary_erosion(mask), NO_GROWTH),
+    }
+
+
+if __name__ == '__main__':
+    main(sys.argv[1], sys.argv[2:])

@@ -1,0 +1,113 @@
+"""Facts about the paragraph for a paper and its references."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from bids_lesionfill import boilerplate, cli, fill, participant, thickness, tool_outputs
+
+VERSIONS = dict.fromkeys(boilerplate.SOFTWARE, '9.9')
+EVERY_RUN = {'uhr2024', 'gorgolewski2017', 'fisch2024', 'tustison2010', 'paszke2019', 'vonplaten2022', 'lowekamp2013'}
+DDIM = {'song2021', 'salimans2022'}
+RUNS = {
+    'as is': ({}, (), {*DDIM, 'mattes2003'}),
+    'FLAIR': ({'modalities': ('T1w', 'FLAIR')}, (), {*DDIM, 'mattes2003'}),
+    'other tools': (
+        {},
+        ('SAMSEG', 'LST-AI', 'SynthSeg'),
+        {*DDIM, 'mattes2003', 'cerri2021', 'wiltgen2024', 'billot2023'},
+    ),
+    'thickness': (
+        {'thickness': tuple(thickness.ENGINES)},
+        (),
+        {*DDIM, 'mattes2003', 'dahnke2013', 'fonov2011', 'avants2008', 'das2009', 'tustison2021', 'rebsamen2020'}
+        | {'fischl2012', 'henschel2020', 'desikan2006'},
+    ),
+    'drawn': ({'mode': 'synth', 'modalities': ('FLAIR', 'T1w')}, (), {*DDIM, 'lesjak2018'}),
+    'given': ({'mode': 'synth', 'modalities': ('T1w',), 'new_mask_file': Path('m.nii')}, (), DDIM),
+    'borrowed': (
+        {'mode': 'synth', 'modalities': ('T1w',), 'mask_from': '02'},
+        (),
+        {*DDIM, 'avants2008', 'tustison2021'},
+    ),
+}
+
+
+def text_of(tools=(), plans=None, **options):
+    options = cli.Options(Path('in'), Path('out'), version='1.2', **options)
+    plans = plans or {modality: participant.plan_of(options, modality) for modality in options.modalities}
+    return boilerplate.methods_text(options, plans, VERSIONS, tools)
+
+
+def test_methods_text_says_what_each_model_starts_from():
+    text = text_of(modalities=('T1w', 'FLAIR'))
+    assert 'fill-T1w, starting from biharmonic interpolation; ' in text
+    assert 'fill-FLAIR, starting from the mean of the white matter around)' in text
+    assert 'bids_lesionfill 1.2' in text
+
+
+@pytest.mark.parametrize(('options', 'tools', 'works'), RUNS.values(), ids=RUNS)
+def test_works_that_are_listed_are_those_that_the_text_cites(options, tools, works):
+    text = text_of(tools, **options)
+    files = boilerplate.citation(text)
+    listed = set(re.findall(r'@\w+\{(\w+),', files['bib']))
+    assert listed == EVERY_RUN | works
+    mentions = re.findall(r'((?:von )?[A-Z][a-z]+(?: et al\.| and [A-Z][a-z]+)?, (?:19|20)\d\d)', text)
+    assert set(mentions) == {boilerplate.REFERENCES[key].cited for key in listed}
+    assert files['md'].count('\n- ') == len(listed)
+
+
+@pytest.mark.parametrize(
+    ('dilate', 'rim_voxels', 'sentence'),
+    [
+        (0, 0, 'The lesion mask was not grown; voxels outside it were left as they were.'),
+        (1, 0, 'The lesion mask was grown by 1 voxel within white matter; voxels'),
+        (0, 1, 'The lesion mask was grown by up to 1 voxel where white matter was as dark (T1w) as the rim'),
+        (2, 3, 'The lesion mask was grown by 2 voxels within white matter and by up to 3 more where'),
+    ],
+)
+def test_text_says_how_far_the_mask_grew(dilate, rim_voxels, sentence):
+    assert sentence in text_of(dilate=dilate, rim_voxels=rim_voxels)
+
+
+def test_text_says_which_lesions_were_kept_and_how_many_samples_were_drawn():
+    text = text_of(lesion_labels=(3, 7), min_lesion_volume=5.0, n_samples=4)
+    assert 'Lesions without the labels 3, 7 or smaller than 5 mm3 were left as they were.' in text
+    assert 'The mean of 4 samples was filled in.' in text
+    assert f'in {fill.STEPS_FOR_SEVERAL_SAMPLES} steps' in text
+    assert 'sampled by DDIM (Song et al., 2021) in 1 step.' in text_of()
+    assert 'in 25 steps.' in text_of(num_inference_steps=25)
+
+
+def test_an_unconditional_model_is_one_of_repaint():
+    plan = {'form': {'kind': 'unconditional'}, 'prediction_type': 'epsilon', 'num_inference_steps': 250}
+    text = text_of(plans={'T1w': plan})
+    assert 'pseudo-3D diffusion model (Uhr, 2024; fill-T1w), sampled by RePaint (Lugmayr et al., 2022)' in text
+    assert 'v-prediction' not in text
+    assert 'song2021' not in boilerplate.citation(text)['bib']
+
+
+def test_versions_are_said_of_what_was_used():
+    assert 'torch 9.9 (Paszke et al., 2019)' in text_of()
+    assert 'antspyx 9.9' not in text_of()
+    assert 'antspyx 9.9' in text_of(thickness=('pbt',))
+    assert 'antspyx' not in text_of(thickness=('freesurfer',))
+
+
+def test_every_tool_and_engine_has_its_work():
+    cited = {reference.cited for reference in boilerplate.REFERENCES.values()}
+    assert len(cited) == len(boilerplate.REFERENCES)
+    assert {*boilerplate.TOOLS.values(), *boilerplate.SOFTWARE.values()} <= cited
+    assert set(boilerplate.TOOLS) == {*tool_outputs.LABEL_FILES.values(), 'LST-AI'}
+    assert set(boilerplate.WITH_ANTS) < set(thickness.ENGINES)
+
+
+def test_tools_are_those_whose_files_are_there(tmp_path):
+    of_freesurfer = 'c/sourcedata/freesurfer/sub-1/mri/aseg.mgz'
+    for path in ('a/sub-01/ses-1/seg.mgz', 'b/sub-01/space-t1w_seg-lst.nii.gz', of_freesurfer):
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).touch()
+    assert tool_outputs.tools_in(tmp_path / name for name in 'abc') == ['FreeSurfer', 'SAMSEG', 'LST-AI']
+    assert tool_outputs.tools_in([tmp_path / 'b']) == ['LST-AI']
+    assert tool_outputs.tools_in([]) == []

@@ -1,0 +1,116 @@
+"""The pages in a real browser (Chromium, headless), from a file address; left out where there is none."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from bids_lesionfill import group_page, report
+from bids_lesionfill.verdict import Check
+
+CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason='no Chromium')]
+
+# What a person would do: sort by volume twice, reach a picture with the keyboard, follow the link to a lesion.
+ACTIONS = """
+<script>
+addEventListener('load', () => {
+  const seen = {};
+  const volumes = () => [...document.querySelectorAll('table.sortable tbody tr')].map(row => row.cells[1].innerText);
+  const button = document.querySelectorAll('table.sortable th button')[1];
+  button.click(); seen.rising = volumes();
+  button.click(); seen.falling = volumes();
+  const picture = document.querySelector('.flicker'), after = picture.querySelector('.after');
+  const state = () => getComputedStyle(after).animationPlayState;
+  seen.atRest = [state(), getComputedStyle(after).opacity];
+  picture.focus({focusVisible: true});
+  seen.focused = state();
+  seen.linked = document.querySelector('.verdict a').hash;
+  seen.target = document.getElementById(seen.linked.slice(1)).tagName;
+  seen.pictures = [...document.images].every(image => image.complete && image.naturalWidth > 0);
+  seen.wider = document.documentElement.scrollWidth > innerWidth;
+  document.body.innerHTML = '<pre id="seen">' + JSON.stringify(seen) + '</pre>';
+});
+</script>
+"""
+
+
+@pytest.fixture
+def browse(tmp_path):
+    """Function: open a page with options of Chromium; what it prints, after a check that the console stayed empty."""
+
+    def run(page, *options):
+        command = [CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--enable-logging=stderr']
+        command += [f'--user-data-dir={tmp_path / "profile"}', *options, page.as_uri()]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+        assert [line for line in done.stderr.splitlines() if 'CONSOLE' in line] == []
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture
+def page(tmp_path, make_phantom):
+    """The report of a participant with one unusual lesion."""
+    phantom = make_phantom()
+    rows = [
+        {'label': 1, 'volume_mm3': 60.0, 'mean_before': 550.0, 'mean_after': 800.0, 'x_mm': None},
+        {'label': 2, 'volume_mm3': 9.5, 'mean_before': 550.0, 'mean_after': 801.0, 'x_mm': None},
+        {'label': 3, 'volume_mm3': 100.0, 'mean_before': 550.0, 'mean_after': 802.0, 'x_mm': None},
+    ]
+    lesion = rows[0] | {'centre_voxel': (24, 20, 16), 'suspicion': 2, 'reason': 'Unusual: a border stays.'}
+    image = {
+        'name': 'sub-07_T1w',
+        'status': 'filled',
+        'output': 'sub-07_desc-filled_T1w.nii.gz',
+        'warnings': ['Lesion 1: a darker border stays around the mask.'],
+        'checks': [Check('Border', '2.7 SD', 'up to 1 SD', 'A border stays.')],
+        'lesions': rows,
+        'figures': report.fill_figures(phantom.t1w, phantom.lesion_mask, phantom.healthy, (1, 1, 1), [lesion]),
+        'provenance': {'Model': 'fill-T1w'},
+    }
+    path = tmp_path / 'sub-07.html'
+    content = dict.fromkeys(('version', 'command', 'message', 'methods'), 'x') | {'label': 'sub-07', 'status': 'filled'}
+    report.write_participant(path, content | {'images': [image]})
+    return path
+
+
+def test_a_complaint_of_a_page_would_be_seen(tmp_path, browse):
+    (tmp_path / 'bad.html').write_text('<script>nonsense()</script>')
+    with pytest.raises(AssertionError, match='nonsense is not defined'):
+        browse(tmp_path / 'bad.html', '--dump-dom')
+
+
+def test_lesions_are_sorted_pictures_flicker_and_links_lead_somewhere(page, browse):
+    html = page.read_text().replace('</body>', f'{ACTIONS}</body>')
+    page.write_text(html)
+    dom = browse(page, '--dump-dom', '--window-size=1300,900')
+    seen = json.loads(re.search(r'<pre id="seen">(.*?)</pre>', dom)[1])
+    assert seen == {
+        'rising': ['9.5', '60.0', '100.0'],
+        'falling': ['100.0', '60.0', '9.5'],
+        'atRest': ['paused', '1'],
+        'focused': 'running',
+        'linked': '#image-1-lesion-1',
+        'target': 'FIGURE',
+        'pictures': True,
+        'wider': False,
+    }
+
+
+def test_a_page_prints(page, browse, tmp_path):
+    browse(page, f'--print-to-pdf={tmp_path / "page.pdf"}', '--no-pdf-header-footer')
+    pdf = (tmp_path / 'page.pdf').read_bytes()
+    assert pdf.startswith(b'%PDF')
+    assert pdf.count(b'/Subtype /Image') >= 6  # before, mask and after of the overview and of a lesion
+
+
+def test_the_page_of_the_group_opens_without_a_complaint(tmp_path, browse):
+    engine = {'engine': 'pbt', 'region_errors': np.linspace(0, 1, 68), 'participant_errors': [0.2, 0.4]}
+    engine |= {'participant_noise': [0.1], 'juxtacortical_scans': []}
+    content = {'version': '1', 'command': 'run.py', 'rows': [], 'excluded': [], 'juxta_min_voxels': 1}
+    group_page.write(tmp_path / 'group.html', content | {'n_participants': 2, 'n_scans': 2, 'engines': [engine]})
+    assert 'Reproducibility error' in browse(tmp_path / 'group.html', '--dump-dom')

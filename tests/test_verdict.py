@@ -1,0 +1,137 @@
+"""Checks pass a good filling and name what is wrong with a bad one."""
+
+import numpy as np
+import pytest
+from conftest import ellipsoid
+from scipy import ndimage
+
+from bids_lesionfill import fill, verdict
+
+INFO = {
+    'LesionVoxelsGiven': 1000,
+    'LesionVoxelsDropped': 0,
+    'LesionsDropped': 0,
+    'LesionVoxelsOutsideBrain': 0,
+    'BrainVolumeMl': 1200,
+    'WhiteMatterDeviation': 20.0,
+}
+ROW = {
+    **{'label': 1.0, 'volume_mm3': 200.0, 'mean_after': 355.0, 'mean_surrounding': 360.0},
+    **{'mean_touching': 358.0, 'mean_beyond': 360.0, 'faint_percent': 10.0},
+}
+
+
+def sentences(info=(), modality='T1w', **row):
+    return fill.warnings_of(verdict.check_filling(INFO | dict(info), [ROW | row], modality))
+
+
+def test_a_good_filling_passes_all_checks():
+    checks = verdict.check_filling(INFO, [ROW], 'T1w')
+    assert len(checks) == 6
+    assert all(check.passed and check.found and check.usual for check in checks)
+
+
+@pytest.mark.parametrize(
+    ('info', 'row', 'start'),
+    [
+        ({'LesionVoxelsDropped': 200, 'LesionsDropped': 3}, {}, '20 % of the mask (3 lesions) touches no white matter'),
+        ({'LesionVoxelsOutsideBrain': 300}, {}, '30 % of the mask lies outside the brain'),
+        ({}, {'volume_mm3': 101_000}, 'The lesions have 101 ml'),
+        ({}, {'volume_mm3': 61_000}, 'Lesion 1 has 61 ml'),
+        ({}, {'faint_percent': 55.0}, '55 % of the lesions are hardly darker than'),
+        ({}, {'mean_after': 440.0}, 'Lesion 1: filled with another brightness'),
+        ({}, {'mean_after': 280.0}, 'Lesion 1: filled with another brightness'),
+        ({}, {'mean_touching': 340.0}, 'White matter that touches the mask is darker'),
+    ],
+)
+def test_what_is_unusual_is_named(info, row, start):
+    (sentence,) = sentences(info, **row)
+    assert sentence.startswith(start)
+
+
+def test_limits_themselves_are_usual():
+    at_limits = {'LesionVoxelsDropped': 100, 'LesionsDropped': 1, 'LesionVoxelsOutsideBrain': 50}
+    assert sentences(at_limits, faint_percent=30.0, mean_after=420.0, mean_touching=352.0) == []
+
+
+def test_a_border_is_dark_on_t1w_and_bright_on_flair():
+    assert sentences(mean_touching=400.0) == []
+    assert 'touches the mask is brighter' in sentences(modality='FLAIR', mean_touching=400.0)[0]
+    assert sentences(modality='FLAIR', mean_touching=320.0) == []
+
+
+def test_a_border_of_one_lesion_among_many_is_named():
+    rows = [ROW | {'label': float(n), 'mean_touching': 360.0} for n in range(1, 10)]
+    rows[4] |= {'mean_touching': 310.0}
+    (sentence,) = fill.warnings_of(verdict.check_filling(INFO, rows, 'T1w'))
+    assert sentence == 'Lesion 5: a darker border stays around the mask.'
+    assert verdict.suspicion(rows[4], INFO, 'T1w') == pytest.approx(50 / 20 / verdict.MAX_BORDER_SD)
+    assert verdict.reason(rows[4], INFO, 'T1w') == 'Unusual: a darker border of 2.5 SD stays.'
+    assert verdict.suspicion(rows[3], INFO, 'T1w') < 1
+    assert verdict.reason(rows[3], INFO, 'T1w') == ''
+
+
+def test_tiny_lesions_are_not_judged_by_their_means():
+    assert sentences(volume_mm3=29.0, mean_after=600.0, mean_touching=100.0) == []
+    assert verdict.suspicion(ROW | {'volume_mm3': 29.0, 'mean_after': 600.0}, INFO, 'T1w') == 0
+
+
+def test_of_many_unusual_lesions_the_worst_are_named_first():
+    rows = [ROW | {'label': float(n), 'mean_after': 430.0 + n} for n in range(1, 10)]
+    (sentence,) = fill.warnings_of(verdict.check_filling(INFO, rows, 'T1w'))
+    assert sentence.startswith('Lesions 9, 8, 7, 6, 5, 4 and 3 more: ')
+
+
+@pytest.mark.parametrize('unknown', [None, float('nan')])
+def test_what_is_not_known_is_not_checked(unknown):
+    assert verdict.check_filling({}, [], 'T1w') == []
+    row = ROW | dict.fromkeys(('mean_after', 'mean_touching', 'faint_percent'), unknown)
+    assert [check.name for check in verdict.check_filling({}, [row], 'T1w')] == ['Volume of all lesions']
+    assert len(verdict.check_filling(INFO, [row], 'T1w')) == 3
+    old = {name: ROW[name] for name in ('label', 'volume_mm3', 'mean_after', 'mean_surrounding')}  # of version 0.1.0
+    assert verdict.suspicion(old, {}, 'T1w') == 0
+
+
+def test_new_lesions_that_touch_old_ones_or_are_hard_to_see_are_named():
+    info = INFO | {'NewLesionsTouchingOld': 0}
+    assert fill.warnings_of(verdict.check_synthesis(info, [ROW], 'FLAIR')) == []
+    info |= {'NewLesionsTouchingOld': 1}
+    touching, faint = fill.warnings_of(verdict.check_synthesis(info, [ROW | {'faint_percent': 80.0}], 'FLAIR'))
+    assert touching.startswith('1 new lesion touches an old one')
+    assert faint.startswith('80 % of the lesions are hardly brighter than the white matter around them')
+
+
+# The numbers that are checked, of a phantom whose lesions are known
+
+
+@pytest.fixture
+def check_phantom(make_phantom):
+    """Function: checks of a perfect filling of the phantom in another mask than that of its lesion."""
+    phantom = make_phantom(shape=(60, 60, 40), noise=25.0)
+    lesion = ellipsoid((60, 60, 40), (24, 30, 20), (6, 6, 5))
+    t1w = np.where(lesion, phantom.healthy - 150, phantom.healthy)
+
+    def check(spoil=None):
+        mask = spoil(lesion) if spoil else ndimage.binary_dilation(lesion)
+        given = lesion if spoil is None else mask
+        after = np.where(mask, phantom.healthy, t1w)
+        wm_mask = phantom.wm_mask & ~mask
+        sd = fill.deviation_of(t1w, wm_mask)
+        faint_below = verdict.FAINT_BELOW_SD * sd
+        rows = fill.describe_lesions(t1w, after, given, mask, phantom.wm_mask, np.eye(4), -t1w, faint_below)
+        return fill.warnings_of(verdict.check_filling(INFO | {'WhiteMatterDeviation': sd}, rows, 'T1w'))
+
+    return check
+
+
+def test_a_filling_in_the_right_mask_is_not_flagged(check_phantom):
+    assert check_phantom() == []
+
+
+def test_a_mask_that_was_shifted_or_flipped_is_flagged(check_phantom):
+    for spoilt in (lambda mask: np.roll(mask, 9, axis=1), lambda mask: mask[::-1]):
+        assert any('is the mask at its place?' in sentence for sentence in check_phantom(spoilt))
+
+
+def test_a_mask_that_was_eroded_leaves_a_border_that_is_flagged(check_phantom):
+    assert any('a border stays' in sentence for sentence in check_phantom(ndimage.binary_erosion))
