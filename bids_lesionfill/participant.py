@@ -86,8 +86,7 @@ def writing(options, derivatives):
 
 def run_all(found, donor, options, run_id):
     """Do participants one after the other; dict of subject -> status."""
-    usable = {image.modality for images in found.values() for image in images if not image.problem}
-    models = {modality: load_model(options, modality) for modality in usable if not options.reports_only}
+    models = load_models([image for images in found.values() for image in images], options)
     engines = make_engines(options)
     statuses, started = {}, time.monotonic()
     with progress.bar(len(found), 'participants', 'participant') as bar:
@@ -154,20 +153,16 @@ def check_device(options):
         raise layout.UsageError(str(error)) from None
 
 
-def load_model(options, modality):
-    """The model for images of a modality, on the device that was asked for."""
-    return weights.load_model(options.model_of(modality), fill.choose_device(options.device))
+def load_models(images, options):
+    """The model for each modality of some images, on the device that was asked for; none if nothing is to be done."""
+    usable = {image.modality for image in images if not image.problem and not options.reports_only}
+    device = fill.choose_device(options.device) if usable else None
+    return {modality: weights.load_model(options.model_of(modality), device) for modality in usable}
 
 
 def run_participant(subject, images, models, engines, donor, run_id, options):
     """Do all images of a participant, write its report and status; return the status. Nothing is raised."""
-    if options.mode == 'synth':
-        results = visits.run(images, models, donor, run_id, options)
-    else:
-        results = [(image, 'filled', run_image(image, models, run_id, options)) for image in images]
-        results = [
-            (image, desc, measure_thickness(image, result, engines, run_id, options)) for image, desc, result in results
-        ]
+    results = work_on(images, models, engines, donor, run_id, options)
     try:
         status = finish(subject, results, run_id, options)
         if options.raw_dir is not None and status != 'failed':
@@ -178,6 +173,21 @@ def run_participant(subject, images, models, engines, donor, run_id, options):
         message = layout.note_crash(error, 'report', subject, run_id, options.output_dir)
         layout.write_status(options.output_dir, subject, run_id, {'status': 'failed', 'images': 0, 'message': message})
         return 'failed'
+
+
+def run_images(images, donor, options, run_id):
+    """Do some images of a participant; what became of them is seen in the output folder."""
+    work_on(images, load_models(images, options), make_engines(options), donor, run_id, options)
+
+
+def work_on(images, models, engines, donor, run_id, options):
+    """Fill and measure images, or paint lesions into them; list of (Inputs, desc, dict with `status` and `message`)."""
+    if options.mode == 'synth':
+        return visits.run(images, models, donor, run_id, options)
+    filled = [(image, run_image(image, models, run_id, options)) for image in images]
+    return [
+        (image, 'filled', measure_thickness(image, result, engines, run_id, options)) for image, result in filled
+    ]
 
 
 def run_image(image, models, run_id, options):

@@ -1,4 +1,4 @@
-"""Participants as nodes of nipype: several at once on one machine, or on a cluster by a plugin of nipype."""
+"""Participants and sessions as nodes of nipype: several at once on one machine, or on a cluster by a plugin."""
 
 import logging
 import os
@@ -90,12 +90,12 @@ def lost(found, options, run_id):
 
 
 def count_nodes(bar, n_all):
-    """What nipype calls when a node starts or ends: the bar moves on, and the log says who is done."""
+    """What nipype calls when a node starts or ends: the bar counts participants, and the log says who is done."""
     started, n_done = time.monotonic(), 0
 
     def report(node, status):
         nonlocal n_done
-        if status in ('end', 'exception'):
+        if status in ('end', 'exception') and '_ses_' not in node.name:
             n_done += 1
             bar.update()
             name, left = node.name.replace('_', '-', 1), progress.time_left(started, n_done, n_all)
@@ -105,7 +105,11 @@ def count_nodes(bar, n_all):
 
 
 def build(found, donor, options, run_id, base_dir):
-    """A workflow with one node for each participant, none of which waits for another."""
+    """A workflow with one node for each participant, none of which waits for another.
+
+    Where there are several sessions, each is a node of its own, and the participant's, which writes the report, waits
+    for them. It finds their files, and tries once more what failed.
+    """
     from nipype import Function, Node, Workflow, config
     from nipype import logging as nipype_logging
 
@@ -124,22 +128,37 @@ def build(found, donor, options, run_id, base_dir):
     )
     nipype_logging.update_logging(config)
     flow = Workflow('participants', base_dir=str(base_dir))
-    n_procs = min(options.omp_nthreads or 1, options.nprocs)
-    for subject, images in found.items():
-        interface = Function(['subject', 'images', 'donor', 'options', 'run_id'], ['status'], run_node)
-        node = Node(interface, f'sub_{subject}', n_procs=n_procs, mem_gb=min(NODE_GB, options.mem_gb or NODE_GB))
-        node.inputs.trait_set(
-            subject=subject,
-            images=images,
-            donor=donor,
-            options=replace(options, participant_labels=(subject,)),
-            run_id=run_id,
-        )
+    n_procs, mem_gb = min(options.omp_nthreads or 1, options.nprocs), min(NODE_GB, options.mem_gb or NODE_GB)
+
+    def add(function, name, output, waits_for=(), **values):
+        interface = Function([*values, *(node.name for node in waits_for)], [output], function)
+        node = Node(interface, name, n_procs=n_procs, mem_gb=mem_gb)
+        node.inputs.trait_set(**values)
         flow.add_nodes([node])
+        for before in waits_for:
+            flow.connect(before, 'done', node, before.name)
+        return node
+
+    for subject, images in found.items():
+        shared = {'donor': donor, 'options': replace(options, participant_labels=(subject,)), 'run_id': run_id}
+        sessions = dict.fromkeys(image.session for image in images)
+        before = [
+            add(
+                run_session_node,
+                f'sub_{subject}_ses_{session}',
+                'done',
+                subject=subject,
+                session=session,
+                images=[image for image in images if image.session == session],
+                **shared,
+            )
+            for session in (sessions if len(sessions) > 1 and not options.reports_only else ())
+        ]
+        add(run_node, f'sub_{subject}', 'status', before, subject=subject, images=images, **shared)
     return flow
 
 
-def run_node(subject, images, donor, options, run_id):
+def run_node(subject, images, donor, options, run_id, **sessions):
     """What a node does, in a process of its own; nipype takes this function as text, so it imports what it needs."""
     from bids_lesionfill import layout, participant
 
@@ -148,6 +167,20 @@ def run_node(subject, images, donor, options, run_id):
     if status == 'failed' and options.stop_on_first_crash:
         raise RuntimeError(f'sub-{subject} failed')
     return status
+
+
+def run_session_node(subject, session, images, donor, options, run_id):
+    """The same for one session, whose participant's node says what became of it."""
+    from bids_lesionfill import layout, participant
+
+    folder = options.output_dir / f'sub-{subject}'
+    with (
+        layout.lock(options.raw_dir or options.output_dir, shared=True),
+        layout.lock(folder, shared=True),
+        layout.lock(folder / f'ses-{session}' if session else folder / 'anat'),
+    ):
+        participant.run_images(images, donor, options, run_id)
+    return True
 
 
 def read_plugin(options):

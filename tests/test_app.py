@@ -1,7 +1,9 @@
 """The whole app on small datasets, against lists of files, and the promises of the README by name."""
 
 import hashlib
+import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -561,6 +563,25 @@ def test_results_of_several_processes_are_those_of_one(dataset, run, tmp_path):
     before = filled.stat().st_mtime_ns
     assert run(root, tmp_path / 'two', '--nprocs', '2', '-w', str(tmp_path / 'elsewhere')) == cli.SOME_FAILED
     assert filled.stat().st_mtime_ns == before  # a run that goes on does nothing twice
+
+
+@pytest.mark.slow
+def test_sessions_are_nodes_of_their_own_and_the_participant_waits_for_them(run, tmp_path, make_phantom, caplog):
+    images = {}
+    for seed, session in enumerate('ab'):
+        phantom = make_phantom(seed=seed)
+        images |= {t1w_path('01', session): phantom.t1w_img, mask_path('01', session): phantom.lesion_mask_img}
+    root = write_bids(tmp_path / 'data', images | {t1w_path('02', 'a'): b'not an image', mask_path('02', 'a'): b'no'})
+    caplog.set_level(logging.INFO, 'bids_lesionfill')
+    assert run(root, tmp_path / 'one') == cli.SOME_FAILED
+    assert run(root, tmp_path / 'two', '--nprocs', '2', '-w', str(tmp_path / 'work')) == cli.SOME_FAILED
+    nodes = {path.name for path in (tmp_path / 'work').glob('*/*/participants/*')}
+    assert {'sub_01', 'sub_01_ses_a', 'sub_01_ses_b', 'sub_02'} <= nodes
+    assert not any('sub_02_ses' in name for name in nodes)
+    one, two = (data_hashes(tmp_path / name, '**/anat/*') for name in ('one', 'two'))
+    assert len(one) == 12
+    assert one == two
+    assert sorted(re.findall(r'(sub-\d+) is through', caplog.text)) == ['sub-01', 'sub-02']
 
 
 @pytest.mark.slow
