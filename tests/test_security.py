@@ -145,8 +145,8 @@ def events(watched, request):
     """What a run of both layouts did there: list of [event, path or arguments]."""
     model_dir = request.getfixturevalue('model_dirs')['T1w']
     arguments = [watched / 'data', watched / 'out', 'participant', '--model', model_dir, '--output-layout', 'raw',
-                 '-d', f'../evil {MALICE}={watched / "lesions"}', '--bids-filter-file', watched / 'filters.json',
-                 '--mask-label', 'lesion', '../../evil']  # fmt: skip
+                 '--bids-filter-file', watched / 'filters.json', '--mask-label', 'lesion', '../../evil',
+                 '-d', f'../evil <script>alert(1)</script>={watched / "lesions"}']  # fmt: skip
     before = partial(watch, watched / 'events', watched / 'tmp')
     assert app_processes.run(arguments, watched / 'log.txt', before) == cli.SOME_FAILED
     assert (watched / 'out/sub-01/anat/sub-01_T1w.nii.gz').is_file()
