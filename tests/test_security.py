@@ -256,7 +256,9 @@ class Tags(HTMLParser):
         self.tags.append((tag, sorted(name for name, _ in attrs)))
 
 
-def test_words_in_the_group_page_are_escaped(tmp_path):
+def test_words_in_the_group_page_are_escaped(tmp_path, monkeypatch):
+    monkeypatch.setattr(group_page, 'draw_cortex', lambda *_: b'a picture')
+
     def page_of(words):
         engine = {'engine': words, 'region_errors': np.ones(68), 'participant_errors': [1.0],
                   'participant_noise': [0.5], 'juxtacortical_scans': [words]}  # fmt: skip
