@@ -60,7 +60,8 @@ def run_nodes(found, donor, options, run_id, base_dir, plugin, plugin_args):
         try:
             flow.run(plugin=make_runner(plugin_args) if plugin == 'MultiProc' else plugin, plugin_args=plugin_args)
         except Exception as error:
-            logger.error('nipype: %s', layout.in_words(error))
+            *_, sentence = f'{error}'.strip().splitlines() or [type(error).__name__]  # above: the traceback of a node
+            logger.error('nipype: %s; see %s', sentence, base_dir)
 
 
 def make_runner(plugin_args):
@@ -113,9 +114,10 @@ def build(found, donor, options, run_id, base_dir):
     from nipype import Function, Node, Workflow, config
     from nipype import logging as nipype_logging
 
+    level = 'WARNING' if logger.isEnabledFor(logging.DEBUG) else 'CRITICAL'  # its errors are tracebacks
     config.update_config(
         {
-            'logging': {'workflow_level': 'WARNING', 'interface_level': 'WARNING', 'log_to_file': False},
+            'logging': {'workflow_level': level, 'interface_level': level, 'log_to_file': False},
             'execution': {
                 'crashdump_dir': str(base_dir),
                 'crashfile_format': 'txt',

@@ -145,8 +145,8 @@ def events(watched, request):
     """What a run of both layouts did there: list of [event, path or arguments]."""
     model_dir = request.getfixturevalue('model_dirs')['T1w']
     arguments = [watched / 'data', watched / 'out', 'participant', '--model', model_dir, '--output-layout', 'raw',
-                 '-d', f'../evil {MALICE}={watched / "lesions"}', '--bids-filter-file', watched / 'filters.json',
-                 '--mask-label', 'lesion', '../../evil']  # fmt: skip
+                 '--bids-filter-file', watched / 'filters.json', '--mask-label', 'lesion', '../../evil',
+                 '-d', f'../evil <script>alert(1)</script>={watched / "lesions"}']  # fmt: skip
     before = partial(watch, watched / 'events', watched / 'tmp')
     assert app_processes.run(arguments, watched / 'log.txt', before) == cli.SOME_FAILED
     assert (watched / 'out/sub-01/anat/sub-01_T1w.nii.gz').is_file()
@@ -256,7 +256,9 @@ class Tags(HTMLParser):
         self.tags.append((tag, sorted(name for name, _ in attrs)))
 
 
-def test_words_in_the_group_page_are_escaped(tmp_path):
+def test_words_in_the_group_page_are_escaped(tmp_path, monkeypatch):
+    monkeypatch.setattr(group_page, 'draw_cortex', lambda *_: b'a picture')
+
     def page_of(words):
         engine = {'engine': words, 'region_errors': np.ones(68), 'participant_errors': [1.0],
                   'participant_noise': [0.5], 'juxtacortical_scans': [words]}  # fmt: skip
