@@ -163,7 +163,8 @@ def check_border(info, lesions, modality):
     else:
         sentence = f'{named(unusual)}: a {look} border stays around the mask.' if unusual else ''
     found = f'{mean:.1f} SD on average, {max(steps.values()):.1f} at most'
-    return Check(f'{look.capitalize()} border around the mask', found, f'up to {MAX_MEAN_BORDER_SD} SD', sentence)
+    usual = f'up to {MAX_MEAN_BORDER_SD} and {MAX_BORDER_SD} SD'
+    return Check(f'{look.capitalize()} border around the mask', found, usual, sentence)
 
 
 def check_touching(info):
