@@ -480,7 +480,7 @@ def methods_text(options):
     return boilerplate.methods_text(
         options,
         {modality: plan_of(options, modality) for modality in options.modalities},
-        {name: importlib.metadata.version(name) for name in boilerplate.software_of(options)},
+        versions_of(boilerplate.software_of(options)),
         tool_outputs.tools_in(derivatives.values()),
     )
 
@@ -488,3 +488,12 @@ def methods_text(options):
 def plan_of(options, modality):
     """The plan of the model for a modality."""
     return weights.read_plan(options.model_of(modality))
+
+
+def versions_of(packages):
+    """Versions of the packages that are installed: dict by name."""
+    found = {}
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

@@ -38,7 +38,7 @@ VIEWS = {'axial': (2, 'R', 'L'), 'coronal': (1, 'R', 'L'), 'sagittal': (0, 'A', 
 STATUS_LOOKS = {'filled': 'good', 'synthesized': 'good', 'failed': 'bad'}
 COLUMN_TITLES = {
     **{'label': 'Lesion', 'x_mm': 'x', 'y_mm': 'y', 'z_mm': 'z', 'mean_surrounding': 'Mean of surroundings'},
-    **{'mean_touching': 'Mean of what touches it', 'mean_beyond': 'Mean beyond'},
+    **{'mean_touching': 'Mean next to it', 'mean_beyond': 'Mean beyond'},
 }
 UNITS = {'_mm3': 'mm³', '_mm': 'mm', '_ml': 'ml', '_percent': '%', '_voxels': 'voxels', '_voxel': 'voxel', '_s': 's'}
 

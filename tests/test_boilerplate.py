@@ -95,6 +95,10 @@ def test_versions_are_said_of_what_was_used():
     assert 'antspyx' not in text_of(thickness=('freesurfer',))
 
 
+def test_a_package_that_is_not_installed_has_no_version():
+    assert set(participant.versions_of(['torch', 'no-such-package'])) == {'torch'}
+
+
 def test_every_tool_and_engine_has_its_work():
     cited = {reference.cited for reference in boilerplate.REFERENCES.values()}
     assert len(cited) == len(boilerplate.REFERENCES)

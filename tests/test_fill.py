@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from bids_lesionfill import diffusion, fill, fill_lesions, inpaint, masks, weights
 
@@ -94,10 +95,11 @@ def test_empty_mask_gives_a_copy_and_says_so(phantom):
 def test_lesion_far_from_white_matter_is_kept_and_named(phantom, model):
     mask = phantom.lesion_mask.copy()
     corner = np.zeros_like(mask)
-    corner[1:3, 1:3, 1:3] = True
+    corner[1:4, 1:4, 1:4] = True
     filling = fill.fill(phantom.t1w_img, phantom.img(mask | corner), model=model, wm_mask_img=phantom.wm_mask_img)
     assert not (np.asarray(filling.used_mask_img.dataobj) > 0)[corner].any()
-    assert any('white matter' in warning for warning in filling.warnings)
+    assert (filling.info['LesionsDropped'], filling.info['LesionVoxelsDropped']) == (1, 27)
+    assert any('of the mask (1 lesion) touches no white matter' in warning for warning in filling.warnings)
 
 
 def test_used_mask_grows_into_white_matter_only(phantom, model):
@@ -224,7 +226,7 @@ def test_hand_made_table():
     mask = np.zeros((8, 8, 8), bool)
     mask[2:4, 3, 3] = True
     before[mask], after[mask] = 4, 9
-    (row,) = fill.describe_lesions(before, after, mask, mask, ~mask, np.diag([2, 1, 1, 1]))
+    (row,) = fill.describe_lesions(before, after, mask, mask, ~mask, np.diag([2, 1, 1, 1]), -before, 5)
     assert row == {
         'label': 1,
         'volume_mm3': 4.0,
@@ -234,7 +236,24 @@ def test_hand_made_table():
         'mean_before': 4.0,
         'mean_after': 9.0,
         'mean_surrounding': 10.0,
+        'mean_touching': 10.0,
+        'mean_beyond': 10.0,
+        'faint_percent': 0.0,
     }
+
+
+def test_table_tells_white_matter_next_to_a_lesion_from_that_beyond_and_counts_faint_voxels():
+    before = np.full((13, 13, 13), 10.0)
+    given, used = np.zeros_like(before, dtype=bool), np.zeros_like(before, dtype=bool)
+    given[6, 6, 5:8], used[5:8, 5:8, 4:9] = True, True
+    touching = ndimage.binary_dilation(used, np.ones((3, 3, 3))) & ~used
+    before[touching] = 9
+    before[6, 6, 5:7], before[6, 6, 7] = 4, 8.5
+    (row,) = fill.describe_lesions(before, before, given, used, ~used, np.eye(4), -before, 2)
+    assert (row['mean_touching'], row['mean_beyond']) == (9, 10)
+    assert row['faint_percent'] == pytest.approx(100 / 3, abs=1e-3)  # of the voxels of the given mask
+    (row,) = fill.describe_lesions(before, before, given, used, np.zeros_like(used), np.eye(4), -before, 2)
+    assert all(np.isnan(row[name]) for name in ('mean_surrounding', 'mean_touching', 'mean_beyond', 'faint_percent'))
 
 
 def test_mixture_finds_white_matter_when_none_is_given(make_phantom, model):

@@ -239,6 +239,7 @@ def test_warnings_come_before_everything_else(make_page):
     page = make_page([{'name': 'sub-07_T1w', 'status': 'filled', 'warnings': ['The mask lies outside the brain.']}])
     assert page.index('The mask lies outside the brain.') < page.index('<section')
     assert 'Nothing unusual' not in page
+    assert 'class="badge warn">filled' in page
 
 
 def test_filled_image_without_warnings_says_so(make_page):

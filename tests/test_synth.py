@@ -287,6 +287,15 @@ def test_voxels_outside_the_brain_or_in_old_lesions_are_left_out(head, anatomy, 
     ]
 
 
+def test_new_lesions_that_touch_old_ones_are_counted_and_named(head, anatomy, new_mask):
+    beside = ndimage.binary_dilation(head.lesion_mask, np.ones((3, 3, 3)))
+    synthesis = synth.paint(
+        image_of(head, 'FLAIR'), anatomy, lesions_at(new_mask | beside), build_model(), head.lesion_mask_img
+    )
+    assert synthesis.info['NewLesionsTouchingOld'] == 2  # the shells of the two old ones; those of `new_mask` lie apart
+    assert any('2 new lesions touch an old one' in warning for warning in synthesis.warnings)
+
+
 def test_lesions_outside_white_matter_are_painted_and_named(head, anatomy):
     cortex = np.zeros_like(head.lesion_mask)
     cortex[18:21, 16:19, 26:28] = True

@@ -1,5 +1,6 @@
 """Participants as nodes of nipype; several processes on one output folder."""
 
+import html
 import logging
 import multiprocessing
 import re
@@ -42,6 +43,8 @@ def test_nodes_of_nipype_do_what_one_process_does(bids_dir, tmp_path, caplog):
     assert run(bids_dir, tmp_path, 'one') == cli.NOTHING_TO_DO  # no participant has a mask, and each says so
     assert run(bids_dir, tmp_path, 'many', '--nprocs', '2') == cli.NOTHING_TO_DO
     assert tables(tmp_path / 'one') == tables(tmp_path / 'many')
+    text = (tmp_path / 'one/logs/CITATION.md').read_text().partition('\n')[0]
+    assert f'<pre class="paper">{html.escape(text)}</pre>' in (tmp_path / 'one/sub-01.html').read_text()
     told = re.findall(r'(sub-0\d) is through \((\d) of 3', caplog.text)
     assert [number for _, number in told] == ['1', '2', '3']
     assert {name for name, _ in told} == {'sub-01', 'sub-02', 'sub-03'}
