@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import shlex
 import time
 import traceback
 import uuid
@@ -37,6 +38,7 @@ DESCRIPTIONS = {
 
 
 NO_MASK = 'no lesion mask'
+ANNEX_POINTER = b'/annex/objects/'  # what a file of git-annex begins with whose content was not fetched
 
 
 class UsageError(ValueError):
@@ -122,16 +124,24 @@ def open_layout(bids_dir, derivatives=(), database_dir=None):
     """Index a BIDS dataset and folders of derivatives (validation off: many derivatives have names of their own).
 
     An index that is in `database_dir` is used as it is; else it is written there.
+
+    Raises
+    ------
+    UsageError
+        If a folder cannot be read.
     """
     from bids import BIDSLayout, BIDSLayoutIndexer
 
     indexer = BIDSLayoutIndexer(validate=False, index_metadata=False)
-    layout = BIDSLayout(bids_dir, validate=False, indexer=indexer, database_path=database_dir)
-    for path in derivatives:
-        if not Path(path, 'dataset_description.json').is_file():  # of a tool with names of its own: see `tool_outputs`
-            continue
-        indexer = BIDSLayoutIndexer(validate=False, index_metadata=False)
-        layout.add_derivatives(path, parent_database_path=database_dir, validate=False, indexer=indexer)
+    try:
+        layout = BIDSLayout(bids_dir, validate=False, indexer=indexer, database_path=database_dir)
+        for path in derivatives:
+            if not Path(path, 'dataset_description.json').is_file():  # names of its own: see `tool_outputs`
+                continue
+            indexer = BIDSLayoutIndexer(validate=False, index_metadata=False)
+            layout.add_derivatives(path, parent_database_path=database_dir, validate=False, indexer=indexer)
+    except PermissionError as error:
+        raise UsageError(f'{error.filename} cannot be read by user {os.geteuid()}: {error.strerror}') from None
     return layout
 
 
@@ -604,6 +614,9 @@ def write_bytes(path, data):
     try:
         temporary.write_bytes(data)
         os.replace(temporary, path)
+    except OSError as error:  # a full disk, which by itself names no file
+        error.filename, error.filename2 = str(path), None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -824,11 +837,42 @@ def hash_run(inputs, options, weights_sha256, version):
     digest = hashlib.sha256(
         json.dumps([options, weights_sha256, version, inputs.relative_path], sort_keys=True).encode()
     )
-    segmentation = inputs.segmentation.files if inputs.segmentation else ()
-    optional = [path for path in (inputs.flair_file, *segmentation) if path]
-    for path in (inputs.image_file, inputs.lesion_mask_file, inputs.tissue_file, inputs.brain_mask_file, *optional):
+    for path in input_files(inputs):
         digest.update(path.read_bytes() if path else b'none')
     return digest.hexdigest()
+
+
+def input_files(inputs):
+    """Files that a result depends on: list of path, or None for those of the first four that there are not."""
+    segmentation = inputs.segmentation.files if inputs.segmentation else ()
+    optional = [path for path in (inputs.flair_file, *segmentation) if path]
+    return [inputs.image_file, inputs.lesion_mask_file, inputs.tissue_file, inputs.brain_mask_file, *optional]
+
+
+def check_files(inputs):
+    """Raise ValueError if a file of an image cannot be read; see `check_content`."""
+    for path in filter(None, input_files(inputs)):
+        check_content(path)
+
+
+def check_content(path):
+    """Raise ValueError, with a sentence that names it, if a file has no content here or cannot be read.
+
+    DataLad and git-annex leave a link to nowhere, or a file that holds the path of its content, until that is fetched.
+    """
+    path = Path(path)
+    try:
+        with open(path, 'rb') as file:
+            is_pointer = file.read(len(ANNEX_POINTER)) == ANNEX_POINTER
+    except FileNotFoundError:
+        if not path.is_symlink():
+            raise ValueError(f'{path} is not a file') from None
+        is_pointer = True
+    except OSError as error:
+        raise ValueError(f'{path} cannot be read by user {os.geteuid()}: {error.strerror}') from None
+    if is_pointer:
+        kind = f'a link to {os.readlink(path)}, which is not there' if path.is_symlink() else 'a pointer of git-annex'
+        raise ValueError(f'{path} is {kind}: fetch its content, with DataLad by: datalad get {shlex.quote(str(path))}')
 
 
 def seed_of(inputs, random_seed):
@@ -854,7 +898,10 @@ def log_dir(output_dir, subject, run_id):
 def note_crash(error, name, subject, run_id, output_dir):
     """Write the traceback of the current exception to the participant's log; return the error as one line."""
     logger.error('%s: %s', name, error)
-    write_bytes(log_dir(output_dir, subject, run_id) / f'crash-{name}.txt', traceback.format_exc().encode())
+    try:
+        write_bytes(log_dir(output_dir, subject, run_id) / f'crash-{name}.txt', traceback.format_exc().encode())
+    except OSError as failure:  # a full disk, perhaps
+        logger.error('%s: the crash file cannot be written: %s', name, failure)
     return ' '.join(f'{error}'.split()) or type(error).__name__
 
 

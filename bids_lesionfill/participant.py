@@ -139,7 +139,11 @@ def run_participant(subject, images, models, engines, donor, run_id, options):
         return status
     except Exception as error:
         message = layout.note_crash(error, 'report', subject, run_id, options.output_dir)
-        layout.write_status(options.output_dir, subject, run_id, {'status': 'failed', 'images': 0, 'message': message})
+        status = {'status': 'failed', 'images': 0, 'message': message}
+        try:
+            layout.write_status(options.output_dir, subject, run_id, status)
+        except OSError as failure:  # the disk is full
+            logger.error('sub-%s: its status cannot be written: %s', subject, failure)
         return 'failed'
 
 
@@ -165,6 +169,7 @@ def run_image(image, models, run_id, options):
 def fill_image(image, model, options):
     """Fill one image and write its derivatives, unless they are there from the same input and options."""
     image = inputs.settle(image)
+    layout.check_files(image)
     result_options = options.of_result(image.modality)
     run_hash = layout.hash_run(image, result_options, model.sha256, options.version)
     if layout.is_finished(options.output_dir, image, run_hash, options.n_samples):

@@ -5,7 +5,6 @@ import logging
 import time
 from functools import cached_property
 
-import nibabel as nib
 import numpy as np
 
 from . import fill, inputs, layout, synth, weights
@@ -65,6 +64,7 @@ def run_image(visit, image, variant, desc, models, run_id, options):
 
 def synthesize_image(visit, image, variant, desc, model, options):
     """Paint new lesions into one image and write its derivatives, unless they are there from the same input."""
+    layout.check_files(image)
     files = layout.synth_files(options.output_dir, image, desc)
     result_options = options.of_result(image.modality) | {'variant': variant} | visit.fingerprint
     run_hash = layout.hash_run(image, result_options, model.sha256, options.version)
@@ -73,7 +73,7 @@ def synthesize_image(visit, image, variant, desc, model, options):
         return
     started = time.monotonic()
     synthesis = synth.paint(
-        nib.load(image.image_file),
+        inputs.open_image(image.image_file),
         visit.anatomy,
         visit.new_lesions(variant),
         model,
@@ -108,14 +108,14 @@ class Visit:
     @cached_property
     def anatomy(self):
         """See `synth.look_at`."""
-        first, t1w_img = self.first, nib.load(self.first.t1w_file)
+        first, t1w_img = self.first, inputs.open_image(self.first.t1w_file)
         tissue_seg_img, source, notes = inputs.load_segmentation(first.segmentation, t1w_img)
         for note in notes:
             logger.warning('%s: %s', first.name, note)
         anatomy = synth.look_at(
             t1w_img,
             inputs.lesions_of(first, self.options.mask_threshold),
-            nib.load(first.brain_mask_file) if first.brain_mask_file else None,
+            inputs.open_brain_mask(first),
             self.options.mask_threshold,
             tissue_seg_img,
         )
@@ -132,8 +132,8 @@ class Visit:
     def mask_img(self):
         """The mask that was given, or another patient's."""
         if self.options.new_mask_file:
-            return nib.load(self.options.new_mask_file)
-        return synth.borrow(nib.load(self.donor.t1w_file), inputs.lesions_of(self.donor), self.anatomy)
+            return inputs.open_image(self.options.new_mask_file)
+        return synth.borrow(inputs.open_image(self.donor.t1w_file), inputs.lesions_of(self.donor), self.anatomy)
 
     @property
     def source(self):

@@ -155,6 +155,23 @@ def tiny_unet():
 
 
 @pytest.fixture(scope='session')
+def model_dirs(tmp_path_factory):
+    """Model folders with a tiny network whose weights are random, one for each modality."""
+    import torch
+
+    from bids_lesionfill import train
+
+    options = {'block_out_channels': (8, 8), 'down_block_types': ('DownBlock2D',) * 2,
+               'up_block_types': ('UpBlock2D',) * 2, 'norm_num_groups': 4}  # fmt: skip
+    folders = {modality: tmp_path_factory.mktemp('models') / 'tiny' for modality in ('T1w', 'FLAIR')}
+    for modality, folder in folders.items():
+        plan = train.Plan('tiny', modality=modality, unet_options=options)
+        torch.manual_seed(0)
+        train.save_model(plan.build_unet(), plan, folder)
+    return folders
+
+
+@pytest.fixture(scope='session')
 def oracle():
     """Factory: `oracle(image, scheduler)` is a denoiser that knows the image; it predicts what the scheduler asks for.
 

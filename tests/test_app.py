@@ -45,23 +45,6 @@ def closing_files(subject):
     return [f'sub-{subject}.html', f'sub-{subject}/log/RUN/config.toml', f'sub-{subject}/log/RUN/status.json']
 
 
-@pytest.fixture(scope='session')
-def model_dirs(tmp_path_factory):
-    """Model folders with a tiny network whose weights are random, one for each modality."""
-    import torch
-
-    from bids_lesionfill import train
-
-    options = {'block_out_channels': (8, 8), 'down_block_types': ('DownBlock2D',) * 2,
-               'up_block_types': ('UpBlock2D',) * 2, 'norm_num_groups': 4}  # fmt: skip
-    folders = {modality: tmp_path_factory.mktemp('models') / 'tiny' for modality in ('T1w', 'FLAIR')}
-    for modality, folder in folders.items():
-        plan = train.Plan('tiny', modality=modality, unet_options=options)
-        torch.manual_seed(0)
-        train.save_model(plan.build_unet(), plan, folder)
-    return folders
-
-
 @pytest.fixture
 def model_dir(model_dirs):
     return model_dirs['T1w']

@@ -18,7 +18,7 @@ MAY_IMPORT = {
         *('config', 'group', 'layout', 'participant', 'raw_layout', 'thickness', 'tool_outputs', 'validation'),
         *('weights', 'workflow'),
     },
-    'single_file': {'fill', 'layout'},
+    'single_file': {'fill', 'inputs', 'layout'},
     # stories
     'participant': {
         *('fill', 'inputs', 'layout', 'raw_layout', 'registration', 'report', 'thickness', 'thickness.measure'),
@@ -26,7 +26,7 @@ MAY_IMPORT = {
     },
     'group': {'group_page', 'layout', 'reproducibility', 'thickness'},
     'workflow': {'layout', 'participant'},
-    'inputs': {'fill', 'masks', 'preprocess', 'registration', 'segmentations'},
+    'inputs': {'fill', 'layout', 'masks', 'preprocess', 'registration', 'segmentations'},
     'fill': {'inpaint', 'masks', 'preprocess', 'tissues', 'weights'},
     'visits': {'fill', 'inputs', 'layout', 'synth', 'weights'},
     'synth': {
