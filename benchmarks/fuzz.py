@@ -8,13 +8,16 @@ are no numbers; masks of any type, values and grid. The network says nothing, so
 
 Promised of every case: a ValueError with one sentence that names what is wrong, or a result in which no voxel outside
 the mask that was used differs by a bit, with the header of the input, and with finite numbers inside. Anything else
-ends the run with the smallest case that hypothesis finds. Prints Markdown: how many were filled or refused, and why.
+is unexpected; the first case of each kind is printed. Prints Markdown: how many were filled or refused, and why; exit
+code 1 if anything was unexpected.
 """
 
 import argparse
 import logging
 import re
+import sys
 import tempfile
+import traceback
 from collections import Counter
 from pathlib import Path
 
@@ -209,9 +212,16 @@ def run_case(case):
             if case['tissue'] == 'white matter':
                 tissues = {'wm_mask_img': nib.Nifti1Image((tissue_seg == 3).astype(np.uint8), tissue_img.affine)}
             dilate, rim_voxels, n_samples = case['options']
-            filling = fill.fill(loaded.image_img, loaded.lesion_mask_img, model=silent_model(case['base']), dilate=dilate,
-                                rim_voxels=rim_voxels, n_samples=n_samples, num_inference_steps=1, device='cpu',
-                                **tissues)  # fmt: skip
+            filling = fill.fill(
+                loaded.image_img,
+                loaded.lesion_mask_img,
+                model=silent_model(case['base']),
+                dilate=dilate,
+                rim_voxels=rim_voxels,
+                n_samples=n_samples,
+                device='cpu',
+                **tissues,
+            )
         except ValueError as error:
             return f'refused: {reason_of(error)}'
         layout.write_image(Path(folder, 'filled.nii.gz'), filling.filled_img)
@@ -248,28 +258,39 @@ def check(before_file, after_file, used_mask_file):
 
 
 def fuzz(n_cases):
-    """Run so many cases, always the same; Counter of what became of them."""
-    outcomes = Counter()
+    """Run so many cases, always the same; Counter of what became of them, and dict of what was unexpected -> case."""
+    outcomes, unexpected = Counter(), {}
 
     @hypothesis.settings(max_examples=n_cases, derandomize=True, database=None, deadline=None,
+                         phases=[hypothesis.Phase.generate],
                          suppress_health_check=list(hypothesis.HealthCheck))  # fmt: skip
     @hypothesis.given(cases())
     def run(case):
-        outcomes[run_case(case)] += 1
+        try:
+            outcome = run_case(case)
+        except Exception:  # the run goes on, to find others
+            *_, place, error = traceback.format_exc().strip().splitlines()
+            outcome = f'unexpected: {error} ({place.strip()})'
+            unexpected.setdefault(outcome, case)
+        outcomes[outcome] += 1
 
     run()
-    return outcomes
+    return outcomes, unexpected
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--cases', type=int, default=2000)
     logging.getLogger('nibabel.global').setLevel(logging.CRITICAL)  # it mends headers, and says so
-    outcomes = fuzz(parser.parse_args().cases)
-    print(f'hypothesis {hypothesis.__version__}, {sum(outcomes.values())} cases, 0 unexpected\n')
+    outcomes, unexpected = fuzz(parser.parse_args().cases)
+    n_unexpected = sum(outcomes[outcome] for outcome in unexpected)
+    print(f'hypothesis {hypothesis.__version__}, {sum(outcomes.values())} cases, {n_unexpected} unexpected\n')
     print('| what became of it | cases |\n|---|---|')
     for outcome, count in outcomes.most_common():
         print(f'| {outcome} | {count} |')
+    for outcome, case in unexpected.items():
+        print(f'{outcome}\n    {case}', file=sys.stderr)
+    sys.exit(bool(unexpected))
 
 
 if __name__ == '__main__':

@@ -2,8 +2,8 @@
 
     python benchmarks/index.py [--participants 500]
 
-Fake participants: a T1w and a FLAIR, and in derivatives a lesion mask, a brain mask and tissue classes, all empty files.
-Prints Markdown.
+Fake participants: a T1w and a FLAIR, and in derivatives a lesion mask, a brain mask and tissue classes, all empty
+files. Prints Markdown.
 """
 
 import argparse

@@ -276,9 +276,10 @@ def one_volume(img):
 
 
 def plain(img, name):
-    """An image as one volume of finite floats; ValueError if it is none."""
+    """An image as one volume of finite floats without spikes; ValueError if it is none."""
     check_image(img, name)
-    return nib.Nifti1Image(np.nan_to_num(one_volume(img), posinf=0, neginf=0), img.affine)
+    values = np.nan_to_num(one_volume(img), posinf=0, neginf=0)
+    return nib.Nifti1Image(preprocess.without_spikes(values), img.affine)
 
 
 def mask_on_grid(lesion_mask_img, image_img, threshold=0.5):
@@ -364,7 +365,8 @@ def t1w_on_grid(tissue_img, conformed_img):
     plain_img = plain(tissue_img, 'T1w')
     t1w = preprocess.resample_to(plain_img, conformed_img, order=3)
     if not t1w.any() and np.any(plain_img.dataobj):
-        raise ValueError(f'{called(tissue_img, "the T1w")} lies outside the image: their world coordinates do not overlap')
+        name = called(tissue_img, 'the T1w')
+        raise ValueError(f'{name} lies outside the image: their world coordinates do not overlap')
     return t1w
 
 

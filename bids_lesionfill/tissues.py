@@ -100,7 +100,8 @@ def classify(t1w, brain_mask, lesion_mask, max_voxels=60_000):
     corrected = correct_bias(t1w, brain_mask)
     healthy = corrected[healthy_mask]
     healthy = healthy[(healthy > 0) & (healthy < np.percentile(healthy, 99.8))].reshape(-1, 1)
-    if len(healthy) < 100 or np.percentile(healthy, 95) < 1.05 * np.percentile(healthy, 5):
+    dark, bright = np.percentile(t1w[healthy_mask], (5, 95))
+    if len(healthy) < 100 or bright < 1.05 * dark:
         raise ValueError('the brain has no contrast, expected a T1w image with fluid, grey and white matter')
     sample = healthy[:: max(1, len(healthy) // max_voxels)].astype(np.float64)
     for _ in range(MAX_REFITS):
@@ -113,8 +114,7 @@ def classify(t1w, brain_mask, lesion_mask, max_voxels=60_000):
     tissue_seg = np.zeros(t1w.shape, dtype=np.uint8)
     rank = np.argsort(np.argsort(mixture.means_.ravel())) + 1
     # Classes are intervals of the intensity: one table instead of a density in every voxel.
-    brightest = min(corrected[brain_mask].max(), 4 * mixture.means_.max())  # one hot voxel must not widen the steps
-    levels = np.linspace(0, brightest, 4096)
+    levels = np.linspace(0, corrected[brain_mask].max(), 4096)
     classes = rank[mixture.predict(levels.reshape(-1, 1))]
     classes[levels > mixture.means_.max()] = WHITE_MATTER
     classes[levels < mixture.means_.min()] = CSF

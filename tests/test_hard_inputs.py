@@ -376,6 +376,8 @@ def open_folder():
 def run(model_dirs, open_folder):
     """Run the app on the dataset, without the rights of root; the exit code."""
     shutil.copytree(model_dirs['T1w'], open_folder / 'tiny')
+    for path in (open_folder / 'tiny').rglob('*'):
+        path.chmod(0o755)
 
     def call(out):
         arguments = [str(open_folder / 'data'), str(out), 'participant', '--model', str(open_folder / 'tiny')]
