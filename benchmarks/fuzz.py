@@ -18,6 +18,7 @@ import re
 import sys
 import tempfile
 import traceback
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -207,10 +208,11 @@ def run_case(case):
         found, tissue_seg = write_files(case, Path(folder))
         try:
             loaded = inputs.load(found)
-            tissue_img = nib.Nifti1Image(tissue_seg, loaded.image_img.affine)
-            tissues = {'tissue_seg_img': tissue_img}
+            affine = loaded.image_img.affine
+            affine = affine if np.nan_to_num(np.linalg.det(affine)) else np.eye(4)  # nibabel makes no image with all
+            tissues = {'tissue_seg_img': nib.Nifti1Image(tissue_seg, affine)}
             if case['tissue'] == 'white matter':
-                tissues = {'wm_mask_img': nib.Nifti1Image((tissue_seg == 3).astype(np.uint8), tissue_img.affine)}
+                tissues = {'wm_mask_img': nib.Nifti1Image((tissue_seg == 3).astype(np.uint8), affine)}
             dilate, rim_voxels, n_samples = case['options']
             filling = fill.fill(
                 loaded.image_img,
@@ -268,9 +270,10 @@ def fuzz(n_cases):
     def run(case):
         try:
             outcome = run_case(case)
-        except Exception:  # the run goes on, to find others
-            *_, place, error = traceback.format_exc().strip().splitlines()
-            outcome = f'unexpected: {error} ({place.strip()})'
+        except Exception as error:  # the run goes on, to find others
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            sentence = ' '.join(f'{error}'.split())
+            outcome = f'unexpected: {type(error).__name__} {sentence} ({place.name}, line {place.lineno})'
             unexpected.setdefault(outcome, case)
         outcomes[outcome] += 1
 
@@ -282,6 +285,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--cases', type=int, default=2000)
     logging.getLogger('nibabel.global').setLevel(logging.CRITICAL)  # it mends headers, and says so
+    warnings.simplefilter('ignore')  # of numbers that overflow
     outcomes, unexpected = fuzz(parser.parse_args().cases)
     n_unexpected = sum(outcomes[outcome] for outcome in unexpected)
     print(f'hypothesis {hypothesis.__version__}, {sum(outcomes.values())} cases, {n_unexpected} unexpected\n')

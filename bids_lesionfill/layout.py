@@ -614,9 +614,8 @@ def write_bytes(path, data):
     try:
         temporary.write_bytes(data)
         os.replace(temporary, path)
-    except OSError as error:  # a full disk, which by itself names no file
-        error.filename, error.filename2 = str(path), None
-        raise
+    except OSError as error:  # a full disk names no file, or the temporary one
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -82,7 +82,7 @@ def conclude(statuses, options, derivatives):
     if set(statuses.values()) <= {layout.NO_MASK, NO_IMAGE} and options.mode == 'synth':
         logger.error('nothing to do: no %s with a T1w in %s', ' or '.join(options.modalities), options.bids_dir)
         return NOTHING_TO_DO
-    if set(statuses.values()) <= {layout.NO_MASK}:
+    if set(statuses.values()) <= {layout.NO_MASK, NO_IMAGE}:
         logger.error(
             'nothing to do: no %s with a lesion mask in %s (looked for label-%s_mask in %s)',
             ' or '.join(options.modalities),
@@ -254,7 +254,7 @@ def finish(subject, results, run_id, options):
         pages.append(page)
     statuses = [page['status'] for page in pages]
     done = ('failed', 'filled', 'synthesized', 'copied')
-    nothing = layout.NO_MASK if options.mode == 'fill' else NO_IMAGE
+    nothing = layout.NO_MASK if results and options.mode == 'fill' else NO_IMAGE
     status = next((s for s in done if s in statuses), nothing)
     message = status_message(pages, set(options.modalities) - {image.modality for image, _, _ in results})
     report.write_participant(
