@@ -2,9 +2,10 @@
 
     python benchmarks/fuzz.py [--cases 2000]
 
-Hypothesis makes the cases, always the same ones: affines with flips, unequal voxels, rotations and shears, and broken
-ones; qform and sform codes, units, data types, byte orders, NIfTI-1 and -2, slopes and intercepts; shapes; values that
-are no numbers; masks of any type, values and grid. The network says nothing, so that a case takes milliseconds.
+Hypothesis makes the cases, the same ones as long as this script and hypothesis are: affines with flips, unequal
+voxels, rotations and shears, and broken ones; qform and sform codes, units, data types, byte orders, NIfTI-1 and -2,
+slopes and intercepts; shapes; values that are no numbers; masks of any type, values and grid. The network says nothing,
+so that a case takes milliseconds.
 
 Promised of every case: a ValueError with one sentence that names what is wrong, or a result in which no voxel outside
 the mask that was used differs by a bit, with the header of the input, and with finite numbers inside. Anything else

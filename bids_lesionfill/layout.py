@@ -195,6 +195,7 @@ def find_inputs(
         return layout.get(**(query | filters.get(suffix.lower(), {})))
 
     roots = {name: Path(path).resolve() for name, path in derivatives.items()}
+    layout = ForEachSubject(layout, participant_labels)
     found = {}
     for subject in participant_labels or subjects:
         t1w_images = images_of(subject, 'T1w')
@@ -211,6 +212,23 @@ def find_inputs(
             pair(image, images, masks, others, segmentations, layout, roots, needs_mask, tool_files) for image in images
         ]
     return found
+
+
+class ForEachSubject:
+    """An index that is asked once for all participants: hundreds of questions, one for each, take pybids minutes."""
+
+    def __init__(self, layout, participant_labels=None):
+        self.layout, self.root, self.answers = layout, layout.root, {}
+        self.chosen = {'subject': list(participant_labels)} if participant_labels else {}
+
+    def get(self, subject, **query):
+        """As `BIDSLayout.get`, the files of one participant."""
+        key = repr(sorted(query.items()))
+        if key not in self.answers:
+            self.answers[key] = {}
+            for file in self.layout.get(**self.chosen, **query):
+                self.answers[key].setdefault(file.get_entities().get('subject'), []).append(file)
+        return self.answers[key].get(subject, [])
 
 
 MASK_KINDS = ('mask', 'roi', 'dseg', 'probseg')  # the plainest first: of two in a folder, it is taken
