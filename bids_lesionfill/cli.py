@@ -1,6 +1,7 @@
 """Arguments in, exit code out. Heavy libraries are imported after the arguments are understood."""
 
 import argparse
+import errno
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ LOCATIONS = ('periventricular', 'juxtacortical', 'deep', 'infratentorial')
 MODALITIES = {'fill': ('T1w',), 'synth': ('FLAIR', 'T1w')}  # by mode, if not said
 OK, SOME_FAILED, USAGE, UNKNOWN_ARGUMENT, NOTHING_TO_DO, INTERNAL, INTERRUPTED = 0, 1, 2, 64, 66, 70, 130
 INVALID, ENGINE_UNAVAILABLE = 65, 69
+NO_ROOM_OR_RIGHT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 EXIT_CODES = """exit codes:
   0    all participants done
   1    some participants failed; participants.tsv and the reports say which and why
@@ -581,6 +583,12 @@ def options_of(arguments, argv):
         raise UsageError(f'BIDS_DIR {bids_dir} has no dataset_description.json: it is not a BIDS dataset')
     if output_dir.resolve() == bids_dir.resolve():
         raise UsageError(f'OUTPUT_DIR is BIDS_DIR; use for example {bids_dir / "derivatives" / "bids_lesionfill"}')
+    inside = output_dir.resolve().is_relative_to(bids_dir.resolve())
+    if inside and not output_dir.resolve().is_relative_to(bids_dir.resolve() / 'derivatives'):
+        raise UsageError(
+            f'OUTPUT_DIR {output_dir} is in BIDS_DIR, where it would be read as raw data; use for example '
+            f'{bids_dir / "derivatives" / "bids_lesionfill"}'
+        )
     if output_dir.exists() and not output_dir.is_dir():
         raise UsageError(f'OUTPUT_DIR {output_dir} is not a folder')
     nearest = next(folder for folder in (output_dir, *output_dir.absolute().parents) if folder.exists())
@@ -844,6 +852,9 @@ def main(argv):
         logger.error('interrupted; the same command goes on where it stopped')
         return INTERRUPTED
     except Exception as error:
+        if getattr(error, 'errno', None) in NO_ROOM_OR_RIGHT:
+            logger.error('%s cannot be read or written: %s', error.filename, error.strerror)
+            return USAGE
         if layout.lacks_memory(error):
             logger.error('%s', layout.in_words(error))
         else:

@@ -1,5 +1,7 @@
 """One image, T1w or FLAIR: conform, find white matter, restrict and grow the mask, sample, paste back. No files."""
 
+import contextlib
+import zlib
 from dataclasses import dataclass, field
 
 import nibabel as nib
@@ -8,6 +10,16 @@ from scipy import ndimage
 
 from . import inpaint, masks, preprocess, tissues, verdict, weights
 
+GEOMETRY = (  # fields of a NIfTI header
+    *('pixdim', 'qform_code', 'quatern_b', 'quatern_c', 'quatern_d', 'qoffset_x', 'qoffset_y', 'qoffset_z'),
+    *('sform_code', 'srow_x', 'srow_y', 'srow_z'),
+)
+SMALLEST_VOXEL_MM, LARGEST_IMAGE_MM = 0.05, 1000  # beyond, the unit is not mm, or memory would not hold it at 1 mm
+HIGHEST_PROBABILITY = 1.1  # interpolation overshoots
+NO_PLACE = (
+    'The header of the lesion mask says nothing of its place (sform_code and qform_code are 0): it was laid on the '
+    'voxels of the image. Check the pictures.'
+)
 STEPS_FOR_SEVERAL_SAMPLES = 10  # one step gives the mean of all fillings, whatever the seed
 
 
@@ -163,6 +175,7 @@ def fill(
         # On another grid a thin rim falls apart: only what still touches the mask is taken.
         used_mask = ndimage.binary_propagation(used_mask, masks.FULL_CONNECTIVITY, mask=used_mask | rim)
         hole = preprocess.conform_mask(mask_image(used_mask, plain_img), conformed_img, threshold=0.05)
+    place_notes = [NO_PLACE] if is_without_place(lesion_mask_img, image_img) else []
     info = {
         'LesionVoxelsGiven': int(given_mask.sum()),
         'LesionVoxelsUsed': int(used_mask.sum()),
@@ -173,7 +186,7 @@ def fill(
         **tissue_info,
     }
     if not used_mask.any():
-        warnings = ['No lesion touches white matter: the output is a copy of the input.']
+        warnings = ['No lesion touches white matter: the output is a copy of the input.', *place_notes]
         warnings += warnings_of(verdict.check_filling(info, [], model.modality))
         return Filling(copy_image(image_img), mask_image(used_mask, image_img), info=info, warnings=warnings)
 
@@ -216,7 +229,7 @@ def fill(
     lesions = describe_lesions(
         *(before, after, given_mask, used_mask, native_wm, image_img.affine), lesion_sign * before, faint_below
     )
-    warnings = warnings_of(verdict.check_filling(info, lesions, model.modality))
+    warnings = place_notes + warnings_of(verdict.check_filling(info, lesions, model.modality))
     return Filling(filled_img, mask_image(used_mask, image_img), sd_img, lesions, info, warnings)
 
 
@@ -232,30 +245,53 @@ def choose_device(device):
 
 def check_image(img, name):
     """Raise ValueError, with what was got and expected, if an image is not a volume of real numbers on a real grid."""
-    shape, dtype = img.shape, img.get_data_dtype()
+    shape, dtype, name = img.shape, img.get_data_dtype(), called(img, name)
     if len([n for n in shape[3:] if n != 1]) or len(shape) < 3 or min(shape[:3]) < 2:
         raise ValueError(f'{name} has shape {shape}, expected one 3D volume')
     if dtype.kind not in 'iufb':
         raise ValueError(f'{name} has data type {dtype}, expected integers or floats')
     if not np.isfinite(img.affine).all() or abs(np.linalg.det(img.affine[:3, :3])) < 1e-6:
         raise ValueError(f'{name} has no usable affine: {img.affine.tolist()}')
+    sizes_mm = nib.affines.voxel_sizes(img.affine)
+    if min(sizes_mm) < SMALLEST_VOXEL_MM or max(sizes_mm * shape[:3]) > LARGEST_IMAGE_MM:
+        raise ValueError(
+            f'{name} has {shape[0]} x {shape[1]} x {shape[2]} voxels of {" x ".join(f"{n:.4g}" for n in sizes_mm)} mm, '
+            f'expected a head of at most {LARGEST_IMAGE_MM} mm, with voxels of at least {SMALLEST_VOXEL_MM} mm'
+        )
+
+
+def called(img, name):
+    """What an image is called in a sentence: also by its file, if it comes from one."""
+    path = img.get_filename()
+    return name if path is None else f'{name} {str(path).rpartition("/")[2]}'
+
+
+@contextlib.contextmanager
+def reading(img):
+    """Errors of an image whose data cannot be read become a sentence that names its file."""
+    try:
+        yield
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise ValueError(f'{called(img, "image")} is damaged, its data cannot be read: {error}') from None
 
 
 def one_volume(img):
     """The volume of a 3D image, or of a 4D image with one volume: (X, Y, Z) float32 array, scaled."""
-    return img.get_fdata(dtype=np.float32, caching='unchanged').reshape(img.shape[:3])
+    with reading(img):
+        return img.get_fdata(dtype=np.float32, caching='unchanged').reshape(img.shape[:3])
 
 
 def plain(img, name):
-    """An image as one volume of finite floats; ValueError if it is none."""
+    """An image as one volume of finite floats without spikes; ValueError if it is none."""
     check_image(img, name)
-    return nib.Nifti1Image(np.nan_to_num(one_volume(img), posinf=0, neginf=0), img.affine)
+    values = np.nan_to_num(one_volume(img), posinf=0, neginf=0)
+    return nib.Nifti1Image(preprocess.without_spikes(values), img.affine)
 
 
 def mask_on_grid(lesion_mask_img, image_img, threshold=0.5):
-    """A lesion mask as a bool array on the grid of an image.
+    """A lesion mask as a bool array on the grid of an image; see `is_lesion` for its values.
 
-    Integers count as lesion above zero; floats in 0..1 from `threshold` on (probabilities).
+    A mask whose header says nothing of its place lies on the voxels of the image.
 
     Raises
     ------
@@ -263,17 +299,65 @@ def mask_on_grid(lesion_mask_img, image_img, threshold=0.5):
         If the mask is no mask, or lies outside the image.
     """
     check_image(lesion_mask_img, 'lesion mask')
-    data = np.nan_to_num(one_volume(lesion_mask_img))
-    probability = lesion_mask_img.get_data_dtype().kind == 'f' and 0 < data.max(initial=0) <= 1
-    inside = data >= threshold if probability else data > 0
-    same_grid = data.shape == image_img.shape[:3] and np.allclose(lesion_mask_img.affine, image_img.affine, atol=1e-3)
+    name = called(lesion_mask_img, 'lesion mask')
+    inside = is_lesion(one_volume(lesion_mask_img), threshold, name)
+    same_shape = inside.shape == image_img.shape[:3]
+    if not same_shape and is_without_place(lesion_mask_img, image_img):
+        raise ValueError(
+            f'{name} says nothing of its place (sform_code and qform_code are 0) and has shape {inside.shape}, '
+            f'expected that of the image, {image_img.shape[:3]}'
+        )
+    same_grid = same_shape and (
+        np.allclose(lesion_mask_img.affine, image_img.affine, atol=1e-3) or is_without_place(lesion_mask_img, image_img)
+    )
     if same_grid or not inside.any():
         return inside if same_grid else np.zeros(image_img.shape[:3], dtype=bool)
     mask_img = nib.Nifti1Image(inside.astype(np.float32), lesion_mask_img.affine)
     resampled = preprocess.resample_to(mask_img, image_img, order=1) >= 0.5
     if not resampled.any():
-        raise ValueError('the lesion mask lies outside the image: their world coordinates do not overlap')
+        raise ValueError(f'{name} lies outside the image: their world coordinates do not overlap')
     return resampled
+
+
+def is_lesion(values, threshold=0.5, name='lesion mask'):
+    """Which values of a mask are lesions: whole numbers above zero; else (probabilities) from `threshold` on.
+
+    What the values are counts, not how they are stored: probabilities are also stored as scaled integers, and labels
+    as floats. What is no number is no lesion.
+
+    Parameters
+    ----------
+    values : (X, Y, Z) float array
+    threshold : float
+    name : str
+        Of the mask, for the sentence of an error.
+
+    Raises
+    ------
+    ValueError
+        If the values are neither.
+    """
+    values = np.nan_to_num(values, posinf=0, neginf=0)
+    whole = np.rint(values)
+    if np.abs(values - whole).max() < 1e-3:
+        if whole.min() < 0 and whole.max() <= 0:
+            raise ValueError(f'{name} has values from {whole.min():g} to 0, expected lesions above zero')
+        return whole > 0
+    if values.max() > HIGHEST_PROBABILITY:
+        raise ValueError(
+            f'{name} has values up to {values.max():g} that are no whole numbers, expected labels, or probabilities '
+            'from 0 to 1'
+        )
+    return values >= threshold
+
+
+def is_without_place(img, image_img):
+    """True if the header of a NIfTI file gives it no place in the world, while that of another image does."""
+
+    def has_place(img):
+        return not isinstance(img, nib.Nifti1Pair) or bool(img.header['sform_code'] or img.header['qform_code'])
+
+    return has_place(image_img) and not has_place(img)
 
 
 def t1w_on_grid(tissue_img, conformed_img):
@@ -287,7 +371,8 @@ def t1w_on_grid(tissue_img, conformed_img):
     plain_img = plain(tissue_img, 'T1w')
     t1w = preprocess.resample_to(plain_img, conformed_img, order=3)
     if not t1w.any() and np.any(plain_img.dataobj):
-        raise ValueError('the T1w lies outside the image: their world coordinates do not overlap')
+        name = called(tissue_img, 'the T1w')
+        raise ValueError(f'{name} lies outside the image: their world coordinates do not overlap')
     return t1w
 
 
@@ -374,16 +459,17 @@ def mask_image(mask, img):
     """A bool array as an uint8 image on the grid of an image."""
     mask_img = nib.Nifti1Image(mask.astype(np.uint8), img.affine)
     mask_img.header.set_xyzt_units('mm')
-    for code, transform in (('qform', img.get_qform), ('sform', img.get_sform)):
-        if isinstance(img, nib.Nifti1Pair):
-            getattr(mask_img, f'set_{code}')(transform(), int(img.header[f'{code}_code']))
+    if isinstance(img, nib.Nifti1Pair):
+        for name in GEOMETRY:  # as they stand: not every header has a qform that can be computed
+            mask_img.header[name] = img.header[name]
     return mask_img
 
 
 def stored_values(img):
     """Values as they stand in the file, and their scaling: (array, slope, intercept)."""
     if nib.is_proxy(img.dataobj):
-        return np.array(img.dataobj.get_unscaled()), img.dataobj.slope, img.dataobj.inter
+        with reading(img):
+            return np.array(img.dataobj.get_unscaled()), img.dataobj.slope, img.dataobj.inter
     return np.array(img.dataobj), 1.0, 0.0
 
 

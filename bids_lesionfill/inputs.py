@@ -1,14 +1,17 @@
 """From the files that were found for an image to images in one world: which lesions, whose tissues, FLAIR to T1w."""
 
+import zlib
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
-from . import fill, masks, preprocess, registration, segmentations
+from . import fill, layout, masks, preprocess, registration, segmentations
 
 MAX_SHIFT_MM = 1  # up to this, world coordinates agree
 MIN_GAIN = 1.02  # of mutual information; less is what interpolation and noise give
+NIBABEL_ERRORS = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError)
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,21 @@ class Loaded:
     warnings: list = field(default_factory=list)
 
 
+def open_image(path):
+    """An image file, of which the header is read.
+
+    Raises
+    ------
+    ValueError
+        If that is not possible; the sentence names the file.
+    """
+    layout.check_content(path)
+    try:
+        return nib.load(path)
+    except (OSError, EOFError, ValueError, zlib.error, *NIBABEL_ERRORS) as error:
+        raise ValueError(f'{Path(path).name} cannot be read as an image: {error}') from None
+
+
 def settle(image):
     """An image without the FLAIR of its session if the mask does not lie on it, or both are on one grid.
 
@@ -33,11 +51,12 @@ def settle(image):
     """
     if image.flair_file is None or image.lesion_mask_file is None:
         return image
-    t1w_img, flair_img, mask_img = (
-        nib.load(path) for path in (image.image_file, image.flair_file, image.lesion_mask_file)
-    )
+    t1w_img, mask_img = open_image(image.image_file), open_image(image.lesion_mask_file)
+    if same_grid(mask_img, t1w_img):  # then nobody needs the FLAIR, nor that it can be read
+        return replace(image, flair_file=None)
+    flair_img = open_image(image.flair_file)
     on_flair = image.mask_space == 'FLAIR' or same_grid(mask_img, flair_img)
-    if not on_flair or same_grid(flair_img, t1w_img) or same_grid(mask_img, t1w_img):
+    if not on_flair or same_grid(flair_img, t1w_img):
         return replace(image, flair_file=None)
     return replace(image, sources=(*image.sources, image.flair_uri))
 
@@ -69,12 +88,12 @@ def load(image, mask_threshold=0.5, lesion_labels=(), min_lesion_volume_mm3=0):
     ValueError
         If a mask does not hold the labels.
     """
-    image_img, mask_img = nib.load(image.image_file), nib.load(image.lesion_mask_file)
+    image_img, mask_img = open_image(image.image_file), open_image(image.lesion_mask_file)
     wanted_img, kept_img = select_lesions(
         mask_img, mask_threshold, image.lesion_labels, lesion_labels, min_lesion_volume_mm3
     )
-    tissue_img = nib.load(image.tissue_file) if image.tissue_file else None
-    brain_mask_img = nib.load(image.brain_mask_file) if image.brain_mask_file else None
+    tissue_img = open_image(image.tissue_file) if image.tissue_file else None
+    brain_mask_img = open_brain_mask(image)
     t1w_img = tissue_img or image_img
     tissue_seg_img, source, notes = load_segmentation(image.segmentation, t1w_img)
     info = {'WhiteMatterSource': source} if source else {}
@@ -97,6 +116,11 @@ def load(image, mask_threshold=0.5, lesion_labels=(), min_lesion_volume_mm3=0):
     )
 
 
+def open_brain_mask(image):
+    """The brain mask that was found for an image, read; None without."""
+    return fill.plain(open_image(image.brain_mask_file), 'brain mask') if image.brain_mask_file else None
+
+
 def lesions_of(image, mask_threshold=0.5, to_t1w=None):
     """All lesions of an image's mask in the world of the T1w: zeros and ones, or probabilities; None without a mask.
 
@@ -109,7 +133,7 @@ def lesions_of(image, mask_threshold=0.5, to_t1w=None):
     """
     if image.lesion_mask_file is None:
         return None
-    mask_img, _ = select_lesions(nib.load(image.lesion_mask_file), mask_threshold, image.lesion_labels)
+    mask_img, _ = select_lesions(open_image(image.lesion_mask_file), mask_threshold, image.lesion_labels)
     return moved(mask_img, to_t1w) if to_t1w is not None and drawn_on_flair(image) else mask_img
 
 
@@ -117,7 +141,7 @@ def drawn_on_flair(image):
     """True if the lesion mask of an image (of `settle`) lies in the world of the FLAIR, not of the T1w."""
     if image.tissue_file is None:
         return image.flair_file is not None
-    mask_img, t1w_img = nib.load(image.lesion_mask_file), nib.load(image.tissue_file)
+    mask_img, t1w_img = open_image(image.lesion_mask_file), open_image(image.tissue_file)
     return not (image.mask_space == 'T1w' or (image.mask_space is None and same_grid(mask_img, t1w_img)))
 
 
@@ -137,7 +161,7 @@ def way_to_t1w(image):
     flair_file = image.image_file if image.tissue_file else image.flair_file
     if flair_file is None:
         return None, {}
-    flair_img, t1w_img = nib.load(flair_file), nib.load(image.t1w_file)
+    flair_img, t1w_img = open_image(flair_file), open_image(image.t1w_file)
     return (None, {}) if same_grid(flair_img, t1w_img) else align(flair_img, t1w_img)
 
 
@@ -209,7 +233,7 @@ def select_lesions(mask_img, threshold=0.5, holds=(), labels=(), min_volume_mm3=
     fill.check_image(mask_img, 'lesion mask')
     if not (holds or labels or min_volume_mm3):
         return mask_img, None
-    values = np.nan_to_num(fill.one_volume(mask_img))
+    values = np.rint(np.nan_to_num(fill.one_volume(mask_img)))
     lesions = np.isin(values, holds) if holds else fill.mask_on_grid(mask_img, mask_img, threshold)
     wanted = lesions
     if labels:
@@ -240,13 +264,13 @@ def load_segmentation(segmentation, t1w_img):
     if segmentation is None:
         return None, '', []
     try:
-        seg_imgs = [nib.load(path) for path in segmentation.files]
+        seg_imgs = [open_image(path) for path in segmentation.files]
         plain_t1w = fill.plain(t1w_img, 'T1w')
         t1w = preprocess.resample_to(plain_t1w, seg_imgs[0], order=1)
         if len(seg_imgs) == 3:
             tissue_seg = segmentations.most_probable(np.stack([fill.one_volume(img) for img in seg_imgs]))
         else:
-            labels = np.rint(fill.one_volume(seg_imgs[0])).astype(int)
+            labels = np.rint(np.nan_to_num(fill.one_volume(seg_imgs[0]))).astype(int)
             if segmentation.table == 'freesurfer':
                 tissue_seg = segmentations.from_freesurfer(labels)
             elif segmentation.table:
@@ -254,7 +278,7 @@ def load_segmentation(segmentation, t1w_img):
             else:
                 tissue_seg = segmentations.by_intensity(labels, t1w)
         segmentations.check_fit(tissue_seg, t1w)
-    except (ValueError, OSError, nib.filebasedimages.ImageFileError) as error:
+    except (ValueError, OSError) as error:
         names = ', '.join(path.name for path in segmentation.files)
         return None, '', [f'{names} is not used as tissue segmentation: {error}.']
     return nib.Nifti1Image(tissue_seg, seg_imgs[0].affine), segmentation.source, []

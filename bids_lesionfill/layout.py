@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import time
 import traceback
 import uuid
@@ -42,6 +43,7 @@ DESCRIPTIONS = {
 
 NO_MASK = 'no lesion mask'
 DONOR = 'donor of lesions'  # of `--mask-from`
+ANNEX_POINTER = b'/annex/objects/'  # what a file of git-annex begins with whose content was not fetched
 
 
 class UsageError(ValueError):
@@ -127,16 +129,24 @@ def open_layout(bids_dir, derivatives=(), database_dir=None):
     """Index a BIDS dataset and folders of derivatives (validation off: many derivatives have names of their own).
 
     An index that is in `database_dir` is used as it is; else it is written there.
+
+    Raises
+    ------
+    UsageError
+        If a folder cannot be read.
     """
     from bids import BIDSLayout, BIDSLayoutIndexer
 
     indexer = BIDSLayoutIndexer(validate=False, index_metadata=False)
-    layout = BIDSLayout(bids_dir, validate=False, indexer=indexer, database_path=database_dir)
-    for path in derivatives:
-        if not Path(path, 'dataset_description.json').is_file():  # of a tool with names of its own: see `tool_outputs`
-            continue
-        indexer = BIDSLayoutIndexer(validate=False, index_metadata=False)
-        layout.add_derivatives(path, parent_database_path=database_dir, validate=False, indexer=indexer)
+    try:
+        layout = BIDSLayout(bids_dir, validate=False, indexer=indexer, database_path=database_dir)
+        for path in derivatives:
+            if not Path(path, 'dataset_description.json').is_file():  # names of its own: see `tool_outputs`
+                continue
+            indexer = BIDSLayoutIndexer(validate=False, index_metadata=False)
+            layout.add_derivatives(path, parent_database_path=database_dir, validate=False, indexer=indexer)
+    except PermissionError as error:
+        raise UsageError(f'{error.filename} cannot be read by user {os.geteuid()}: {error.strerror}') from None
     return layout
 
 
@@ -190,6 +200,7 @@ def find_inputs(
         return layout.get(**(query | filters.get(suffix.lower(), {})))
 
     roots = {name: Path(path).resolve() for name, path in derivatives.items()}
+    layout = ForEachSubject(layout, participant_labels)
     found = {}
     for subject in participant_labels or subjects:
         t1w_images = images_of(subject, 'T1w')
@@ -206,6 +217,23 @@ def find_inputs(
             pair(image, images, masks, others, segmentations, layout, roots, needs_mask, tool_files) for image in images
         ]
     return found
+
+
+class ForEachSubject:
+    """An index that is asked once for all participants: hundreds of questions, one for each, take pybids minutes."""
+
+    def __init__(self, layout, participant_labels=None):
+        self.layout, self.root, self.answers = layout, layout.root, {}
+        self.chosen = {'subject': list(participant_labels)} if participant_labels else {}
+
+    def get(self, subject, **query):
+        """As `BIDSLayout.get`, the files of one participant."""
+        key = repr(sorted(query.items()))
+        if key not in self.answers:
+            self.answers[key] = {}
+            for file in self.layout.get(**self.chosen, **query):
+                self.answers[key].setdefault(file.get_entities().get('subject'), []).append(file)
+        return self.answers[key].get(subject, [])
 
 
 MASK_KINDS = ('mask', 'roi', 'dseg', 'probseg')  # the plainest first: of two in a folder, it is taken
@@ -610,6 +638,8 @@ def write_bytes(path, data):
         with open(temporary, 'xb') as file:  # x: not through a link that lies there
             file.write(data)
         os.replace(temporary, path)
+    except OSError as error:  # a full disk names no file, or the temporary one
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -893,11 +923,42 @@ def hash_run(inputs, options, weights_sha256, version):
     digest = hashlib.sha256(
         json.dumps([options, weights_sha256, version, inputs.relative_path], sort_keys=True).encode()
     )
-    segmentation = inputs.segmentation.files if inputs.segmentation else ()
-    optional = [path for path in (inputs.flair_file, *segmentation) if path]
-    for path in (inputs.image_file, inputs.lesion_mask_file, inputs.tissue_file, inputs.brain_mask_file, *optional):
+    for path in input_files(inputs):
         digest.update(path.read_bytes() if path else b'none')
     return digest.hexdigest()
+
+
+def input_files(inputs):
+    """Files that a result depends on: list of path, or None for those of the first four that there are not."""
+    segmentation = inputs.segmentation.files if inputs.segmentation else ()
+    optional = [path for path in (inputs.flair_file, *segmentation) if path]
+    return [inputs.image_file, inputs.lesion_mask_file, inputs.tissue_file, inputs.brain_mask_file, *optional]
+
+
+def check_files(inputs):
+    """Raise ValueError if a file of an image cannot be read; see `check_content`."""
+    for path in filter(None, input_files(inputs)):
+        check_content(path)
+
+
+def check_content(path):
+    """Raise ValueError, with a sentence that names it, if a file has no content here or cannot be read.
+
+    DataLad and git-annex leave a link to nowhere, or a file that holds the path of its content, until that is fetched.
+    """
+    path = Path(path)
+    try:
+        with open(path, 'rb') as file:
+            is_pointer = file.read(len(ANNEX_POINTER)) == ANNEX_POINTER
+    except FileNotFoundError:
+        if not path.is_symlink():
+            raise ValueError(f'{path} is not a file') from None
+        is_pointer = True
+    except OSError as error:
+        raise ValueError(f'{path} cannot be read by user {os.geteuid()}: {error.strerror}') from None
+    if is_pointer:
+        kind = f'a link to {os.readlink(path)}, which is not there' if path.is_symlink() else 'a pointer of git-annex'
+        raise ValueError(f'{path} is {kind}: fetch its content, with DataLad by: datalad get {shlex.quote(str(path))}')
 
 
 def seed_of(inputs, random_seed):
@@ -924,7 +985,10 @@ def note_crash(error, name, subject, run_id, output_dir):
     """Write the traceback of the current exception to the participant's log; return the error as one line."""
     sentence = in_words(error)
     logger.error('%s: %s', name, sentence)
-    write_bytes(log_dir(output_dir, subject, run_id) / f'crash-{name}.txt', traceback.format_exc().encode())
+    try:
+        write_bytes(log_dir(output_dir, subject, run_id) / f'crash-{name}.txt', traceback.format_exc().encode())
+    except OSError as failure:  # a full disk, perhaps
+        logger.error('%s: the crash file cannot be written: %s', name, failure)
     return sentence
 
 

@@ -111,7 +111,7 @@ def conclude(statuses, options, derivatives):
     if set(statuses.values()) <= {layout.NO_MASK, layout.DONOR, NO_IMAGE} and options.mode == 'synth':
         logger.error('nothing to do: no %s with a T1w in %s', ' or '.join(options.modalities), options.bids_dir)
         return NOTHING_TO_DO
-    if set(statuses.values()) <= {layout.NO_MASK}:
+    if set(statuses.values()) <= {layout.NO_MASK, NO_IMAGE}:
         logger.error(
             'nothing to do: no %s with a lesion mask in %s (looked for label-%s_mask in %s)',
             ' or '.join(options.modalities),
@@ -171,7 +171,11 @@ def run_participant(subject, images, models, engines, donor, run_id, options):
         return status
     except Exception as error:
         message = layout.note_crash(error, 'report', subject, run_id, options.output_dir)
-        layout.write_status(options.output_dir, subject, run_id, {'status': 'failed', 'images': 0, 'message': message})
+        status = {'status': 'failed', 'images': 0, 'message': message}
+        try:
+            layout.write_status(options.output_dir, subject, run_id, status)
+        except OSError as failure:  # the disk is full
+            logger.error('sub-%s: its status cannot be written: %s', subject, failure)
         return 'failed'
 
 
@@ -212,6 +216,7 @@ def run_image(image, models, run_id, options):
 def fill_image(image, model, options):
     """Fill one image and write its derivatives, unless they are there from the same input and options."""
     image = inputs.settle(image)
+    layout.check_files(image)
     result_options = options.of_result(image.modality)
     run_hash = layout.hash_run(image, result_options, model.sha256, options.version)
     if layout.is_finished(options.output_dir, image, run_hash, options.n_samples):
@@ -298,7 +303,7 @@ def finish(subject, results, run_id, options):
         pages.append(page)
     statuses = [page['status'] for page in pages]
     done = ('failed', 'filled', 'synthesized', 'copied', layout.DONOR)
-    nothing = layout.NO_MASK if options.mode == 'fill' else NO_IMAGE
+    nothing = layout.NO_MASK if results and options.mode == 'fill' else NO_IMAGE
     status = next((s for s in done if s in statuses), nothing)
     message = status_message(pages, set(options.modalities) - {image.modality for image, _, _ in results})
     report.write_participant(

@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.processing import resample_from_to
 
+SPIKE = 10  # times the 99th percentile of what is positive
 SIZE_TOLERANCE_MM = 0.005  # a voxel that differs from 1 mm by less over 200 voxels shifts by less than one voxel
 
 
@@ -46,6 +47,20 @@ def white_matter_scaling(image, wm_mask):
     if not median > 0:
         raise ValueError(f'white matter has median {median:g} in {int(wm_mask.sum())} voxels, expected a positive one')
     return Scaling(slope=1.5 / median, intercept=-1.0)
+
+
+def without_spikes(image):
+    """An image, bounded where a voxel is far brighter or darker than any tissue: interpolation would spread it.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float array
+    """
+    positive = image[image > 0]
+    if not len(positive):
+        return image
+    bound = SPIKE * np.percentile(positive[:: max(1, len(positive) // 1_000_000)], 99)
+    return np.clip(image, -bound, bound)
 
 
 def working_grid(img):

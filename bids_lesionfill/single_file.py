@@ -35,8 +35,11 @@ def build_parser():
 def check(arguments):
     """What is wrong with the paths, in a sentence; empty if nothing is."""
     for path in (arguments.image, arguments.mask, arguments.t1w):
-        if path is not None and not path.is_file():
-            return f'{path} is not a file'
+        try:
+            if path is not None:
+                layout.check_content(path)
+        except ValueError as error:
+            return f'{error}'
     for path in (arguments.out, arguments.used_mask):
         if path is None:
             continue
@@ -59,21 +62,19 @@ def main(argv):
     if wrong:
         logger.error('%s', wrong)
         return USAGE
-    import nibabel as nib
-
-    from . import fill
+    from . import fill, inputs
 
     try:
         filling = fill.fill(
-            nib.load(arguments.image),
-            nib.load(arguments.mask),
-            tissue_img=nib.load(arguments.t1w) if arguments.t1w else None,
+            inputs.open_image(arguments.image),
+            inputs.open_image(arguments.mask),
+            tissue_img=inputs.open_image(arguments.t1w) if arguments.t1w else None,
             model=arguments.model or ('fill-FLAIR' if arguments.t1w else 'fill-T1w'),
             dilate=arguments.dilate,
             device=arguments.device,
             seed=arguments.random_seed,
         )
-    except (ValueError, OSError, nib.filebasedimages.ImageFileError) as error:
+    except (ValueError, OSError) as error:
         logger.error('%s', error)
         return FAILED
     save(filling.filled_img, arguments.out)

@@ -92,11 +92,17 @@ def classify(t1w, brain_mask, lesion_mask, max_voxels=60_000):
     """
     from sklearn.mixture import GaussianMixture
 
+    healthy_mask = brain_mask & ~lesion_mask
+    if healthy_mask.sum() < 100:
+        raise ValueError(
+            f'{healthy_mask.sum()} of {brain_mask.sum()} voxels of the brain are outside the lesion mask, expected most'
+        )
     corrected = correct_bias(t1w, brain_mask)
-    healthy = corrected[brain_mask & ~lesion_mask].reshape(-1, 1)
+    healthy = corrected[healthy_mask]
     healthy = healthy[(healthy > 0) & (healthy < np.percentile(healthy, 99.8))].reshape(-1, 1)
-    if len(healthy) < 100:
-        raise ValueError(f'brain mask holds {len(healthy)} voxels outside the lesions, expected a brain')
+    dark, bright = np.percentile(t1w[healthy_mask], (5, 95))
+    if len(healthy) < 100 or bright < 1.05 * dark:
+        raise ValueError('the brain has no contrast, expected a T1w image with fluid, grey and white matter')
     sample = healthy[:: max(1, len(healthy) // max_voxels)].astype(np.float64)
     for _ in range(MAX_REFITS):
         start = np.percentile(sample, (8, 45, 85)).reshape(-1, 1)

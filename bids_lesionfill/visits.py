@@ -6,7 +6,6 @@ import time
 from dataclasses import replace
 from functools import cached_property
 
-import nibabel as nib
 import numpy as np
 
 from . import fill, inputs, layout, progress, registration, synth, weights
@@ -69,6 +68,7 @@ def run_image(visit, image, variant, desc, models, run_id, options):
 
 def synthesize_image(visit, image, variant, desc, model, options):
     """Paint new lesions into one image and write its derivatives, unless they are there from the same input."""
+    layout.check_files(image)
     image, files = inputs.settle(image), layout.synth_files(options.output_dir, image, desc)
     result_options = options.of_result(image.modality) | {'variant': variant} | visit.fingerprint
     run_hash = layout.hash_run(image, result_options, model.sha256, options.version)
@@ -79,7 +79,7 @@ def synthesize_image(visit, image, variant, desc, model, options):
     anatomy, new, old_img = visit.seen_from(image, variant)
     with progress.of_sampling(f'{image.name} desc-{desc}') as report_tiles:
         synthesis = synth.paint(
-            nib.load(image.image_file),
+            inputs.open_image(image.image_file),
             anatomy,
             new,
             model,
@@ -121,14 +121,14 @@ class Visit:
     @cached_property
     def anatomy(self):
         """See `synth.look_at`."""
-        first, t1w_img = self.first, nib.load(self.first.t1w_file)
+        first, t1w_img = self.first, inputs.open_image(self.first.t1w_file)
         tissue_seg_img, source, notes = inputs.load_segmentation(first.segmentation, t1w_img)
         for note in notes:
             logger.warning('%s: %s', first.name, note)
         anatomy = synth.look_at(
             t1w_img,
             self.old_lesions(first),
-            nib.load(first.brain_mask_file) if first.brain_mask_file else None,
+            inputs.open_brain_mask(first),
             self.options.mask_threshold,
             tissue_seg_img,
         )
@@ -145,10 +145,10 @@ class Visit:
     def mask_img(self):
         """The mask that was given, or another patient's."""
         if self.options.new_mask_file:
-            return nib.load(self.options.new_mask_file)
+            return inputs.open_image(self.options.new_mask_file)
         donor = inputs.settle(self.donor)
         lesions_img = inputs.lesions_of(donor, to_t1w=inputs.way_to_t1w(donor)[0])
-        return synth.borrow(nib.load(donor.t1w_file), lesions_img, self.anatomy)
+        return synth.borrow(inputs.open_image(donor.t1w_file), lesions_img, self.anatomy)
 
     @property
     def source(self):

@@ -18,7 +18,7 @@ MAY_IMPORT = {
         *('config', 'group', 'layout', 'participant', 'raw_layout', 'thickness', 'tool_outputs', 'validation'),
         *('weights', 'workflow'),
     },
-    'single_file': {'fill', 'layout'},
+    'single_file': {'fill', 'inputs', 'layout'},
     # stories
     'participant': {
         *('boilerplate', 'fill', 'inputs', 'layout', 'progress', 'raw_layout', 'registration', 'report'),
@@ -27,7 +27,7 @@ MAY_IMPORT = {
     },
     'group': {'group_page', 'layout', 'reproducibility', 'thickness'},
     'workflow': {'layout', 'participant', 'progress'},
-    'inputs': {'fill', 'masks', 'preprocess', 'registration', 'segmentations'},
+    'inputs': {'fill', 'layout', 'masks', 'preprocess', 'registration', 'segmentations'},
     'fill': {'inpaint', 'masks', 'preprocess', 'tissues', 'verdict', 'weights'},
     'visits': {'fill', 'inputs', 'layout', 'progress', 'registration', 'synth', 'weights'},
     'synth': {

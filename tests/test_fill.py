@@ -157,7 +157,12 @@ def test_labels_above_one_are_lesions(phantom):
         nib.Nifti1Image(np.zeros((4, 4, 4, 2), np.float32), np.eye(4)),
         nib.Nifti1Image(np.zeros((4, 4), np.float32), np.eye(4)),
         nib.Nifti1Image(np.zeros((4, 4, 4), np.complex64), np.eye(4)),
-        SimpleNamespace(shape=(4, 4, 4), affine=np.diag([0, 1, 1, 1]), get_data_dtype=lambda: np.dtype('f4')),
+        SimpleNamespace(
+            shape=(4, 4, 4),
+            affine=np.diag([0, 1, 1, 1]),
+            get_data_dtype=lambda: np.dtype('f4'),
+            get_filename=lambda: None,
+        ),
     ],
     ids=['two volumes', '2D', 'complex', 'flat affine'],
 )

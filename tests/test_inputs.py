@@ -322,6 +322,18 @@ def test_a_mask_on_the_grid_of_the_t1w_needs_no_flair(visit):
 
 
 @pytest.mark.parametrize('mask_space', ['FLAIR', 'T1w'])
+def test_a_flair_that_datalad_did_not_fetch_is_asked_for_only_where_it_is_needed(visit, mask_space):
+    _, image = visit(TURN, mask_space)
+    image.flair_file.unlink()
+    image.flair_file.symlink_to('nowhere')
+    if mask_space == 'T1w':
+        assert inputs.settle(image).flair_file is None
+        return
+    with pytest.raises(ValueError, match='FLAIR.nii.gz is a link to nowhere, which is not there: .* datalad get'):
+        inputs.settle(image)
+
+
+@pytest.mark.parametrize('mask_space', ['FLAIR', 'T1w'])
 def test_of_a_flair_that_lies_elsewhere_the_t1w_comes_to_it(visit, mask_space):
     phantom, image = visit(TURN, mask_space)
     flair = replace(image, image_file=image.flair_file, tissue_file=image.image_file, flair_file=None,

@@ -274,3 +274,17 @@ def test_higher_threshold_gives_a_smaller_mask(phantom):
     low, high = (preprocess.conform_mask(phantom.lesion_mask_img, target, threshold=t) for t in (0.1, 0.9))
     assert not (high & ~low).any()
     assert 0 < high.sum() < low.sum()
+
+
+# Spikes
+
+
+def test_spikes_are_bounded_and_tissue_is_left_as_it_is(phantom):
+    assert preprocess.without_spikes(phantom.t1w).tobytes() == phantom.t1w.tobytes()
+    spiky = phantom.t1w.copy()
+    spiky[20, 10, 14], spiky[0, 0, 0] = 1e8, -1e8
+    bounded = preprocess.without_spikes(spiky)
+    changed = bounded != spiky
+    assert changed.sum() == 2
+    assert np.abs(bounded[changed]).max() < 10 * 900
+    assert not preprocess.without_spikes(np.zeros((3, 3, 3), np.float32)).any()
