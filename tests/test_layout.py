@@ -327,7 +327,7 @@ def test_written_file_is_whole_and_leaves_nothing_else(tmp_path):
 
 def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     layout.write_bytes(tmp_path / 'b.txt', b'old')
-    monkeypatch.setattr(layout.os, 'replace', lambda *_: (_ for _ in ()).throw(OSError('disk full')))
+    monkeypatch.setattr(layout.os, 'replace', lambda *_: (_ for _ in ()).throw(OSError(28, 'disk full')))
     with pytest.raises(OSError, match='disk full'):
         layout.write_bytes(tmp_path / 'b.txt', b'new')
     assert (tmp_path / 'b.txt').read_bytes() == b'old'
