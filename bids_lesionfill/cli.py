@@ -735,6 +735,7 @@ def read_filters(path):
     except (OSError, ValueError) as error:
         raise UsageError(f'--bids-filter-file {path} cannot be read as JSON: {error}') from None
     known = ('t1w', 'flair', 'lesion_mask', 'tissue')
+    check_filters(content, known, path)
     ignored = sorted(set(content) - set(known))
     if ignored:
         logger.info('keys %s of %s are ignored', ignored, path)
@@ -742,6 +743,18 @@ def read_filters(path):
     if content.get('tissue', {}) is None:  # no segmentation is to be used at all
         return read_keys(content, known[:3], special) | {'tissue': None}
     return read_keys(content, known, special)
+
+
+def check_filters(content, known, path):
+    """Raise UsageError if a filter file is none, or would let one participant's images count as another's."""
+    if not isinstance(content, dict):
+        raise UsageError(f'--bids-filter-file {path} holds {content!r:.60}, expected an object with keys {known}')
+    for key in set(content) & set(known):
+        if not isinstance(content[key], dict) and not (key == 'tissue' and content[key] is None):
+            raise UsageError(f'--bids-filter-file {path}: {key} is {content[key]!r:.60}, expected an object of entities')
+        for entity, flag in {'subject': '--participant-label', 'scope': '--derivatives'}.items():
+            if entity in (content[key] or {}):
+                raise UsageError(f'--bids-filter-file {path}: {key} has {entity}, which is not for filters; use {flag}')
 
 
 def read_keys(content, known, special):

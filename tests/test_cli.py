@@ -8,6 +8,7 @@ import pytest
 from bids_examples import write_description
 
 from bids_lesionfill import cli, weights
+from bids_lesionfill.layout import UsageError
 
 ROOT = Path(__file__).parent.parent
 
@@ -164,6 +165,20 @@ def test_derivative_named_twice_is_refused(bids_dir, tmp_path, caplog):
     arguments = ['-d', str(tmp_path / 'a'), str(tmp_path / 'a')]
     assert cli.main([str(bids_dir), str(tmp_path / 'o'), 'participant', *arguments]) == cli.USAGE
     assert 'twice' in caplog.text
+
+
+@pytest.mark.parametrize(('content', 'words'), [
+    ('[1]', r'holds \[1\], expected an object'),
+    ('{"t1w": null}', 't1w is None, expected an object of entities'),
+    ('{"flair": ["a"]}', r"flair is \['a'\], expected an object of entities"),
+    ('{"t1w": {"subject": "02"}}', 't1w has subject, which is not for filters; use --participant-label'),
+    ('{"lesion_mask": {"scope": "x"}}', 'lesion_mask has scope, which is not for filters; use --derivatives'),
+])  # fmt: skip
+def test_filter_file_that_is_none_or_goes_too_far_is_refused(tmp_path, content, words):
+    path = tmp_path / 'filters.json'
+    path.write_text(content)
+    with pytest.raises(UsageError, match=words):
+        cli.read_filters(path)
 
 
 def test_filter_file_knows_null_and_any(tmp_path):
