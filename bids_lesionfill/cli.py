@@ -751,7 +751,7 @@ def check_filters(content, known, path):
         raise UsageError(f'--bids-filter-file {path} holds {content!r:.60}, expected an object with keys {known}')
     for key in set(content) & set(known):
         if not isinstance(content[key], dict) and not (key == 'tissue' and content[key] is None):
-            raise UsageError(f'--bids-filter-file {path}: {key} is {content[key]!r:.60}, expected an object of entities')
+            raise UsageError(f'--bids-filter-file {path}: {key} is {content[key]!r:.60}, expected entities in braces')
         for entity, flag in {'subject': '--participant-label', 'scope': '--derivatives'}.items():
             if entity in (content[key] or {}):
                 raise UsageError(f'--bids-filter-file {path}: {key} has {entity}, which is not for filters; use {flag}')

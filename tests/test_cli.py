@@ -169,8 +169,8 @@ def test_derivative_named_twice_is_refused(bids_dir, tmp_path, caplog):
 
 @pytest.mark.parametrize(('content', 'words'), [
     ('[1]', r'holds \[1\], expected an object'),
-    ('{"t1w": null}', 't1w is None, expected an object of entities'),
-    ('{"flair": ["a"]}', r"flair is \['a'\], expected an object of entities"),
+    ('{"t1w": null}', 't1w is None, expected entities in braces'),
+    ('{"flair": ["a"]}', r"flair is \['a'\], expected entities in braces"),
     ('{"t1w": {"subject": "02"}}', 't1w has subject, which is not for filters; use --participant-label'),
     ('{"lesion_mask": {"scope": "x"}}', 'lesion_mask has scope, which is not for filters; use --derivatives'),
 ])  # fmt: skip
