@@ -648,7 +648,7 @@ def write_bytes(path, data):
         temporary.write_bytes(data)
         os.replace(temporary, path)
     except OSError as error:  # a full disk names no file, or the temporary one
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        raise OSError(error.errno, error.strerror or f'{error}', str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
