@@ -219,11 +219,23 @@ def find_inputs(
     return found
 
 
+@dataclass(frozen=True)
+class IndexedFile:
+    """A file of the index with its entities, for which pybids asks its database at each call."""
+
+    path: str
+    filename: str
+    entities: dict
+
+    def get_entities(self):
+        return self.entities
+
+
 class ForEachSubject:
     """An index that is asked once for all participants: hundreds of questions, one for each, take pybids minutes."""
 
     def __init__(self, layout, participant_labels=None):
-        self.layout, self.root, self.answers = layout, layout.root, {}
+        self.layout, self.root, self.answers, self.files = layout, layout.root, {}, {}
         self.chosen = {'subject': list(participant_labels)} if participant_labels else {}
 
     def get(self, subject, **query):
@@ -232,7 +244,10 @@ class ForEachSubject:
         if key not in self.answers:
             self.answers[key] = {}
             for file in self.layout.get(**self.chosen, **query):
-                self.answers[key].setdefault(file.get_entities().get('subject'), []).append(file)
+                if file.path not in self.files:
+                    self.files[file.path] = IndexedFile(file.path, file.filename, dict(file.get_entities()))
+                file = self.files[file.path]
+                self.answers[key].setdefault(file.entities.get('subject'), []).append(file)
         return self.answers[key].get(subject, [])
 
 
@@ -639,7 +654,7 @@ def write_bytes(path, data):
             file.write(data)
         os.replace(temporary, path)
     except OSError as error:  # a full disk names no file, or the temporary one
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        raise OSError(error.errno, error.strerror or f'{error}', str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
