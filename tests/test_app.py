@@ -365,7 +365,7 @@ def test_promise_5_every_number_of_a_flair_is_explained(flair_dataset, run_modal
 
 @pytest.mark.parametrize(('content', 'words'), [
     (b'not an image', 'sub-01_T1w.nii.gz'),
-    (nib.Nifti1Image(np.ones((9, 9, 9, 3), np.float32), np.eye(4)), 'T1w has shape'),
+    (nib.Nifti1Image(np.ones((9, 9, 9, 3), np.float32), np.eye(4)), 'T1w sub-01_T1w.nii.gz has shape'),
     (nib.Nifti1Image(np.ones((9, 9, 9), np.float32), nib.affines.from_matvec(np.eye(3), [500] * 3)), 'expected a head'),
 ], ids=['no NIfTI', 'three volumes', 'elsewhere'])  # fmt: skip
 def test_promise_6_unusable_t1w_of_a_flair_gives_one_clear_sentence(

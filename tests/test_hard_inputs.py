@@ -412,7 +412,7 @@ def test_a_folder_that_may_not_be_read_is_named(open_folder, run, caplog):
     assert 'Traceback' not in caplog.text
 
 
-def test_output_in_the_raw_data_is_refused_and_in_its_derivatives_it_is_not_read_again(open_folder, run, caplog):
+def test_output_in_the_raw_data_is_refused(open_folder, run, caplog):
     data = open_folder / 'data'
     assert run(data / 'out') == cli.USAGE
     assert f'is in BIDS_DIR, where it would be read as raw data; use for example {data}/derivatives' in caplog.text
