@@ -40,7 +40,7 @@ def test_every_option_and_exit_code_is_on_the_page_of_options(hooks):
 def test_options_that_a_page_names_exist(name):
     known = options_of(cli.build_parser()) | options_of(single_file.build_parser())
     foreign = {'--array', '--cpus-per-task', '--time', '--output', '--cleanenv', '--containall', '--dependency', '--t1',
-               '--sid', '--sd', '--lesion', '--plan', '--fsaparc'}  # fmt: skip
+               '--sid', '--sd', '--lesion', '--lesion_mask', '--plan', '--fsaparc'}  # fmt: skip
     for option in re.findall(r'(?<![\w-])--[a-z][a-z0-9_-]+', (DOCS / name).read_text()):
         assert option in known | foreign, option
 
