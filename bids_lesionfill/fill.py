@@ -15,6 +15,7 @@ GEOMETRY = (  # fields of a NIfTI header
     *('sform_code', 'srow_x', 'srow_y', 'srow_z'),
 )
 SMALLEST_VOXEL_MM, LARGEST_IMAGE_MM = 0.05, 1000  # beyond, the unit is not mm, or memory would not hold it at 1 mm
+MOST_FORMS_APART_MM = 1  # rounding is far less
 HIGHEST_PROBABILITY = 1.1  # interpolation overshoots
 NO_PLACE = (
     'The header of the lesion mask says nothing of its place (sform_code and qform_code are 0): it was laid on the '
@@ -175,7 +176,7 @@ def fill(
         # On another grid a thin rim falls apart: only what still touches the mask is taken.
         used_mask = ndimage.binary_propagation(used_mask, masks.FULL_CONNECTIVITY, mask=used_mask | rim)
         hole = preprocess.conform_mask(mask_image(used_mask, plain_img), conformed_img, threshold=0.05)
-    place_notes = [NO_PLACE] if is_without_place(lesion_mask_img, image_img) else []
+    place_notes = notes_on_place(image_img, lesion_mask_img)
     info = {
         'LesionVoxelsGiven': int(given_mask.sum()),
         'LesionVoxelsUsed': int(used_mask.sum()),
@@ -349,6 +350,32 @@ def is_lesion(values, threshold=0.5, name='lesion mask'):
             'from 0 to 1'
         )
     return values >= threshold
+
+
+def notes_on_place(image_img, lesion_mask_img):
+    """What a person should know of where headers put an image and its mask: list of sentences."""
+    notes = [NO_PLACE] if is_without_place(lesion_mask_img, image_img) else []
+    for name, img in (('image', image_img), ('lesion mask', lesion_mask_img)):
+        apart_mm = forms_apart_mm(img)
+        if apart_mm > MOST_FORMS_APART_MM:
+            notes.append(
+                f'sform and qform of the {name} lie {apart_mm:.0f} mm apart: the sform is used. Other programs may '
+                'take the qform.'
+            )
+    return notes
+
+
+def forms_apart_mm(img):
+    """How far sform and qform of a NIfTI header put a corner of the image apart, at most; 0 if it has not both."""
+    if not isinstance(img, nib.Nifti1Pair) or not (img.header['sform_code'] and img.header['qform_code']):
+        return 0.0
+    try:
+        forms = img.header.get_sform(), img.header.get_qform()
+    except (ValueError, nib.spatialimages.HeaderDataError):  # a broken qform: the sform makes up for it
+        return 0.0
+    corners = [corner * (np.array(img.shape[:3]) - 1) for corner in np.ndindex(2, 2, 2)]
+    sform, qform = (nib.affines.apply_affine(form, corners) for form in forms)
+    return float(np.linalg.norm(sform - qform, axis=1).max())
 
 
 def is_without_place(img, image_img):

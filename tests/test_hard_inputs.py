@@ -233,7 +233,7 @@ ROWS = {
     'thickslices': thick_slices(),
     # images: place
     'sheared': sheared_image(),
-    'otherqform': filled_row(other_qform()),
+    'otherqform': filled_row(other_qform(), words='sform and qform of the image lie 30 mm apart: the sform is used'),
     'sformzero': filled_row(gz(P.t1w_img, sform_code=0)),
     'brokenquaternion': filled_row(gz(P.t1w_img, qform_code=0, quatern_b=3, quatern_c=np.nan)),
     'zeroaffine': failed('T1w.nii.gz has no usable affine: [[0.0, 0.0',
