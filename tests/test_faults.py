@@ -174,7 +174,7 @@ def test_out_of_memory_before_the_first_participant_is_one_sentence(dataset, mod
     def fail(*_):
         raise MemoryError
 
-    monkeypatch.setattr(participant, 'load_model', fail)
+    monkeypatch.setattr(participant, 'load_models', fail)
     code = cli.main([str(dataset()), str(tmp_path / 'out'), 'participant', '--model', str(model_dir)])
     assert code == cli.INTERNAL
     assert layout.LESS_MEMORY in caplog.text
