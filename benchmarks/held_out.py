@@ -88,7 +88,7 @@ def read_sessions(bids_dirs, modality, work_dir, n_visits=None):
 
 def crop(image_img, anatomy, margin_voxels=16):
     """Image and anatomy, cut to the brain: half of the time goes with the background."""
-    box = masks.widen(ndimage.find_objects(anatomy.brain_mask.astype(np.uint8))[0], margin_voxels)
+    box = masks.bounding_box(anatomy.brain_mask, margin_voxels)
     arrays = (getattr(anatomy, name)[box] for name in ANATOMY)
     return image_img.slicer[box], synth.Anatomy(anatomy.grid_img.slicer[box], *arrays)
 

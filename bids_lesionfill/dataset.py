@@ -185,7 +185,7 @@ def read_normal_appearing(images):
 
 def crop_to(mask, *arrays, margin_voxels=12):
     """Arrays cut to the bounding box of a mask and a margin."""
-    box = masks.widen(ndimage.find_objects(mask.astype(np.uint8))[0], margin_voxels)
+    box = masks.bounding_box(mask, margin_voxels)
     return [array[box] for array in arrays]
 
 

@@ -104,7 +104,7 @@ def scatter_lesions(tissue_seg, ventricles, shapes, rng, n_lesions, min_voxels=8
             continue
         number += 1
         labels[lesion] = number
-        taken[masks.widen(ndimage.find_objects(lesion.astype(np.uint8))[0], SEPARATION_VOXELS)] = True
+        taken[masks.bounding_box(lesion, SEPARATION_VOXELS)] = True
     if number == n_lesions:
         return labels
     raise ValueError(

@@ -19,6 +19,11 @@ def widen(box, margin_voxels):
     return tuple(slice(max(side.start - margin_voxels, 0), side.stop + margin_voxels) for side in box)
 
 
+def bounding_box(mask, margin_voxels):
+    """The box (slices) around a mask that is not empty, with a margin; see `widen`."""
+    return widen(ndimage.find_objects(mask.astype(np.uint8))[0], margin_voxels)
+
+
 def split_lesions(lesion_mask, min_voxels=1):
     """Connected lesions of a mask, each cropped to its bounding box (thesis 3.3, *Mask Generation*).
 

@@ -231,7 +231,7 @@ def borrow(t1w_img, lesion_mask_img, anatomy):
     """
     donor = look_at(t1w_img, lesion_mask_img)
     donor_brain = np.where(donor.brain_mask, donor.grid_img.get_fdata(dtype=np.float32), 0)
-    box = masks.widen(ndimage.find_objects(anatomy.brain_mask.astype(np.uint8))[0], MARGIN_VOXELS)
+    box = masks.bounding_box(anatomy.brain_mask, MARGIN_VOXELS)
     part_img = anatomy.grid_img.slicer[box]
     brain_mask = anatomy.brain_mask[box]
     t1w = part_img.get_fdata(dtype=np.float32)

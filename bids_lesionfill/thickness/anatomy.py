@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import nibabel as nib
 import numpy as np
-from scipy import ndimage
 
 from .. import deformable, masks, preprocess, registration, tissues
 from . import REGIONS as REGION_ORDER
@@ -128,7 +127,7 @@ def prepare(t1w_img, brain_mask_img=None):
             raise ValueError('the brain mask does not overlap with the image')
     else:
         brain_mask, _ = tissues.find_brain(t1w)
-    box = masks.widen(ndimage.find_objects(brain_mask.astype(np.uint8))[0], MARGIN_VOXELS)
+    box = masks.bounding_box(brain_mask, MARGIN_VOXELS)
     origin = nib.affines.apply_affine(conformed_img.affine, [side.start for side in box])
     affine = nib.affines.from_matvec(conformed_img.affine[:3, :3], origin)
     return tissues.correct_bias(t1w[box], brain_mask[box]), brain_mask[box], affine

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from scipy import ndimage
 
 from .. import deformable, masks, preprocess
 from . import Availability, Measurement, anatomy, cortex, tools
@@ -84,7 +83,7 @@ def direct(found):
     What is not cortex and lies inside counts as white matter, and the volume is cropped: time goes with voxels.
     """
     ants = deformable.import_ants()
-    box = masks.widen(ndimage.find_objects((found.ribbon > 0).astype(np.uint8))[0], MARGIN_VOXELS)
+    box = masks.bounding_box(found.ribbon > 0, MARGIN_VOXELS)
     ribbon = found.ribbon[box]
     inside = ribbon == cortex.INSIDE
     grey = np.where(ribbon == cortex.CORTEX, found.fractions[1][box], 0)
