@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from . import thickness
+from . import inpaint, thickness
 
 # What a model starts from, in words: the base of its form, see `inpaint.Form`.
 BASES = {
@@ -31,9 +31,6 @@ TOOLS = {
     'SAMSEG': 'Cerri et al., 2021',
     'LST-AI': 'Wiltgen et al., 2024',
 }
-
-
-STEPS_FOR_SEVERAL_SAMPLES = 10  # as in `fill`, whose import is heavy
 
 
 def methods_text(options, plans, versions, tools=()):
@@ -120,13 +117,12 @@ def model_words(options, plans):
         else ''
     )
     sampled = 'RePaint (Lugmayr et al., 2022)' if repaint else 'DDIM (Song et al., 2021)'
-    steps = sorted({options.num_inference_steps or plan.get('num_inference_steps', 1) for plan in plans.values()})
-    if options.n_samples > 1 and not options.num_inference_steps:
-        steps = sorted({max(n, STEPS_FOR_SEVERAL_SAMPLES) for n in steps})
+    asked, n_samples = options.num_inference_steps, options.n_samples
+    of_plans = {plan.get('num_inference_steps', 1) for plan in plans.values()}
+    steps = sorted({inpaint.choose_steps(asked, of_plan, n_samples) for of_plan in of_plans})
     kind = 'diffusion model' if repaint else 'conditional diffusion model'
     counted = ' or '.join(map(str, steps))
     return f'{kind} (Uhr, 2024; {names}),{trained} sampled by {sampled} in {counted} step{plural(steps[-1])}'
-
 
 
 def is_unconditional(plan):

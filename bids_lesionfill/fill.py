@@ -21,7 +21,6 @@ NO_PLACE = (
     'The header of the lesion mask says nothing of its place (sform_code and qform_code are 0): it was laid on the '
     'voxels of the image. Check the pictures.'
 )
-STEPS_FOR_SEVERAL_SAMPLES = 10  # one step gives the mean of all fillings, whatever the seed
 
 
 @dataclass(frozen=True)
@@ -193,11 +192,7 @@ def fill(
 
     # 4. Sample on tiles that cover the lesions.
     scaling = preprocess.white_matter_scaling(image, wm_mask & ~hole)
-    if num_inference_steps is None:
-        num_inference_steps = model.plan['num_inference_steps']
-        num_inference_steps = (
-            max(num_inference_steps, STEPS_FOR_SEVERAL_SAMPLES) if n_samples > 1 else num_inference_steps
-        )
+    num_inference_steps = inpaint.choose_steps(num_inference_steps, model.plan['num_inference_steps'], n_samples)
     seeds = [(seed + 7919 * sample) % 2**63 for sample in range(n_samples)]
     fillings = inpaint.fill_volume(
         *(scaling.apply(image), hole, wm_mask, model, num_inference_steps, seeds, device, batch_size), progress=progress
@@ -205,7 +200,8 @@ def fill(
     fillings = scaling.invert(fillings)
 
     # 5. Back to the image's grid and its stored values, inside the mask only.
-    filled = one_volume(image_img).astype(np.float64)
+    before = one_volume(image_img)
+    filled = before.astype(np.float64)
     filled[used_mask] = on_grid(image, hole, fillings.mean(axis=0), conformed_img, plain_img)[used_mask]
     sd_img = None
     if n_samples > 1:
@@ -219,12 +215,12 @@ def fill(
         'NumInferenceSteps': num_inference_steps,
         'NumSamples': n_samples,
         'Device': device,
-        'VoxelsChanged': int((filled != one_volume(image_img))[used_mask].sum()),
+        'VoxelsChanged': int((filled != before)[used_mask].sum()),
         'WhiteMatterMedian': float(1.5 / scaling.slope),
-        'WhiteMatterDeviation': deviation_of(one_volume(image_img), native_wm & ~used_mask),
+        'WhiteMatterDeviation': deviation_of(before, native_wm & ~used_mask),
     }
     filled_img = paste(image_img, filled, used_mask)
-    before, after = one_volume(image_img), one_volume(as_loaded(filled_img))
+    after = one_volume(as_loaded(filled_img))
     faint_below = verdict.FAINT_BELOW_SD * (info['WhiteMatterDeviation'] or 0)
     lesion_sign = verdict.sign(model.modality)
     lesions = describe_lesions(

@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from . import baselines, diffusion, masks
 
+STEPS_FOR_SEVERAL_SAMPLES = 10  # one step gives the mean of all fillings, whatever the seed
 CLIP = 2.0  # what is brighter than twice the white matter is no tissue: the bound of a sampled image
 
 
@@ -208,6 +209,13 @@ def sampler_of(model, scheduler, num_inference_steps, image, inpaint_mask, gener
         return functools.partial(diffusion.sample_ddim, **options)
     options |= {'jump_length': model.jump_length, 'jump_n_sample': model.jump_n_sample}
     return functools.partial(diffusion.sample_repaint, inpaint_mask=inpaint_mask, generator=generator, **options)
+
+
+def choose_steps(asked, of_plan, n_samples=1):
+    """How many steps a sampling takes: those asked for, or else the plan's; more for several samples, which differ."""
+    if asked is not None:
+        return asked
+    return max(of_plan, STEPS_FOR_SEVERAL_SAMPLES) if n_samples > 1 else of_plan
 
 
 def count_predictions(model, n_steps):

@@ -331,8 +331,7 @@ def paint(
 
     # 3. Sample on tiles that cover the lesions; no voxel leaves the range that the brain has anyway.
     contrast, source = contrast_volume(image, hole, anatomy, new, model)
-    if num_inference_steps is None:
-        num_inference_steps = model.plan['num_inference_steps']
+    num_inference_steps = inpaint.choose_steps(num_inference_steps, model.plan['num_inference_steps'])
     limits = limits_of(image, anatomy.brain_mask & ~hole)
     values = sample(
         image, hole, anatomy.wm_mask & ~hole, contrast, model, num_inference_steps, seed, device, batch_size, progress

@@ -70,7 +70,7 @@ MAY_IMPORT = {
     'weights': {'inpaint', 'lesion_masks', 'unet'},
     'dataset': {'inpaint', 'masks', 'preprocess', 'synthesis', 'tissues'},
     # pure
-    'boilerplate': {'thickness'},
+    'boilerplate': {'inpaint', 'thickness'},
     'inpaint': {'baselines', 'diffusion', 'masks'},
     'lesion_masks': {'masks', 'registration', 'tissues'},
     'tissues': {'masks'},
