@@ -109,6 +109,11 @@ class Options:
         return {'model': self.model_of(modality)} | {name: getattr(self, name) for name in names}
 
     @property
+    def top_dir(self):
+        """The folder that holds all that a run writes."""
+        return self.raw_dir or self.output_dir
+
+    @property
     def variants(self):
         """The `desc-` of each variant of a synthesis: `synth`, or `synth1` to `synthK`."""
         return [f'synth{n}' for n in range(1, self.n_variants + 1)] if self.n_variants > 1 else ['synth']

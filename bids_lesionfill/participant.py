@@ -65,17 +65,16 @@ def prepare(options):
     bids_layout = layout.open_layout(options.bids_dir, derivatives.values(), options.bids_database_dir)
     found = find_images(bids_layout, options, derivatives)
     donor = visits.find_donor(bids_layout, options, derivatives) if options.mask_from else None
-    layout.check_links(options.raw_dir or options.output_dir, options.bids_dir)
+    layout.check_links(options.top_dir, options.bids_dir)
     return derivatives, visits.without_donor(found, options.mask_from), donor
 
 
 @contextlib.contextmanager
 def writing(options, derivatives):
     """Write what describes the dataset, and let other runs see that this one is at work there; gives its id."""
-    top = options.raw_dir or options.output_dir
-    top.mkdir(parents=True, exist_ok=True)
-    layout.remove_leftovers(top)
-    with layout.lock(top, shared=True):
+    options.top_dir.mkdir(parents=True, exist_ok=True)
+    layout.remove_leftovers(options.top_dir)
+    with layout.lock(options.top_dir, shared=True):
         layout.write_dataset_files(
             options.output_dir, options.bids_dir, derivatives, options.version, citation_of(options)
         )

@@ -164,7 +164,7 @@ def run_node(subject, images, donor, options, run_id, **sessions):
     """What a node does, in a process of its own; nipype takes this function as text, so it imports what it needs."""
     from bids_lesionfill import layout, participant
 
-    with layout.lock(options.raw_dir or options.output_dir, shared=True):  # also when the run that started it is dead
+    with layout.lock(options.top_dir, shared=True):  # also when the run that started it is dead
         status = participant.run_all({subject: images}, donor, options, run_id)[subject]
     if status == 'failed' and options.stop_on_first_crash:
         raise RuntimeError(f'sub-{subject} failed')
@@ -177,7 +177,7 @@ def run_session_node(subject, session, images, donor, options, run_id):
 
     folder = options.output_dir / f'sub-{subject}'
     with (
-        layout.lock(options.raw_dir or options.output_dir, shared=True),
+        layout.lock(options.top_dir, shared=True),
         layout.lock(folder, shared=True),
         layout.lock(folder / f'ses-{session}' if session else folder / 'anat'),
     ):
