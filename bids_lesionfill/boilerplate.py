@@ -45,7 +45,7 @@ def methods_text(options, plans, versions, tools=()):
         Of `TOOLS`: whose results lie beside the dataset.
     """
     words = synthesis_words if options.mode == 'synth' else filling_words
-    sentences = [*words(options, plans), *tissue_words(options, tools)]
+    sentences = [*words(options, plans), *tissue_words(tools)]
     return ' '.join(sentences) + thickness.methods_text(options.thickness) + ' ' + software_words(options, versions)
 
 
@@ -142,24 +142,21 @@ def plural(number_or_items):
     return '' if number == 1 else 's'
 
 
-def tissue_words(options, tools):
+def tissue_words(tools):
     """Where brain and white matter come from, in sentences."""
     sentences = []
     if tools:
         named = ' and '.join(f'{tool} ({TOOLS[tool]})' for tool in tools)
         sentences.append(f'Lesion masks and tissue labels by {named} were used where they were there.')
-    sentences += [
+    return [
+        *sentences,
         'Brain masks were made with deepbet (Fisch et al., 2024) where none was given and images were not '
         'skull-stripped.',
         'Where no segmentation by another tool was given, white matter was found on the T1w by a mixture of three '
         'normal distributions after N4 bias correction (Tustison et al., 2010).',
+        'Where the headers of a T1w and a FLAIR did not agree, the FLAIR was registered rigidly by mutual '
+        'information (Mattes et al., 2003).',
     ]
-    if options.mode == 'fill':
-        sentences.append(
-            'Where the headers of a T1w and a FLAIR did not agree, the FLAIR was registered rigidly by mutual '
-            'information (Mattes et al., 2003).'
-        )
-    return sentences
 
 
 def software_of(options):

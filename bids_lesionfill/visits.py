@@ -68,8 +68,8 @@ def run_image(visit, image, variant, desc, models, run_id, options):
 
 def synthesize_image(visit, image, variant, desc, model, options):
     """Paint new lesions into one image and write its derivatives, unless they are there from the same input."""
-    layout.check_files(image)
     image, files = inputs.settle(image), layout.synth_files(options.output_dir, image, desc)
+    layout.check_files(image)
     result_options = options.of_result(image.modality) | {'variant': variant} | visit.fingerprint
     run_hash = layout.hash_run(image, result_options, model.sha256, options.version)
     if layout.are_written(files['synth'], files.values(), run_hash):

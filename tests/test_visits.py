@@ -287,6 +287,15 @@ def test_lesions_of_a_mask_that_is_given_are_painted_again_if_it_changes(t1w_onl
     assert np.array_equal(mask_at(out / names['new_mask']), other)
 
 
+def test_flair_that_the_t1w_does_not_need_may_be_unfetched(tmp_path, make_phantom, run):
+    head = make_phantom()
+    images = {t1w_path('01'): head.t1w_img, mask_path('01'): head.lesion_mask_img, flair_path('01'): head.t1w_img}
+    data = write_bids(tmp_path / 'data', images)
+    (data / flair_path('01')).unlink()
+    (data / flair_path('01')).symlink_to('../../.git/annex/objects/X')
+    assert run(data, tmp_path / 'out', '--modality', 'T1w', '--n-lesions', '1') == cli.OK
+
+
 @pytest.mark.parametrize('content', ['empty', 'no image'])
 def test_mask_that_cannot_be_used_gives_one_clear_sentence(t1w_only, run, tmp_path, make_phantom, content):
     head, path = make_phantom(), tmp_path / 'new.nii.gz'
