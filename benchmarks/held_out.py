@@ -261,6 +261,15 @@ def sample(session, labels, contrasts, model, seed, num_inference_steps=None, im
     return np.where(hole, np.clip(matched, *limits), image), own
 
 
+def with_halo(session, painted, labels, model):
+    """Painted lesions that fade into the white matter around, as `synth.paint` lets them; (X, Y, Z) float array."""
+    share = synth.choose_halo('auto', session.image, session.anatomy, model)
+    hole = labels > 0
+    halo = synthesis.halo(painted, hole, session.anatomy.wm_mask & ~hole, share)
+    limits = synth.limits_of(session.image, session.anatomy.brain_mask & ~hole)
+    return np.where(halo != 0, np.clip(painted + halo, *limits), painted)
+
+
 def with_interval(values, people, form, seed=0):
     """Mean and 95 % bootstrap interval, patients drawn first; one value has none."""
     if len(values) == 1:

@@ -20,8 +20,9 @@ Written by `intensity.py`, which says how. {n_lesions} new lesions ({n_cases} pa
 steps; patients are drawn first in the bootstrap (95 % intervals). Contrast: mean of the lesion minus the white matter
 around, white matter is 1.5 above the background. `slope`: least squares, obtained on asked, all patients together;
 `within patients`: each patient's means are taken off both first. `network alone`: what the network paints before the
-app shifts the mean of each lesion to what was asked for; the shift makes the slope 1 by construction, but for what is
-clipped at the brightest and darkest thousandth of the brain. Lesions of less than 30 mm3 have a slope of their own,
+app shifts the mean of each lesion to what was asked for and adds a halo. The shift makes the slope 1 by construction,
+but for what is clipped at the brightest and darkest thousandth of the brain; the halo lies in part in the white matter
+that a lesion is compared with, as that of real lesions does. Lesions of less than 30 mm3 have a slope of their own,
 since they are all edge.
 """
 
@@ -56,7 +57,8 @@ def ask(session, model, options):
         asked = held_out.app_contrasts(image, labels, quantiles, session.lesion_mask, session.anatomy.wm_mask, model)
         painted, alone = held_out.sample(session, labels, asked, model, seed, options.steps)
         of_seed[painting, seed] = painted
-        obtained, network = (held_out.contrasts_of(result, labels, wm_mask) for result in (painted, alone))
+        images = (held_out.with_halo(session, painted, labels, model), alone)
+        obtained, network = (held_out.contrasts_of(result, labels, wm_mask) for result in images)
         for lesion in numbers:
             values = painted[labels == lesion]
             row = {'name': session.name, 'lesion': lesion, 'volume_ml': len(values) / 1000, 'seed': seed}

@@ -5,7 +5,8 @@
 Contrast: local white matter minus the lesion's core (its mask eroded once, where something is left), normalised
 intensities (white matter +0.5, background -1); on FLAIR lesions are brighter, and signs are turned. Edge: the
 share of the contrast that is left at a distance from the mask's border, averaged over lesions and fitted by a Gaussian
-edge (shift and standard deviation in mm).
+edge (shift and standard deviation in mm). Halo: the share that is left in the white matter that touches the mask, the
+median of all lesions of a patient (`synthesis.halo_shares`), and the median of patients.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage, optimize, stats
 
-from bids_lesionfill import baselines, dataset, layout, masks
+from bids_lesionfill import baselines, dataset, layout, masks, synthesis
 
 
 def main():
@@ -22,7 +23,7 @@ def main():
     parser.add_argument('bids_dir', type=Path, nargs='+')
     parser.add_argument('--modality', choices=['T1w', 'FLAIR'], default='T1w')
     options = parser.parse_args()
-    contrasts, profiles = [], []
+    contrasts, profiles, halos = [], [], {}
     distances = np.arange(-2.5, 5)
     images = [image for bids_dir in options.bids_dir for image in layout.find_patients(bids_dir, options.modality)]
     for subject, *files in images:
@@ -49,7 +50,10 @@ def main():
             subject, len(found), 'lesions, contrast quartiles', np.round(np.percentile(found, (5, 25, 50, 75, 95)), 3)
         )
         contrasts += found
+        halos.setdefault(subject, []).append(np.median(synthesis.halo_shares(image, lesion_mask, wm_mask)))
     print('all', np.round(np.percentile(contrasts, (5, 10, 25, 50, 75, 90, 95)), 3))
+    of_patients = {subject: float(round(np.mean(shares), 2)) for subject, shares in halos.items()}
+    print('halo', of_patients, 'median', round(np.median(list(of_patients.values())), 2))
     profile = np.nanmean(profiles, axis=0)
     print('profile', dict(zip(distances.tolist(), np.round(profile, 2).tolist())), len(profiles), 'lesions')
     (shift, deviation), _ = optimize.curve_fit(

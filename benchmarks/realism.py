@@ -25,7 +25,8 @@ GROUPS = ('intensity', 'border', 'texture')
 REAL, UNALTERED, BACK = 'real', 'unaltered white matter', ', put back'
 NOTES = """\
 Written by `realism.py`, which says how. {n_real} real lesions of {n_people} patients; every row is a training of its
-own, on the other patients. New lesions are sampled in {steps} steps. AUC: 0.5 cannot be told apart, 1 always;
+own, on the other patients. New lesions are sampled in {steps} steps; `no halo`: without what the app adds around them.
+AUC: 0.5 cannot be told apart, 1 always;
 95 % bootstrap interval, patients drawn first. The classifier knows the mask: `intensity` is the histogram inside it
 against the white matter around, `border` the mean at each distance from its border and the gradients there,
 `texture` co-occurrence, binary patterns, and grain. `telling`: the features that alone tell the two best (AUC, turned
@@ -63,10 +64,8 @@ def describe_session(session, model, donors, options):
     painted, _ = held_out.sample(session, labels, asked[0], model, options.seed, options.steps)
     images = {
         REAL: (image, similar(session, labels)),
-        f'{model.name}, new': (
-            held_out.sample(session, labels, asked[0], model, options.seed, options.steps)[0],
-            labels,
-        ),
+        f'{model.name}, new': (held_out.with_halo(session, painted, labels, model), labels),
+        f'{model.name}, new, no halo': (painted, labels),
         'paste a real lesion, new': (held_out.paste_real(image, labels, around, donors, session.label, rng), labels),
         'constant median, soft edge, new': (held_out.paint_constant(image, labels, asked[1], edge), labels),
         'constant auto, soft edge, new': (held_out.paint_constant(image, labels, asked[0], edge), labels),

@@ -110,21 +110,22 @@ def synthetic_case(visit, variant, test_label, models, filled, options):
         rng = visit[0].generator(options.seed, variant)
         atlas = synth.find_places(visit[0].anatomy, weights.load_lesion_library())
         new = synth.draw(visit[0].anatomy, atlas, rng, 'auto', options.n_lesions, options.load_ml)
-        labels, seed, values = np.asarray(new.mask_img.dataobj), int(rng.integers(2**31)), []
-        mask = labels > 0
+        labels, seed, painted = np.asarray(new.mask_img.dataobj), int(rng.integers(2**31)), []
         for session, model in zip(visit, models):
             asked = held_out.app_contrasts(
                 session.image, labels, new.strengths, session.lesion_mask, session.anatomy.wm_mask, model
             )
-            values.append(held_out.sample(session, labels, asked, model, seed, options.steps)[0][mask])
-        np.savez_compressed(file, mask=mask, values=np.stack(values))
-        print(file.name, int(mask.sum()), flush=True)
+            lesions, _ = held_out.sample(session, labels, asked, model, seed, options.steps)
+            painted.append(held_out.with_halo(session, lesions, labels, model))
+        changed = np.any([image != session.image for image, session in zip(painted, visit)], axis=0)
+        np.savez_compressed(file, mask=labels > 0, changed=changed, values=np.stack(painted)[:, changed])
+        print(file.name, int((labels > 0).sum()), flush=True)
     channels, lesion_mask, label = case_of(visit)
     if filled:
         channels = np.stack([without_lesions(session, options) for session in visit])
         lesion_mask = np.zeros_like(lesion_mask)
     with np.load(file) as arrays:
-        channels[:, arrays['mask']] = arrays['values']
+        channels[:, arrays['changed']] = arrays['values']
         return channels, lesion_mask | arrays['mask'], label
 
 

@@ -103,8 +103,18 @@ def synthesis_words(options, plans):
         f'{options.version}, a BIDS App (Gorgolewski et al., 2017), by a pseudo-3D {model_words(options, plans)}.',
         where,
         f'Their contrast was {quantile} of that of real lesions of the same size.',
-        'Voxels outside the new lesions were left as they were.',
+        halo_words(options),
     ]
+
+
+def halo_words(options):
+    """How new lesions end, in a sentence."""
+    if options.lesion_halo == 0:
+        return 'Voxels outside the new lesions were left as they were.'
+    share = 'as much of their contrast as around the real lesions'
+    if options.lesion_halo != 'auto':
+        share = f'{100 * options.lesion_halo:g} % of their contrast'
+    return f'Outside the new lesions {share} was left in the nearest mm of white matter, fading out within 4 mm.'
 
 
 def model_words(options, plans):

@@ -71,6 +71,7 @@ class Options:
     new_mask_file: Path | None = None
     mask_from: str | None = None  # participant label
     lesion_intensity: float | str = 'auto'
+    lesion_halo: float | str = 'auto'
     second_visit: bool = False
     n_variants: int = 1
     batch_size: int = 8
@@ -105,7 +106,7 @@ class Options:
             names += ['dilate', 'rim_voxels', 'n_samples', 'lesion_labels', 'min_lesion_volume']
         else:
             names += ['n_lesions', 'lesion_load_ml', 'lesion_locations', 'mask_from', 'lesion_intensity']
-            names += ['second_visit']  # said in the sidecar
+            names += ['lesion_halo', 'second_visit']  # the second is said in the sidecar
         return {'model': self.model_of(modality)} | {name: getattr(self, name) for name in names}
 
     @property
@@ -475,6 +476,15 @@ def add_synthesis(group):
         "model's training; 1 is the brightest (T1w: darkest); auto draws one for each lesion (default: %(default)s)",
     )
     group.add_argument(
+        '--lesion-halo',
+        '--lesion_halo',
+        type=halo_share,
+        default='auto',
+        metavar='SHARE',
+        help='share (0 to 1) of the contrast that is left 1 mm outside a lesion, from where it fades out; auto: as '
+        "around the patient's own lesions; 0: no voxel outside the lesions changes (default: %(default)s)",
+    )
+    group.add_argument(
         '--new-lesions',
         '--new_lesions',
         type=positive,
@@ -548,11 +558,19 @@ def zero_or_more(text):
 
 def intensity(text):
     """`auto`, or a quantile."""
-    if text == 'auto':
-        return text
+    return text if text == 'auto' else between_0_and_1(text, 'quantile')
+
+
+def halo_share(text):
+    """`auto`, or a share of a lesion's contrast."""
+    return text if text == 'auto' else between_0_and_1(text, 'share')
+
+
+def between_0_and_1(text, what):
+    """A number from 0 to 1."""
     number = float(text)
     if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f'{text} is no quantile from 0 to 1')
+        raise argparse.ArgumentTypeError(f'{text} is no {what} from 0 to 1')
     return number
 
 
@@ -650,6 +668,7 @@ def options_of(arguments, argv):
         new_mask_file=arguments.mask,
         mask_from=arguments.mask_from and arguments.mask_from.removeprefix('sub-'),
         lesion_intensity=arguments.lesion_intensity,
+        lesion_halo=arguments.lesion_halo,
         second_visit=arguments.new_lesions is not None,
         n_variants=arguments.n_variants,
         batch_size=arguments.batch_size,
@@ -710,6 +729,7 @@ def check_synthesis(arguments):
         '--mask': arguments.mask,
         '--mask-from': arguments.mask_from,
         '--lesion-intensity': arguments.lesion_intensity if arguments.lesion_intensity != 'auto' else None,
+        '--lesion-halo': arguments.lesion_halo if arguments.lesion_halo != 'auto' else None,
         '--n-variants': arguments.n_variants if arguments.n_variants > 1 else None,
     }
     given = [name for name, value in given.items() if value is not None]

@@ -35,7 +35,8 @@ DESCRIPTIONS = {
     'desc-used': 'lesion mask that was filled: restricted to and dilated within white matter',
     'desc-synth': 'new lesions painted by a diffusion model; of a mask: all lesions, old and new. A number after synth '
     'tells variants apart',
-    'desc-synthnew': 'the new lesions alone: what differs from the original image',
+    'desc-synthnew': 'the new lesions alone',
+    'desc-synthchanged': 'the new lesions and the halo around them: what differs from the original image',
     'desc-original': 'measured on the original image',
     'desc-rerun': 'measured on the original image once more, with another seed',
 }
@@ -770,6 +771,7 @@ def synth_files(output_dir, inputs, desc='synth'):
         'synth': folder / image.replace('desc-filled', f'desc-{desc}'),
         'mask': folder / mask.replace('desc-used', f'desc-{desc}'),
         'new_mask': folder / mask.replace('desc-used', f'desc-{desc}new'),
+        'changed_mask': folder / mask.replace('desc-used', f'desc-{desc}changed'),
         'lesions': folder / lesions.replace('desc-lesions', f'desc-{desc}lesions'),
     }
 
@@ -890,7 +892,11 @@ def write_synthesis(output_dir, inputs, desc, synthesis, provenance):
     files = synth_files(output_dir, inputs, desc)
     sidecar(files['synth']).unlink(missing_ok=True)  # of an earlier run with other options: from here on it is undone
     common = {'Sources': list(inputs.sources), 'SpatialReference': inputs.sources[0]}
-    masks = {'mask': (synthesis.mask_img, 'desc-synth'), 'new_mask': (synthesis.new_mask_img, 'desc-synthnew')}
+    masks = {
+        'mask': (synthesis.mask_img, 'desc-synth'),
+        'new_mask': (synthesis.new_mask_img, 'desc-synthnew'),
+        'changed_mask': (synthesis.changed_mask_img, 'desc-synthchanged'),
+    }
     for name, (img, description) in masks.items():
         write_image(files[name], img)
         description = {'Type': 'Lesion', 'Description': DESCRIPTIONS[description]}
@@ -1052,7 +1058,7 @@ def write_dataset_files(output_dir, bids_dir, derivatives, version, citation):
         (
             f'# {APP_NAME} {version}\n\n`desc-filled`: MR images whose multiple-sclerosis lesions were filled with '
             'healthy tissue; outside the `desc-used` mask every voxel is that of the input. `desc-synth`: images with '
-            'new lesions; outside the `desc-synthnew` mask every voxel is that of the input, and the `desc-synth` mask '
+            'new lesions; outside the `desc-synthchanged` mask every voxel is that of the input, and the `desc-synth` mask '
             'holds all lesions, old and new.\nOpen `sub-*.html` to see it. '
             '`logs/CITATION.md` says how to cite; `participants.tsv` says what was done for whom.\n'
         ).encode(),

@@ -68,7 +68,8 @@ class Synthesis:
 
     synth_img: nib.Nifti1Image  # as it is to be written: stored values and the input's scaling
     mask_img: nib.Nifti1Image  # uint8, all lesions, old and new, on the image's grid
-    new_mask_img: nib.Nifti1Image  # uint8, the new ones alone: the voxels that may have changed
+    new_mask_img: nib.Nifti1Image  # uint8, the new ones alone
+    changed_mask_img: nib.Nifti1Image  # uint8, the new ones with their halo: the voxels that may have changed
     lesions: list = field(default_factory=list)  # one dict per new lesion, see `fill.describe_lesions`
     info: dict = field(default_factory=dict)  # what the sidecar says
     warnings: list = field(default_factory=list)  # sentences
@@ -85,6 +86,7 @@ def synthesize_lesions(
     lesion_load_ml=None,
     lesion_locations=tuple(tissues.PLACES),
     lesion_intensity='auto',
+    lesion_halo='auto',
     num_inference_steps=None,
     device='auto',
     seed=0,
@@ -109,6 +111,9 @@ def synthesize_lesions(
     lesion_intensity : float or 'auto'
         Quantile (0 to 1) of the contrast of lesions of the same size, the patient's own or those that the model was
         trained on: 1 is the brightest (FLAIR) or darkest (T1w). `auto` draws one for each lesion.
+    lesion_halo : float or 'auto'
+        Share (0 to 1) of the contrast that is left 1 mm outside a lesion; it fades out within 4 mm. `auto`: as
+        around the patient's own lesions; 0: nothing outside `mask_img` changes.
     num_inference_steps : int, optional
         DDIM steps; the model's default if not given.
     device : {'auto', 'cpu', 'cuda'}
@@ -117,7 +122,7 @@ def synthesize_lesions(
     Returns
     -------
     synth_img : nibabel image
-        On the grid of `image_img`, with its header; equal outside `mask_img`.
+        On the grid of `image_img`, with its header; equal outside `mask_img` and the halo around it.
     mask_img : nibabel image
         The new lesions.
 
@@ -140,7 +145,9 @@ def synthesize_lesions(
         new = draw(anatomy, atlas, rng, lesion_intensity, n_lesions, lesion_load_ml, lesion_locations)
     else:
         new = given(new_mask_img, rng, lesion_intensity)
-    painted = paint(image_img, anatomy, new, model, lesion_mask_img, num_inference_steps, seed, device)
+    painted = paint(
+        *(image_img, anatomy, new, model, lesion_mask_img, num_inference_steps, seed, device), lesion_halo=lesion_halo
+    )
     return fill.as_loaded(painted.synth_img), painted.new_mask_img
 
 
@@ -274,6 +281,7 @@ def paint(
     batch_size=8,
     mask_threshold=0.5,
     progress=None,
+    lesion_halo='auto',
 ):
     """Paint new lesions into an image of a visit.
 
@@ -297,6 +305,8 @@ def paint(
     mask_threshold : float
     progress : callable, optional
         See `inpaint.fill_volume`.
+    lesion_halo : float or 'auto'
+        See `synthesize_lesions`.
 
     Returns
     -------
@@ -338,12 +348,18 @@ def paint(
     )
     values = np.clip(values, *limits)
 
-    # 4. Back to the image's grid and its stored values, inside the new lesions only.
+    # 4. Back to the image's grid and its stored values, inside the new lesions and their halo only.
     before = fill.one_volume(image_img)
     painted = before.astype(np.float64)
     grey = fill.on_grid(scaling.invert(image), hole, scaling.invert(values), grid_img, plain_img)
-    painted[new_mask] = np.clip(grey[new_mask], *scaling.invert(limits))
-    synth_img = fill.paste(image_img, painted, new_mask)
+    painted[new_mask] = grey[new_mask]
+    halo_share = choose_halo(lesion_halo, image, anatomy, model)
+    halo = synthesis.halo(
+        *(painted, new_mask, wm_mask & ~new_mask & ~old_mask, halo_share), nib.affines.voxel_sizes(plain_img.affine)
+    )
+    changed_mask = new_mask | (halo != 0)
+    painted[changed_mask] = np.clip((painted + halo)[changed_mask], *scaling.invert(limits))
+    synth_img = fill.paste(image_img, painted, changed_mask)
     after = fill.one_volume(fill.as_loaded(synth_img))
     info = {
         'Model': model.name,
@@ -354,10 +370,11 @@ def paint(
         'LesionVoxelsOld': int(old_mask.sum()),
         'LesionVoxelsNew': int(new_mask.sum()),
         'Lesions': masks.label_lesions(new_mask)[1],
-        'VoxelsChanged': int((after != before)[new_mask].sum()),
+        'VoxelsChanged': int((after != before).sum()),
+        'HaloShare': round(halo_share, 3),
         'ContrastReference': source,
         'WhiteMatterMedian': float(1.5 / scaling.slope),
-        'WhiteMatterDeviation': fill.deviation_of(before, wm_mask & ~new_mask),
+        'WhiteMatterDeviation': fill.deviation_of(before, wm_mask & ~changed_mask),
         'BrainVolumeMl': round(float(anatomy.brain_mask.sum()) / 1000, 1),
         'NewLesionsTouchingOld': count_touching(new_mask, old_mask),
         **anatomy.info,
@@ -373,10 +390,30 @@ def paint(
         synth_img,
         fill.mask_image(old_mask | new_mask, image_img),
         fill.mask_image(new_mask, image_img),
+        fill.mask_image(changed_mask, image_img),
         lesions,
         info,
         notes + fill.warnings_of(verdict.check_synthesis(info, lesions, model.modality)),
     )
+
+
+def choose_halo(lesion_halo, image, anatomy, model, min_lesions=10):
+    """Share of the contrast that is left 1 mm outside a new lesion: as asked for, as the patient's own, or as usual.
+
+    Raises
+    ------
+    ValueError
+        If what is asked for is no share.
+    """
+    if lesion_halo != 'auto':
+        if not 0 <= lesion_halo <= 1:
+            raise ValueError(f"lesion halo is {lesion_halo}, expected a share from 0 to 1, or 'auto'")
+        return float(lesion_halo)
+    if anatomy.old_lesions.any():
+        shares = synthesis.halo_shares(image, anatomy.old_lesions & anatomy.brain_mask, anatomy.wm_mask)
+        if len(shares) >= min_lesions:
+            return float(np.clip(np.median(shares), 0, 1))
+    return synthesis.HALO_SHARES[model.modality]
 
 
 def count_touching(new_mask, old_mask):

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import ndimage
 
-from . import inpaint, masks
+from . import baselines, inpaint, masks
 
 # How much darker than the white matter around them lesions are on T1w, in units of the normalised image (white matter
 # is 1.5 above the background): percentiles over the 64 lesions of at least 20 voxels of three Ljubljana patients. And
@@ -93,6 +93,66 @@ def match_contrast(image, lesion_mask, wm_mask, contrast, edge_voxels=0.8):
     asked, share = (np.asarray(ndimage.mean(values, labels, numbers)) for values in (contrast, alpha))
     shift = np.append(0, (asked - obtained) / share)
     return (image + shift[labels] * alpha).astype(image.dtype)
+
+
+# A rater's mask ends where a lesion is about half as bright, not where the lesion ends. Share of the contrast that is left
+# one mm outside the mask, median of five patients, and how far it takes to fall by e (benchmarks/lesion_contrast.py).
+HALO_SHARES = {'FLAIR': 0.36, 'T1w': 0.19}
+HALO_LENGTH_MM, HALO_REACH_MM = 1.2, 4.0
+
+
+def halo_shares(image, lesion_mask, wm_mask, min_voxels=3, min_contrast=0.1):
+    """How much of the contrast of each lesion is left in the white matter that touches it.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float array, normalised
+    lesion_mask, wm_mask : (X, Y, Z) bool array
+        Lesions as a rater drew them; white matter outside them.
+    min_voxels, min_contrast : int, float
+        Lesions that are smaller, fainter, or touch less white matter do not count.
+
+    Returns
+    -------
+    (n,) float array
+    """
+    labels, n_lesions = masks.label_lesions(lesion_mask)
+    brighter = image - baselines.local_white_matter(image, lesion_mask, wm_mask, gap_voxels=4)
+    distance, nearest = ndimage.distance_transform_edt(~lesion_mask, return_indices=True)
+    touching = np.where((distance == 1) & wm_mask, labels[tuple(nearest)], 0)
+    counts, sums = (
+        [np.bincount(part.flat, weights, minlength=n_lesions + 1)[1:] for part in (labels, touching)]
+        for weights in (None, brighter.flat)
+    )
+    inside, outside = (total / np.maximum(count, 1) for total, count in zip(sums, counts))
+    usable = (np.minimum(*counts) >= min_voxels) & (np.abs(inside) >= min_contrast)
+    return outside[usable] / inside[usable]
+
+
+def halo(image, lesion_mask, wm_mask, share, voxel_mm=(1, 1, 1)):
+    """What is to be added around painted lesions, so that they fade into white matter as real ones do.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float array
+        With the lesions.
+    lesion_mask, wm_mask : (X, Y, Z) bool array
+        White matter outside any lesion.
+    share : float
+        Of the contrast of the lesion, 1 mm outside its mask.
+    voxel_mm : sequence of 3 floats
+        Size of the voxels.
+
+    Returns
+    -------
+    (X, Y, Z) float32 array, zero in the lesions and more than `HALO_REACH_MM` away from them
+    """
+    labels, _ = masks.label_lesions(lesion_mask)
+    contrasts = np.append(0, inpaint.contrast_of(image, lesion_mask, wm_mask)[2])
+    distance, nearest = ndimage.distance_transform_edt(~lesion_mask, sampling=voxel_mm, return_indices=True)
+    ring = wm_mask & (distance > 0) & (distance <= HALO_REACH_MM)
+    left = share * np.exp((1 - distance) / HALO_LENGTH_MM)
+    return np.where(ring, contrasts[labels[tuple(nearest)]] * np.minimum(left, 1), 0).astype(np.float32)
 
 
 def coarse_lesion(image, lesion_mask, lesion_intensities, intensity='median'):

@@ -90,6 +90,7 @@ def synthesize_image(visit, image, variant, desc, model, options):
             batch_size=options.batch_size,
             mask_threshold=options.mask_threshold,
             progress=report_tiles,
+            lesion_halo=options.lesion_halo,
         )
     synthesis.info['LesionSource'] = visit.source
     if options.second_visit:

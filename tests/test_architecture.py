@@ -85,7 +85,7 @@ MAY_IMPORT = {
     'thickness.cortex': set(),
     'thickness.segmentation': set(),
     'evaluation_cases': {'inpaint', 'masks', 'synthesis', 'tissues'},
-    'synthesis': {'inpaint', 'masks'},
+    'synthesis': {'baselines', 'inpaint', 'masks'},
     'unet': set(),
     'verdict': set(),
 }

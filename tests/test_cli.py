@@ -287,12 +287,12 @@ def test_bundled_models_of_synthesis_are_named_by_modality():
 def test_options_of_synthesis_are_taken(bids_dir, tmp_path, synth_models):
     options = parse(
         *(bids_dir, tmp_path, '--mode', 'synth', '--new-lesions', '4', '--lesion-load-ml', '1.5', '--n-variants', '3'),
-        *('--lesion-location', 'deep,juxtacortical,deep', '--lesion-intensity', '0.25'),
+        *('--lesion-location', 'deep,juxtacortical,deep', '--lesion-intensity', '0.25', '--lesion-halo', '0'),
     )
     assert (options.n_lesions, options.second_visit, options.lesion_load_ml) == (4, True, 1.5)
     assert options.variants == ['synth1', 'synth2', 'synth3']
     assert options.lesion_locations == ('deep', 'juxtacortical')
-    assert options.lesion_intensity == 0.25
+    assert (options.lesion_intensity, options.lesion_halo) == (0.25, 0)
     given = parse(bids_dir, tmp_path, '--mode', 'synth', '--mask-from', 'sub-07')
     assert given.mask_from == '07'
 
@@ -335,6 +335,7 @@ def test_options_that_contradict_each_other_are_2(bids_dir, tmp_path, caplog, sy
 
 
 @pytest.mark.parametrize(('arguments', 'words'), [
+    (['--lesion-halo', '-1'], '-1 is no share from 0 to 1'),
     (['--lesion-intensity', '1.2'], '1.2 is no quantile from 0 to 1'),
     (['--lesion-intensity', 'bright'], 'invalid intensity value'),
     (['--lesion-location', 'deep,cortical'], 'cortical is none of periventricular,juxtacortical'),

@@ -429,12 +429,14 @@ def test_names_of_a_synthesis(tmp_path, img):
         'synth': 'sub-01_ses-a_desc-synth_T1w.nii.gz',
         'mask': 'sub-01_ses-a_label-lesion_desc-synth_mask.nii.gz',
         'new_mask': 'sub-01_ses-a_label-lesion_desc-synthnew_mask.nii.gz',
+        'changed_mask': 'sub-01_ses-a_label-lesion_desc-synthchanged_mask.nii.gz',
         'lesions': 'sub-01_ses-a_desc-synthlesions_qc.tsv',
     }
     assert {name: path.name for name, path in on_flair.items()} == {
         'synth': 'sub-01_ses-a_desc-synth12_FLAIR.nii.gz',
         'mask': 'sub-01_ses-a_space-FLAIR_label-lesion_desc-synth12_mask.nii.gz',
         'new_mask': 'sub-01_ses-a_space-FLAIR_label-lesion_desc-synth12new_mask.nii.gz',
+        'changed_mask': 'sub-01_ses-a_space-FLAIR_label-lesion_desc-synth12changed_mask.nii.gz',
         'lesions': 'sub-01_ses-a_space-FLAIR_desc-synth12lesions_qc.tsv',
     }
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from bids_lesionfill import diffusion, fill, inpaint, masks, synth, synthesize_lesions, tissues, weights
+from bids_lesionfill import diffusion, fill, inpaint, masks, synth, synthesis, synthesize_lesions, tissues, weights
 
 MM = nib.affines.from_matvec(np.eye(3), (-20, -18, -15))  # 1 mm, RAS: the image's grid is the working grid
 SIGN = {'FLAIR': 1, 'T1w': -1}
@@ -110,15 +110,15 @@ def oblong(make_phantom):
 
 
 @pytest.mark.parametrize('kind', ['int16 with scaling', 'float32', '4D'])
-def test_outside_the_new_lesions_every_stored_value_is_the_same(oblong, new_mask, tiny_unet, kind):
+def test_outside_the_new_lesions_and_their_halo_every_stored_value_is_the_same(oblong, new_mask, tiny_unet, kind):
     head, anatomy = oblong
     img, model = stored_as(head, kind), build_model(unet=tiny_unet(4))
     before = img.to_bytes()
     synthesis = synth.paint(img, anatomy, lesions_at(new_mask, head.affine), model, head.lesion_mask_img, seed=3)
     assert img.to_bytes() == before
     written = nib.Nifti1Image.from_bytes(synthesis.synth_img.to_bytes())
-    painted = data_of(synthesis.new_mask_img) > 0
-    assert np.array_equal(painted, new_mask)
+    assert np.array_equal(data_of(synthesis.new_mask_img), new_mask)
+    painted = data_of(synthesis.changed_mask_img) > 0
     stored = [image.dataobj.get_unscaled() for image in (img, written)]
     assert stored[0].dtype == stored[1].dtype
     assert stored[0].shape == stored[1].shape
@@ -134,7 +134,7 @@ def test_masks_are_the_new_lesions_and_all_lesions(head, anatomy, new_mask):
     synthesis = synth.paint(image_of(head, 'FLAIR'), anatomy, lesions_at(new_mask), build_model(), head.lesion_mask_img)
     assert np.array_equal(data_of(synthesis.new_mask_img), new_mask)
     assert np.array_equal(data_of(synthesis.mask_img), new_mask | head.lesion_mask)
-    for img in (synthesis.mask_img, synthesis.new_mask_img):
+    for img in (synthesis.mask_img, synthesis.new_mask_img, synthesis.changed_mask_img):
         assert img.get_data_dtype() == np.uint8
         assert np.array_equal(img.affine, MM)
     info = synthesis.info
@@ -161,8 +161,8 @@ def test_lesions_of_the_t1w_are_painted_into_thick_slices_of_a_flair(oblong, new
     expected = data_of(head.thick_slices(new_mask)) > 0
     assert painted.shape == flair_img.shape
     assert (painted & expected).sum() > 0.9 * expected.sum()
-    after = synthesis.synth_img.get_fdata()
-    assert np.array_equal(after[~painted], flair_img.get_fdata()[~painted])
+    after, changed = synthesis.synth_img.get_fdata(), data_of(synthesis.changed_mask_img) > 0
+    assert np.array_equal(after[~changed], flair_img.get_fdata()[~changed])
     assert after[painted].mean() > 400  # white matter is 350
     assert np.array_equal(data_of(synthesis.mask_img) > 0, painted | (data_of(old_img) > 0))
 
@@ -179,21 +179,25 @@ def test_same_seed_same_bytes_and_another_seed_another_lesion_for_one_mask(head,
 # How bright
 
 
-@pytest.mark.parametrize('modality', ['FLAIR', 'T1w'])
-def test_contrast_that_is_asked_for_is_obtained(head, anatomy, new_mask, modality):
-    """With a network that adds nothing, each lesion has the quantile of the known contrasts: bright or dark."""
+@pytest.mark.parametrize(('modality', 'halo', 'tolerance'), [('FLAIR', 0, 0), ('T1w', 0, 0), ('FLAIR', 'auto', 0.05)])
+def test_contrast_that_is_asked_for_is_obtained(head, anatomy, new_mask, modality, halo, tolerance):
+    """With a network that adds nothing, each lesion has the quantile of the known contrasts: bright or dark.
+
+    A halo lies in the white matter that it is compared with, as that of real lesions does.
+    """
     for intensity, expected in ((0, 0.2), (0.5, 0.4), (0.875, 0.55)):
         new = lesions_at(new_mask, intensity=intensity)
-        synthesis = synth.paint(image_of(head, modality), anatomy, new, build_model(modality), head.lesion_mask_img)
+        arguments = (image_of(head, modality), anatomy, new, build_model(modality), head.lesion_mask_img)
+        synthesis = synth.paint(*arguments, lesion_halo=halo)
         found = contrasts_in(synthesis, anatomy, new_mask)
-        np.testing.assert_allclose(found, 3 * [SIGN[modality] * expected], atol=2e-3)
+        np.testing.assert_allclose(found, 3 * [SIGN[modality] * expected], atol=2e-3, rtol=tolerance)
     assert synthesis.info['ContrastReference'] == '5 lesions that the model was trained on'
 
 
 def test_every_lesion_has_a_contrast_of_its_own_and_that_of_its_size(head, anatomy, new_mask):
     new = replace(lesions_at(new_mask), strengths=np.array([0.0, 1.0, 0.5]))
     known = np.repeat([8.0, 36.0], 20), np.concatenate([np.linspace(0.1, 0.3, 20), np.linspace(0.4, 0.6, 20)])
-    synthesis = synth.paint(image_of(head, 'FLAIR'), anatomy, new, build_model(contrasts=known))
+    synthesis = synth.paint(image_of(head, 'FLAIR'), anatomy, new, build_model(contrasts=known), lesion_halo=0)
     labels = data_of(new.mask_img)
     assert np.bincount(labels.flat).tolist()[1:] == [8, 36, 36]
     found = contrasts_in(synthesis, anatomy, new_mask)  # numbered as in the mask: along the first axis
@@ -245,6 +249,48 @@ def test_model_that_takes_no_contrast_paints_without(head, anatomy, new_mask, ti
     assert (data_of(synthesis.synth_img) != head.flair)[new_mask].mean() > 0.9
 
 
+# Halo
+
+
+def test_lesions_fade_into_the_white_matter_around_and_nothing_else_changes(head, anatomy, new_mask):
+    paint = [image_of(head, 'FLAIR'), anatomy, lesions_at(new_mask), build_model(), head.lesion_mask_img]
+    painted = synth.paint(*paint)
+    before, after = head.flair, data_of(painted.synth_img)
+    changed = data_of(painted.changed_mask_img) > 0
+    ring = changed & ~new_mask
+    assert np.array_equal(changed, new_mask | (before != after))
+    assert head.wm_mask[ring].all()
+    assert not (ring & head.lesion_mask).any()
+    distance = ndimage.distance_transform_edt(~new_mask)
+    assert distance[ring].max() <= synthesis.HALO_REACH_MM
+    contrast = (after - before)[new_mask].mean()
+    means = [(after - before)[ring & (distance == mm)].mean() / contrast for mm in (1, 2, 3)]
+    np.testing.assert_allclose(means, [0.36, 0.16, 0.07], atol=0.02)  # of FLAIR, e-fold 1.2 mm
+
+
+def test_halo_of_zero_changes_nothing_outside_the_lesions(head, anatomy, new_mask):
+    painted = synth.paint(image_of(head, 'FLAIR'), anatomy, lesions_at(new_mask), build_model(), lesion_halo=0)
+    assert np.array_equal(data_of(painted.changed_mask_img) > 0, new_mask)
+    assert np.array_equal(data_of(painted.synth_img)[~new_mask], head.flair[~new_mask])
+
+
+def test_halo_is_the_patients_own_from_ten_lesions_on():
+    old = np.zeros((40, 36, 30), dtype=bool)
+    for number in range(12):
+        x, y = 4 + 8 * (number % 4), 5 + 10 * (number // 4)
+        old[x : x + 3, y : y + 3, 14:17] = True
+    white = np.ones_like(old)
+    image = np.where(old, 1.0, 0.5)
+    image += synthesis.halo(image, old, white & ~old, 0.5)
+    anatomy = synth.Anatomy(None, white, np.full(old.shape, tissues.WHITE_MATTER), old)
+    assert synth.choose_halo('auto', image, anatomy, build_model()) == pytest.approx(0.5, abs=0.03)
+    few = replace(anatomy, old_lesions=old & (np.arange(30) < 0))
+    assert synth.choose_halo('auto', image, few, build_model()) == synthesis.HALO_SHARES['FLAIR']
+    assert synth.choose_halo(0.2, image, anatomy, build_model()) == 0.2
+    with pytest.raises(ValueError, match='lesion halo is 1.5, expected a share from 0 to 1'):
+        synth.choose_halo(1.5, image, anatomy, build_model())
+
+
 # Unconditional models
 
 
@@ -267,8 +313,9 @@ def test_unconditional_model_keeps_what_is_outside_and_seeds_differ(head, anatom
         data_of(synth.paint(image_of(head, 'FLAIR'), anatomy, lesions_at(new_mask), model, seed=seed).synth_img)
         for seed in (1, 2)
     ]
+    outside = ndimage.distance_transform_edt(~new_mask) > synthesis.HALO_REACH_MM
     for image in images:
-        assert np.array_equal(image[~new_mask], head.flair[~new_mask])
+        assert np.array_equal(image[outside], head.flair[outside])
     assert (images[0] != images[1])[new_mask].mean() > 0.9
 
 
@@ -421,7 +468,8 @@ def test_public_function_paints_lesions_that_are_drawn(head, monkeypatch, find_t
     mask = data_of(mask_img) > 0
     assert masks.label_lesions(mask)[1] == 3
     assert not (mask & head.lesion_mask).any()
-    assert np.array_equal(synth_img.get_fdata()[~mask], flair_img.get_fdata()[~mask])
+    outside = ndimage.distance_transform_edt(~mask) > synthesis.HALO_REACH_MM
+    assert np.array_equal(synth_img.get_fdata()[outside], flair_img.get_fdata()[outside])
     assert synth_img.get_fdata()[mask].mean() > flair_img.get_fdata()[mask].mean() + 50
     again = synthesize_lesions(flair_img, head.lesion_mask_img, **arguments, lesion_intensity=0.9)
     assert synth_img.to_bytes() == again[0].to_bytes()

@@ -20,6 +20,7 @@ def names_of(subject, modality, desc='synth'):
         'synth': f'{stem}_desc-{desc}_{modality}.nii.gz',
         'mask': f'{stem}{space}_label-lesion_desc-{desc}_mask.nii.gz',
         'new_mask': f'{stem}{space}_label-lesion_desc-{desc}new_mask.nii.gz',
+        'changed_mask': f'{stem}{space}_label-lesion_desc-{desc}changed_mask.nii.gz',
         'lesions': f'{stem}{space}_desc-{desc}lesions_qc.tsv',
     }
 
@@ -107,16 +108,17 @@ def test_outputs_are_exactly_those_of_the_list(visits):
     assert listing(out) == sorted(DATASET_FILES + expected)
 
 
-def test_promise_1_outside_the_new_lesions_nothing_changes(visits):
+def test_promise_1_outside_the_new_lesions_and_their_halo_nothing_changes(visits):
     root, out, _ = visits
     for subject in ('01', '02'):
         for modality, path in (('T1w', t1w_path(subject)), ('FLAIR', flair_path(subject))):
             names = names_of(subject, modality)
             before, after = nib.load(root / path), nib.load(out / names['synth'])
-            new_mask = mask_at(out / names['new_mask'])
+            new_mask, changed_mask = (mask_at(out / names[name]) for name in ('new_mask', 'changed_mask'))
             stored = [img.dataobj.get_unscaled() for img in (before, after)]
             assert stored[0].dtype == stored[1].dtype == np.int16
-            assert stored[0][~new_mask].tobytes() == stored[1][~new_mask].tobytes()
+            assert changed_mask[new_mask].all()
+            assert stored[0][~changed_mask].tobytes() == stored[1][~changed_mask].tobytes()
             assert (stored[0] != stored[1])[new_mask].mean() > 0.9
             assert (after.dataobj.slope, after.dataobj.inter) == (before.dataobj.slope, before.dataobj.inter)
             for row in layout.read_tsv(out / names['lesions']):
