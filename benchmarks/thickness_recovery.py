@@ -56,7 +56,7 @@ def measure(t1w_img, brain_mask_img, seed, registered=None, lesion_mask=None, en
     if registered is None:
         registered = anatomy.register(t1w, brain_mask, affine, template, rng)
     found = anatomy.find_anatomy(t1w, brain_mask, affine, template, registered, np.random.default_rng([seed, 1]))
-    thickness = ants_engine.direct(found) if engine == 'ants' else cortex.projection_thickness(found.ribbon)
+    thickness = ants_engine.direct_thickness(found) if engine == 'ants' else cortex.projection_thickness(found.ribbon)
     table = anatomy.average(thickness, found)
     result = {
         'regions_mm': list(table.thickness_mm.values()),

@@ -1058,8 +1058,8 @@ def write_dataset_files(output_dir, bids_dir, derivatives, version, citation):
         (
             f'# {APP_NAME} {version}\n\n`desc-filled`: MR images whose multiple-sclerosis lesions were filled with '
             'healthy tissue; outside the `desc-used` mask every voxel is that of the input. `desc-synth`: images with '
-            'new lesions; outside the `desc-synthchanged` mask every voxel is that of the input, and the `desc-synth` mask '
-            'holds all lesions, old and new.\nOpen `sub-*.html` to see it. '
+            'new lesions; outside the `desc-synthchanged` mask every voxel is that of the input, and the `desc-synth` '
+            'mask holds all lesions, old and new.\nOpen `sub-*.html` to see it. '
             '`logs/CITATION.md` says how to cite; `participants.tsv` says what was done for whom.\n'
         ).encode(),
     )

@@ -223,7 +223,7 @@ def fill_image(image, model, options):
         return
     started = time.monotonic()
     loaded = inputs.load(image, options.mask_threshold, options.lesion_labels, options.min_lesion_volume)
-    with progress.of_sampling(image.name) as report_tiles:
+    with progress.of_parts(image.name) as report_tiles:
         filling = fill.fill(
             loaded.image_img,
             loaded.lesion_mask_img,

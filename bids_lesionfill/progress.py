@@ -8,7 +8,7 @@ import time
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-LINE_EVERY_S = 60  # of a sampling, in a log
+LINE_EVERY_S = 60  # in a log
 
 logger = logging.getLogger('bids_lesionfill')
 
@@ -32,23 +32,23 @@ def bar(n_all, name, unit):
 
 
 @contextlib.contextmanager
-def of_sampling(name):
-    """What `fill.fill` and `synth.paint` call with (tiles done, all tiles): a bar, or a line every minute.
+def of_parts(name, unit='tile'):
+    """What `fill.fill`, `synth.paint` and DiReCT call with (how many done, how many in all): a bar, or a line a minute.
 
     The bar begins with the first tiles, so that its estimate is theirs.
     """
     with contextlib.ExitStack() as stack:
-        tiles, started, said = None, 0, 0
+        units, started, said = None, 0, 0
 
         def report(n_done, n_all):
-            nonlocal tiles, started, said
-            if tiles is None:
-                tiles = stack.enter_context(bar(n_all, name, 'tile'))
+            nonlocal units, started, said
+            if units is None:
+                units = stack.enter_context(bar(n_all, name, unit))
                 started = said = time.monotonic()
-            tiles.update(n_done - tiles.n)
-            if tiles.disable and n_done < n_all and time.monotonic() - said >= LINE_EVERY_S:
+            units.update(n_done - units.n)
+            if units.disable and n_done < n_all and time.monotonic() - said >= LINE_EVERY_S:
                 said = time.monotonic()
-                logger.info('%s: %d of %d tiles%s', name, n_done, n_all, time_left(started, n_done, n_all))
+                logger.info('%s: %d of %d %ss%s', name, n_done, n_all, unit, time_left(started, n_done, n_all))
 
         yield report
 

@@ -95,8 +95,8 @@ def match_contrast(image, lesion_mask, wm_mask, contrast, edge_voxels=0.8):
     return (image + shift[labels] * alpha).astype(image.dtype)
 
 
-# A rater's mask ends where a lesion is about half as bright, not where the lesion ends. Share of the contrast that is left
-# one mm outside the mask, median of five patients, and how far it takes to fall by e (benchmarks/lesion_contrast.py).
+# A rater's mask ends where a lesion is about half as bright, not where the lesion ends. Share of the contrast that is
+# left one mm outside, median of five patients, and how far it takes to fall by e (benchmarks/lesion_contrast.py).
 HALO_SHARES = {'FLAIR': 0.36, 'T1w': 0.19}
 HALO_LENGTH_MM, HALO_REACH_MM = 1.2, 4.0
 

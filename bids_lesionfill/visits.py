@@ -77,7 +77,7 @@ def synthesize_image(visit, image, variant, desc, model, options):
         return
     started = time.monotonic()
     anatomy, new, old_img = visit.seen_from(image, variant)
-    with progress.of_sampling(f'{image.name} desc-{desc}') as report_tiles:
+    with progress.of_parts(f'{image.name} desc-{desc}') as report_tiles:
         synthesis = synth.paint(
             inputs.open_image(image.image_file),
             anatomy,

@@ -55,7 +55,10 @@ MAY_IMPORT = {
         *('fill', 'inputs', 'layout', 'preprocess', 'registration', 'reproducibility', 'thickness', 'tissues'),
     },
     'thickness.pbt': {'thickness', 'thickness.anatomy', 'thickness.cortex'},
-    'thickness.ants': {*EMBEDDED, 'deformable', 'masks', 'preprocess', 'thickness.cortex', 'thickness.tools'},
+    'thickness.ants': {
+        *(*EMBEDDED, 'masks', 'preprocess', 'progress', 'thickness.cortex', 'thickness.direct', 'thickness.tools'),
+    },
+    'thickness.direct': {'deformable'},
     'thickness.antspynet': {*EMBEDDED, 'deformable', 'preprocess'},
     'thickness.dldirect': {'thickness', 'thickness.tools'},
     'thickness.freesurfer': {'thickness', 'thickness.tools'},

@@ -50,7 +50,7 @@ def at_info(caplog):
 
 
 def sample(n_all=4):
-    with progress.bar(2, 'participants', 'participant') as bar, progress.of_sampling('sub-01_T1w') as report:
+    with progress.bar(2, 'participants', 'participant') as bar, progress.of_parts('sub-01_T1w') as report:
         for n_done in range(2, n_all + 1, 2):
             report(n_done, n_all)
         bar.update()
@@ -73,7 +73,7 @@ def test_quiet_draws_nothing_on_a_terminal(caplog):
 
 
 def test_without_a_terminal_nothing_is_drawn_and_a_slow_sampling_says_where_it_is(capsys, at_info, monkeypatch):
-    with progress.of_sampling('sub-01_T1w') as report:
+    with progress.of_parts('sub-01_T1w') as report:
         for n_done, seconds in ((1, 0), (2, 30), (3, 70), (4, 80)):
             monkeypatch.setattr(progress.time, 'monotonic', lambda: seconds)  # noqa: B023
             report(n_done, 10)

@@ -254,7 +254,11 @@ def test_pbt_gives_equal_bytes_twice_and_ants_works_on_the_same_segmentation(tmp
     box = tuple(slice(n // 2 - 12, n // 2 + 12) for n in first.ribbon.shape)
     part = anatomy.Anatomy(first.fractions[(slice(None), *box)], first.tissue_seg[box], first.ribbon[box],
                            first.regions[box], affine, {})  # fmt: skip
-    thickness_voxels = ants.direct(part)
+    reports = []
+    thickness_voxels = ants.direct_thickness(part, tmp_path, lambda *report: reports.append(report))
+    assert reports[0] == (1, ants.N_ITERATIONS)
+    assert reports == sorted(reports)
+    assert not list(tmp_path.iterdir())
     assert thickness_voxels.shape == part.ribbon.shape
     assert 0 < thickness_voxels[part.ribbon == CORTEX].mean() < 12
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bids_lesionfill import thickness
-from bids_lesionfill.thickness import ants, antspynet, dldirect, freesurfer, tools
+from bids_lesionfill.thickness import ants, antspynet, direct, dldirect, freesurfer, tools
 
 
 def stats_text(mean_mm=2.46, regions=thickness.REGION_NAMES, thick=2.5):
@@ -129,6 +129,13 @@ def test_result_of_another_model_is_refused():
         dldirect.read_result(['SUBJECT,lh-G_cuneus', 'sub-01,2.0'])
     with pytest.raises(ValueError, match='0 rows'):
         dldirect.read_result(result_text().splitlines()[:1])
+
+
+def test_direct_that_fails_says_why_and_leaves_nothing(tmp_path):
+    nothing = np.zeros((12, 12, 12))
+    with pytest.raises(RuntimeError, match='(?s)DiReCT ended with 1: .*failed to compute thickness'):
+        direct.estimate(nothing, nothing, nothing, 2, 0.1, 1.5, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_dldirect_is_called_with_files_of_its_own_and_its_failure_is_told(tmp_path, monkeypatch):

@@ -14,19 +14,22 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from .. import deformable, masks, preprocess
-from . import Availability, Measurement, anatomy, cortex, tools
+from .. import masks, preprocess, progress
+from . import Availability, Measurement, anatomy, cortex, direct, tools
 
 logger = logging.getLogger('bids_lesionfill')
 
-N_ITERATIONS, STEP, SMOOTHING = 45, 0.025, 1.5  # as ANTs and DL+DiReCT; fewer do not converge
+# ANTs and DL+DiReCT take 45 iterations with a step of 0.025: the smoothing then holds the surface back long before the
+# outer border, and shells of 1.5, 2.5 and 3.5 mm have 0.67, 1.62 and 2.69 mm. With a step of 0.1 they have 1.34, 2.45
+# and 3.67 mm, and 24 iterations are as good as 45 (benchmarks/direct_step.py).
+N_ITERATIONS, STEP, SMOOTHING = 24, 0.1, 1.5
 MARGIN_VOXELS = 2
 SCRIPT = 'antsCorticalThickness.sh'
 TEMPLATE_VARIABLE = 'ANTS_THICKNESS_TEMPLATE'
 
 
 class KellyKapowski:
-    """Embedded; 20 to 45 minutes of one core for a brain."""
+    """Embedded; about half an hour of one core for a brain."""
 
     name = 'ants'
     reads_results = False
@@ -54,9 +57,11 @@ class KellyKapowski:
         found = anatomy.anatomy_of(scan)
         if self.template_dir is not None:
             return self.run_script(scan, found)
-        logger.info('%s: DiReCT, %d iterations: 20 to 45 minutes on one core', scan.name, N_ITERATIONS)
+        logger.info('%s: DiReCT, up to %d iterations: about half an hour on one core', scan.name, N_ITERATIONS)
+        with progress.of_parts(f'{scan.name} {scan.desc}', 'iteration') as report:
+            thickness = direct_thickness(found, self.work_dir, report)
         info = {**found.info, 'Thickness': f'DiReCT, {N_ITERATIONS} iterations, r {STEP}, m {SMOOTHING}'}
-        return Measurement(anatomy.average(direct(found), found), found.seg_img(scan.t1w_img), info)
+        return Measurement(anatomy.average(thickness, found), found.seg_img(scan.t1w_img), info)
 
     def run_script(self, scan, found):
         """Thickness by the ANTs program, averaged over our regions."""
@@ -77,22 +82,19 @@ class KellyKapowski:
         return Measurement(anatomy.average(thickness, found), nib.Nifti1Image(seg, scan.t1w_img.affine), info)
 
 
-def direct(found):
+def direct_thickness(found, work_dir=None, report=None):
     """DiReCT thickness of an anatomy; (X, Y, Z) float32 array, voxels.
 
     What is not cortex and lies inside counts as white matter, and the volume is cropped: time goes with voxels.
     """
-    ants = deformable.import_ants()
     box = masks.bounding_box(found.ribbon > 0, MARGIN_VOXELS)
     ribbon = found.ribbon[box]
     inside = ribbon == cortex.INSIDE
     grey = np.where(ribbon == cortex.CORTEX, found.fractions[1][box], 0)
     white = np.where(inside, np.maximum(found.fractions[2][box], 0.5), np.where(ribbon > 0, found.fractions[2][box], 0))
     labels = np.where(inside, 3, np.where(ribbon == cortex.CORTEX, 2, 0))
-    volumes = (np.ascontiguousarray(volume, dtype=np.float32) for volume in (labels, grey, white))
-    seg, grey_img, white_img = (ants.from_numpy(volume) for volume in volumes)
     thickness = np.zeros(found.ribbon.shape, dtype=np.float32)
-    thickness[box] = ants.kelly_kapowski(seg, grey_img, white_img, its=N_ITERATIONS, r=STEP, m=SMOOTHING).numpy()
+    thickness[box] = direct.estimate(labels, grey, white, N_ITERATIONS, STEP, SMOOTHING, work_dir, report)
     return thickness
 
 
