@@ -699,6 +699,13 @@ def check_links(output_dir, bids_dir):
                 raise UsageError(f'{link} is a link to {target}, in BIDS_DIR, which is never written to: remove it')
 
 
+def check_folders(output_dir, subjects):
+    """Raise UsageError if what is to be the folder of a participant is a file."""
+    for folder in (Path(output_dir) / f'sub-{subject}' for subject in subjects):
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f'{folder} is a file, expected a folder: remove it')
+
+
 @contextlib.contextmanager
 def lock(folder, shared=False):
     """Hold a folder, for oneself or with others who share it; wait until it is free.

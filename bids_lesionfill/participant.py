@@ -66,6 +66,7 @@ def prepare(options):
     found = find_images(bids_layout, options, derivatives)
     donor = visits.find_donor(bids_layout, options, derivatives) if options.mask_from else None
     layout.check_links(options.top_dir, options.bids_dir)
+    layout.check_folders(options.output_dir, found)
     return derivatives, visits.without_donor(found, options.mask_from), donor
 
 

@@ -289,6 +289,14 @@ def test_a_folder_of_the_output_that_leads_into_the_dataset_is_refused(dataset, 
     layout.check_links(out, root)
 
 
+def test_a_file_where_a_participants_folder_is_to_be_is_refused(dataset, model_dir, tmp_path, caplog):
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out' / 'sub-01').write_text('of the user')
+    assert cli.main([str(dataset()), str(tmp_path / 'out'), 'participant', '--model', str(model_dir)]) == cli.USAGE
+    assert 'sub-01 is a file, expected a folder: remove it' in caplog.text
+    assert (tmp_path / 'out' / 'sub-01').read_text() == 'of the user'
+
+
 def test_a_file_that_is_a_link_is_replaced_and_not_written_through(tmp_path):
     (tmp_path / 'raw.json').write_text('raw')
     for write in (lambda path: layout.write_bytes(path, b'new'), lambda path: raw_layout.place(tmp_path / 'new', path)):
