@@ -1,4 +1,4 @@
-"""DiReCT on shells of known thickness, by gradient step: why the engine `ants` does not take that of ANTs.
+"""DiReCT on shells of known thickness, by its steps: why the engine `ants` does not take those of ANTs.
 
     OMP_NUM_THREADS=1 ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS=1 python benchmarks/direct_step.py
 
@@ -14,7 +14,7 @@ from bids_lesionfill import deformable
 from bids_lesionfill.thickness import ants as ants_engine
 
 SHELLS_MM = (1.5, 2.5, 3.5)
-RUNS = ((0.025, 45), (0.1, 45), (ants_engine.STEP, ants_engine.N_ITERATIONS))  # step, iterations
+RUNS = ((0.025, 45, 10), (0.1, 24, 10), (ants_engine.STEP, ants_engine.N_ITERATIONS, ants_engine.N_POINTS))
 SIZE, FINE, RADIUS_MM = 40, 4, 11
 
 
@@ -28,16 +28,18 @@ def shares(thickness_mm):
 
 def main():
     ants = deformable.import_ants()
-    print('| shell | ' + ' | '.join(f'step {step:g}, {n} iterations' for step, n in RUNS) + ' |')
+    header = [f'step {step:g}, {n} iterations, {points} points' for step, n, points in RUNS]
+    print('| shell | ' + ' | '.join(header) + ' |')
     print('|' + '---|' * (1 + len(RUNS)))
     for thickness_mm in SHELLS_MM:
         white, grey = shares(thickness_mm)
         labels = np.where(white >= 0.5, 3, np.where(grey >= 0.5, 2, 0))
         volumes = [ants.from_numpy(np.ascontiguousarray(part, dtype=np.float32)) for part in (labels, grey, white)]
         cells = [f'{thickness_mm} mm']
-        for step, n_iterations in RUNS:
+        for step, n_iterations, n_points in RUNS:
             started = time.process_time()
-            found = ants.kelly_kapowski(*volumes, its=n_iterations, r=step, m=ants_engine.SMOOTHING).numpy()
+            options = {'its': n_iterations, 'r': step, 'n': n_points, 'm': ants_engine.SMOOTHING}
+            found = ants.kelly_kapowski(*volumes, **options).numpy()
             cells.append(f'{found[labels == 2].mean():.2f} ({time.process_time() - started:.0f} s)')
         print('| ' + ' | '.join(cells) + ' |', flush=True)
 

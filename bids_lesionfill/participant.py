@@ -440,6 +440,7 @@ def synth_summary(image, lesions, info):
         'Voxels changed': info.get('VoxelsChanged', 0),
         'Lesions come from': info.get('LesionSource', 'n/a'),
         'Contrast is that of': info.get('ContrastReference', 'n/a'),
+        'Share of it that is left 1 mm outside': info.get('HaloShare', 'n/a'),
         **tissue_summary(image, info),
         **sampling_summary(info),
     }

@@ -134,7 +134,7 @@ def test_result_of_another_model_is_refused():
 def test_direct_that_fails_says_why_and_leaves_nothing(tmp_path):
     nothing = np.zeros((12, 12, 12))
     with pytest.raises(RuntimeError, match='(?s)DiReCT ended with 1: .*failed to compute thickness'):
-        direct.estimate(nothing, nothing, nothing, 2, 0.1, 1.5, tmp_path)
+        direct.estimate(nothing, nothing, nothing, 2, 0.1, 5, 1.5, tmp_path)
     assert not list(tmp_path.iterdir())
 
 

@@ -19,17 +19,17 @@ from . import Availability, Measurement, anatomy, cortex, direct, tools
 
 logger = logging.getLogger('bids_lesionfill')
 
-# ANTs and DL+DiReCT take 45 iterations with a step of 0.025: the smoothing then holds the surface back long before the
-# outer border, and shells of 1.5, 2.5 and 3.5 mm have 0.67, 1.62 and 2.69 mm. With a step of 0.1 they have 1.34, 2.45
-# and 3.67 mm, and 24 iterations are as good as 45 (benchmarks/direct_step.py).
-N_ITERATIONS, STEP, SMOOTHING = 24, 0.1, 1.5
+# ANTs and DL+DiReCT take 45 iterations with a step of 0.025 and 10 integration points: the smoothing then holds the
+# surface back long before the outer border, and a shell of 2.5 mm has 1.62 mm. Fewer and larger steps come nearer to
+# the truth and take a third of the time (benchmarks/direct_step.py).
+N_ITERATIONS, STEP, N_POINTS, SMOOTHING = 16, 0.2, 5, 1.5
 MARGIN_VOXELS = 2
 SCRIPT = 'antsCorticalThickness.sh'
 TEMPLATE_VARIABLE = 'ANTS_THICKNESS_TEMPLATE'
 
 
 class KellyKapowski:
-    """Embedded; about half an hour of one core for a brain."""
+    """Embedded; about ten minutes of one core for a brain."""
 
     name = 'ants'
     reads_results = False
@@ -57,10 +57,10 @@ class KellyKapowski:
         found = anatomy.anatomy_of(scan)
         if self.template_dir is not None:
             return self.run_script(scan, found)
-        logger.info('%s: DiReCT, up to %d iterations: about half an hour on one core', scan.name, N_ITERATIONS)
+        logger.info('%s: DiReCT, up to %d iterations: about ten minutes on one core', scan.name, N_ITERATIONS)
         with progress.of_parts(f'{scan.name} {scan.desc}', 'iteration') as report:
             thickness = direct_thickness(found, self.work_dir, report)
-        info = {**found.info, 'Thickness': f'DiReCT, {N_ITERATIONS} iterations, r {STEP}, m {SMOOTHING}'}
+        info = {**found.info, 'Thickness': f'DiReCT, {N_ITERATIONS} iterations, r {STEP}, n {N_POINTS}, m {SMOOTHING}'}
         return Measurement(anatomy.average(thickness, found), found.seg_img(scan.t1w_img), info)
 
     def run_script(self, scan, found):
@@ -94,7 +94,7 @@ def direct_thickness(found, work_dir=None, report=None):
     white = np.where(inside, np.maximum(found.fractions[2][box], 0.5), np.where(ribbon > 0, found.fractions[2][box], 0))
     labels = np.where(inside, 3, np.where(ribbon == cortex.CORTEX, 2, 0))
     thickness = np.zeros(found.ribbon.shape, dtype=np.float32)
-    thickness[box] = direct.estimate(labels, grey, white, N_ITERATIONS, STEP, SMOOTHING, work_dir, report)
+    thickness[box] = direct.estimate(labels, grey, white, N_ITERATIONS, STEP, N_POINTS, SMOOTHING, work_dir, report)
     return thickness
 
 

@@ -1,4 +1,4 @@
-"""DiReCT in a process of its own: the call holds Python for half an hour; no bar could move, no Ctrl-C would end it.
+"""DiReCT in a process of its own: the call holds Python for ten minutes; no bar could move, no Ctrl-C would end it.
 
     python -m bids_lesionfill.thickness.direct FOLDER    # run by `estimate`
 """
@@ -18,7 +18,7 @@ PACKAGES = Path(__file__).resolve().parents[2]
 ITERATION = re.compile(r'Iteration (\d+) \(of \d+\)')
 
 
-def estimate(labels, grey, white, n_iterations, step, smoothing, work_dir=None, report=None):
+def estimate(labels, grey, white, n_iterations, step, n_points, smoothing, work_dir=None, report=None):
     """Cortical thickness between white and pial surface (Das et al. 2009; `ants.kelly_kapowski`).
 
     Parameters
@@ -28,8 +28,12 @@ def estimate(labels, grey, white, n_iterations, step, smoothing, work_dir=None, 
     grey, white : (X, Y, Z) float array
         Share of each in a voxel.
     n_iterations : int
-    step, smoothing : float
-        Of the gradient descent; variance of the Gaussian that smooths the velocity, in voxels.
+    step : float
+        Of the gradient descent.
+    n_points : int
+        Integration points of the velocity.
+    smoothing : float
+        Variance of the Gaussian that smooths the velocity, in voxels.
     work_dir : path, optional
         For temporary files.
     report : callable, optional
@@ -47,7 +51,7 @@ def estimate(labels, grey, white, n_iterations, step, smoothing, work_dir=None, 
     paths = filter(None, [str(PACKAGES), os.environ.get('PYTHONPATH')])
     environment = os.environ | {'PYTHONPATH': os.pathsep.join(paths)}
     with tempfile.TemporaryDirectory(dir=work_dir, prefix='direct') as folder:
-        options = np.array([n_iterations, step, smoothing])
+        options = np.array([n_iterations, step, n_points, smoothing])
         np.savez(Path(folder) / 'in.npz', labels=labels, grey=grey, white=white, options=options)
         command = [sys.executable, '-m', __name__, folder]
         with subprocess.Popen(
@@ -79,8 +83,8 @@ def main(folder):
     ants = deformable.import_ants()
     with np.load(folder / 'in.npz') as arrays:
         volumes = [ants.from_numpy(np.ascontiguousarray(arrays[n], np.float32)) for n in ('labels', 'grey', 'white')]
-        n_iterations, step, smoothing = arrays['options'].tolist()
-    thickness = ants.kelly_kapowski(*volumes, its=int(n_iterations), r=step, m=smoothing, v=1)
+        n_iterations, step, n_points, smoothing = arrays['options'].tolist()
+    thickness = ants.kelly_kapowski(*volumes, its=int(n_iterations), r=step, n=int(n_points), m=smoothing, v=1)
     np.save(folder / 'out.npy', thickness.numpy())
 
 
