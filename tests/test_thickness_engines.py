@@ -1,5 +1,6 @@
 """Engines that read or call other programs: their files, and what they say if something is missing."""
 
+import signal
 import stat
 from pathlib import Path
 
@@ -136,6 +137,18 @@ def test_direct_that_fails_says_why_and_leaves_nothing(tmp_path):
     with pytest.raises(RuntimeError, match='(?s)DiReCT ended with 1: .*failed to compute thickness'):
         direct.estimate(nothing, nothing, nothing, 2, 0.1, 5, 1.5, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_direct_ends_when_its_parent_does(tmp_path):
+    labels = np.zeros((24, 24, 24))
+    labels[6:18, 6:18, 6:18] = 2
+    labels[9:15, 9:15, 9:15] = 3
+    options = np.array([200, 0.2, 5, 1.5])
+    np.savez(tmp_path / 'in.npz', labels=labels, grey=labels == 2, white=labels == 3, options=options)
+    process = direct.start(tmp_path)
+    process.stdout.close()  # as the system does for a parent that is killed
+    assert process.wait(60) == -signal.SIGPIPE
+    assert not (tmp_path / 'out.npy').exists()
 
 
 def test_dldirect_is_called_with_files_of_its_own_and_its_failure_is_told(tmp_path, monkeypatch):

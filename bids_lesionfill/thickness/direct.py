@@ -5,6 +5,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -48,15 +49,10 @@ def estimate(labels, grey, white, n_iterations, step, n_points, smoothing, work_
     RuntimeError
         If it failed; with the last words of the process.
     """
-    paths = filter(None, [str(PACKAGES), os.environ.get('PYTHONPATH')])
-    environment = os.environ | {'PYTHONPATH': os.pathsep.join(paths)}
     with tempfile.TemporaryDirectory(dir=work_dir, prefix='direct') as folder:
         options = np.array([n_iterations, step, n_points, smoothing])
         np.savez(Path(folder) / 'in.npz', labels=labels, grey=grey, white=white, options=options)
-        command = [sys.executable, '-m', __name__, folder]
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder, env=environment
-        ) as process:
+        with start(folder) as process:
             try:
                 last_words = follow(process.stdout, n_iterations, report)
             except BaseException:  # Ctrl-C
@@ -65,6 +61,16 @@ def estimate(labels, grey, white, n_iterations, step, n_points, smoothing, work_
         if process.returncode:
             raise RuntimeError(f'DiReCT ended with {process.returncode}: {last_words}')
         return np.load(Path(folder) / 'out.npy')
+
+
+def start(folder):
+    """The process that works on a folder; what it says can be read from its `stdout`."""
+    paths = filter(None, [str(PACKAGES), os.environ.get('PYTHONPATH')])
+    environment = os.environ | {'PYTHONPATH': os.pathsep.join(paths)}
+    command = [sys.executable, '-m', __name__, str(folder)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder, env=environment
+    )
 
 
 def follow(lines, n_iterations, report):
@@ -80,6 +86,7 @@ def follow(lines, n_iterations, report):
 
 def main(folder):
     """The process: volumes from the folder, thickness into it."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # its next word ends it when nobody listens: its parent was killed
     ants = deformable.import_ants()
     with np.load(folder / 'in.npz') as arrays:
         volumes = [ants.from_numpy(np.ascontiguousarray(arrays[n], np.float32)) for n in ('labels', 'grey', 'white')]
