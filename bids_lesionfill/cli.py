@@ -279,7 +279,7 @@ def build_parser():
         '--no-thickness-noise',
         '--no_thickness_noise',
         action='store_true',
-        help='do not measure the original image a second time, which shows the noise of the engine (pbt)',
+        help='do not measure the original image a second time, which shows the noise of the engine (pbt, ants)',
     )
     measuring.add_argument(
         '--juxta-min-voxels',

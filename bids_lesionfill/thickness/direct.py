@@ -1,4 +1,4 @@
-"""DiReCT in a process of its own: the call holds Python for ten minutes; no bar could move, no Ctrl-C would end it.
+"""DiReCT in a process of its own: the call holds Python for minutes; no bar could move, no Ctrl-C would end it.
 
     python -m bids_lesionfill.thickness.direct FOLDER    # run by `estimate`
 """
