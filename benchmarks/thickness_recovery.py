@@ -120,7 +120,9 @@ def run_measure(options):
     rescans = {person: name for name, person in people.items() if name != person}
     brains = [name for name in scans if people[name] == name]
     chosen = brains[: options.brains]
-    with_rescan = [name for name in brains if name in rescans][: options.rescans]
+    if options.participant_label:
+        chosen = [name for name in chosen if name.removeprefix('sub-') in options.participant_label]
+    with_rescan = [name for name in brains if name in rescans][: options.rescans] if options.engine == 'pbt' else []
     for name in dict.fromkeys(chosen + with_rescan):
         store = Store(options.work, name, options.engine)
         image, tissue_seg = dataset.read_tissues(*scans[name])
@@ -129,15 +131,15 @@ def run_measure(options):
             result, registered = measure(image_of(image), brain_img, 0, store.registration(), None, options.engine)
             np.save(store.registration_file, registered.points_mm)
             store.put('truth', result)
-        if RESCAN not in store.results and name in with_rescan and options.engine == 'pbt':
+        if RESCAN not in store.results and name in with_rescan:
             other, other_seg = dataset.read_tissues(*scans[rescans[name]])
             other_brain_img = nib.Nifti1Image((other_seg > 0).astype(np.uint8), np.eye(4))
             store.put(RESCAN, measure(image_of(other), other_brain_img, 0)[0])
         if name in chosen:
-            if RERUN not in store.results and options.engine == 'pbt':
-                store.put(RERUN, measure(image_of(image), brain_img, 1)[0])
             for mask_file in held_out[: options.masks]:
                 measure_case(store, image, tissue_seg, brain_img, mask_file, brains.index(name), model, options)
+            if RERUN not in store.results:
+                store.put(RERUN, measure(image_of(image), brain_img, 1, engine=options.engine)[0])
 
 
 def measure_case(store, image, tissue_seg, brain_img, mask_file, number, model, options):
@@ -269,6 +271,7 @@ def main():
     measuring.add_argument('lesion_masks', type=Path)
     measuring.add_argument('work', type=Path)
     measuring.add_argument('--brains', type=int, default=4)
+    measuring.add_argument('--participant-label', nargs='+', help='of these brains; the others in another process')
     measuring.add_argument('--masks', type=int, default=6)
     measuring.add_argument('--rescans', type=int, default=4)
     measuring.add_argument('--engine', choices=['pbt', 'ants'], default='pbt')
