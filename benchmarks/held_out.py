@@ -265,9 +265,9 @@ def with_halo(session, painted, labels, model):
     """Painted lesions that fade into the white matter around, as `synth.paint` lets them; (X, Y, Z) float array."""
     share = synth.choose_halo('auto', session.image, session.anatomy, model)
     hole = labels > 0
-    halo = synthesis.halo(painted, hole, session.anatomy.wm_mask & ~hole, share)
+    faded = synthesis.fade_out(painted, hole, session.anatomy.wm_mask & ~hole, share)
     limits = synth.limits_of(session.image, session.anatomy.brain_mask & ~hole)
-    return np.where(halo != 0, np.clip(painted + halo, *limits), painted)
+    return np.where(faded != painted, np.clip(faded, *limits), painted)
 
 
 def with_interval(values, people, form, seed=0):

@@ -354,11 +354,11 @@ def paint(
     grey = fill.on_grid(scaling.invert(image), hole, scaling.invert(values), grid_img, plain_img)
     painted[new_mask] = grey[new_mask]
     halo_share = choose_halo(lesion_halo, image, anatomy, model)
-    halo = synthesis.halo(
+    faded = synthesis.fade_out(
         *(painted, new_mask, wm_mask & ~new_mask & ~old_mask, halo_share), nib.affines.voxel_sizes(plain_img.affine)
     )
-    changed_mask = new_mask | (halo != 0)
-    painted[changed_mask] = np.clip((painted + halo)[changed_mask], *scaling.invert(limits))
+    changed_mask = new_mask | (faded != painted)
+    painted[changed_mask] = np.clip(faded[changed_mask], *scaling.invert(limits))
     synth_img = fill.paste(image_img, painted, changed_mask)
     after = fill.one_volume(fill.as_loaded(synth_img))
     info = {

@@ -129,8 +129,8 @@ def halo_shares(image, lesion_mask, wm_mask, min_voxels=3, min_contrast=0.1):
     return outside[usable] / inside[usable]
 
 
-def halo(image, lesion_mask, wm_mask, share, voxel_mm=(1, 1, 1)):
-    """What is to be added around painted lesions, so that they fade into white matter as real ones do.
+def fade_out(image, lesion_mask, wm_mask, share, voxel_mm=(1, 1, 1)):
+    """Let painted lesions fade into the white matter around them, as real ones do; their mean contrast stays.
 
     Parameters
     ----------
@@ -139,20 +139,24 @@ def halo(image, lesion_mask, wm_mask, share, voxel_mm=(1, 1, 1)):
     lesion_mask, wm_mask : (X, Y, Z) bool array
         White matter outside any lesion.
     share : float
-        Of the contrast of the lesion, 1 mm outside its mask.
+        Of the contrast of the lesion, 1 mm outside its mask; 0 leaves the image as it is.
     voxel_mm : sequence of 3 floats
         Size of the voxels.
 
     Returns
     -------
-    (X, Y, Z) float32 array, zero in the lesions and more than `HALO_REACH_MM` away from them
+    (X, Y, Z) float array, equal outside white matter and more than `HALO_REACH_MM` away from the lesions
     """
+    if not share:
+        return image
     labels, _ = masks.label_lesions(lesion_mask)
-    contrasts = np.append(0, inpaint.contrast_of(image, lesion_mask, wm_mask)[2])
+    contrast, _, contrasts = inpaint.contrast_of(image, lesion_mask, wm_mask)
     distance, nearest = ndimage.distance_transform_edt(~lesion_mask, sampling=voxel_mm, return_indices=True)
     ring = wm_mask & (distance > 0) & (distance <= HALO_REACH_MM)
-    left = share * np.exp((1 - distance) / HALO_LENGTH_MM)
-    return np.where(ring, contrasts[labels[tuple(nearest)]] * np.minimum(left, 1), 0).astype(np.float32)
+    left = np.minimum(share * np.exp((1 - distance) / HALO_LENGTH_MM), 1)
+    halo = np.where(ring, np.append(0, contrasts)[labels[tuple(nearest)]] * left, 0)
+    # The white matter that a lesion is compared with has a halo now, as it has around real ones.
+    return match_contrast((image + halo).astype(image.dtype), lesion_mask, wm_mask, contrast)
 
 
 def coarse_lesion(image, lesion_mask, lesion_intensities, intensity='median'):

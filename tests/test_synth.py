@@ -179,25 +179,22 @@ def test_same_seed_same_bytes_and_another_seed_another_lesion_for_one_mask(head,
 # How bright
 
 
-@pytest.mark.parametrize(('modality', 'halo', 'tolerance'), [('FLAIR', 0, 0), ('T1w', 0, 0), ('FLAIR', 'auto', 0.05)])
-def test_contrast_that_is_asked_for_is_obtained(head, anatomy, new_mask, modality, halo, tolerance):
-    """With a network that adds nothing, each lesion has the quantile of the known contrasts: bright or dark.
-
-    A halo lies in the white matter that it is compared with, as that of real lesions does.
-    """
+@pytest.mark.parametrize(('modality', 'halo'), [('FLAIR', 0), ('T1w', 0), ('FLAIR', 'auto'), ('T1w', 'auto')])
+def test_contrast_that_is_asked_for_is_obtained(head, anatomy, new_mask, modality, halo):
+    """With a network that adds nothing, each lesion has the quantile of the known contrasts: bright or dark."""
     for intensity, expected in ((0, 0.2), (0.5, 0.4), (0.875, 0.55)):
         new = lesions_at(new_mask, intensity=intensity)
         arguments = (image_of(head, modality), anatomy, new, build_model(modality), head.lesion_mask_img)
         synthesis = synth.paint(*arguments, lesion_halo=halo)
         found = contrasts_in(synthesis, anatomy, new_mask)
-        np.testing.assert_allclose(found, 3 * [SIGN[modality] * expected], atol=2e-3, rtol=tolerance)
+        np.testing.assert_allclose(found, 3 * [SIGN[modality] * expected], atol=2e-3)
     assert synthesis.info['ContrastReference'] == '5 lesions that the model was trained on'
 
 
 def test_every_lesion_has_a_contrast_of_its_own_and_that_of_its_size(head, anatomy, new_mask):
     new = replace(lesions_at(new_mask), strengths=np.array([0.0, 1.0, 0.5]))
     known = np.repeat([8.0, 36.0], 20), np.concatenate([np.linspace(0.1, 0.3, 20), np.linspace(0.4, 0.6, 20)])
-    synthesis = synth.paint(image_of(head, 'FLAIR'), anatomy, new, build_model(contrasts=known), lesion_halo=0)
+    synthesis = synth.paint(image_of(head, 'FLAIR'), anatomy, new, build_model(contrasts=known))
     labels = data_of(new.mask_img)
     assert np.bincount(labels.flat).tolist()[1:] == [8, 36, 36]
     found = contrasts_in(synthesis, anatomy, new_mask)  # numbered as in the mask: along the first axis
@@ -281,9 +278,9 @@ def test_halo_is_the_patients_own_from_ten_lesions_on():
         old[x : x + 3, y : y + 3, 14:17] = True
     white = np.ones_like(old)
     image = np.where(old, 1.0, 0.5)
-    image += synthesis.halo(image, old, white & ~old, 0.5)
+    image = synthesis.fade_out(image, old, white & ~old, 0.5)
     anatomy = synth.Anatomy(None, white, np.full(old.shape, tissues.WHITE_MATTER), old)
-    assert synth.choose_halo('auto', image, anatomy, build_model()) == pytest.approx(0.5, abs=0.03)
+    assert synth.choose_halo('auto', image, anatomy, build_model()) == pytest.approx(0.5, abs=0.05)
     few = replace(anatomy, old_lesions=old & (np.arange(30) < 0))
     assert synth.choose_halo('auto', image, few, build_model()) == synthesis.HALO_SHARES['FLAIR']
     assert synth.choose_halo(0.2, image, anatomy, build_model()) == 0.2
