@@ -99,6 +99,7 @@ def test_who_is_missing_or_failed_is_left_out_and_the_page_says_why(write_tables
     assert run_group() == cli.OK
     assert read(tmp_path, 'group_reproducibility.tsv')[0]['n'] == 1
     page = (tmp_path / 'out/group.html').read_text()
+    assert 'class="interval"' not in page  # of one participant
     for words in (
         'no table of the filled image', 'no mean thickness of both hemispheres in the filled image',
         'failed: the scanner was off', 'not run at participant level',
