@@ -165,7 +165,8 @@ def test_nothing_is_written_outside_the_output_folder(events, watched):
 
 @pytest.mark.slow
 def test_nothing_is_connected_to_started_or_unpickled(events):
-    assert [event for event in events if event[0] != 'write'] == []
+    cores = ['subprocess.Popen', "('lscpu', ['lscpu', '--parse=core'], None, None)"]  # scikit-learn, once in a process
+    assert [event for event in events if event[0] != 'write' and event != cores] == []
 
 
 def texts(folder):
