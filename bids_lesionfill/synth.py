@@ -26,6 +26,7 @@ from . import (
 )
 
 MARGIN_VOXELS = 4  # around a brain that is registered
+MIN_OWN_LESIONS = 10  # from here on a patient's own lesions say how new ones look
 
 
 @dataclass(frozen=True)
@@ -397,7 +398,7 @@ def paint(
     )
 
 
-def choose_halo(lesion_halo, image, anatomy, model, min_lesions=10):
+def choose_halo(lesion_halo, image, anatomy, model, min_lesions=MIN_OWN_LESIONS):
     """Share of the contrast that is left 1 mm outside a new lesion: as asked for, as the patient's own, or as usual.
 
     Raises
@@ -547,7 +548,7 @@ def volumes_of(new):
     return np.bincount(labels.flat, minlength=len(new.strengths) + 1)[1:] * voxel_mm3
 
 
-def reference_contrasts(image, lesion_mask, wm_mask, model, min_lesions=10):
+def reference_contrasts(image, lesion_mask, wm_mask, model, min_lesions=MIN_OWN_LESIONS):
     """Volumes (mm3) and contrasts of real lesions, the patient's own or the model's: ((volumes, contrasts), words).
 
     Parameters
