@@ -1,6 +1,7 @@
 """Participants and sessions as nodes of nipype: several at once on one machine, or on a cluster by a plugin."""
 
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -8,12 +9,15 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
+
 from . import layout, participant, progress
 
 logger = logging.getLogger('bids_lesionfill')
 
 FOLDER = 'bids_lesionfill_wf'  # in the work folder
-NODE_GB = 4  # memory of one process: torch, a model, a head of 256 voxels a side
+# Memory of one process: 4 GB for 256 voxels a side, 8.2 for 512 (benchmarks/large.py).
+NODE_GB, GB_PER_MEGAVOXEL = 3.3, 0.037
 LOST = 'its process ended without a word, as one that is killed does; if memory was short, ' + layout.LESS_MEMORY
 
 
@@ -130,11 +134,11 @@ def build(found, donor, options, run_id, base_dir):
     )
     nipype_logging.update_logging(config)
     flow = Workflow('participants', base_dir=str(base_dir))
-    n_procs, mem_gb = min(options.omp_nthreads or 1, options.nprocs), min(NODE_GB, options.mem_gb or NODE_GB)
+    n_procs = min(options.omp_nthreads or 1, options.nprocs)
 
     def add(function, name, output, waits_for=(), **values):
         interface = Function([*values, *(node.name for node in waits_for)], [output], function)
-        node = Node(interface, name, n_procs=n_procs, mem_gb=mem_gb)
+        node = Node(interface, name, n_procs=n_procs, mem_gb=memory_gb(values['images']))
         node.inputs.trait_set(**values)
         flow.add_nodes([node])
         for before in waits_for:
@@ -158,6 +162,19 @@ def build(found, donor, options, run_id, base_dir):
         ]
         add(run_node, f'sub_{subject}', 'status', before, subject=subject, images=images, **shared)
     return flow
+
+
+def memory_gb(images):
+    """What a process needs for the largest of some images; GB."""
+    return NODE_GB + GB_PER_MEGAVOXEL * max((count_voxels(image.image_file) for image in images), default=0) / 1e6
+
+
+def count_voxels(image_file):
+    """Number of voxels of an image, by its header; 0 if it cannot be read, which its participant will say."""
+    try:
+        return math.prod(nib.load(image_file).shape)
+    except Exception:
+        return 0
 
 
 def run_node(subject, images, donor, options, run_id, **sessions):

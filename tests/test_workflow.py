@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -53,6 +54,18 @@ def test_nodes_of_nipype_do_what_one_process_does(bids_dir, tmp_path, caplog):
     for subject in ('01', '02', '03'):
         assert (tmp_path / f'many/sub-{subject}.html').is_file()
         assert len(list((tmp_path / f'many/sub-{subject}/log').glob('*/config.toml'))) == 1
+
+
+@pytest.mark.parametrize(('side', 'gb'), [(4, 3.3), (256, 3.92), (512, 8.27)])
+def test_a_large_image_asks_nipype_for_more_memory(tmp_path, side, gb):
+    header = nib.Nifti1Header()
+    header.set_data_shape((side, side, side))
+    path = tmp_path / 'large_T1w.nii'
+    with path.open('wb') as file:
+        header.write_to(file)
+    images = [SimpleNamespace(image_file=path, session=None)]
+    flow = workflow.build({'01': images}, None, cli.Options(tmp_path, tmp_path), 'run', tmp_path)
+    assert flow.get_node('sub_01').mem_gb == pytest.approx(gb, abs=0.01)
 
 
 def test_a_plugin_file_says_how_nodes_run(bids_dir, tmp_path):
