@@ -20,6 +20,12 @@ SOFTWARE = {
     'deepbet': 'Fisch et al., 2024',
     'antspyx': 'Tustison et al., 2021',
 }
+# All of the app's own models saw the same people; their cards say how many.
+BUNDLED = ('fill-T1w', 'fill-FLAIR', 'synth-T1w', 'synth-FLAIR')
+TRAINED_ON = (
+    'OASIS-1 (Marcus et al., 2007; tissue labels by Neuromorphometrics, Inc.), of the Ljubljana database (Lesjak et '
+    'al., 2018) and of MSLesSeg (Guarnera et al., 2025)'
+)
 WITH_ANTS = ('pbt', 'ants', 'antspynet')  # engines of thickness that run antspyx
 
 # Tools whose lesion masks or tissue labels are read under names of their own, see `tool_outputs`.
@@ -45,7 +51,7 @@ def methods_text(options, plans, versions, tools=()):
         Of `TOOLS`: whose results lie beside the dataset.
     """
     words = synthesis_words if options.mode == 'synth' else filling_words
-    sentences = [*words(options, plans), *tissue_words(tools)]
+    sentences = [*words(options, plans), *training_words(options, plans), *tissue_words(tools)]
     return ' '.join(sentences) + thickness.methods_text(options.thickness) + ' ' + software_words(options, versions)
 
 
@@ -133,6 +139,13 @@ def model_words(options, plans):
     kind = 'diffusion model' if repaint else 'conditional diffusion model'
     counted = ' or '.join(map(str, steps))
     return f'{kind} (Uhr, 2024; {names}),{trained} sampled by {sampled} in {counted} step{plural(steps[-1])}'
+
+
+def training_words(options, plans):
+    """On whose images the app's own models were trained, in a sentence; none for other models."""
+    bundled = [name for modality in plans if (name := options.model_of(modality)) in BUNDLED]
+    named = f'model{plural(bundled)} {" and ".join(bundled)}'
+    return [f'The {named} had been trained on images of {TRAINED_ON}.'] if bundled else []
 
 
 def is_unconditional(plan):
@@ -240,6 +253,21 @@ REFERENCES = {
         'A Novel Public MR Image Dataset of Multiple Sclerosis Patients With Lesion Segmentations Based on Multi-rater '
         'Consensus',
         'Neuroinformatics 16(1)',
+    ),
+    'marcus2007': Reference(
+        'Marcus et al., 2007',
+        'article',
+        'Marcus, D. S. and others',
+        'Open Access Series of Imaging Studies (OASIS): Cross-sectional MRI Data in Young, Middle Aged, Nondemented, '
+        'and Demented Older Adults',
+        'Journal of Cognitive Neuroscience 19(9)',
+    ),
+    'guarnera2025': Reference(
+        'Guarnera et al., 2025',
+        'article',
+        'Guarnera, F. and others',
+        'MSLesSeg: baseline and benchmarking of a new Multiple Sclerosis Lesion Segmentation dataset',
+        'Scientific Data 12',
     ),
     'avants2008': Reference(
         'Avants et al., 2008',

@@ -464,7 +464,7 @@ def add_synthesis(group):
         '--mask-from',
         '--mask_from',
         metavar='LABEL',
-        help='the lesions of this participant, by deformable registration of the T1w (needs antspyx; minutes)',
+        help='the lesions of this participant, by deformable registration of the T1w (minutes)',
     )
     group.add_argument(
         '--lesion-intensity',

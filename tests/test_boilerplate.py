@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from bids_lesionfill import boilerplate, cli, inpaint, participant, thickness, tool_outputs
+from bids_lesionfill import boilerplate, cli, inpaint, participant, thickness, tool_outputs, weights
 
 VERSIONS = dict.fromkeys(boilerplate.SOFTWARE, '9.9')
 EVERY_RUN = {'uhr2024', 'gorgolewski2017', 'fisch2024', 'tustison2010', 'mattes2003'}
 EVERY_RUN |= {'paszke2019', 'vonplaten2022', 'lowekamp2013'}
+EVERY_RUN |= {'marcus2007', 'lesjak2018', 'guarnera2025'}  # whose images the models were trained on
 DDIM = {'song2021', 'salimans2022'}
 RUNS = {
     'as is': ({}, (), DDIM),
@@ -25,7 +26,7 @@ RUNS = {
         {*DDIM, 'dahnke2013', 'fonov2011', 'avants2008', 'das2009', 'tustison2021', 'rebsamen2020'}
         | {'fischl2012', 'henschel2020', 'desikan2006'},
     ),
-    'drawn': ({'mode': 'synth', 'modalities': ('FLAIR', 'T1w')}, (), {*DDIM, 'lesjak2018'}),
+    'drawn': ({'mode': 'synth', 'modalities': ('FLAIR', 'T1w')}, (), DDIM),
     'given': ({'mode': 'synth', 'modalities': ('T1w',), 'new_mask_file': Path('m.nii')}, (), DDIM),
     'borrowed': (
         {'mode': 'synth', 'modalities': ('T1w',), 'mask_from': '02'},
@@ -87,6 +88,15 @@ def test_an_unconditional_model_is_one_of_repaint():
     assert 'pseudo-3D diffusion model (Uhr, 2024; fill-T1w), sampled by RePaint (Lugmayr et al., 2022)' in text
     assert 'v-prediction' not in text
     assert 'song2021' not in boilerplate.citation(text)['bib']
+
+
+def test_text_credits_the_training_data_of_the_models_of_the_app_alone():
+    assert set(boilerplate.BUNDLED) == set(weights.list_models())
+    both = text_of(modalities=('T1w', 'FLAIR'))
+    assert 'The models fill-T1w and fill-FLAIR had been trained on images of OASIS-1 (Marcus et al., 2007' in both
+    own = text_of(model='/models/mine', plans={'T1w': {}})
+    assert 'OASIS' not in own
+    assert 'marcus2007' not in boilerplate.citation(own)['bib']
 
 
 def test_versions_are_said_of_what_was_used():
