@@ -369,6 +369,13 @@ REFERENCES = {
         'The ANTsX ecosystem for quantitative biological and medical imaging',
         'Scientific Reports 11',
     ),
+    'tustison2014': Reference(
+        'Tustison et al., 2014',
+        'article',
+        'Tustison, N. J. and others',
+        'Large-scale evaluation of ANTs and FreeSurfer cortical thickness measurements',
+        'NeuroImage 99',
+    ),
     'paszke2019': Reference(
         'Paszke et al., 2019',
         'inproceedings',

@@ -78,7 +78,7 @@ class Options:
     device: str = 'auto'
     random_seed: int = 0
     thickness: tuple = ()  # engines
-    thickness_results: dict = field(default_factory=dict)  # name -> path: folders of other tools, no BIDS derivatives
+    thickness_results: dict = field(default_factory=dict)  # name -> path: other tools' folders, for thickness alone
     thickness_noise: bool = True
     allow_download: bool = False
     juxta_min_voxels: int = 1
@@ -177,7 +177,8 @@ def build_parser():
         default=[],
         metavar='[NAME=]PATH',
         help='where lesion masks, brain masks and tissue segmentations are, also folders of FreeSurfer, FastSurfer, '
-        'SAMSEG, SynthSeg, LST-AI and DL+DiReCT (default: every folder in BIDS_DIR/derivatives)',
+        'SAMSEG, SynthSeg, LST-AI and DL+DiReCT (default: every folder in BIDS_DIR/derivatives; these are left out if '
+        'a folder is named that can hold lesion masks)',
     )
     data.add_argument(
         '--mask-label',
@@ -622,22 +623,24 @@ def options_of(arguments, argv):
         )
     check_running(arguments)
     derivatives, thickness_results = {}, {}
+    reads_results = not set(thickness.READERS).isdisjoint(arguments.thickness)
     for text in arguments.derivatives:
         name, separator, path = text.partition('=')
         path = Path(path if separator else text)
         name = name if separator else path.resolve().name
-        if path.is_dir() and thickness.has_results(path):  # of FreeSurfer, FastSurfer, DL+DiReCT: no BIDS derivatives
-            thickness_results[name] = path
-        if not (path / 'dataset_description.json').is_file() and not tool_outputs.is_tool_folder(path):
-            if name in thickness_results:
-                continue
+        if name in derivatives or name in thickness_results:
+            raise UsageError(f'--derivatives names {name} twice; use NAME=PATH')
+        is_known = (path / 'dataset_description.json').is_file() or tool_outputs.is_tool_folder(path)
+        has_results = path.is_dir() and thickness.has_results(path)  # of FreeSurfer, FastSurfer, DL+DiReCT
+        if has_results and (reads_results or not is_known):
+            thickness_results[name] = path  # not for filling: the filled image must stay the one that was measured
+        elif is_known:
+            derivatives[name] = path
+        else:
             raise UsageError(
                 f'--derivatives {path} is neither a folder with a dataset_description.json nor one of FreeSurfer, '
                 'FastSurfer, SAMSEG, SynthSeg, LST-AI or DL+DiReCT'
             )
-        if name in derivatives:
-            raise UsageError(f'--derivatives names {name} twice; use NAME=PATH')
-        derivatives[name] = path
     check_synthesis(arguments)
     raw_dir = None
     if arguments.output_layout == 'raw':

@@ -121,8 +121,8 @@ def open_brain_mask(image):
     return fill.plain(open_image(image.brain_mask_file), 'brain mask') if image.brain_mask_file else None
 
 
-def lesions_of(image, mask_threshold=0.5, to_t1w=None):
-    """All lesions of an image's mask in the world of the T1w: zeros and ones, or probabilities; None without a mask.
+def lesions_of(image, mask_threshold=0.5, to_t1w=None, labels=(), min_volume_mm3=0):
+    """Lesions of an image's mask in the world of the T1w: zeros and ones, or probabilities; None without a mask.
 
     Parameters
     ----------
@@ -130,10 +130,14 @@ def lesions_of(image, mask_threshold=0.5, to_t1w=None):
     mask_threshold : float
     to_t1w : (4, 4) array, optional
         See `way_to_t1w`: a mask that was drawn on the FLAIR is moved by it.
+    labels, min_volume_mm3
+        Which lesions, all by default; see `select_lesions`.
     """
     if image.lesion_mask_file is None:
         return None
-    mask_img, _ = select_lesions(open_image(image.lesion_mask_file), mask_threshold, image.lesion_labels)
+    mask_img, _ = select_lesions(
+        open_image(image.lesion_mask_file), mask_threshold, image.lesion_labels, labels, min_volume_mm3
+    )
     return moved(mask_img, to_t1w) if to_t1w is not None and drawn_on_flair(image) else mask_img
 
 

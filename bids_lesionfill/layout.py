@@ -1188,14 +1188,29 @@ def write_thickness(path, engine, rows, info, sources):
 
     The sidecar is written last: it says, by `Engines`, which rows are whole.
     """
+    about, kept = drop_thickness(path, engine)
+    write_tsv(path, kept + rows, MORPH_COLUMNS)
+    description = {'Description': 'cortical thickness', 'Sources': list(sources), **MORPH_COLUMNS}
+    write_json(sidecar(path), about | description | {'Engines': about['Engines'] | {engine: info}})
+
+
+def drop_thickness(path, engine):
+    """Say no more that an engine's rows in a table are whole; returns the sidecar and the rows of other engines."""
     kept = [row for row in read_tsv(path) if row['engine'] != engine] if path.is_file() else []
     kept = [row | {name: int(row[name]) for name in ('index', 'n_voxels') if row[name] is not None} for row in kept]
     about = read_sidecar(path)
-    engines = {name: value for name, value in about.get('Engines', {}).items() if name != engine}
-    write_json(sidecar(path), about | {'Engines': engines})
-    write_tsv(path, kept + rows, MORPH_COLUMNS)
-    description = {'Description': 'cortical thickness', 'Sources': list(sources), **MORPH_COLUMNS}
-    write_json(sidecar(path), about | description | {'Engines': engines | {engine: info}})
+    about['Engines'] = {name: value for name, value in about.get('Engines', {}).items() if name != engine}
+    write_json(sidecar(path), about)
+    return about, kept
+
+
+def remove_thickness(output_dir, inputs):
+    """Remove what was measured on a filled T1w that is about to be filled anew."""
+    if inputs.modality == 'T1w':
+        files = thickness_files(output_dir, inputs)
+        for path in (files['morph_filled'], files['dseg_filled']):
+            sidecar(path).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
 
 def write_dseg(path, seg_img, sources, source):

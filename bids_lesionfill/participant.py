@@ -1,5 +1,6 @@
 """The participant level: find images and masks, fill lesions or paint new ones, write derivatives and a report."""
 
+import collections
 import contextlib
 import importlib.metadata
 import logging
@@ -57,9 +58,7 @@ def prepare(options):
     UsageError, thickness.EngineUnavailable
         If something that was asked for is not there.
     """
-    derivatives = options.derivatives
-    if derivatives is None:
-        derivatives = layout.find_derivatives(options.bids_dir, options.output_dir)
+    derivatives = derivatives_of(options)
     make_engines(options)  # one that is not available stops the run before any work
     check_device(options)
     bids_layout = layout.open_layout(options.bids_dir, derivatives.values(), options.bids_database_dir)
@@ -68,6 +67,17 @@ def prepare(options):
     layout.check_links(options.top_dir, options.bids_dir)
     layout.check_folders(options.output_dir, found)
     return derivatives, visits.without_donor(found, options.mask_from), donor
+
+
+def derivatives_of(options):
+    """Where masks and segmentations are looked for: dict of name -> path.
+
+    Folders that were named, and those of the dataset unless one of the former can hold lesion masks.
+    """
+    named = options.derivatives or {}
+    if any(tool_outputs.may_hold_masks(path) for path in named.values()):
+        return named
+    return layout.find_derivatives(options.bids_dir, options.output_dir) | named
 
 
 @contextlib.contextmanager
@@ -189,8 +199,10 @@ def work_on(images, models, engines, donor, run_id, options):
     if options.mode == 'synth':
         return visits.run(images, models, donor, run_id, options)
     filled = [(image, run_image(image, models, run_id, options)) for image in images]
+    n_t1w = collections.Counter(image.session for image in images if image.modality == 'T1w')
     return [
-        (image, 'filled', measure_thickness(image, result, engines, run_id, options)) for image, result in filled
+        (image, 'filled', measure_thickness(image, result, n_t1w[image.session] == 1, engines, run_id, options))
+        for image, result in filled
     ]
 
 
@@ -249,6 +261,7 @@ def fill_image(image, model, options):
     text = None if to_t1w is None else registration.itk_text(to_t1w)
     layout.write_xfm(options.output_dir, image, text, loaded.info.get('FlairRegistration'))
     provenance = layout.provenance_of(result_options, run_hash, options.version)
+    layout.remove_thickness(options.output_dir, image)  # what was measured on an older filling
     layout.write_filling(options.output_dir, image, filling, provenance)
     for warning in filling.warnings:
         logger.warning('%s: %s', image.name, warning)
@@ -262,7 +275,7 @@ def make_engines(options):
     return {} if options.reports_only else thickness.make_engines(options.thickness, settings)
 
 
-def measure_thickness(image, result, engines, run_id, options):
+def measure_thickness(image, result, is_only_t1w, engines, run_id, options):
     """Measure an image that was filled, if it is a T1w; return what became of it, as `run_image` does."""
     if not engines or result['status'] != 'filled' or image.modality != 'T1w':
         return result
@@ -276,7 +289,12 @@ def measure_thickness(image, result, engines, run_id, options):
             seed=layout.seed_of(image, options.random_seed) % 2**32,
             version=options.version,
             noise=options.thickness_noise,
-            mask_threshold=options.mask_threshold,
+            is_only_t1w=is_only_t1w,
+            lesions={
+                'mask_threshold': options.mask_threshold,
+                'labels': options.lesion_labels,
+                'min_volume_mm3': options.min_lesion_volume,
+            },
         )
     except Exception as error:
         message = layout.note_crash(error, f'{image.name}_thickness', image.subject, run_id, options.output_dir)
@@ -480,9 +498,7 @@ def citation_of(options):
 
 def methods_text(options):
     """What this run does, for a paper; see `boilerplate.methods_text`."""
-    derivatives = options.derivatives
-    if derivatives is None:
-        derivatives = layout.find_derivatives(options.bids_dir, options.output_dir)
+    derivatives = derivatives_of(options)
     return boilerplate.methods_text(
         options,
         {modality: plan_of(options, modality) for modality in options.modalities},

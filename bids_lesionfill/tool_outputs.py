@@ -17,6 +17,7 @@ LABEL_FILES = {
     'T1w_norm_seg.nii.gz': 'DL+DiReCT',
     'seg.mgz': 'SAMSEG',
 }
+MASK_TOOLS = frozenset({'SAMSEG', 'LST-AI'})
 LESION_FILES = ('space-t1w_seg-lst.nii.gz', 'space-flair_seg-lst.nii.gz')  # of LST-AI, in a folder for each visit
 
 
@@ -70,6 +71,11 @@ def segmented_lesions(folder):
 def is_tool_folder(root):
     """True if a folder is no BIDS derivative, but holds participants of one of these tools."""
     return bool(tools_in([root]))
+
+
+def may_hold_masks(root):
+    """True if a folder can hold lesion masks: a BIDS derivative, or one of a tool that segments lesions."""
+    return (Path(root) / 'dataset_description.json').is_file() or not MASK_TOOLS.isdisjoint(tools_in([root]))
 
 
 def tools_in(roots):

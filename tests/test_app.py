@@ -172,10 +172,14 @@ def test_promise_4_what_is_done_is_not_done_again(dataset, run, tmp_path):
     filled = tmp_path / 'out/sub-01/anat/sub-01_desc-filled_T1w.nii.gz'
     assert run(root, tmp_path / 'out') == cli.OK
     first = filled.stat().st_mtime_ns
+    measured = filled.with_name('sub-01_seg-DK_desc-filled_morph.tsv')
+    measured.write_text('engine\tname\n')
     assert run(root, tmp_path / 'out') == cli.OK
     assert filled.stat().st_mtime_ns == first
+    assert measured.exists()
     assert run(root, tmp_path / 'out', '--dilate', '0') == cli.OK
     assert filled.stat().st_mtime_ns != first
+    assert not measured.exists()  # its thickness was that of the other filling
 
 
 def test_promise_5_every_number_is_explained(dataset, run, tmp_path, model_dir):

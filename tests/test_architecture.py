@@ -56,10 +56,10 @@ MAY_IMPORT = {
     },
     'thickness.pbt': {'thickness', 'thickness.anatomy', 'thickness.cortex'},
     'thickness.ants': {
-        *(*EMBEDDED, 'masks', 'preprocess', 'progress', 'thickness.cortex', 'thickness.direct', 'thickness.tools'),
+        *(*EMBEDDED, 'masks', 'progress', 'thickness.cortex', 'thickness.direct', 'thickness.tools'),
     },
     'thickness.direct': {'deformable'},
-    'thickness.antspynet': {*EMBEDDED, 'deformable', 'preprocess'},
+    'thickness.antspynet': {*EMBEDDED, 'deformable'},
     'thickness.dldirect': {'thickness', 'thickness.tools'},
     'thickness.freesurfer': {'thickness', 'thickness.tools'},
     'thickness.anatomy': {

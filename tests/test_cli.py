@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from bids_examples import write_description
 
-from bids_lesionfill import cli, weights
+from bids_lesionfill import cli, participant, weights
 from bids_lesionfill.layout import UsageError
 
 ROOT = Path(__file__).parent.parent
@@ -158,6 +158,38 @@ def test_derivatives_get_names(bids_dir, tmp_path):
     ]
     options = cli.options_of(cli.build_parser().parse_args(arguments), arguments)
     assert options.derivatives == {'a': tmp_path / 'a', 'rater': tmp_path / 'b'}
+
+
+def write_freesurfer(folder):
+    for name in ('stats/lh.aparc.stats', 'stats/rh.aparc.stats', 'mri/aseg.mgz'):
+        (folder / 'sub-01' / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / 'sub-01' / name).write_text('')
+
+
+def test_folders_that_are_read_for_thickness_are_not_used_for_filling(bids_dir, tmp_path):
+    for name in ('fs_raw', 'fs_filled'):
+        write_freesurfer(tmp_path / name)
+    arguments = [str(bids_dir), str(tmp_path / 'o'), 'participant', '-d', f'original={tmp_path / "fs_raw"}',
+                 f'filled={tmp_path / "fs_filled"}']  # fmt: skip
+    reading = [*arguments, '--thickness', 'freesurfer']
+    options = cli.options_of(cli.build_parser().parse_args(reading), reading)
+    assert options.derivatives is None
+    assert set(options.thickness_results) == {'original', 'filled'}
+    options = cli.options_of(cli.build_parser().parse_args(arguments), arguments)  # a source of tissue labels
+    assert set(options.derivatives) == {'original', 'filled'}
+
+
+def test_folders_that_hold_no_masks_are_searched_beside_those_of_the_dataset(bids_dir, tmp_path):
+    write_description(bids_dir / 'derivatives/lesions')
+    write_freesurfer(tmp_path / 'fs')
+    write_description(tmp_path / 'masks')
+    for named, searched in (
+        ({}, {'lesions'}),
+        ({'fs': tmp_path / 'fs'}, {'lesions', 'fs'}),
+        ({'masks': tmp_path / 'masks', 'fs': tmp_path / 'fs'}, {'masks', 'fs'}),
+    ):
+        options = cli.Options(bids_dir, tmp_path / 'o', derivatives=named or None)
+        assert set(participant.derivatives_of(options)) == searched
 
 
 def test_derivative_named_twice_is_refused(bids_dir, tmp_path, caplog):

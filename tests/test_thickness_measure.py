@@ -15,12 +15,12 @@ class Ruler:
 
     has_noise, reads_results = True, False
 
-    def __init__(self, name='ruler', fails_on=None, makes_classes=True):
-        self.name, self.fails_on, self.makes_classes = name, fails_on, makes_classes
+    def __init__(self, name='ruler', fails_on=None, makes_classes=True, version='1'):
+        self.name, self.fails_on, self.makes_classes, self.version = name, fails_on, makes_classes, version
         self.seen = []
 
     def check(self):
-        return Availability(True, '1')
+        return Availability(True, self.version)
 
     def run(self, scan):
         self.seen.append((scan.desc, scan.seed))
@@ -124,6 +124,87 @@ def test_engines_share_a_table_and_the_rows_of_a_failed_one_are_missing(run, ima
     files = layout.thickness_files(tmp_path / 'out', image)
     assert {row['engine'] for row in layout.read_tsv(files['morph_original'])} == {'broken', 'sound'}
     assert {row['engine'] for row in layout.read_tsv(files['morph_filled'])} == {'sound'}
+
+
+def test_what_was_measured_on_another_image_or_seed_is_gone_if_the_engine_fails_now(run, image, tmp_path):
+    run(Ruler(), Ruler('sound'))
+    with pytest.raises(RuntimeError):
+        run(Ruler(fails_on='filled'), Ruler('sound'), seed=6)
+    entries = layout.read_thickness([tmp_path / 'out'])
+    assert {entry['engine'] for entry in entries if entry['desc'] == 'filled'} == {'sound'}
+    assert {entry['about']['RandomSeed'] for entry in entries if entry['desc'] == 'original'} == {6}
+
+
+def test_a_rerun_of_another_image_is_gone_also_if_none_is_wanted_now(run, image, tmp_path, make_phantom):
+    files = run(Ruler())
+    run(Ruler(), noise=False)
+    assert layout.thickness_done(files['morph_rerun'], 'ruler')
+    nib.save(make_phantom(seed=9).t1w_img, image.image_file)
+    run(Ruler(), noise=False)
+    assert not layout.thickness_done(files['morph_rerun'], 'ruler')
+    assert 'rerun' not in {entry['desc'] for entry in layout.read_thickness([tmp_path / 'out'])}
+
+
+def test_a_new_filling_takes_what_was_measured_on_the_old_one_away(run, image, tmp_path):
+    files = run(Ruler())
+    layout.remove_thickness(tmp_path / 'out', image)
+    assert {name for name, path in files.items() if path.exists()} == {'morph_original', 'morph_rerun', 'dseg_original'}
+    assert not layout.sidecar(files['morph_filled']).exists()
+    assert measure.describe_thickness(image, tmp_path / 'out') == []
+
+
+def test_another_version_of_an_engine_measures_again(run):
+    run(Ruler(version='1'))
+    newer = Ruler(version='2')
+    run(newer)
+    assert len(newer.seen) == 3
+
+
+def test_lesions_that_were_kept_on_purpose_say_nothing_of_where_lesions_lie(run, image, tmp_path):
+    t1w_img = nib.load(image.image_file)
+    mask = np.asarray(nib.load(image.lesion_mask_file).dataobj).copy()
+    mask[tuple(np.argwhere(t1w_img.get_fdata() < 50)[0])] = 1  # one voxel far outside of white matter
+    nib.save(nib.Nifti1Image(mask, t1w_img.affine), image.lesion_mask_file)
+    ruler = Ruler()
+    counts = [
+        layout.read_sidecar(run(ruler, **more)['morph_filled'])['Engines']['ruler']['LesionVoxels']
+        for more in ({}, {'lesions': {'min_volume_mm3': 8}})
+    ]
+    assert counts[0]['outside_white_matter'] > counts[1]['outside_white_matter']
+    assert ruler.seen[3:] == [('filled', 4)]  # other lesions: judged again, and nothing else is
+
+
+def test_how_much_was_filled_is_said_if_it_is_known(run, image, tmp_path):
+    ruler = Ruler()
+    assert 'FilledVoxels' not in layout.read_sidecar(run(ruler)['morph_filled'])['Engines']['ruler']
+    filled_file = layout.output_files(tmp_path / 'out', image)['filled']
+    layout.write_json(layout.sidecar(filled_file), {'LesionVoxelsUsed': 0})
+    assert layout.read_sidecar(run(ruler, seed=5)['morph_filled'])['Engines']['ruler']['FilledVoxels'] == 0
+
+
+@pytest.mark.parametrize('order', [(True, True), (False, True), (True, False)])
+def test_tissue_classes_in_the_file_are_those_of_the_first_engine_that_makes_some(run, order):
+    engines = [Ruler(name, makes_classes=own) for name, own in zip('ab', order)]
+    first = 'ab'[order.index(True)]
+    files = run(*engines)
+    for _ in range(2):
+        about = layout.read_sidecar(files['dseg_filled'])
+        assert about['Description'].endswith(f'by {first}')
+        assert about['Sources'][-1] == 'bids::sub-01/anat/sub-01_desc-filled_T1w.nii.gz'
+        run(*engines, Ruler('c'))  # which comes later
+
+
+def test_images_that_can_be_filled_can_be_measured(run, image):
+    t1w_img = nib.load(image.image_file)
+    values = t1w_img.get_fdata(dtype=np.float32)[..., None]
+    values[3, 3, 3] = np.inf
+    nib.save(nib.Nifti1Image(values, t1w_img.affine), image.image_file)
+    seen = []
+    ruler = Ruler()
+    ruler.run = lambda scan: seen.append(scan.t1w_img.get_fdata()) or Ruler().run(scan)
+    run(ruler)
+    assert seen[0].ndim == 3
+    assert np.isfinite(seen[0]).all()
 
 
 def test_report_says_which_regions_change_by_more_than_the_noise_floor(run, image, tmp_path):

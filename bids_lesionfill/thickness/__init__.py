@@ -52,6 +52,7 @@ class Scan:
     t1w_file: Path  # the same image
     name: str  # sub-01_ses-1_run-2: what its files begin with
     desc: str  # 'original' or 'filled'
+    visit: str = ''  # sub-01_ses-1, if this is the only T1w of the visit: what other tools may call it
     brain_mask_img: Any = None
     seed: int = 0  # a rerun of the same image has another
 
@@ -109,6 +110,7 @@ ENGINES = {
     'fastsurfer': ('freesurfer', 'FastSurfer'),
 }
 DEFAULT_ENGINE = 'pbt'
+READERS = ('dldirect', 'freesurfer', 'fastsurfer')  # engines that can read what another tool has measured
 
 
 def make_engine(name, settings=None):
@@ -137,7 +139,9 @@ def make_engines(names, settings=None):
 METHODS = {
     'pbt': 'projection-based thickness (Dahnke et al., 2013) on tissue classes with the priors of ICBM 2009a '
     '(Fonov et al., 2011), to which each brain was registered by SyN (Avants et al., 2008; antspyx)',
-    'ants': 'DiReCT (Das et al., 2009; antspyx) on the same kind of tissue classes',
+    'ants': 'DiReCT (Das et al., 2009; antspyx) on tissue classes with the priors of ICBM 2009a (Fonov et al., 2011), '
+    'to which each brain was registered by SyN (Avants et al., 2008)',
+    'ants script': "ANTs' program antsCorticalThickness.sh (Tustison et al., 2014)",
     'antspynet': 'ANTsPyNet (Tustison et al., 2021)',
     'dldirect': 'DL+DiReCT (Rebsamen et al., 2020)',
     'freesurfer': 'FreeSurfer (Fischl, 2012)',
@@ -149,7 +153,8 @@ def methods_text(engines):
     """A sentence to paste into a paper; empty if nothing is measured."""
     if not engines:
         return ''
-    methods = '; by '.join(METHODS[name] for name in engines)
+    names = ['ants script' if name == 'ants' and make_engine(name).template_dir else name for name in engines]
+    methods = '; by '.join(METHODS[name] for name in names)
     return (
         f' Cortical thickness was measured before and after filling by {methods}; '
         'regions are those of the Desikan-Killiany atlas (Desikan et al., 2006).'

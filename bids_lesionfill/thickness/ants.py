@@ -1,4 +1,4 @@
-"""Engine `ants`: DiReCT (Das et al. 2009), as the thesis' ANTs, on the segmentation of `pbt`; by antspyx.
+"""Engine `ants`: DiReCT (Das et al. 2009), the thesis' ANTs with other steps, on the segmentation of `pbt`; by antspyx.
 
 Where the program `antsCorticalThickness.sh` and a template for it are there (`$ANTS_THICKNESS_TEMPLATE`, a folder as
 ANTs' own: `T_template0.nii.gz`, `T_template0_BrainCerebellumProbabilityMask.nii.gz`, `Priors2/`), segmentation and
@@ -14,7 +14,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from .. import masks, preprocess, progress
+from .. import masks, progress
 from . import Availability, Measurement, anatomy, cortex, direct, tools
 
 logger = logging.getLogger('bids_lesionfill')
@@ -76,14 +76,10 @@ class KellyKapowski:
                 anatomical_image=str(t1w_file), out_prefix=f'{folder}/', **script_arguments(self.template_dir)
             )
             result = interface.run(cwd=folder)
-            thickness_img = nib.load(result.outputs.CorticalThickness)
-            own_img = nib.Nifti1Image(found.ribbon, found.affine)
-            thickness = preprocess.resample_to(thickness_img, own_img, order=1)
-            seg_img = nib.load(result.outputs.BrainSegmentation)
-            seg = np.minimum(np.rint(preprocess.resample_to(seg_img, scan.t1w_img, order=0)), 4)
-        seg = np.array([0, 1, 2, 3, 2], dtype=np.uint8)[seg.astype(int)]  # 4, deep grey matter, is grey matter
+            thickness = anatomy.sample_thickness(nib.load(result.outputs.CorticalThickness), found)
+            seg_img = anatomy.classes_of_six(nib.load(result.outputs.BrainSegmentation), scan, found)
         info = {**found.info, 'Thickness': interface.cmdline.replace(folder, 'WORK')}
-        return Measurement(anatomy.average(thickness, found), nib.Nifti1Image(seg, scan.t1w_img.affine), info)
+        return Measurement(anatomy.average(thickness, found), seg_img, info)
 
 
 def direct_thickness(found, work_dir=None, report=None):
@@ -115,7 +111,8 @@ def script_inputs(template_dir):
 def script_arguments(template_dir):
     """Arguments of nipype's interface, files as lists where it wants lists."""
     arguments = {name: list_files(path) for name, path in script_inputs(template_dir).items()}
-    return {name: files if name == 'segmentation_priors' else files[0] for name, files in arguments.items()}
+    arguments = {name: files if name == 'segmentation_priors' else files[0] for name, files in arguments.items()}
+    return arguments | {'use_random_seeding': 0}  # else Atropos' seed is the clock
 
 
 def list_files(path):

@@ -11,7 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from .. import deformable, preprocess
+from .. import deformable
 from . import Availability, Measurement, anatomy
 
 # What `antspynet.cortical_thickness` reads of one T1w image (ANTsPyNet 9f42a59).
@@ -22,7 +22,6 @@ FILES = (
     'croppedMni152Priors.nii.gz',
     'sixTissueOctantBrainSegmentationWithPriors1.h5',
 )
-CLASSES = np.array([0, 1, 2, 3, 2, 2, 2], dtype=np.uint8)  # its CSF, grey, white, deep grey, brain stem, cerebellum
 
 
 class ANTsPyNet:
@@ -62,7 +61,7 @@ class ANTsPyNet:
         ants = deformable.import_ants()
         import antspynet
 
-        antspynet.utilities.get_antsxnet_data.set_antsxnet_cache_directory(str(self.cache_dir))
+        antspynet.set_antsxnet_cache_directory(str(self.cache_dir))
         with tempfile.TemporaryDirectory(dir=self.work_dir) as folder:
             t1w_file = f'{folder}/t1w.nii.gz'
             nib.save(nib.Nifti1Image(scan.t1w_img.get_fdata(dtype=np.float32), scan.t1w_img.affine), t1w_file)
@@ -73,9 +72,7 @@ class ANTsPyNet:
                 img = nib.load(f'{folder}/{key}.nii.gz')
                 maps[key] = nib.Nifti1Image(img.get_fdata(dtype=np.float32), img.affine)
         found = anatomy.anatomy_of(scan)
-        own_img = nib.Nifti1Image(found.ribbon, found.affine)
-        thickness = preprocess.resample_to(maps['thickness_image'], own_img, order=1)
-        seg = np.rint(preprocess.resample_to(maps['segmentation_image'], scan.t1w_img, order=0)).astype(int)
-        seg_img = nib.Nifti1Image(CLASSES[np.clip(seg, 0, 6)], scan.t1w_img.affine)
+        thickness = anatomy.sample_thickness(maps['thickness_image'], found)
+        seg_img = anatomy.classes_of_six(maps['segmentation_image'], scan, found)
         info = {'Thickness': 'antspynet.cortical_thickness', 'Parcellation': found.info['Parcellation']}
         return Measurement(anatomy.average(thickness, found), seg_img, info)

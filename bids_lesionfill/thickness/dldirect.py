@@ -49,7 +49,8 @@ class DLDirect:
 
     def __init__(self, settings):
         self.work_dir = settings.work_dir
-        self.roots = [Path(path) for path in settings.derivatives.values() if any(Path(path).glob(f'*/{RESULT}'))]
+        derivatives = settings.derivatives.items()
+        self.roots = {name: Path(path) for name, path in derivatives if any(Path(path).glob(f'*/{RESULT}'))}
 
     @property
     def reads_results(self):
@@ -59,7 +60,7 @@ class DLDirect:
     def check(self):
         """Whether there are results to read, or the program."""
         if self.roots:
-            return Availability(True, f'{RESULT} in ' + ', '.join(root.name for root in self.roots))
+            return Availability(True, f'{RESULT} in ' + ', '.join(root.name for root in self.roots.values()))
         if shutil.which(PROGRAM):
             return Availability(True, shutil.which(PROGRAM))
         return Availability(
@@ -73,7 +74,7 @@ class DLDirect:
     def run(self, scan):
         """Measure a T1w image, or read what was measured on it."""
         if self.roots:
-            file = tools.find_results(self.roots, scan.name, scan.desc, RESULT)
+            file = tools.find_results(self.roots, scan, RESULT)
             lines = file.read_text().splitlines()
         else:
             lines = self.run_program(scan)

@@ -2,18 +2,22 @@
 
 Two folders of subjects are given with `--derivatives`, one for the original and one for the filled images
 (`--derivatives original=... filled=...`, or folders with these words in their names), or one with `sub-01` and
-`sub-01_desc-filled` in it.
+`sub-01_desc-filled` in it. A subject is FastSurfer's if its segmentation is; one with statistics alone can be either's.
 """
 
+import contextlib
+import hashlib
 import importlib.util
 import math
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 from . import HEMISPHERES, REGION_NAMES, Availability, Measurement, table_of, tools
 
 STATS = 'stats/{hemisphere}.aparc.stats'
+OF_FASTSURFER, OF_BOTH = 'mri/aparc.DKTatlas+aseg.deep*.mgz', 'mri/aseg.mgz'
 
 
 def read_stats(lines):
@@ -62,8 +66,16 @@ class FreeSurfer:
         self.work_dir = settings.work_dir
 
     def roots(self):
-        """Folders among the derivatives that hold subjects with stats."""
-        return [Path(path) for path in self.derivatives.values() if any(Path(path).glob('*/stats/lh.*.stats'))]
+        """Folders among the derivatives that hold subjects with stats of this tool: dict of name -> path."""
+        return {
+            name: Path(path)
+            for name, path in self.derivatives.items()
+            if any(self.is_ours(file.parents[1]) for file in Path(path).glob('*/stats/lh.*.stats'))
+        }
+
+    def is_ours(self, subject_dir):
+        """False if a subject was done by the other of the two tools."""
+        return maker_of(subject_dir) in (None, self.name)
 
     @property
     def reads_results(self):
@@ -80,7 +92,7 @@ class FreeSurfer:
     def check(self):
         """Whether there are stats to read, or the program with its licence."""
         if roots := self.roots():
-            return Availability(True, 'stats in ' + ', '.join(root.name for root in roots))
+            return Availability(True, 'stats in ' + ', '.join(root.name for root in roots.values()))
         if self.can_run():
             return Availability(True, f'{self.program} by nipype')
         return Availability(
@@ -95,31 +107,51 @@ class FreeSurfer:
         """Measure a T1w image, or read what was measured on it."""
         try:
             files = [
-                tools.find_results(self.roots(), scan.name, scan.desc, STATS.format(hemisphere=hemisphere))
+                tools.find_results(self.roots(), scan, STATS.format(hemisphere=hemisphere), self.is_ours)
                 for hemisphere in HEMISPHERES
             ]
         except FileNotFoundError:
             if not self.can_run():
                 raise
-            files = self.run_program(scan)
-        regions, means = {}, {}
-        for hemisphere, file in zip(HEMISPHERES, files):
-            try:
-                found, means[hemisphere] = read_stats(file.read_text().splitlines())
-            except ValueError as error:
-                raise ValueError(f'{file}: {error}; FastSurfer needs --fsaparc for it') from None
-            regions |= {f'{hemisphere}_{name}': value for name, value in found.items()}
-        return Measurement(table_of(regions, means), None, {'Read': [file.name for file in files]})
+            return self.run_program(scan)
+        return read_both(files)
 
     def run_program(self, scan):
-        """Run `recon-all -all` by nipype's interface; return the two stats files."""
-        subjects_dir = Path(self.work_dir or 'work').resolve() / self.name
-        subjects_dir.mkdir(parents=True, exist_ok=True)
-        subject = f'{scan.name}_desc-{scan.desc}'
-        tools.nipype_interface('freesurfer', 'ReconAll')(
-            subject_id=subject, subjects_dir=str(subjects_dir), T1_files=[str(scan.t1w_file)], directive='all', openmp=1
-        ).run()
-        return [subjects_dir / subject / STATS.format(hemisphere=hemisphere) for hemisphere in HEMISPHERES]
+        """Run `recon-all -all` by nipype's interface, in the work folder or in one that is removed; `Measurement`."""
+        with contextlib.ExitStack() as stack:
+            folder = self.work_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix=self.name))
+            subjects_dir = Path(folder).resolve() / self.name
+            subjects_dir.mkdir(parents=True, exist_ok=True)
+            # By its bytes: in a subject that is there recon-all goes on, with the image that it was begun with.
+            digest = hashlib.sha256(scan.t1w_file.read_bytes()).hexdigest()[:12]
+            subject = f'{scan.name}_desc-{scan.desc}_{digest}'
+            tools.nipype_interface('freesurfer', 'ReconAll')(
+                subject_id=subject,
+                subjects_dir=str(subjects_dir),
+                T1_files=[str(scan.t1w_file)],
+                directive='all',
+                openmp=1,
+            ).run()
+            return read_both([subjects_dir / subject / STATS.format(hemisphere=side) for side in HEMISPHERES])
+
+
+def read_both(files):
+    """A measurement from the stats files of both hemispheres."""
+    regions, means = {}, {}
+    for hemisphere, file in zip(HEMISPHERES, files):
+        try:
+            found, means[hemisphere] = read_stats(file.read_text().splitlines())
+        except ValueError as error:
+            raise ValueError(f'{file}: {error}; FastSurfer needs --fsaparc for it') from None
+        regions |= {f'{hemisphere}_{name}': value for name, value in found.items()}
+    return Measurement(table_of(regions, means), None, {'Read': [file.name for file in files]})
+
+
+def maker_of(subject_dir):
+    """`fastsurfer` or `freesurfer`, by the segmentation in a subject's folder; None if there is none."""
+    if any(subject_dir.glob(OF_FASTSURFER)):
+        return 'fastsurfer'
+    return 'freesurfer' if (subject_dir / OF_BOTH).is_file() else None
 
 
 class FastSurfer(FreeSurfer):

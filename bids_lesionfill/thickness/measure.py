@@ -3,6 +3,8 @@
 import hashlib
 import json
 import logging
+from pathlib import Path
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -17,10 +19,10 @@ HEMISPHERE_MEAN = 'MeanThickness'
 NAMES = (*(f'{hemisphere}_{HEMISPHERE_MEAN}' for hemisphere in HEMISPHERES), *REGIONS)
 
 
-def measure_image(image, engines, output_dir, *, seed, version, noise=True, mask_threshold=0.5):
+def measure_image(image, engines, output_dir, *, seed, version, noise=True, is_only_t1w=True, lesions=None):
     """Measure an image that has been filled, before and after, with every engine; write tables and tissue classes.
 
-    What is there from the same image, engine and seed is not measured again.
+    What is there from the same image, engine and seed is not measured again; what is there from another is dropped.
 
     Parameters
     ----------
@@ -33,42 +35,40 @@ def measure_image(image, engines, output_dir, *, seed, version, noise=True, mask
         Of the app.
     noise : bool
         Measure the original a second time, with another seed, by those engines for which that is cheap.
-    mask_threshold : float
-        As for filling.
+    is_only_t1w : bool
+        Other tools may then call it by the visit alone.
+    lesions : dict, optional
+        Which lesions were to be filled, as for `inputs.lesions_of`: `mask_threshold`, `labels`, `min_volume_mm3`.
 
     Raises
     ------
     RuntimeError
         If an engine failed; it names all that did. The others have been measured.
     """
-    files = layout.thickness_files(output_dir, image)
-    filled_file = layout.output_files(output_dir, image)['filled']
+    job = Job(image, output_dir, lesions or {})
     problems = {}
     for desc in layout.THICKNESS_DESCS:  # engines inside: those that share a segmentation make it once
-        t1w_file = filled_file if desc == 'filled' else image.image_file
-        scan = read_scan(image, t1w_file, desc, seed)
-        table_file = files[f'morph_{desc}']
+        scan = read_scan(image, job.filled_file if desc == 'filled' else image.image_file, desc, seed, is_only_t1w)
+        table_file = job.files[f'morph_{desc}']
+        has_classes = False
         for name, engine in engines.items():
-            if desc == 'rerun' and not (noise and engine.has_noise):
+            engine_version = engine.check().version
+            run_hash = job.hash(scan, desc, [name, engine_version, version])
+            done = layout.thickness_done(table_file, name)
+            if done.get('RunHash') == run_hash and not engine.reads_results:
+                has_classes |= done.get('TissueClasses') == f'by {name}'
                 continue
-            run_hash = hash_scan(scan, name, version)
-            is_done = layout.thickness_done(table_file, name).get('RunHash') == run_hash
-            if is_done and not engine.reads_results:
+            if done:
+                layout.drop_thickness(table_file, name)
+            if desc == 'rerun' and not (noise and engine.has_noise):
                 continue
             try:
                 measurement = engine.run(scan)
-                info = {'RunHash': run_hash, 'RandomSeed': scan.seed, 'Version': engine.check().version}
-                info |= measurement.info
+                info = {'RunHash': run_hash, 'RandomSeed': scan.seed, 'Version': engine_version} | measurement.info
                 if desc != 'rerun':
-                    seg = write_tissues(measurement, scan, image, name, files[f'dseg_{desc}'])
-                if desc == 'filled':
-                    xfm_file = layout.xfm_file(output_dir, image)
-                    to_t1w = registration.from_itk_text(xfm_file.read_text()) if xfm_file.is_file() else None
-                    lesion_mask_img = inputs.lesions_of(image, mask_threshold, to_t1w)
-                    lesion_mask = fill.mask_on_grid(lesion_mask_img, scan.t1w_img, mask_threshold)
-                    info['LesionVoxels'] = tissues.voxels_beside_white_matter(lesion_mask, seg)
-                sources = [*image.sources, *([filled_uri(filled_file, output_dir)] if desc == 'filled' else [])]
-                layout.write_thickness(table_file, name, table_rows(measurement.table, name), info, sources)
+                    info |= job.describe_tissues(measurement, scan, desc, name, has_classes)
+                    has_classes |= measurement.tissue_seg_img is not None
+                layout.write_thickness(table_file, name, table_rows(measurement.table, name), info, job.sources(desc))
                 logger.info('%s: %s, %s: %.3f mm', image.name, name, desc, measurement.table.global_mm)
             except Exception as error:
                 logger.error('%s: thickness by %s (%s): %s', image.name, name, desc, error)
@@ -77,44 +77,82 @@ def measure_image(image, engines, output_dir, *, seed, version, noise=True, mask
         raise RuntimeError('; '.join(problems)) from next(iter(problems.values()))
 
 
-def read_scan(image, t1w_file, desc, seed):
+class Job(NamedTuple):
+    """An image that has been filled, where its tables are, and which of its lesions were to be filled."""
+
+    image: layout.Inputs
+    output_dir: Path
+    lesions: dict  # arguments of `inputs.lesions_of`
+
+    @property
+    def files(self):
+        return layout.thickness_files(self.output_dir, self.image)
+
+    @property
+    def filled_file(self):
+        return layout.output_files(self.output_dir, self.image)['filled']
+
+    def sources(self, desc):
+        """What a table or a segmentation comes from: BIDS URIs."""
+        uri = f'bids::{self.filled_file.relative_to(self.output_dir).as_posix()}'
+        return [*self.image.sources, *([uri] if desc == 'filled' else [])]
+
+    def hash(self, scan, desc, measured_by):
+        """What a measurement depends on, as SHA-256: the images, the seed, by what, and the lesions that are judged."""
+        lesions = self.lesions if desc == 'filled' else None
+        digest = hashlib.sha256(json.dumps([*measured_by, scan.desc, scan.seed, lesions], sort_keys=True).encode())
+        digest.update(scan.t1w_file.read_bytes())
+        if scan.brain_mask_img is not None:
+            digest.update(np.asarray(scan.brain_mask_img.dataobj).tobytes())
+        if desc == 'filled' and self.image.lesion_mask_file is not None:
+            digest.update(self.image.lesion_mask_file.read_bytes())
+        return digest.hexdigest()
+
+    def describe_tissues(self, measurement, scan, desc, engine, has_classes):
+        """Write tissue classes, if no engine before has made some; what they say, for the sidecar."""
+        seg_img, source = tissues_of(measurement, scan, engine)
+        dseg_file = self.files[f'dseg_{desc}']
+        if not (has_classes and dseg_file.is_file()):
+            layout.write_dseg(dseg_file, seg_img, self.sources(desc), source)
+        about = {'TissueClasses': source}
+        if desc == 'filled':
+            seg = np.asarray(seg_img.dataobj).astype(int)
+            about['LesionVoxels'] = tissues.voxels_beside_white_matter(self.lesion_mask(scan.t1w_img), seg)
+            about['FilledVoxels'] = layout.read_sidecar(self.filled_file).get('LesionVoxelsUsed')
+        return {name: value for name, value in about.items() if value is not None}
+
+    def lesion_mask(self, t1w_img):
+        """The lesions that were to be filled, on the grid of the T1w; bool array."""
+        xfm_file = layout.xfm_file(self.output_dir, self.image)
+        to_t1w = registration.from_itk_text(xfm_file.read_text()) if xfm_file.is_file() else None
+        lesion_mask_img = inputs.lesions_of(self.image, to_t1w=to_t1w, **self.lesions)
+        return fill.mask_on_grid(lesion_mask_img, t1w_img, self.lesions.get('mask_threshold', 0.5))
+
+
+def read_scan(image, t1w_file, desc, seed, is_only_t1w=True):
     """What an engine is given; a rerun is the original with another seed."""
+    visit = f'sub-{image.subject}' + (f'_ses-{image.session}' if image.session else '')
     return Scan(
-        nib.load(t1w_file),
+        fill.plain(inputs.open_image(t1w_file), 'T1w'),
         t1w_file,
         layout.scan_name(image),
         'filled' if desc == 'filled' else 'original',
-        nib.load(image.brain_mask_file) if image.brain_mask_file else None,
+        visit if is_only_t1w else '',
+        inputs.open_brain_mask(image),
         seed + RERUN_SEED if desc == 'rerun' else seed,
     )
 
 
-def hash_scan(scan, engine, version):
-    """What a measurement depends on, as SHA-256: the bytes of the image, engine, seed, version."""
-    digest = hashlib.sha256(json.dumps([engine, scan.desc, scan.seed, version]).encode())
-    digest.update(scan.t1w_file.read_bytes())
-    if scan.brain_mask_img is not None:
-        digest.update(np.asarray(scan.brain_mask_img.dataobj).tobytes())
-    return digest.hexdigest()
-
-
-def filled_uri(filled_file, output_dir):
-    """BIDS URI of a file of this dataset."""
-    return f'bids::{filled_file.relative_to(output_dir).as_posix()}'
-
-
-def write_tissues(measurement, scan, image, engine, path):
-    """Write the tissue classes on the image's grid, the engine's own or those of the app; return them, int array."""
-    seg_img, source = measurement.tissue_seg_img, f'by {engine}'
-    if seg_img is None:
-        seg_img, source = classify(scan), 'by a mixture of three normal distributions'
-    layout.write_dseg(path, seg_img, image.sources, source)
-    return np.asarray(seg_img.dataobj).astype(int)
+def tissues_of(measurement, scan, engine):
+    """Tissue classes on the image's grid and whose they are: the engine's own, or the app's."""
+    if measurement.tissue_seg_img is not None:
+        return measurement.tissue_seg_img, f'by {engine}'
+    return classify(scan), 'by a mixture of three normal distributions'
 
 
 def classify(scan):
     """Tissue classes of an image whose engine makes none; nibabel image on its grid."""
-    conformed_img = preprocess.conform(fill.plain(scan.t1w_img, 'T1w'))
+    conformed_img = preprocess.conform(scan.t1w_img)
     t1w = conformed_img.get_fdata(dtype=np.float32)
     _, seg, _ = fill.find_tissues(t1w, np.zeros(t1w.shape, dtype=bool), conformed_img, scan.brain_mask_img)
     seg_img = nib.Nifti1Image(seg.astype(np.float32), conformed_img.affine)

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+from pathlib import Path
 
 
 def nipype_interface(module, name):
@@ -10,19 +11,20 @@ def nipype_interface(module, name):
     return getattr(importlib.import_module(f'nipype.interfaces.{module}'), name)
 
 
-def find_results(roots, subject, desc, filename):
+def find_results(roots, scan, filename, is_ours=lambda folder: True):
     """A file of another tool's results on one image.
 
     Parameters
     ----------
-    roots : sequence of Path
-        Folders of the tool, each with a folder per image.
-    subject : str
-        sub-01 or sub-01_ses-1.
-    desc : {'original', 'filled'}
-        The folder of an image is `sub-01_desc-filled` or, in a root whose name says `original` or `filled`, `sub-01`.
+    roots : dict of name -> path
+        Folders of the tool, each with a folder per image, under the names that `--derivatives` gave them.
+    scan : Scan
+        Its folder is `sub-01_desc-filled` in any root or, in a root of which the given name or else the name on disk
+        says `original` or `filled`, `sub-01`. What a root without such a word calls `sub-01` is the original.
     filename : str
         Below that folder.
+    is_ours : callable
+        Whether a folder is one of the tool at all.
 
     Returns
     -------
@@ -33,16 +35,25 @@ def find_results(roots, subject, desc, filename):
     FileNotFoundError
         It says where it looked; or if several are there.
     """
-    folders = [root / f'{subject}_desc-{desc}' for root in roots]
-    folders += [root / subject for root in roots if desc in root.name]
-    if desc == 'original':  # a tool that was run on the raw dataset knows nothing of desc
-        folders += [root / subject for root in roots if 'filled' not in root.name and desc not in root.name]
-    found = [folder / filename for folder in folders if (folder / filename).is_file()]
+    names = dict.fromkeys(filter(None, [scan.name, scan.visit]))
+    folders = [Path(root) / f'{name}_desc-{scan.desc}' for root in roots.values() for name in names]
+    roots = [Path(root) for given, root in roots.items() if desc_of(given, root) == scan.desc]
+    folders += [root / name for root in roots for name in names]
+    found = [folder / filename for folder in folders if (folder / filename).is_file() and is_ours(folder)]
     if len(found) > 1:
         raise FileNotFoundError(
-            f'{len(found)} files for {subject} ({desc}): {", ".join(map(str, found))}; expected one'
+            f'{len(found)} files for {scan.name} ({scan.desc}): {", ".join(map(str, found))}; expected one'
         )
     if not found:
         looked = ', '.join(str(folder / filename) for folder in folders) or 'no folder: give one with --derivatives'
-        raise FileNotFoundError(f'{filename} of {subject} ({desc}) is not there; looked at {looked}')
+        raise FileNotFoundError(f'{filename} of {scan.name} ({scan.desc}) is not there; looked at {looked}')
     return found[0]
+
+
+def desc_of(name, root):
+    """Whose results a folder holds, by the name that it was given or else by its own: `original` or `filled`."""
+    for text in (name, Path(root).name):
+        for desc in ('filled', 'original'):
+            if desc in text.lower():
+                return desc
+    return 'original'  # a tool that was run on the raw dataset knows nothing of desc
