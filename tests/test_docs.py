@@ -22,6 +22,13 @@ def hooks():
     return module
 
 
+def test_version_is_said_alike_and_has_its_changes():
+    root = DOCS.parent
+    version = (root / 'version').read_text().strip()
+    assert f'\nversion: {version}\n' in (root / 'CITATION.cff').read_text()
+    assert re.search(rf'^## (Unreleased|{re.escape(version)} \(\d{{4}}-\d\d-\d\d\))$', (root / 'CHANGES.md').read_text(), re.M)
+
+
 def options_of(parser):
     return {name for action in parser._actions for name in action.option_strings}
 
