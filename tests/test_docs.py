@@ -26,7 +26,8 @@ def test_version_is_said_alike_and_has_its_changes():
     root = DOCS.parent
     version = (root / 'version').read_text().strip()
     assert f'\nversion: {version}\n' in (root / 'CITATION.cff').read_text()
-    assert re.search(rf'^## (Unreleased|{re.escape(version)} \(\d{{4}}-\d\d-\d\d\))$', (root / 'CHANGES.md').read_text(), re.M)
+    heading = rf'^## (Unreleased|{re.escape(version)} \(\d{{4}}-\d\d-\d\d\))$'
+    assert re.search(heading, (root / 'CHANGES.md').read_text(), re.MULTILINE)
 
 
 def options_of(parser):
