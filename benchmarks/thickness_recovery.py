@@ -9,8 +9,9 @@ brains come first, and of the lesion masks only those are taken that no model wa
 patient are painted with the contrast and the soft edge of real ones (`patient` of the evaluation); the mask that is
 handed over is their half maximum, the app grows it, and every filler fills the mask that the app used. Bias, tissue
 classes and thickness are found on each image by itself; brain mask and template are those of the untouched image, so
-that what differs is what the lesions do. Two noises stand beside the errors: the untouched image again with another
-seed (template included), and another scan of the same person. `report` prints Markdown and draws.
+that what differs is what the lesions do. Three noises stand beside the errors: the untouched image again with another
+seed for the classes alone (`reseed`, the one to compare the errors with) and for the registration too (`rerun`, the
+app's), and another scan of the same person (`rescan`). `report` prints Markdown and draws.
 """
 
 import argparse
@@ -38,7 +39,7 @@ from bids_lesionfill.thickness import anatomy, cortex
 from bids_lesionfill.thickness import ants as ants_engine
 
 FILLERS = ('unfilled', 'fill-T1w', 'biharmonic', 'local white matter')
-RERUN, RESCAN = 'rerun', 'rescan'
+RESEED, RERUN, RESCAN = 'reseed', 'rerun', 'rescan'
 FEWEST_PEOPLE = 4  # for an interval over people
 
 
@@ -144,6 +145,9 @@ def run_measure(options):
         if name in chosen:
             for mask_file in held_out[: options.masks]:
                 measure_case(store, image, tissue_seg, brain_img, mask_file, brains.index(name), model, options)
+            if RESEED not in store.results:
+                result, _ = measure(image_of(image), brain_img, 1, store.registration(), engine=options.engine)
+                store.put(RESEED, result)
             if RERUN not in store.results:
                 store.put(RERUN, measure(image_of(image), brain_img, 1, engine=options.engine)[0])
 
@@ -171,15 +175,20 @@ def errors_of(truth, test):
     return float(overall), float(np.nanmean(regions)), regions
 
 
+def global_change(truth, test):
+    """Signed change of the global mean against the truth, percent."""
+    return float(100 * (np.mean(test['hemispheres_mm']) / np.mean(truth['hemispheres_mm']) - 1))
+
+
 def comparisons(brains):
     """What is compared with which truth: dict of name -> list of (brain, lesion ml, truth, test)."""
-    rows = {what: [] for what in (*FILLERS, RERUN, RESCAN)}
+    rows = {what: [] for what in (*FILLERS, RESEED, RERUN, RESCAN)}
     for name, results in brains.items():
         for case in results['cases'].values():
             for what in FILLERS:
                 if set(FILLERS) <= set(case):  # whole cases only: they are compared in pairs
                     rows[what].append((name, case['about']['lesion_ml'], results['truth'], case[what]))
-        for what in (RERUN, RESCAN):
+        for what in (RESEED, RERUN, RESCAN):
             if what in results:
                 rows[what].append((name, np.nan, results['truth'], results[what]))
     return {what: row for what, row in rows.items() if row}
@@ -209,12 +218,13 @@ def print_report(engine, rows):
         clusters = [name for name, *_ in row]
         errors = [errors_of(truth, test) for _, _, truth, test in row]
         cells = [what, str(len(row))]
-        for column in range(2):
-            mean, low, high = metrics.bootstrap_mean([error[column] for error in errors], rng, clusters=clusters)
-            interval = f' ({low:.3f} to {high:.3f})' if len(set(clusters)) >= FEWEST_PEOPLE else ''
-            cells.append(f'{mean:.3f}{interval}')
-        changes = [np.mean(b['hemispheres_mm']) / np.mean(a['hemispheres_mm']) - 1 for _, _, a, b in row]
-        cells += [f'{100 * np.mean(changes):+.3f}', f'{np.mean([np.nanmax(error[2]) for error in errors]):.2f}']
+        columns = [[error[column] for error in errors] for column in range(2)]
+        columns.append([global_change(truth, test) for _, _, truth, test in row])
+        for values, sign in zip(columns, ('', '', '+')):
+            mean, low, high = metrics.bootstrap_mean(values, rng, clusters=clusters)
+            interval = f' ({low:{sign}.3f} to {high:{sign}.3f})' if len(set(clusters)) >= FEWEST_PEOPLE else ''
+            cells.append(f'{mean:{sign}.3f}{interval}')
+        cells.append(f'{np.mean([np.nanmax(error[2]) for error in errors]):.2f}')
         print(f'| {" | ".join(cells)} |')
     for other in FILLERS[1:] if len(people) >= FEWEST_PEOPLE else ():
         pair = [[errors_of(truth, test)[1] for _, _, truth, test in rows[what]] for what in (other, 'unfilled')]
@@ -227,9 +237,11 @@ def print_report(engine, rows):
         shares = [b['lesion_share'] for *_, b in row if 'lesion_share' in b]
         share = ', '.join(f'{100 * value:.1f}' for value in np.mean(shares, axis=0)) if shares else 'n/a'
         print(f'| {what} | ' + ' | '.join(f'{value:+.2f}' for value in changes) + f' | {share} |')
-    print('\n| brain | lesions ml | ' + ' | '.join(FILLERS) + ' |\n|' + '---|' * (2 + len(FILLERS)))
+    print('\nROI-average error % and, in brackets, global change % of every case:\n')
+    print('| brain | lesions ml | ' + ' | '.join(FILLERS) + ' |\n|' + '---|' * (2 + len(FILLERS)))
     for number, (name, ml, _, _) in enumerate(rows['unfilled']):
-        values = [f'{errors_of(*rows[what][number][2:])[1]:.3f}' for what in FILLERS]
+        pairs = [rows[what][number][2:] for what in FILLERS]
+        values = [f'{errors_of(*pair)[1]:.3f} ({global_change(*pair):+.3f})' for pair in pairs]
         print(f'| {name} | {ml:.1f} | ' + ' | '.join(values) + ' |')
     truths = {name: truth for row in rows.values() for name, _, truth, _ in row}
     print('\nUntouched: ' + ', '.join(f'{n} {np.mean(t["hemispheres_mm"]):.2f} mm' for n, t in truths.items()))
@@ -240,7 +252,8 @@ def draw(rows, path):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    colours = dict(zip((*FILLERS, RERUN, RESCAN), ('#b2182b', '#2166ac', '#e08214', '#7fbc41', '#777777', '#bbbbbb')))
+    palette = ('#b2182b', '#2166ac', '#e08214', '#7fbc41', '#333333', '#777777', '#bbbbbb')
+    colours = dict(zip((*FILLERS, RESEED, RERUN, RESCAN), palette))
     figure = Figure(figsize=(10, 4), dpi=130, layout='constrained')
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     for what, row in rows.items():
