@@ -33,17 +33,25 @@ def write(path, content):
         `n_scans`, and `engines`: dicts with `engine`, `region_errors` ((68,) array), `participant_errors`,
         `participant_noise`, `juxtacortical_scans`.
     """
-    engines = [engine | {'cortex': draw_cortex(engine['region_errors'])} for engine in content['engines']]
+    engines = [
+        engine | {'cortex': draw_cortex(errors) if np.isfinite(errors := engine['region_errors']).any() else None}
+        for engine in content['engines']
+    ]
     content = content | {'engines': engines, 'distribution': draw_distribution(engines) if engines else None}
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(data_uri=report.data_uri, number=number)
+    environment.filters.update(data_uri=report.data_uri, number=number, signed=signed)
     layout.write_bytes(path, environment.get_template(TEMPLATE).render(**content).encode())
 
 
 def number(value, decimals=3):
     """A number as text, `n/a` where it is not known."""
     return f'{value:.{decimals}f}' if report.is_number(value) else 'n/a'
+
+
+def signed(value):
+    """The same with its sign."""
+    return f'{value:+.3f}' if report.is_number(value) else 'n/a'
 
 
 def png_of(figure):
@@ -136,6 +144,7 @@ def draw_distribution(engines):
     figure = Figure(figsize=(10, 0.9 + 0.75 * len(engines)), dpi=DPI, layout='constrained')
     axes = figure.subplots()
     rng = np.random.default_rng(0)  # scatters the points, no more
+    legend = {}
     for row, engine in enumerate(engines):
         for values, shift, colour, label in (
             (engine['participant_errors'], -0.15, '#2166ac', 'filled against original'),
@@ -145,11 +154,13 @@ def draw_distribution(engines):
             if not values.size:
                 continue
             heights = row + shift + rng.uniform(-0.08, 0.08, values.size)
-            axes.plot(values, heights, '.', color=colour, markersize=5, alpha=0.6, label=label if row == 0 else None)
+            (points,) = axes.plot(values, heights, '.', color=colour, markersize=5, alpha=0.6)
+            legend.setdefault(label, points)
             axes.plot([np.median(values)] * 2, [row + shift - 0.14, row + shift + 0.14], color=colour, linewidth=2)
     axes.set(xlabel='ROI-average error, % (bar: median)', yticks=range(len(engines)), xlim=(0, None))
     axes.set_yticklabels([engine['engine'] for engine in engines])
     axes.invert_yaxis()
-    axes.legend(frameon=False, fontsize=8)
+    if legend:
+        axes.legend(legend.values(), legend, frameon=False, fontsize=8)
     axes.spines[['top', 'right']].set_visible(False)
     return png_of(figure)

@@ -1225,7 +1225,10 @@ def thickness_done(path, engine):
 
 
 def read_thickness(folders):
-    """All tables of thickness below folders (of this and of other runs), the first counts where two agree by name.
+    """All tables of thickness below folders, of this and of other runs.
+
+    What an engine measured on a scan comes from one folder: the first that has both the original and the filled image,
+    else the first that has any.
 
     Returns
     -------
@@ -1235,30 +1238,48 @@ def read_thickness(folders):
         sidecar.
     """
     found = {}
-    for folder in folders:
-        for path in sorted(Path(folder).glob('sub-*/**/anat/*_seg-DK_desc-*_morph.tsv')):
-            entities = name_entities(path.name.removesuffix('.tsv'))
-            engines = read_sidecar(path).get('Engines', {})
-            scan = path.name.partition('_seg-DK')[0]
-            for row in read_tsv(path):
-                if row['engine'] not in engines:  # half written, or not by this app
-                    continue
-                entry = found.setdefault(
-                    (scan, entities['desc'], row['engine']),
-                    {
-                        'participant': f'sub-{entities["sub"]}',
-                        'session': f'ses-{entities["ses"]}' if 'ses' in entities else None,
-                        'scan': scan,
-                        'desc': entities['desc'],
-                        'engine': row['engine'],
-                        'thickness_mm': {},
-                        'about': engines[row['engine']],
-                        'file': path,
-                    },
-                )
-                if entry['file'] == path:
-                    entry['thickness_mm'][row['name']] = row['thickness_mm']
-    return list(found.values())
+    for folder in dict.fromkeys(Path(folder).resolve() for folder in folders):
+        for key, entries in thickness_in(folder).items():
+            found.setdefault(key, {})[folder] = entries
+    chosen, passed_over = [], {}
+    for (scan, engine), places in found.items():
+        whole = [folder for folder, entries in places.items() if {'original', 'filled'} <= set(entries)]
+        used = (whole or list(places))[0]
+        chosen += places[used].values()
+        for unused in set(places) - {used}:
+            passed_over.setdefault((engine, used, unused), []).append(scan)
+    for (engine, used, unused), scans in passed_over.items():
+        words = '%d scan(s) measured by %s are in two folders, such as %s: those in %s count, not those in %s'
+        logger.warning(words, len(scans), engine, scans[0], used, unused)
+    return chosen
+
+
+def thickness_in(folder):
+    """Tables of thickness below one folder: dict of (scan, engine) -> dict of desc -> what `read_thickness` gives."""
+    found = {}
+    for path in sorted(Path(folder).glob('sub-*/**/anat/*_seg-DK_desc-*_morph.tsv')):
+        entities = name_entities(path.name.removesuffix('.tsv'))
+        engines = read_sidecar(path).get('Engines', {})
+        scan = path.name.partition('_seg-DK')[0]
+        for row in read_tsv(path):
+            if row['engine'] not in engines:  # half written, or not by this app
+                continue
+            entry = found.setdefault((scan, row['engine']), {}).setdefault(
+                entities['desc'],
+                {
+                    'participant': f'sub-{entities["sub"]}',
+                    'session': f'ses-{entities["ses"]}' if 'ses' in entities else None,
+                    'scan': scan,
+                    'desc': entities['desc'],
+                    'engine': row['engine'],
+                    'thickness_mm': {},
+                    'about': engines[row['engine']],
+                    'file': path,
+                },
+            )
+            if entry['file'] == path:
+                entry['thickness_mm'][row['name']] = row['thickness_mm']
+    return found
 
 
 def list_participants(bids_dir):
@@ -1274,32 +1295,56 @@ PHENOTYPE_COLUMNS = {
     'original_mm': {'Description': 'global mean thickness (mean of both hemispheres), original image', 'Units': 'mm'},
     'filled_mm': {'Description': 'the same, filled image', 'Units': 'mm'},
     'rerun_mm': {'Description': 'the same, original image once more with another seed', 'Units': 'mm'},
-    'error_global_percent': {'Description': 'error of the global mean, filled against original', 'Units': '%'},
-    'error_roi_percent': {'Description': 'mean error of the 68 regions, filled against original', 'Units': '%'},
+    'error_global_percent': {
+        'Description': 'error of the global mean, filled against original; n/a where nothing was filled',
+        'Units': '%',
+    },
+    'error_roi_percent': {
+        'Description': 'mean error of the 68 regions, filled against original; n/a where nothing was filled',
+        'Units': '%',
+    },
+    'change_global_percent': {
+        'Description': 'change of the global mean, 100 (filled - original) / original; n/a where nothing was filled',
+        'Units': '%',
+    },
     'noise_global_percent': {'Description': 'error of the global mean, rerun against original', 'Units': '%'},
     'noise_roi_percent': {'Description': 'mean error of the 68 regions, rerun against original', 'Units': '%'},
     'juxtacortical_voxels': {'Description': 'voxels of the lesion mask, dilated by one, that are not white matter'},
     'juxtacortical': {'Description': 'whether those are at least --juxta-min-voxels'},
 }
-ERROR_COLUMNS = (
-    *('engine', 'participants', 'n', 'n_scans'),
-    *('error_global_percent', 'error_global_low', 'error_global_high', 'noise_global_percent'),
-    *('error_roi_percent', 'error_roi_low', 'error_roi_high', 'noise_roi_percent', 'n_noise'),
-)
-REGION_ERROR_COLUMNS = (
-    *('engine', 'participants', 'region', 'n'),
-    *('error_percent', 'error_low', 'error_high', 'noise_percent'),
-)
-GROUP_WORDS = {
+LOW, HIGH = ('lower end of its 95 % bootstrap interval over participants', 'upper end of it; n/a for fewer than four')
+ERROR_COLUMNS = {
+    'engine': {'Description': 'what measured the thickness'},
     'participants': {'Description': 'all, or without those whose lesions touch what is not white matter'},
-    'n': {'Description': 'participants'},
-    'n_noise': {'Description': 'participants with a rerun'},
-    'error': {
-        'Description': 'mean over participants of 100 |m1 - m2| / (m1 + m2), original against filled',
+    'n': {'Description': 'participants of whom something was filled'},
+    'n_scans': {'Description': 'their scans'},
+    'error_global_percent': {
+        'Description': 'mean over participants of 100 |m1 - m2| / (m1 + m2), global mean, original against filled',
         'Units': '%',
     },
-    'low_high': {'Description': '95 % bootstrap interval over participants', 'Units': '%'},
-    'noise': {'Description': 'the same error between two runs on the original image', 'Units': '%'},
+    'error_global_low': {'Description': LOW, 'Units': '%'},
+    'error_global_high': {'Description': HIGH, 'Units': '%'},
+    'noise_global_percent': {'Description': 'the same error between two runs on the original image', 'Units': '%'},
+    'change_global_percent': {
+        'Description': 'mean over participants of 100 (filled - original) / original, global mean',
+        'Units': '%',
+    },
+    'change_global_low': {'Description': LOW, 'Units': '%'},
+    'change_global_high': {'Description': HIGH, 'Units': '%'},
+    'error_roi_percent': {'Description': 'as error_global_percent, averaged over the 68 regions', 'Units': '%'},
+    'error_roi_low': {'Description': LOW, 'Units': '%'},
+    'error_roi_high': {'Description': HIGH, 'Units': '%'},
+    'noise_roi_percent': {'Description': 'as noise_global_percent, averaged over the 68 regions', 'Units': '%'},
+    'n_noise': {'Description': 'participants with a rerun, also those of whom nothing was filled'},
+}
+REGION_ERROR_COLUMNS = {
+    **{name: ERROR_COLUMNS[name] for name in ('engine', 'participants')},
+    'region': {'Description': 'region of the Desikan-Killiany atlas'},
+    'n': ERROR_COLUMNS['n'],
+    'error_percent': {'Description': 'as error_global_percent, of one region', 'Units': '%'},
+    'error_low': {'Description': LOW, 'Units': '%'},
+    'error_high': {'Description': HIGH, 'Units': '%'},
+    'noise_percent': {'Description': 'as noise_global_percent, of one region', 'Units': '%'},
 }
 
 
@@ -1309,5 +1354,5 @@ def write_group(output_dir, scan_rows, error_rows, region_rows):
     write_tsv(output_dir / 'phenotype' / 'thickness.tsv', scan_rows, PHENOTYPE_COLUMNS)
     write_json(output_dir / 'phenotype' / 'thickness.json', PHENOTYPE_COLUMNS)
     write_tsv(output_dir / 'group_reproducibility.tsv', error_rows, ERROR_COLUMNS)
-    write_json(output_dir / 'group_reproducibility.json', GROUP_WORDS)
+    write_json(output_dir / 'group_reproducibility.json', ERROR_COLUMNS | REGION_ERROR_COLUMNS)
     write_tsv(output_dir / 'group_reproducibility_roi.tsv', region_rows, REGION_ERROR_COLUMNS)

@@ -6,12 +6,15 @@ import numpy as np
 
 from . import metrics
 
+FLOOR_PERCENTILE = 95
+FEWEST_PARTICIPANTS = 4  # for an interval: a percentile bootstrap over fewer says nothing
+
 
 def error_percent(first, second):
-    """Absolute change of two measurements relative to their mean, in percent (thesis 3.5).
+    """Half the absolute difference of two measurements relative to their mean, in percent (thesis 3.5).
 
     With two measurements m1, m2 and mu their mean, 100 * (|m1 - mu| + |m2 - mu|) / (2 * mu) = 100 * |m1 - m2| /
-    (m1 + m2).
+    (m1 + m2): 4.76 % for 2.0 and 2.2 mm.
 
     Parameters
     ----------
@@ -26,12 +29,19 @@ def error_percent(first, second):
     return np.where(total > 0, 100 * np.abs(first - second) / np.where(total > 0, total, 1), np.nan)
 
 
+def change_percent(first, second):
+    """Signed change from the first measurement to the second, in percent of the first; NaN where one is missing."""
+    first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    return np.where(first > 0, 100 * (second - first) / np.where(first > 0, first, 1), np.nan)
+
+
 @dataclass(frozen=True)
 class Errors:
     """Errors of one engine over participants, in percent."""
 
     participants: tuple
     overall: np.ndarray  # (participants,): of the global mean, that is, the mean of both hemispheres
+    change: np.ndarray  # (participants,): signed, of the global mean
     regions: np.ndarray  # (participants, regions)
 
     @property
@@ -55,15 +65,17 @@ def participant_errors(participants, first, second):
     Errors
     """
     first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-    overall = error_percent(first[:, :2].mean(axis=1), second[:, :2].mean(axis=1))
-    errors = np.column_stack([overall, error_percent(first[:, 2:], second[:, 2:])])
+    overall = first[:, :2].mean(axis=1), second[:, :2].mean(axis=1)
+    errors = np.column_stack(
+        [error_percent(*overall), change_percent(*overall), error_percent(first[:, 2:], second[:, 2:])]
+    )
     names, owner = np.unique(np.asarray(participants, dtype=str), return_inverse=True)
     known = np.isfinite(errors)
     sums, counts = np.zeros((2, len(names), errors.shape[1]))
     np.add.at(sums, owner, np.where(known, errors, 0))
     np.add.at(counts, owner, known)
     means = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
-    return Errors(tuple(names.tolist()), means[:, 0], means[:, 1:])
+    return Errors(tuple(names.tolist()), means[:, 0], means[:, 1], means[:, 2:])
 
 
 def mean_and_interval(values, rng, n_resamples=2000):
@@ -78,19 +90,19 @@ def mean_and_interval(values, rng, n_resamples=2000):
     Returns
     -------
     (3, columns) array
-        Mean, low, high; the interval is NaN for fewer than two participants.
+        Mean, low, high; the interval is NaN for fewer than four participants (`FEWEST_PARTICIPANTS`) with a value.
     """
     values = np.asarray(values, dtype=np.float64)
     means = nan_mean(values, axis=0)
-    if len(values) < 2:
+    if len(values) < FEWEST_PARTICIPANTS:
         return np.stack([means, np.full_like(means, np.nan), np.full_like(means, np.nan)])
     known = np.isfinite(values)
     weights = metrics.bootstrap_weights(np.zeros(len(values), dtype=int), rng, n_resamples)
     totals = weights @ known.astype(np.float64)
     resampled = np.where(totals > 0, weights @ np.where(known, values, 0) / np.maximum(totals, 1), np.nan)
     bounds = np.full((2, values.shape[1]), np.nan)
-    if (several := known.sum(axis=0) > 1).any():
-        bounds[:, several] = np.nanpercentile(resampled[:, several], (2.5, 97.5), axis=0)
+    if (enough := known.sum(axis=0) >= FEWEST_PARTICIPANTS).any():
+        bounds[:, enough] = np.nanpercentile(resampled[:, enough], (2.5, 97.5), axis=0)
     return np.stack([means, *bounds])
 
 
@@ -108,4 +120,4 @@ def noise_floor(rerun_regions_percent):
     """
     known = np.asarray(rerun_regions_percent, dtype=np.float64)
     known = known[np.isfinite(known)]
-    return float(np.percentile(known, 95)) if known.size else np.nan
+    return float(np.percentile(known, FLOOR_PERCENTILE)) if known.size else np.nan

@@ -1,13 +1,14 @@
 """The group level on tables made by hand."""
 
 import json
+import re
 import time
 
 import numpy as np
 import pytest
 from bids_examples import write_description
 
-from bids_lesionfill import cli, layout
+from bids_lesionfill import cli, group_page, layout
 from bids_lesionfill.thickness import REGIONS, measure, table_of
 
 
@@ -19,16 +20,19 @@ def bids_dir(tmp_path):
 
 @pytest.fixture
 def write_tables(tmp_path):
-    """Write the tables of a scan as the participant level does; `values` is desc -> mm of lh, rh and every region."""
+    """Write the tables of a scan as the participant level does; `values` is desc -> mm of lh, rh and every region.
 
-    def write(scan, values, engine='pbt', juxtacortical=0, out='out'):
+    `about_desc` is desc -> what its sidecar says besides.
+    """
+
+    def write(scan, values, engine='pbt', juxtacortical=0, out='out', about_desc=None):
         entities = layout.name_entities(scan)
         session = [f'ses-{entities["ses"]}'] if 'ses' in entities else []
         folder = tmp_path.joinpath(out, f'sub-{entities["sub"]}', *session, 'anat')
         for desc, (lh, rh, regions) in values.items():
             regions = np.broadcast_to(regions, 68)
             table = table_of({n: (mm, 10) for n, mm in zip(REGIONS, regions)}, {'lh': lh, 'rh': rh})
-            about = {'RunHash': 'x'}
+            about = {'RunHash': 'x'} | (about_desc or {}).get(desc, {})
             if juxtacortical is not None:
                 about['LesionVoxels'] = {'outside_white_matter': juxtacortical}
             path = folder / f'{scan}_seg-DK_desc-{desc}_morph.tsv'
@@ -43,6 +47,13 @@ def run_group(bids_dir, tmp_path):
         return cli.main([str(bids_dir), str(tmp_path / 'out'), 'group', *more])
 
     return run
+
+
+@pytest.fixture
+def quick_group(run_group, monkeypatch):
+    """The same without the pictures of the cortex."""
+    monkeypatch.setattr(group_page, 'draw_cortex', lambda *_: b'a picture')
+    return run_group
 
 
 def read(tmp_path, name):
@@ -63,7 +74,8 @@ def test_tables_4_3_and_4_4_of_a_hand_made_study(write_tables, run_group, tmp_pa
     assert everybody['error_roi_percent'] == pytest.approx((0 + a_fifth + 20 / 68) / 3, abs=1e-9)
     assert everybody['noise_global_percent'] == pytest.approx(100 * 0.05 / 4.05, abs=1e-9)
     assert everybody['noise_roi_percent'] == pytest.approx(0, abs=1e-9)
-    assert everybody['error_global_low'] <= everybody['error_global_percent'] <= everybody['error_global_high']
+    assert everybody['change_global_percent'] == pytest.approx((0 + 10 + 10) / 3, abs=1e-9)
+    assert everybody['error_global_low'] is everybody['change_global_high'] is None  # of three participants
     assert (without['participants'], without['n']) == ('without juxtacortical', 2)
     assert without['error_global_percent'] == pytest.approx(a_fifth / 2, abs=1e-9)
     assert without['error_roi_percent'] == pytest.approx(a_fifth / 2, abs=1e-9)
@@ -74,10 +86,32 @@ def test_tables_4_3_and_4_4_of_a_hand_made_study(write_tables, run_group, tmp_pa
     rows = {row['participant_id']: row for row in read(tmp_path, 'phenotype/thickness.tsv')}
     assert rows['sub-02']['filled_mm'] == 2.2
     assert rows['sub-02']['error_roi_percent'] == pytest.approx(4.761904761904762, abs=1e-9)
+    assert rows['sub-02']['change_global_percent'] == pytest.approx(10, abs=1e-9)
     assert rows['sub-01']['rerun_mm'] is None
     page = (tmp_path / 'out/group.html').read_text()
     assert 'sub-03' in page
     assert '3.175' in page  # the global error of all
+    assert '+6.667' in page  # and its signed change
+    assert 'class="interval"' not in page
+
+
+def test_errors_that_look_alike_are_a_shift_or_none(write_tables, quick_group, tmp_path):
+    """Four brains that all become thicker, and four of which two do: the signed change tells them apart."""
+    for number, mm in enumerate((2.02, 2.02, 1.98, 1.98), start=1):
+        write_tables(f'sub-{number:02}', {'original': (2, 2, 2), 'filled': (2.02, 2.02, 2.02)})
+        write_tables(f'sub-{number:02}', {'original': (2, 2, 2), 'filled': (mm, mm, mm)}, engine='ants')
+    assert quick_group() == cli.OK
+    rows = {row['engine']: row for row in read(tmp_path, 'group_reproducibility.tsv') if row['participants'] == 'all'}
+    assert rows['pbt']['error_global_percent'] == pytest.approx(rows['ants']['error_global_percent'], rel=0.02)
+    assert rows['pbt']['change_global_percent'] == pytest.approx(1, abs=1e-9)
+    assert rows['pbt']['change_global_low'] > 0
+    assert rows['ants']['change_global_percent'] == pytest.approx(0, abs=1e-9)
+    assert rows['ants']['change_global_low'] < 0 < rows['ants']['change_global_high']
+    words = layout.read_sidecar(tmp_path / 'out/group_reproducibility.tsv')
+    assert set(words) == {*layout.ERROR_COLUMNS, *layout.REGION_ERROR_COLUMNS}
+    page = (tmp_path / 'out/group.html').read_text()
+    assert '(+1.000 to +1.000)' in page
+    assert 'says nothing about filling' not in page
 
 
 def test_juxta_min_voxels_is_a_threshold(write_tables, run_group, tmp_path):
@@ -105,6 +139,73 @@ def test_who_is_missing_or_failed_is_left_out_and_the_page_says_why(write_tables
         'failed: the scanner was off', 'not run at participant level',
     ):  # fmt: skip
         assert words in page
+
+
+def test_a_scan_that_one_engine_failed_on_is_left_out_for_that_engine(write_tables, quick_group, tmp_path, bids_dir):
+    """Nobody else's list has it: it has tables, of the other engine."""
+    same = {'original': (2, 2, 2), 'filled': (2, 2, 2)}
+    for subject in ('01', '02', '03'):
+        (bids_dir / f'sub-{subject}').mkdir()
+        write_tables(f'sub-{subject}', same)
+    write_tables('sub-01', same, engine='ants')
+    status = {'status': 'failed', 'message': 'thickness by ants (original): the scanner was off'}
+    layout.write_status(tmp_path / 'out', '02', 'run', status)
+    layout.write_status(tmp_path / 'out', '03', 'run', {'status': 'filled', 'message': 'no FLAIR image'})
+    assert quick_group() == cli.OK
+    left_out = rows_of_the_left_out(tmp_path)
+    assert left_out == [
+        ['sub-02', 'sub-02', 'ants', f'no table of this engine (failed: {status["message"]})'],
+        ['sub-03', 'sub-03', 'ants', 'no table of this engine'],
+    ]
+
+
+def test_only_the_sessions_asked_for_count(write_tables, quick_group, tmp_path, bids_dir, caplog):
+    for subject in ('01', '02'):
+        (bids_dir / f'sub-{subject}').mkdir()
+    write_tables('sub-01_ses-a', {'original': (2, 2, 2), 'filled': (2.2, 2.2, 2.2)})
+    write_tables('sub-01_ses-b', {'original': (2, 2, 2), 'filled': (2, 2, 2)})
+    write_tables('sub-02_ses-b', {'original': (2, 2, 2), 'filled': (2, 2, 2)})
+    assert quick_group('--session-label', 'ses-a') == cli.OK
+    assert [row['scan'] for row in read(tmp_path, 'phenotype/thickness.tsv')] == ['sub-01_ses-a']
+    assert rows_of_the_left_out(tmp_path) == [['sub-02', 'all', 'all', 'no table of the sessions asked for']]
+    assert quick_group('--session-label', 'c') == 66
+    assert 'of the participants and sessions asked for' in caplog.text
+
+
+def test_original_and_filled_of_two_seeds_are_no_pair(write_tables, quick_group, tmp_path):
+    values = {'original': (2, 2, 2), 'filled': (2.2, 2.2, 2.2)}
+    for subject, seeds in (('01', (4, 5)), ('02', (4, 4)), ('03', (4, None))):
+        about = {desc: {'RandomSeed': seed} for desc, seed in zip(values, seeds) if seed is not None}
+        write_tables(f'sub-{subject}', values, about_desc=about)
+    assert quick_group() == cli.OK
+    assert [row['scan'] for row in read(tmp_path, 'phenotype/thickness.tsv')] == ['sub-02', 'sub-03']
+    reason = 'original and filled were measured with different seeds'
+    assert rows_of_the_left_out(tmp_path) == [['sub-01', 'sub-01', 'pbt', reason]]
+
+
+def test_who_has_nothing_filled_counts_for_the_noise_and_not_for_the_errors(write_tables, quick_group, tmp_path):
+    values = {'original': (2, 2, 2), 'filled': (2.2, 2.2, 2.2)}
+    copy = {'original': (2, 2, 2), 'filled': (2, 2, 2), 'rerun': (2.2, 2.2, 2.2)}
+    write_tables('sub-01', values, about_desc={'filled': {'FilledVoxels': 7}})
+    write_tables('sub-02', values)  # an older output, which does not say it
+    write_tables('sub-03', copy, about_desc={'filled': {'FilledVoxels': 0}})
+    write_tables('sub-03', copy, about_desc={'filled': {'FilledVoxels': 0}}, engine='ants')
+    assert quick_group() == cli.OK
+    rows = {row['engine']: row for row in read(tmp_path, 'group_reproducibility.tsv') if row['participants'] == 'all'}
+    everybody, of_ants = rows['pbt'], rows['ants']
+    assert (everybody['n'], everybody['n_scans'], everybody['n_noise']) == (2, 2, 1)
+    for name in ('error_global_percent', 'error_roi_percent', 'noise_global_percent', 'noise_roi_percent'):
+        assert everybody[name] == pytest.approx(100 / 21, abs=1e-9)
+    assert (of_ants['n'], of_ants['error_global_percent'], of_ants['n_noise']) == (0, None, 1)
+    assert ['sub-03', 'sub-03', 'pbt', 'nothing was filled'] in rows_of_the_left_out(tmp_path)
+    row = next(row for row in read(tmp_path, 'phenotype/thickness.tsv') if row['scan'] == 'sub-03')
+    assert (row['filled_mm'], row['error_global_percent'], row['change_global_percent']) == (2, None, None)
+
+
+def rows_of_the_left_out(tmp_path):
+    """Cells of the table under `Left out` of the page, a list per row."""
+    page = (tmp_path / 'out/group.html').read_text().partition('<h2>Left out</h2>')[2].partition('</section>')[0]
+    return [re.findall(r'<td[^>]*>([^<]*)</td>', row) for row in page.split('<tr>') if '<td' in row]
 
 
 def test_one_participant_has_an_error_and_no_interval(write_tables, run_group, tmp_path):
@@ -139,6 +240,49 @@ def test_engines_share_a_file_and_tables_of_other_runs_are_read(write_tables, ru
     assert rows['ants', 'all']['n'] == 1
     assert rows['pbt', 'all']['n'] == 2
     assert rows['pbt', 'all']['error_roi_percent'] == pytest.approx(4.761904761904762 / 2, abs=1e-9)
+
+
+def test_both_images_of_a_scan_come_from_one_folder(write_tables, quick_group, tmp_path, caplog):
+    """The first that has both; else the filled image of one run would be held against the original of another."""
+    same = {'original': (2, 2, 2), 'filled': (2, 2, 2)}
+    write_tables('sub-01', {'original': (3, 3, 3), 'rerun': (3, 3, 3)})
+    write_tables('sub-02', {'original': (3, 3, 3)})
+    write_tables('sub-03', same)
+    write_description(tmp_path / 'elsewhere')
+    write_tables('sub-01', same, out='elsewhere')
+    write_tables('sub-02', {'filled': (2, 2, 2)}, out='elsewhere')
+    write_tables('sub-04', same, out='elsewhere')
+    assert quick_group('--derivatives', str(tmp_path / 'elsewhere')) == cli.OK
+    rows = {row['scan']: row for row in read(tmp_path, 'phenotype/thickness.tsv')}
+    assert set(rows) == {'sub-01', 'sub-03', 'sub-04'}
+    assert (rows['sub-01']['original_mm'], rows['sub-01']['rerun_mm']) == (2, None)
+    assert ['sub-02', 'sub-02', 'pbt', 'no table of the filled image'] in rows_of_the_left_out(tmp_path)
+    out, elsewhere = tmp_path / 'out', tmp_path / 'elsewhere'
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == 'WARNING']
+    assert sorted(warnings) == [
+        f'1 scan(s) measured by pbt are in two folders, such as sub-01: those in {elsewhere} count, not those in {out}',
+        f'1 scan(s) measured by pbt are in two folders, such as sub-02: those in {out} count, not those in {elsewhere}',
+    ]
+
+
+def test_the_output_folder_given_once_more_is_no_second_folder(write_tables, quick_group, tmp_path, caplog):
+    write_tables('sub-01', {'original': (2, 2, 2), 'filled': (2, 2, 2)})
+    write_description(tmp_path / 'out')
+    assert quick_group('--derivatives', str(tmp_path / 'out')) == cli.OK
+    assert 'two folders' not in caplog.text
+
+
+@pytest.mark.parametrize(('engines', 'labels'), [(('freesurfer', 'pbt'), 2), (('freesurfer',), 1), ((), 0)])
+def test_every_colour_of_the_distribution_is_explained(monkeypatch, engines, labels):
+    """Also where the first engine has no noise."""
+    monkeypatch.setattr(group_page, 'png_of', lambda figure: figure)
+    noise = {'pbt': [0.1, 0.2], 'freesurfer': [np.nan]}
+    drawn = group_page.draw_distribution(
+        [{'engine': name, 'participant_errors': [0.2, 0.3], 'participant_noise': noise[name]} for name in engines]
+    )
+    legend = drawn.axes[0].get_legend()
+    texts = [text.get_text() for text in legend.get_texts()] if legend else []
+    assert texts == ['filled against original', 'rerun against original (noise)'][:labels]
 
 
 def test_an_engine_measured_again_replaces_its_rows_and_leaves_those_of_others(write_tables, tmp_path):

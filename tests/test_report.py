@@ -303,6 +303,14 @@ def test_participant_without_images_has_a_page(make_page):
     assert 'There is no mask in /data/derivatives.' in page
 
 
+def test_error_of_thickness_is_explained_by_its_formula(make_page):
+    """2.0 against 2.2 mm is 4.76 %: half of what "relative to the mean" would say."""
+    engine = {'engine': 'pbt', 'sentence': 'Thinner.', 'regions': [{'region': 'lh_insula', 'error_percent': 4.762}]}
+    page = make_page([{'name': 'sub-07_T1w', 'status': 'filled', 'thickness': [engine]}])
+    assert 'half the absolute difference relative to the mean of both' in page
+    assert 'a hemisphere if its error is above its own error between two runs' in page
+
+
 @pytest.mark.parametrize('lesions', [[], [{}]])
 def test_empty_lesion_list_works(make_page, lesions):
     assert '</html>' in make_page([{'name': 'sub-07_T1w', 'status': 'copied', 'lesions': lesions}])

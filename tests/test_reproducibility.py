@@ -44,9 +44,9 @@ def test_regions_that_one_participant_lacks_are_averaged_over_the_others():
     first = np.full((2, 4), 2.0)
     second = np.array([[2.2, 2.2, 2.2, np.nan], [2.2, 2.2, np.nan, np.nan]])
     errors = reproducibility.participant_errors(['a', 'b'], first, second)
-    mean, low, high = reproducibility.mean_and_interval(errors.regions, np.random.default_rng(0))
+    mean, *_ = reproducibility.mean_and_interval(errors.regions, np.random.default_rng(0))
     assert mean[0] == pytest.approx(100 / 21, abs=1e-9)
-    assert np.isnan([mean[1], low[1], high[1], low[0], high[0]]).all()
+    assert np.isnan(mean[1])
     np.testing.assert_allclose(errors.region_average[0], 100 / 21, atol=1e-9)
     assert np.isnan(errors.region_average[1])
 
@@ -63,11 +63,27 @@ def test_interval_holds_the_mean_shrinks_with_n_and_is_the_same_for_the_same_see
     assert np.array_equal(few, reproducibility.mean_and_interval(values[:25], np.random.default_rng(1)))
 
 
-def test_one_participant_has_a_mean_and_no_interval():
-    mean, low, high = reproducibility.mean_and_interval([[0.5, 0.7]], np.random.default_rng(0))
-    assert mean.tolist() == [0.5, 0.7]
-    assert np.isnan(low).all()
-    assert np.isnan(high).all()
+@pytest.mark.parametrize(('n_participants', 'has_interval'), [(0, False), (1, False), (3, False), (4, True)])
+def test_an_interval_needs_four_participants(n_participants, has_interval):
+    values = np.arange(2.0 * n_participants).reshape(-1, 2)
+    mean, *bounds = reproducibility.mean_and_interval(values, np.random.default_rng(0))
+    np.testing.assert_array_equal(mean, values.mean(axis=0) if n_participants else [np.nan] * 2)
+    assert np.isfinite(bounds).all() == has_interval == (not np.isnan(bounds).all())
+
+
+def test_an_interval_needs_four_participants_who_have_the_region():
+    values = np.array([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0], [4.0, np.nan]])
+    mean, *bounds = reproducibility.mean_and_interval(values, np.random.default_rng(0))
+    assert mean.tolist() == [2.5, 2]
+    assert np.isfinite(bounds).tolist() == [[True, False]] * 2
+
+
+def test_signed_change_keeps_its_sign_and_is_relative_to_the_first():
+    first = [[2.0, 2.0, 2.0], [2.0, 2.0, 2.0], [2.0, 2.0, 2.0], [np.nan, 2.0, 2.0]]
+    second = [[2.2, 2.2, 2.0], [1.8, 1.8, 2.0], [2.2, 2.2, 2.0], [2.0, 2.0, 2.0]]
+    errors = reproducibility.participant_errors(['a', 'b', 'b', 'c'], first, second)
+    np.testing.assert_allclose(errors.change, [10, 0, np.nan], atol=1e-9)
+    np.testing.assert_allclose(errors.overall[:2], [100 / 21, (100 / 21 + 100 / 19) / 2], atol=1e-9)
 
 
 def test_noise_floor_is_the_95th_percentile_of_what_a_rerun_changes():

@@ -221,3 +221,41 @@ def test_report_without_a_rerun_claims_nothing_about_noise(run, image, tmp_path)
     (engine,) = measure.describe_thickness(image, tmp_path / 'out')
     assert {row['exceeds_noise_floor'] for row in engine['regions']} == {'n/a'}
     assert 'No rerun was measured' in engine['sentence']
+
+
+def tables_of(original, filled, rerun=None):
+    """Tables as `describe_engine` gets them: mm of lh, rh, and of all regions."""
+    tables = {'original': original, 'filled': filled, 'rerun': rerun or ()}
+    rows = {}
+    for desc, values in tables.items():
+        mm = np.concatenate([values[:2], np.broadcast_to(values[2], N_REGIONS)]) if values else []
+        rows[desc] = [{'engine': 'ruler', 'name': name, 'thickness_mm': v} for name, v in zip(measure.NAMES, mm)]
+    return rows
+
+
+def test_hemispheres_are_held_against_their_own_rerun_and_regions_against_the_floor():
+    """A mean over a hemisphere is far less noisy than a region: the floor of regions would hide what it shows."""
+    tables = tables_of((2.0, 2.0, 2.0), (2.004, 2.004, 2.1), (2.002, 2.02, np.where(np.arange(68) < 10, 2.2, 2.0)))
+    engine = measure.describe_engine('ruler', tables)
+    left, right, *regions = (row['exceeds_noise_floor'] for row in engine['regions'])
+    assert (left, right) == ('yes', 'no')
+    assert set(regions) == {'no'}
+    assert '(error 0.100 %; 0.274 % between two runs on the original image)' in engine['sentence']
+
+
+def test_report_says_how_many_regions_exceed_the_noise_floor_by_chance():
+    tables = tables_of((2, 2, 2), (2, 2, 2), (2, 2, 2.01))
+    sentence = measure.describe_engine('ruler', tables)['sentence']
+    assert 'Of 68 regions 0 change by more than the noise floor' in sentence
+    assert 'about 3 are expected by chance' in sentence
+
+
+def test_report_says_not_available_instead_of_nan():
+    tables = tables_of((np.nan, 2, 2), (2, 2, np.where(np.arange(68) < 8, np.nan, 2)), (2, 2, 2.01))
+    engine = measure.describe_engine('ruler', tables)
+    assert 'nan' not in engine['sentence']
+    assert 'thickness n/a before and 2.000 mm after filling (error n/a; n/a between two runs' in engine['sentence']
+    assert 'Of 60 regions' in engine['sentence']
+    nothing = measure.describe_engine('ruler', tables_of((2, 2, np.nan), (2, 2, np.nan)))
+    assert 'nan' not in nothing['sentence']
+    assert 'mean error of the regions n/a.' in nothing['sentence']
