@@ -40,7 +40,6 @@ from bids_lesionfill.thickness import ants as ants_engine
 
 FILLERS = ('unfilled', 'fill-T1w', 'biharmonic', 'local white matter')
 RESEED, RERUN, RESCAN = 'reseed', 'rerun', 'rescan'
-FEWEST_PEOPLE = 4  # for an interval over people
 
 
 def image_of(volume):
@@ -216,17 +215,18 @@ def print_report(engine, rows):
     print('|---|---|---|---|---|---|')
     for what, row in rows.items():
         clusters = [name for name, *_ in row]
+        has_interval = len(set(clusters)) >= reproducibility.FEWEST_PARTICIPANTS
         errors = [errors_of(truth, test) for _, _, truth, test in row]
         cells = [what, str(len(row))]
         columns = [[error[column] for error in errors] for column in range(2)]
         columns.append([global_change(truth, test) for _, _, truth, test in row])
         for values, sign in zip(columns, ('', '', '+')):
             mean, low, high = metrics.bootstrap_mean(values, rng, clusters=clusters)
-            interval = f' ({low:{sign}.3f} to {high:{sign}.3f})' if len(set(clusters)) >= FEWEST_PEOPLE else ''
+            interval = f' ({low:{sign}.3f} to {high:{sign}.3f})' if has_interval else ''
             cells.append(f'{mean:{sign}.3f}{interval}')
         cells.append(f'{np.mean([np.nanmax(error[2]) for error in errors]):.2f}')
         print(f'| {" | ".join(cells)} |')
-    for other in FILLERS[1:] if len(people) >= FEWEST_PEOPLE else ():
+    for other in FILLERS[1:] if len(people) >= reproducibility.FEWEST_PARTICIPANTS else ():
         pair = [[errors_of(truth, test)[1] for _, _, truth, test in rows[what]] for what in (other, 'unfilled')]
         difference = metrics.paired_bootstrap(*pair, rng, clusters=[name for name, *_ in rows[other]])
         print(f'\nROI-average error, {other} minus unfilled: {"{:+.3f} ({:+.3f} to {:+.3f})".format(*difference)} %')

@@ -7,7 +7,7 @@ import logging
 import os
 import shlex
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from . import config, layout, raw_layout, thickness, tool_outputs, validation, weights
@@ -192,7 +192,7 @@ def build_parser():
     data.add_argument(
         '--mask-threshold',
         '--mask_threshold',
-        type=float,
+        type=probability,
         default=0.5,
         metavar='P',
         help='from this value on a probability is a lesion (default: %(default)s)',
@@ -567,6 +567,14 @@ def halo_share(text):
     return text if text == 'auto' else between_0_and_1(text, 'share')
 
 
+def probability(text):
+    """A number above 0, up to 1."""
+    number = float(text)
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f'{text} is no probability above 0, up to 1')
+    return number
+
+
 def between_0_and_1(text, what):
     """A number from 0 to 1."""
     number = float(text)
@@ -705,7 +713,18 @@ def options_of(arguments, argv):
             weights.check_model(options.model_of(modality), options.mode, modality)
     except (FileNotFoundError, ValueError) as error:
         raise UsageError(str(error)) from None
-    return options
+    return with_absolute_paths(options)
+
+
+def with_absolute_paths(options):
+    """Options whose paths mean the same wherever a process works: nipype changes into folders of its own."""
+    paths = {name: value.absolute() for name, value in vars(options).items() if isinstance(value, Path)}
+    for name in ('derivatives', 'thickness_results'):
+        if folders := getattr(options, name):
+            paths[name] = {label: folder.absolute() for label, folder in folders.items()}
+    if options.model and options.model not in weights.list_models():
+        paths['model'] = str(Path(options.model).absolute())
+    return replace(options, **paths)
 
 
 def check_running(arguments):

@@ -18,8 +18,8 @@ SMALLEST_VOXEL_MM, LARGEST_IMAGE_MM = 0.05, 1000  # beyond, the unit is not mm, 
 MOST_FORMS_APART_MM = 1  # rounding is far less
 HIGHEST_PROBABILITY = 1.1  # interpolation overshoots
 NO_PLACE = (
-    'The header of the lesion mask says nothing of its place (sform_code and qform_code are 0): it was laid on the '
-    'voxels of the image. Check the pictures.'
+    'The header of the lesion mask or that of the image says nothing of its place (sform_code and qform_code are 0): '
+    'the mask was laid on the voxels of the image. Check the pictures.'
 )
 
 
@@ -135,6 +135,7 @@ def fill(
     kept_mask &= ~given_mask
     if not given_mask.any():
         info = {'LesionVoxelsGiven': 0, 'LesionVoxelsUsed': 0, 'LesionVoxelsKept': int(kept_mask.sum()), 'Lesions': 0}
+        info['SkullStripped'] = is_skull_stripped(preprocess.conform(plain(image_img, 'image')).get_fdata())
         reason = 'All lesions are to be kept' if kept_mask.any() else 'The lesion mask is empty'
         return Filling(
             copy_image(image_img),
@@ -155,7 +156,7 @@ def fill(
 
     # 2. White matter, into which the mask may grow and whose median sets the scale.
     lesion_mask = preprocess.conform_mask(mask_image(given_mask, plain_img), conformed_img, threshold=0.05)
-    t1w = image if tissue_img is None else t1w_on_grid(tissue_img, conformed_img)
+    t1w = image if tissue_img is None else t1w_on_grid(tissue_img, image_img, conformed_img)
     kept = preprocess.conform_mask(mask_image(kept_mask, plain_img), conformed_img, threshold=0.05)
     brain_mask, wm_mask, tissue_info = find_white_matter(
         t1w, lesion_mask | kept, conformed_img, wm_mask_img, brain_mask_img, tissue_seg_img
@@ -168,13 +169,13 @@ def fill(
     native_wm = preprocess.conform_mask(mask_image(wm_mask, conformed_img), plain_img) & ~kept_mask
     used_mask = masks.restrict_to_white_matter(given_mask, native_wm)
     used_mask = masks.dilate_within(used_mask, native_wm, dilate)
-    hole = preprocess.conform_mask(mask_image(used_mask, plain_img), conformed_img, threshold=0.05)
+    hole = preprocess.touched_by(mask_image(used_mask, plain_img), conformed_img)
     rim = inpaint.grow_to_rim(image, hole, wm_mask, rim_voxels, bright_lesions=model.modality == 'FLAIR') & ~hole
     if rim.any():
         rim = preprocess.conform_mask(mask_image(rim, conformed_img), plain_img) & native_wm
         # On another grid a thin rim falls apart: only what still touches the mask is taken.
         used_mask = ndimage.binary_propagation(used_mask, masks.FULL_CONNECTIVITY, mask=used_mask | rim)
-        hole = preprocess.conform_mask(mask_image(used_mask, plain_img), conformed_img, threshold=0.05)
+        hole = preprocess.touched_by(mask_image(used_mask, plain_img), conformed_img)
     place_notes = notes_on_place(image_img, lesion_mask_img)
     info = {
         'LesionVoxelsGiven': int(given_mask.sum()),
@@ -288,7 +289,7 @@ def plain(img, name):
 def mask_on_grid(lesion_mask_img, image_img, threshold=0.5):
     """A lesion mask as a bool array on the grid of an image; see `is_lesion` for its values.
 
-    A mask whose header says nothing of its place lies on the voxels of the image.
+    If only one of the two headers says where it lies, the mask lies on the voxels of the image.
 
     Raises
     ------
@@ -297,16 +298,10 @@ def mask_on_grid(lesion_mask_img, image_img, threshold=0.5):
     """
     check_image(lesion_mask_img, 'lesion mask')
     name = called(lesion_mask_img, 'lesion mask')
+    lesion_mask_img = beside(lesion_mask_img, image_img, 'lesion mask')
     inside = is_lesion(one_volume(lesion_mask_img), threshold, name)
     same_shape = inside.shape == image_img.shape[:3]
-    if not same_shape and is_without_place(lesion_mask_img, image_img):
-        raise ValueError(
-            f'{name} says nothing of its place (sform_code and qform_code are 0) and has shape {inside.shape}, '
-            f'expected that of the image, {image_img.shape[:3]}'
-        )
-    same_grid = same_shape and (
-        np.allclose(lesion_mask_img.affine, image_img.affine, atol=1e-3) or is_without_place(lesion_mask_img, image_img)
-    )
+    same_grid = same_shape and np.allclose(lesion_mask_img.affine, image_img.affine, atol=1e-3)
     if same_grid or not inside.any():
         return inside if same_grid else np.zeros(image_img.shape[:3], dtype=bool)
     mask_img = nib.Nifti1Image(inside.astype(np.float32), lesion_mask_img.affine)
@@ -350,7 +345,7 @@ def is_lesion(values, threshold=0.5, name='lesion mask'):
 
 def notes_on_place(image_img, lesion_mask_img):
     """What a person should know of where headers put an image and its mask: list of sentences."""
-    notes = [NO_PLACE] if is_without_place(lesion_mask_img, image_img) else []
+    notes = [NO_PLACE] if has_place(lesion_mask_img) != has_place(image_img) else []
     for name, img in (('image', image_img), ('lesion mask', lesion_mask_img)):
         apart_mm = forms_apart_mm(img)
         if apart_mm > MOST_FORMS_APART_MM:
@@ -374,24 +369,45 @@ def forms_apart_mm(img):
     return float(np.linalg.norm(sform - qform, axis=1).max())
 
 
-def is_without_place(img, image_img):
-    """True if the header of a NIfTI file gives it no place in the world, while that of another image does."""
-
-    def has_place(img):
-        return not isinstance(img, nib.Nifti1Pair) or bool(img.header['sform_code'] or img.header['qform_code'])
-
-    return has_place(image_img) and not has_place(img)
+def has_place(img):
+    """False if the header of a NIfTI file gives it no place in the world: what nibabel makes up then is none."""
+    return not isinstance(img, nib.Nifti1Pair) or bool(img.header['sform_code'] or img.header['qform_code'])
 
 
-def t1w_on_grid(tissue_img, conformed_img):
-    """The T1w of a session on the working grid of another image of it; (X, Y, Z) float32 array.
+def beside(img, image_img, name):
+    """An image in the world of another: on the voxels of the other if only one of the two has a place.
+
+    Raises
+    ------
+    ValueError
+        If it cannot lie on the voxels of the other, because they have other shapes.
+    """
+    if has_place(img) == has_place(image_img):
+        return img
+    if img.shape[:3] != image_img.shape[:3]:
+        name = called(img, name)
+        lost = f'the image says nothing of its place (sform_code and qform_code are 0), and {name} has'
+        if has_place(image_img):
+            lost = f'{name} says nothing of its place (sform_code and qform_code are 0) and has'
+        raise ValueError(f'{lost} shape {img.shape[:3]}, expected that of the image, {image_img.shape[:3]}')
+    return with_affine(img, image_img.affine)
+
+
+def with_affine(img, affine):
+    """The voxels of an image at another place."""
+    data = np.asanyarray(img.dataobj)
+    return nib.Nifti1Image(data, affine, dtype=data.dtype)  # nibabel asks for it where it is int64
+
+
+def t1w_on_grid(tissue_img, image_img, conformed_img):
+    """The T1w of a session on the working grid (`conformed_img`) of another image of it; (X, Y, Z) float32 array.
 
     Raises
     ------
     ValueError
         If it is no image, or lies outside the other.
     """
-    plain_img = plain(tissue_img, 'T1w')
+    plain_img = plain(beside(tissue_img, image_img, 'T1w'), 'T1w')
     t1w = preprocess.resample_to(plain_img, conformed_img, order=3)
     if not t1w.any() and np.any(plain_img.dataobj):
         name = called(tissue_img, 'the T1w')

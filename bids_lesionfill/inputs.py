@@ -184,7 +184,7 @@ def same_grid(img, other):
 
 def moved(img, transform):
     """An image whose world is moved by a (4, 4) transform; None stays None."""
-    return None if img is None else nib.Nifti1Image(np.asanyarray(img.dataobj), transform @ img.affine)
+    return None if img is None else fill.with_affine(img, transform @ img.affine)
 
 
 def laid_over(img, transform, target_img):

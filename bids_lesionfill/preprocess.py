@@ -117,6 +117,21 @@ def conform_mask(img, target_img, label=None, threshold=0.5):
     return resample_to(share, target_img, order=1) > threshold
 
 
+def touched_by(mask_img, target_img):
+    """Voxels of a grid that are a little (5 %) inside a mask, or hold the centre of one of its voxels; bool array.
+
+    Of a grid that is coarser than that of the mask some voxels would be missed by interpolation, and what lies there
+    would stay.
+    """
+    touched = conform_mask(mask_img, target_img, threshold=0.05)
+    to_target = np.linalg.inv(target_img.affine) @ mask_img.affine
+    centres = nib.affines.apply_affine(to_target, np.argwhere(np.asarray(mask_img.dataobj) > 0))
+    centres = np.rint(centres).astype(int)
+    inside = ((centres >= 0) & (centres < touched.shape)).all(axis=1)
+    touched[tuple(centres[inside].T)] = True
+    return touched
+
+
 def resample_to(img, target_img, order):
     """Values of an image on another image's grid, by world coordinates; float32 array, zero outside.
 

@@ -64,7 +64,7 @@ def write_participant(raw_dir, bids_dir, output_dir, subject, images, session_la
         original = bids_dir / name
         content = json.loads(original.read_text()) if original.is_file() else {}
         about = layout.read_sidecar(path)
-        content |= {'SkullStripped': about.get('SkullStripped', False), 'LesionsFilled': about.get('Lesions', 0)}
+        content = {'SkullStripped': about['SkullStripped']} | content | {'LesionsFilled': about.get('Lesions', 0)}
         layout.write_json(raw_dir / name, content)
     write_participants(raw_dir, bids_dir)
 

@@ -49,8 +49,10 @@ def check(arguments):
             return f'{path.parent} is not a folder'
         if path.exists() and not arguments.overwrite:
             return f'{path} is there already; use --overwrite'
-        if path.resolve() in (arguments.image.resolve(), arguments.mask.resolve()):
+        if path.resolve() in [given.resolve() for given in (arguments.image, arguments.mask, arguments.t1w) if given]:
             return f'{path} is an input, which is never written to'
+    if arguments.used_mask is not None and arguments.used_mask.resolve() == arguments.out.resolve():
+        return f'{arguments.out} cannot be both OUT and --used-mask'
     return ''
 
 

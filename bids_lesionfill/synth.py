@@ -170,11 +170,13 @@ def look_at(t1w_img, lesion_mask_img=None, brain_mask_img=None, mask_threshold=0
     ValueError
         If an image cannot be used.
     """
-    grid_img = preprocess.conform(fill.plain(t1w_img, 'T1w'))
+    plain_img = fill.plain(t1w_img, 'T1w')
+    grid_img = preprocess.conform(plain_img)
     t1w = grid_img.get_fdata(dtype=np.float32)
     old_lesions = np.zeros(grid_img.shape, dtype=bool)
-    if lesion_mask_img is not None:
-        old_lesions = fill.mask_on_grid(lesion_mask_img, grid_img, mask_threshold)
+    if lesion_mask_img is not None:  # by way of the T1w's own voxels, on which a mask without a place lies
+        old_mask = fill.mask_on_grid(lesion_mask_img, t1w_img, mask_threshold)
+        old_lesions = preprocess.conform_mask(fill.mask_image(old_mask, plain_img), grid_img)
     brain_mask, tissue_seg, info = fill.find_tissues(t1w, old_lesions, grid_img, brain_mask_img, tissue_seg_img)
     tissue_seg = np.where(old_lesions & brain_mask, tissues.WHITE_MATTER, tissue_seg)
     return Anatomy(grid_img, brain_mask, tissue_seg, old_lesions, info)
@@ -333,12 +335,14 @@ def paint(
     if not new_mask.any():
         raise ValueError('no voxel of the new lesions lies in the brain and outside the old lesions')
     notes = mask_notes(new, new_mask, asked_mask & ~old_mask & ~brain_mask, wm_mask, plain_img)
+    if lesion_mask_img is not None:
+        notes += fill.notes_on_place(image_img, lesion_mask_img)
 
     # 2. The image and the new lesions on the grid of the anatomy.
     raw = preprocess.resample_to(plain_img, grid_img, order=3)
     scaling = preprocess.white_matter_scaling(raw, anatomy.wm_mask)
     image = np.where(anatomy.brain_mask, scaling.apply(raw), -1).astype(np.float32)
-    hole = preprocess.conform_mask(fill.mask_image(new_mask, plain_img), grid_img, threshold=0.05)
+    hole = preprocess.touched_by(fill.mask_image(new_mask, plain_img), grid_img)
 
     # 3. Sample on tiles that cover the lesions; no voxel leaves the range that the brain has anyway.
     contrast, source = contrast_volume(image, hole, anatomy, new, model)
@@ -358,7 +362,7 @@ def paint(
     faded = synthesis.fade_out(
         *(painted, new_mask, wm_mask & ~new_mask & ~old_mask, halo_share), nib.affines.voxel_sizes(plain_img.affine)
     )
-    changed_mask = new_mask | (faded != painted)
+    changed_mask = new_mask | differs(faded, painted)
     painted[changed_mask] = np.clip(faded[changed_mask], *scaling.invert(limits))
     synth_img = fill.paste(image_img, painted, changed_mask)
     after = fill.one_volume(fill.as_loaded(synth_img))
@@ -371,7 +375,7 @@ def paint(
         'LesionVoxelsOld': int(old_mask.sum()),
         'LesionVoxelsNew': int(new_mask.sum()),
         'Lesions': masks.label_lesions(new_mask)[1],
-        'VoxelsChanged': int((after != before).sum()),
+        'VoxelsChanged': int(differs(after, before).sum()),
         'HaloShare': round(halo_share, 3),
         'ContrastReference': source,
         'WhiteMatterMedian': float(1.5 / scaling.slope),
@@ -396,6 +400,11 @@ def paint(
         info,
         notes + fill.warnings_of(verdict.check_synthesis(info, lesions, model.modality)),
     )
+
+
+def differs(values, others):
+    """Where two arrays differ; what is no number (NaN) in both does not."""
+    return (values != others) & ~(np.isnan(values) & np.isnan(others))
 
 
 def choose_halo(lesion_halo, image, anatomy, model, min_lesions=MIN_OWN_LESIONS):

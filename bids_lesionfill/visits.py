@@ -40,6 +40,7 @@ def run(images, models, donor, run_id, options):
         else:
             by_t1w.setdefault(image.t1w_file, []).append(image)
     for of_visit in by_t1w.values():
+        of_visit = share_mask(of_visit)
         visit = Visit(of_visit, donor, options)
         done = {
             (image.name, desc): run_image(visit, image, variant, desc, models, run_id, options)
@@ -48,6 +49,34 @@ def run(images, models, donor, run_id, options):
         }
         results += [(image, desc, done[image.name, desc]) for image in of_visit for desc in options.variants]
     return results
+
+
+def share_mask(images):
+    """The images of a visit, of which those without a lesion mask get that of another: their real lesions are the same.
+
+    A mask may be named as one image alone is (`acq-mprage`), and then the others do not find it.
+    """
+    owner = next((image for image in images if image.lesion_mask_file), None)
+    if owner is None:
+        return images
+    on_flair = inputs.drawn_on_flair(inputs.settle(owner))
+    shared = {
+        'lesion_mask_file': owner.lesion_mask_file,
+        'lesion_labels': owner.lesion_labels,
+        'mask_space': 'FLAIR' if on_flair else 'T1w',
+    }
+    flair = next((image for image in images if image.modality == 'FLAIR'), None)
+    return [
+        image
+        if image.lesion_mask_file
+        else replace(
+            image,
+            **shared,
+            sources=tuple(dict.fromkeys((*image.sources, *owner.sources))),
+            flair_file=flair.image_file if on_flair and flair is not None and image is not flair else image.flair_file,
+        )
+        for image in images
+    ]
 
 
 def run_image(visit, image, variant, desc, models, run_id, options):
@@ -146,7 +175,8 @@ class Visit:
     def mask_img(self):
         """The mask that was given, or another patient's."""
         if self.options.new_mask_file:
-            return inputs.open_image(self.options.new_mask_file)
+            mask_img = inputs.open_image(self.options.new_mask_file)
+            return fill.beside(mask_img, inputs.open_image(self.first.t1w_file), 'mask of new lesions')
         donor = inputs.settle(self.donor)
         lesions_img = inputs.lesions_of(donor, to_t1w=inputs.way_to_t1w(donor)[0])
         return synth.borrow(inputs.open_image(donor.t1w_file), lesions_img, self.anatomy)

@@ -32,6 +32,18 @@ def write_bids(root, images, derivative='lesions'):
     return root
 
 
+def bytes_without_place(img):
+    """A NIfTI file whose header says nothing of its place."""
+    content = bytearray(img.to_bytes())
+    content[252:256] = bytes(4)  # qform_code, sform_code
+    return bytes(content)
+
+
+def without_place(img):
+    """An image as it is read from such a file."""
+    return nib.Nifti1Image.from_bytes(bytes_without_place(img))
+
+
 def t1w_path(subject, session=None, extra=''):
     folder = f'sub-{subject}/' + (f'ses-{session}/' if session else '')
     return f'{folder}anat/sub-{subject}_' + (f'ses-{session}_' if session else '') + f'{extra}T1w.nii.gz'

@@ -79,6 +79,7 @@ def test_wrong_options_are_2(bids_dir, tmp_path, caplog, arguments, words):
 
 @pytest.mark.parametrize('arguments', [
     ['--dilate', '-1'], ['--rim-voxels', '-1'], ['--n-samples', '0'], ['--num-inference-steps', 'x'],
+    ['--mask-threshold', '50'], ['--mask-threshold', '0'], ['--mask-threshold', 'nan'],
 ])  # fmt: skip
 def test_numbers_out_of_range_are_2(bids_dir, tmp_path, arguments):
     with pytest.raises(SystemExit) as stop:

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import nibabel as nib
 import numpy as np
 import pytest
+from bids_examples import without_place
 from scipy import ndimage
 
 from bids_lesionfill import diffusion, fill, fill_lesions, inpaint, masks, weights
@@ -304,6 +305,37 @@ def test_another_order_of_the_axes_of_the_t1w_changes_no_byte(phantom, flair_mod
         for tissue_img in (phantom.t1w_img, canonical, canonical.as_reoriented([[2, 1], [0, -1], [1, 1]]))
     ]
     assert filled[0] == filled[1] == filled[2]
+
+
+def test_t1w_without_a_place_lies_on_the_voxels_of_the_flair(phantom, flair_model):
+    affine = nib.affines.from_matvec(np.eye(3), (9, 0, 5)) @ phantom.affine
+    flair_img, mask_img, t1w_img = (
+        nib.Nifti1Image(array, affine) for array in (phantom.flair, phantom.lesion_mask.astype(np.uint8), phantom.t1w)
+    )
+    placeless = without_place(t1w_img)
+    assert not np.allclose(placeless.affine, affine)
+    filled, expected = (
+        fill_lesions(flair_img, mask_img, tissue_img=tissue_img, model=flair_model).to_bytes()
+        for tissue_img in (placeless, t1w_img)
+    )
+    assert filled == expected
+
+
+def test_a_lesion_that_no_voxel_of_the_working_grid_meets_is_filled(model):
+    affine = np.diag([0.4, 0.4, 0.4, 1])
+    wm = np.zeros((60, 60, 60), bool)
+    wm[5:55, 5:55, 5:55] = True
+    lesion = np.zeros_like(wm)
+    for corner in np.ndindex(3, 3, 3):  # whatever lies between the voxels of 1 mm
+        lesion[tuple(20 + 9 * np.array(corner))] = True
+    t1w = np.where(lesion, 300, 800 * wm).astype(np.float32)
+    wm_img, mask_img = (nib.Nifti1Image(mask.astype(np.uint8), affine) for mask in (wm, lesion))
+    filling = fill.fill(
+        nib.Nifti1Image(t1w, affine), mask_img, model=model, wm_mask_img=wm_img, dilate=0, rim_voxels=0
+    )
+    filled = filling.filled_img.get_fdata()
+    assert np.array_equal(filled[~lesion], t1w[~lesion])
+    assert (filled[lesion] > 650).all()
 
 
 def test_dark_ringing_around_the_brain_survives(phantom, flair_model):

@@ -198,6 +198,10 @@ ROWS = {
     'maskwithoutplacenorshape': failed(
         'says nothing of its place (sform_code and qform_code are 0) and has shape (20, 36, 30), '
         'expected that of the image, (40, 36, 30)', mask=gz(P.img(P.lesion_mask[:20]), **NO_PLACE)),
+    'imagewithoutplace': filled_row(gz(P.t1w_img, **NO_PLACE), words='says nothing of its place'),
+    'imagewithoutplacenorshape': failed(
+        'the image says nothing of its place (sform_code and qform_code are 0), and lesion mask ',
+        gz(P.t1w_img, **NO_PLACE), P.img(P.lesion_mask[:20])),
     # masks: which values
     'nanmask': no_numbers_in_mask(np.nan),
     'infmask': no_numbers_in_mask(np.inf),

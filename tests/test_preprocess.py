@@ -153,6 +153,17 @@ def test_working_grid_rounds_the_field_of_view_up():
     np.testing.assert_allclose(centre, 0.7 * np.array((4.5, 5, 6)))
 
 
+def test_a_grid_that_is_coarser_than_a_mask_is_touched_by_each_of_its_voxels():
+    fine = nib.Nifti1Image(np.zeros((20, 20, 20), np.uint8), np.diag([0.4, 0.4, 0.4, 1]))
+    coarse = nib.Nifti1Image(np.zeros((8, 8, 8), np.uint8), np.eye(4))
+    for voxel in ((7, 7, 7), (8, 9, 10), (0, 18, 3)):
+        mask = np.zeros(fine.shape, np.uint8)
+        mask[voxel] = 1
+        touched = preprocess.touched_by(nib.Nifti1Image(mask, fine.affine), coarse)
+        assert touched[tuple(np.rint(0.4 * np.array(voxel)).astype(int))]
+        assert touched.sum() <= 8
+
+
 def test_conforming_the_phantom_keeps_brain_and_lesions_in_place(phantom):
     conformed = preprocess.conform(phantom.t1w_img)
     np.testing.assert_allclose(centre_of_mass_mm(conformed, 100), centre_of_mass_mm(phantom.t1w_img, 100), atol=0.5)

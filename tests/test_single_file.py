@@ -57,6 +57,11 @@ def test_nothing_is_written_over(files, asked, caplog):
     assert single_file.main([*files, '--overwrite']) == single_file.OK
     assert single_file.main([*files[:2], files[0], '--overwrite']) == single_file.USAGE
     assert 'is an input' in caplog.text
+    t1w = files[2].replace('out', 'of_the_flair')
+    nib.save(nib.load(files[0]), t1w)
+    assert single_file.main([*files[:2], t1w, '--t1w', t1w, '--overwrite']) == single_file.USAGE
+    assert single_file.main([*files, '--used-mask', files[2], '--overwrite']) == single_file.USAGE
+    assert 'cannot be both' in caplog.text
 
 
 def test_an_image_that_cannot_be_filled_is_1_in_a_sentence(files, monkeypatch, caplog):

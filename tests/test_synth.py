@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from bids_examples import without_place
 from scipy import ndimage
 
 from bids_lesionfill import diffusion, fill, inpaint, masks, synth, synthesis, synthesize_lesions, tissues, weights
@@ -263,6 +264,26 @@ def test_lesions_fade_into_the_white_matter_around_and_nothing_else_changes(head
     contrast = (after - before)[new_mask].mean()
     means = [(after - before)[ring & (distance == mm)].mean() / contrast for mm in (1, 2, 3)]
     np.testing.assert_allclose(means, [0.36, 0.16, 0.07], atol=0.02)  # of FLAIR, e-fold 1.2 mm
+
+
+def test_what_is_no_number_does_not_count_as_changed(head, anatomy, new_mask):
+    values = np.where(head.brain_mask, head.flair, np.nan).astype(np.float32)
+    synthesis = synth.paint(head.img(values), anatomy, lesions_at(new_mask), build_model())
+    changed = data_of(synthesis.changed_mask_img) > 0
+    assert np.isfinite(values[changed]).all()
+    assert synthesis.info['VoxelsChanged'] <= changed.sum()
+
+
+def test_old_lesions_of_a_mask_without_a_place_lie_on_the_voxels_of_the_t1w(oblong):
+    head, _ = oblong
+    affine = nib.affines.from_matvec(np.eye(3), (9, 0, 5)) @ head.affine
+    placed = nib.Nifti1Image(head.lesion_mask.astype(np.uint8), affine)
+    assert not np.allclose(without_place(placed).affine, affine)
+    seen, expected = (
+        synth.look_at(nib.Nifti1Image(head.t1w, affine), mask_img) for mask_img in (without_place(placed), placed)
+    )
+    assert np.array_equal(seen.old_lesions, expected.old_lesions)
+    assert seen.old_lesions.any()
 
 
 def test_halo_of_zero_changes_nothing_outside_the_lesions(head, anatomy, new_mask):

@@ -7,7 +7,7 @@ import subprocess
 import nibabel as nib
 import numpy as np
 import pytest
-from bids_examples import flair_path, listing, mask_path, t1w_path, write_bids
+from bids_examples import bytes_without_place, flair_path, listing, mask_path, t1w_path, write_bids
 from test_app import DATASET_FILES, ROOT, closing_files, data_hashes, validator
 
 from bids_lesionfill import cli, fill, layout, masks, participant, synth
@@ -296,6 +296,35 @@ def test_flair_that_the_t1w_does_not_need_may_be_unfetched(tmp_path, make_phanto
     (data / flair_path('01')).unlink()
     (data / flair_path('01')).symlink_to('../../.git/annex/objects/X')
     assert run(data, tmp_path / 'out', '--modality', 'T1w', '--n-lesions', '1') == cli.OK
+
+
+@pytest.mark.parametrize('owner', ['acq-mprage_', 'acq-space_'])
+def test_a_mask_named_as_one_image_holds_the_real_lesions_of_all(tmp_path, make_phantom, run, owner):
+    head, out = make_phantom(), tmp_path / 'out'
+    data = write_bids(tmp_path / 'data', {
+        t1w_path('01', extra='acq-mprage_'): head.t1w_img, flair_path('01', extra='acq-space_'): head.img(head.flair),
+        mask_path('01', extra=owner): head.lesion_mask_img})  # fmt: skip
+    assert run(data, out, '--n-lesions', '1') == cli.OK
+    masks_found = sorted(out.rglob('*_desc-synth_mask.nii.gz'))
+    new = sorted(out.rglob('*_desc-synthnew_mask.nii.gz'))
+    assert len(masks_found) == len(new) == 2
+    for found, of_new in zip(masks_found, new):
+        assert np.array_equal(mask_at(found), head.lesion_mask | mask_at(of_new))
+        assert not (head.lesion_mask & mask_at(of_new)).any()
+        assert any('label-lesion_mask' in uri for uri in layout.read_sidecar(found)['Sources'])
+    assert np.array_equal(*map(mask_at, new))
+
+
+def test_mask_without_a_place_lies_on_the_voxels_of_the_t1w(run, tmp_path, make_phantom):
+    head = make_phantom(affine=np.diag([1.0, 1.0, 1.0, 1.0]))
+    data = write_bids(tmp_path / 'data', {t1w_path('01'): head.healthy_img})
+    given, (x, y, z) = np.zeros(head.t1w.shape, bool), np.argwhere(head.wm_mask & ~head.lesion_mask).mean(0).astype(int)
+    given[x - 1 : x + 2, y - 1 : y + 2, z - 1 : z + 2] = True
+    (tmp_path / 'new.nii').write_bytes(bytes_without_place(head.img(given)))
+    assert run(data, tmp_path / 'out', '--modality', 'T1w', '--mask', tmp_path / 'new.nii') == cli.OK
+    found = mask_at(tmp_path / 'out' / names_of('01', 'T1w')['new_mask'])
+    assert (found & given).sum() > 0.5 * given.sum()
+    assert not (found & ~given).any()
 
 
 @pytest.mark.parametrize('content', ['empty', 'no image'])

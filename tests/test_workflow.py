@@ -75,6 +75,15 @@ def test_a_plugin_file_says_how_nodes_run(bids_dir, tmp_path):
     assert len(layout.read_tsv(tmp_path / 'out/participants.tsv')) == 3
 
 
+def test_relative_paths_are_those_of_who_started_the_run(bids_dir, tmp_path, monkeypatch):
+    (tmp_path / 'plugin.yml').write_text('plugin: Linear\nplugin_args: {}\n')
+    monkeypatch.chdir(tmp_path)
+    arguments = ['data', 'out', 'participant', '-w', 'work', '--use-plugin', 'plugin.yml']
+    assert cli.main(arguments) == cli.NOTHING_TO_DO
+    assert [row['status'] for row in layout.read_tsv(tmp_path / 'out/participants.tsv')] == ['no lesion mask'] * 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['data', 'out', 'plugin.yml', 'work']
+
+
 @pytest.mark.parametrize('text', ['a: b', 'plugin', '{', ''])
 def test_a_plugin_file_that_is_none_is_2(tmp_path, text):
     path = tmp_path / 'plugin.yml'

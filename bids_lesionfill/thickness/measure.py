@@ -69,7 +69,9 @@ def measure_image(image, engines, output_dir, *, seed, version, noise=True, is_o
                     info |= job.describe_tissues(measurement, scan, desc, name, has_classes)
                     has_classes |= measurement.tissue_seg_img is not None
                 layout.write_thickness(table_file, name, table_rows(measurement.table, name), info, job.sources(desc))
-                logger.info('%s: %s, %s: %.3f mm', image.name, name, desc, measurement.table.global_mm)
+                known = np.isfinite(measurement.table.global_mm)
+                mean = f'{measurement.table.global_mm:.3f} mm' if known else 'the mean of a hemisphere is missing'
+                logger.info('%s: %s, %s: %s', image.name, name, desc, mean)
             except Exception as error:
                 logger.error('%s: thickness by %s (%s): %s', image.name, name, desc, error)
                 problems[f'thickness by {name} ({desc}): {layout.in_words(error)}'] = error
