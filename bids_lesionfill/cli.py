@@ -264,11 +264,13 @@ def build_parser():
     measuring = parser.add_argument_group('Options for cortical thickness')
     measuring.add_argument(
         '--thickness',
-        nargs='+',
+        action=ChosenEngines,
+        nargs='*',
         choices=list(thickness.ENGINES),
         default=[],
         metavar='ENGINE',
-        help=f'measure it before and after filling a T1w, by any of: {", ".join(thickness.ENGINES)}',
+        help=f'measure it before and after filling a T1w, by any of: {", ".join(thickness.ENGINES)} (alone: '
+        f'{thickness.DEFAULT_ENGINE})',
     )
     measuring.add_argument(
         '--list-engines',
@@ -527,6 +529,13 @@ class ListEngines(argparse.Action):
             words = ('usable', check.version) if check.ok else ('not usable', f'{check.reason}; {check.how_to_get}')
             print(name, *words, sep='\t')
         parser.exit()
+
+
+class ChosenEngines(argparse.Action):
+    """Engines of thickness; the option alone means the default one."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, values or [thickness.DEFAULT_ENGINE])
 
 
 def positive(text):

@@ -111,6 +111,14 @@ def test_an_engine_that_is_missing_stops_the_run_before_any_work_and_says_how_to
     assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.parametrize(('given', 'engines'), [
+    ([], ()), (['--thickness'], ('pbt',)), (['--thickness', 'ants', 'pbt'], ('ants', 'pbt')),
+])  # fmt: skip
+def test_thickness_alone_is_measured_by_pbt(bids_dir, tmp_path, given, engines):
+    arguments = [str(bids_dir), str(tmp_path / 'o'), 'participant', *given]
+    assert cli.options_of(cli.build_parser().parse_args(arguments), arguments).thickness == engines
+
+
 def test_list_engines_says_of_each_whether_it_is_usable(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv('PATH', str(tmp_path))
     with pytest.raises(SystemExit) as stop:
