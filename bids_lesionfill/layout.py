@@ -120,35 +120,73 @@ def find_derivatives(bids_dir, output_dir=None):
             else:
                 logger.warning('%s has no dataset_description.json and is not searched for masks', folder)
             continue
-        generated_by = json.loads(description.read_text()).get('GeneratedBy', [{}])
+        try:
+            generated_by = read_description(folder).get('GeneratedBy', [])
+        except UsageError as error:
+            logger.warning('%s; it is not searched', error)
+            continue
         if not any(entry.get('Name') == APP_NAME for entry in generated_by):
             folders.append(folder)
     return {folder.name: folder for folder in folders}
 
 
-def open_layout(bids_dir, derivatives=(), database_dir=None):
-    """Index a BIDS dataset and folders of derivatives (validation off: many derivatives have names of their own).
-
-    An index that is in `database_dir` is used as it is; else it is written there.
+def read_description(folder):
+    """What a derivative says of itself in `dataset_description.json`.
 
     Raises
     ------
     UsageError
-        If a folder cannot be read.
+        If pybids could not read it.
+    """
+    path = Path(folder, 'dataset_description.json')
+    try:
+        description = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError) as error:
+        raise UsageError(f'{path} cannot be read as JSON: {error}') from None
+    generated_by = description.get('GeneratedBy', []) if isinstance(description, dict) else None
+    if not isinstance(generated_by, list) or not all(isinstance(entry, dict) for entry in generated_by):
+        got = description if generated_by is None else generated_by
+        raise UsageError(f'{path} has GeneratedBy {json.dumps(got)[:100]}, expected a list of objects')
+    return description
+
+
+def open_layout(bids_dir, derivatives=(), database_dir=None):
+    """Index a BIDS dataset and folders of derivatives (validation off: many derivatives have names of their own).
+
+    An index that is in `database_dir` is used as it is; else it is written there, in a folder for each dataset.
+
+    Raises
+    ------
+    UsageError
+        If a folder cannot be read, or the index would be written into the dataset.
     """
     from bids import BIDSLayout, BIDSLayoutIndexer
 
-    indexer = BIDSLayoutIndexer(validate=False, index_metadata=False)
+    if database_dir is not None and Path(database_dir).resolve().is_relative_to(Path(bids_dir).resolve()):
+        raise UsageError(f'--bids-database-dir {database_dir} is in BIDS_DIR, which is never written to')
+
+    def index(folder, **options):
+        indexer = BIDSLayoutIndexer(validate=False, index_metadata=False)
+        database = database_dir and Path(database_dir, index_name(folder))
+        return BIDSLayout(folder, validate=False, indexer=indexer, database_path=database, **options)
+
     try:
-        layout = BIDSLayout(bids_dir, validate=False, indexer=indexer, database_path=database_dir)
+        layout = index(bids_dir)
         for path in derivatives:
-            if not Path(path, 'dataset_description.json').is_file():  # names of its own: see `tool_outputs`
-                continue
-            indexer = BIDSLayoutIndexer(validate=False, index_metadata=False)
-            layout.add_derivatives(path, parent_database_path=database_dir, validate=False, indexer=indexer)
+            if Path(path, 'dataset_description.json').is_file():  # else names of its own: see `tool_outputs`
+                read_description(path)
+                # Not by `add_derivatives`, which refuses a second folder of the same name.
+                layout.derivatives[str(path)] = index(path, is_derivative=True, sources=layout)
     except PermissionError as error:
         raise UsageError(f'{error.filename} cannot be read by user {os.geteuid()}: {error.strerror}') from None
     return layout
+
+
+def index_name(folder):
+    """Name of the folder of a dataset's index; the inode tells datasets apart that are all `/data` in a container."""
+    folder = Path(folder)
+    identity = f'{folder.absolute()}\n{folder.resolve()}\n{folder.stat().st_ino}'
+    return hashlib.sha256(os.fsencode(identity)).hexdigest()[:16]
 
 
 def find_inputs(

@@ -1,6 +1,7 @@
 import gzip
 import json
 
+import nibabel as nib
 import pytest
 from bids_examples import find, flair_path, mask_path, t1w_path, write_bids, write_description
 
@@ -468,3 +469,69 @@ def test_crash_is_noted_with_its_traceback_and_told_in_one_line(tmp_path):
     assert line == 'two lines'
     assert 'Traceback' in (tmp_path / 'sub-01/log/now/crash-sub-01_T1w.txt').read_text()
     assert layout.note_crash(KeyError(), 'x', '01', 'now', tmp_path) == 'KeyError'
+
+
+# Derivatives and their index
+
+
+def derivative(folder, img, name, text=None):
+    """A folder of derivatives with one file of sub-01, and a description of our own."""
+    write_description(folder, DatasetType='derivative', GeneratedBy=[{'Name': 'rater'}])
+    if text is not None:
+        (folder / 'dataset_description.json').write_text(text)
+    (folder / 'sub-01/anat').mkdir(parents=True)
+    nib.save(img, folder / f'sub-01/anat/sub-01_{name}.nii.gz')
+    return folder
+
+
+@pytest.mark.parametrize('text', [
+    '{"Name": "x", "GeneratedBy": null}', '{"GeneratedBy": {"Name": "x"}}', '{"GeneratedBy": ["x"]}', '["x"]', '{"Name": ',
+])  # fmt: skip
+def test_derivative_with_a_broken_description_is_named_and_left_out(tmp_path, img, caplog, text):
+    root = write_bids(tmp_path, {t1w_path('01'): img, mask_path('01'): img})
+    broken = derivative(root / 'derivatives/broken', img, 'desc-brain_mask', text)
+    assert find(root)['01'][0].lesion_mask_file == root / mask_path('01')
+    assert f'{broken}/dataset_description.json' in caplog.text
+    with pytest.raises(layout.UsageError, match='derivatives/broken/dataset_description.json'):  # it was asked for
+        layout.open_layout(root, [broken])
+
+
+def test_two_derivatives_in_folders_of_the_same_name_are_both_searched(tmp_path, img):
+    root = write_bids(tmp_path / 'data', {t1w_path('01'): img})
+    derivatives = {name: derivative(tmp_path / name / 'masks', img, f'label-lesion_desc-{name}_mask') for name in 'ab'}
+    bids_layout = layout.open_layout(root, derivatives.values())
+    for name in 'ab':
+        (inputs,) = layout.find_inputs(bids_layout, derivatives, mask_desc=name)['01']
+        assert inputs.sources[1] == f'bids:{name}:sub-01/anat/sub-01_label-lesion_desc-{name}_mask.nii.gz'
+
+
+def test_index_of_one_dataset_is_not_used_for_another(tmp_path, img):
+    roots = [write_bids(tmp_path / name, {t1w_path(name): img, mask_path(name): img}) for name in ('01', '02')]
+    for root in roots:
+        derivatives = layout.find_derivatives(root)
+        bids_layout = layout.open_layout(root, derivatives.values(), tmp_path / 'index')
+        (inputs,) = layout.find_inputs(bids_layout, derivatives)[root.name]
+        assert inputs.lesion_mask_file == root / mask_path(root.name)
+    assert len(list((tmp_path / 'index').glob('*/layout_index.sqlite'))) == 4
+
+
+def test_index_of_a_dataset_is_used_again(tmp_path, img):
+    root = write_bids(tmp_path / 'data', {t1w_path('01'): img})
+    layout.open_layout(root, database_dir=tmp_path / 'index')
+    nib.save(img, root / t1w_path('01', extra='run-2_'))
+    found = layout.open_layout(root, database_dir=tmp_path / 'index').get(suffix='T1w', extension='nii.gz')
+    assert [file.filename for file in found] == ['sub-01_T1w.nii.gz']
+
+
+def test_index_in_a_container_is_not_that_of_the_dataset_that_was_at_its_place(tmp_path, img):
+    for subject in ('01', '02'):
+        root = write_bids(tmp_path / 'data', {t1w_path(subject): img})
+        assert layout.open_layout(root, database_dir=tmp_path / 'index').get_subjects() == [subject]
+        root.rename(tmp_path / f'other{subject}')
+
+
+def test_index_in_the_dataset_is_refused(tmp_path, img):
+    root = write_bids(tmp_path, {t1w_path('01'): img})
+    with pytest.raises(layout.UsageError, match='is in BIDS_DIR'):
+        layout.open_layout(root, database_dir=root / 'code/index')
+    assert not (root / 'code').exists()
