@@ -42,6 +42,8 @@ DESCRIPTIONS = {
 }
 
 
+SCAN_KEYS = ('run', 'acquisition', 'ceagent', 'reconstruction')  # tell the scans of one session and modality apart
+IMAGE_KEYS = ('session', *SCAN_KEYS)
 NO_MASK = 'no lesion mask'
 DONOR = 'donor of lesions'  # of `--mask-from`
 ANNEX_POINTER = b'/annex/objects/'  # what a file of git-annex begins with whose content was not fetched
@@ -120,35 +122,73 @@ def find_derivatives(bids_dir, output_dir=None):
             else:
                 logger.warning('%s has no dataset_description.json and is not searched for masks', folder)
             continue
-        generated_by = json.loads(description.read_text()).get('GeneratedBy', [{}])
+        try:
+            generated_by = read_description(folder).get('GeneratedBy', [])
+        except UsageError as error:
+            logger.warning('%s; it is not searched', error)
+            continue
         if not any(entry.get('Name') == APP_NAME for entry in generated_by):
             folders.append(folder)
     return {folder.name: folder for folder in folders}
 
 
-def open_layout(bids_dir, derivatives=(), database_dir=None):
-    """Index a BIDS dataset and folders of derivatives (validation off: many derivatives have names of their own).
-
-    An index that is in `database_dir` is used as it is; else it is written there.
+def read_description(folder):
+    """What a derivative says of itself in `dataset_description.json`.
 
     Raises
     ------
     UsageError
-        If a folder cannot be read.
+        If pybids could not read it.
+    """
+    path = Path(folder, 'dataset_description.json')
+    try:
+        description = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError) as error:
+        raise UsageError(f'{path} cannot be read as JSON: {error}') from None
+    generated_by = description.get('GeneratedBy', []) if isinstance(description, dict) else None
+    if not isinstance(generated_by, list) or not all(isinstance(entry, dict) for entry in generated_by):
+        got = description if generated_by is None else generated_by
+        raise UsageError(f'{path} has GeneratedBy {json.dumps(got)[:100]}, expected a list of objects')
+    return description
+
+
+def open_layout(bids_dir, derivatives=(), database_dir=None):
+    """Index a BIDS dataset and folders of derivatives (validation off: many derivatives have names of their own).
+
+    An index that is in `database_dir` is used as it is; else it is written there, in a folder for each dataset.
+
+    Raises
+    ------
+    UsageError
+        If a folder cannot be read, or the index would be written into the dataset.
     """
     from bids import BIDSLayout, BIDSLayoutIndexer
 
-    indexer = BIDSLayoutIndexer(validate=False, index_metadata=False)
+    if database_dir is not None and Path(database_dir).resolve().is_relative_to(Path(bids_dir).resolve()):
+        raise UsageError(f'--bids-database-dir {database_dir} is in BIDS_DIR, which is never written to')
+
+    def index(folder, **options):
+        indexer = BIDSLayoutIndexer(validate=False, index_metadata=False)
+        database = database_dir and Path(database_dir, index_name(folder))
+        return BIDSLayout(folder, validate=False, indexer=indexer, database_path=database, **options)
+
     try:
-        layout = BIDSLayout(bids_dir, validate=False, indexer=indexer, database_path=database_dir)
+        layout = index(bids_dir)
         for path in derivatives:
-            if not Path(path, 'dataset_description.json').is_file():  # names of its own: see `tool_outputs`
-                continue
-            indexer = BIDSLayoutIndexer(validate=False, index_metadata=False)
-            layout.add_derivatives(path, parent_database_path=database_dir, validate=False, indexer=indexer)
+            if Path(path, 'dataset_description.json').is_file():  # else names of its own: see `tool_outputs`
+                read_description(path)
+                # Not by `add_derivatives`, which refuses a second folder of the same name.
+                layout.derivatives[str(path)] = index(path, is_derivative=True, sources=layout)
     except PermissionError as error:
         raise UsageError(f'{error.filename} cannot be read by user {os.geteuid()}: {error.strerror}') from None
     return layout
+
+
+def index_name(folder):
+    """Name of the folder of a dataset's index; the inode tells datasets apart that are all `/data` in a container."""
+    folder = Path(folder)
+    identity = f'{folder.absolute()}\n{folder.resolve()}\n{folder.stat().st_ino}'
+    return hashlib.sha256(os.fsencode(identity)).hexdigest()[:16]
 
 
 def find_inputs(
@@ -196,26 +236,35 @@ def find_inputs(
     if missing:
         raise UsageError(f'participants {missing} are not in the dataset, which has {subjects}')
 
-    def images_of(subject, suffix):
+    def images_of(subject, suffix, every_session=False):
         query = {'subject': subject, 'suffix': suffix, 'extension': NIFTI, 'scope': 'raw'}
-        return layout.get(**(query | filters.get(suffix.lower(), {})))
+        chosen = filters.get(suffix.lower(), {})
+        if every_session:
+            chosen = {key: value for key, value in chosen.items() if key != 'session'}
+        return layout.get(**(query | chosen))
 
-    roots = {name: Path(path).resolve() for name, path in derivatives.items()}
+    # Files of tools have no entities by which they could be chosen.
+    tool_labels = not filters.get('tissue') and filters.get('tissue', {}) is not None
+    tool_masks = mask_desc is None and tuple(mask_labels) == MASK_LABELS and not filters.get('lesion_mask')
     layout = ForEachSubject(layout, participant_labels)
     found = {}
     for subject in participant_labels or subjects:
-        t1w_images = images_of(subject, 'T1w')
-        others = t1w_images if modality != 'T1w' else images_of(subject, 'FLAIR')
+        # Files may be meant for images of sessions that are left out now, and done by another job.
+        rivals = {
+            suffix: [image.get_entities() for image in images_of(subject, suffix, every_session=True)]
+            for suffix in {'T1w', 'FLAIR', modality}
+        }
+        others = images_of(subject, 'FLAIR' if modality == 'T1w' else 'T1w')
         images = [
             image
-            for image in (t1w_images if modality == 'T1w' else images_of(subject, modality))
+            for image in images_of(subject, modality)
             if not session_labels or image.get_entities().get('session') in session_labels
         ]
         masks = lesion_masks_of(layout, subject, filters.get('lesion_mask', {}), mask_labels, mask_desc)
         segmentations = segmentations_of(layout, subject, filters.get('tissue', {}))
-        tool_files = not filters.get('tissue') and filters.get('tissue', {}) is not None  # these have no entities
         found[subject] = [
-            pair(image, images, masks, others, segmentations, layout, roots, needs_mask, tool_files) for image in images
+            pair(image, rivals, masks, others, segmentations, layout, derivatives, needs_mask, tool_masks, tool_labels)
+            for image in images
         ]
     return found
 
@@ -252,7 +301,7 @@ class ForEachSubject:
         return self.answers[key].get(subject, [])
 
 
-MASK_KINDS = ('mask', 'roi', 'dseg', 'probseg')  # the plainest first: of two in a folder, it is taken
+MASK_KINDS = ('mask', 'roi', 'dseg', 'probseg')  # the plainest first: of two for an image, it is taken
 SPACES = {'t1w': 'T1w', 't1': 'T1w', 'anat': 'T1w', 'flair': 'FLAIR'}  # that a mask may name; a template's is not one
 NATIVE_SPACES = ('orig', 'native', 'individual', 'scanner')
 
@@ -275,12 +324,12 @@ def lesion_masks_of(layout, subject, mask_filter, mask_labels=MASK_LABELS, mask_
             masks.append(mask)
         else:
             logger.warning('%s is in the space of %s, not of the patient: not used', mask.filename, entities['space'])
-    kinds = {mask.path: MASK_KINDS.index(lesion_kind(mask.filename, mask_labels)) for mask in masks}
-    plainest = {}
+    alike = {}
     for mask in masks:  # a tool that writes a mask and probabilities of it means the mask
-        key = str(Path(mask.path).parent), space_of(mask.filename)
-        plainest[key] = min(plainest.get(key, 9), kinds[mask.path])
-    return [m for m in masks if kinds[m.path] == plainest[str(Path(m.path).parent), space_of(m.filename)]]
+        key = Path(mask.path).parent, space_of(mask.filename), *(mask.get_entities().get(key) for key in IMAGE_KEYS)
+        kind = MASK_KINDS.index(lesion_kind(mask.filename, mask_labels))
+        alike.setdefault(key, {}).setdefault(kind, []).append(mask)
+    return [mask for kinds in alike.values() for mask in kinds[min(kinds)]]
 
 
 def lesion_kind(filename, mask_labels=MASK_LABELS):
@@ -304,6 +353,15 @@ def space_of(filename):
     return SPACES.get(name_entities(filename).get('space', '').casefold())
 
 
+def brain_masks_of(layout, subject):
+    """Brain masks of a subject's T1w images among the derivatives."""
+    return [
+        mask
+        for mask in layout.get(subject=subject, suffix='mask', extension=NIFTI, scope='derivatives')
+        if mask.get_entities().get('desc') == 'brain' and 'space' not in mask.get_entities() and is_anatomical(mask)
+    ]
+
+
 FREESURFER_DESCS = ('aseg', 'aparcaseg', 'aparcdktaseg', 'synthseg', 'fastsurfer', 'freesurfer', 'samseg')
 
 
@@ -323,16 +381,61 @@ def segmentations_of(layout, subject, tissue_filter):
         file
         for file in files
         if lesion_kind(file.filename) is None
+        and is_anatomical(file)
         and (space_of(file.filename) == 'T1w' or 'space' not in name_entities(file.filename))
     ]
 
 
-def choose_segmentation(t1w_entities, files, roots, tool_files=True):
+OTHER_DATATYPES = ('dwi', 'fmap', 'func', 'mrs', 'perf', 'pet')
+
+
+def is_anatomical(file):
+    """False for files of functional runs and the like, which have brain masks and tissue classes of their own."""
+    folder = Path(file.path).parent.name  # pybids looks for the datatype in the whole path, above the dataset too
+    return folder not in OTHER_DATATYPES and 'task' not in name_entities(file.filename)
+
+
+def names_of(file):
+    """What a file names of the entities by which images are told apart."""
+    entities = file.get_entities()
+    return {key: entities[key] for key in IMAGE_KEYS if key in entities}
+
+
+def meant_by(names, images):
+    """Images (dicts of entities) that a file could be for: those that are what it names."""
+    return [image for image in images if all(image.get(key) == value for key, value in names.items())]
+
+
+def own_files(image, images, files):
+    """Files that are for an image and could be for no other, those that name the most first.
+
+    Parameters
+    ----------
+    image : dict
+        Its entities.
+    images : list of dict
+        Entities of all images of the subject and modality, this one among them.
+    files : list of BIDS files
+    """
+    own = [file for file in files if meant_by(names_of(file), [image]) and len(meant_by(names_of(file), images)) <= 1]
+    return sorted(own, key=lambda file: (-len(names_of(file)), str(file.path)))
+
+
+def choose_brain_mask(t1w_entities, t1w_images, masks):
+    """The `desc-brain_mask` of a T1w (path): of several the one that names the most; None if none or several do."""
+    own = own_files(t1w_entities, t1w_images, masks)
+    best = [mask for mask in own if len(names_of(mask)) == len(names_of(own[0]))]
+    return Path(best[0].path) if len(best) == 1 else None
+
+
+def choose_segmentation(t1w_entities, t1w_images, files, roots, tool_files=True):
     """The segmentation that a T1w has: one of FreeSurfer's labels, which know lesions, before three classes.
 
     Parameters
     ----------
     t1w_entities : dict
+    t1w_images : list of dict
+        Entities of all T1w of the subject.
     files : list of BIDS files, or their likes
     roots : dict of name -> path
         Of derivatives, in which tools' own files are looked for.
@@ -342,21 +445,21 @@ def choose_segmentation(t1w_entities, files, roots, tool_files=True):
     -------
     Segmentation or None
     """
-    keys = ('session', *SCAN_KEYS)
-    fitting = [file for file in files if all(file.get_entities().get(key) == t1w_entities.get(key) for key in keys)]
     labels, classes, probable = [], [], {}
-    for file in sorted(fitting, key=lambda file: str(file.path)):
+    for file in own_files(t1w_entities, t1w_images, files):
         entities, path = name_entities(file.filename), Path(file.path)
         if file.get_entities()['suffix'] == 'probseg':
-            probable.setdefault(path.parent, {})[entities.get('label')] = path
+            probable.setdefault((path.parent, *names_of(file)), {})[entities.get('label')] = path
         elif entities.get('desc', entities.get('seg', '')).casefold() in FREESURFER_DESCS:
             labels.append(Segmentation((path,), f'labels of FreeSurfer in {path.name}', 'freesurfer'))
         else:
             words = f'classes in {path.name}'
             classes.append(Segmentation((path,), words, label_table(path, roots)))
     if tool_files:
-        own = tool_outputs.find_labels(roots.values(), t1w_entities['subject'], t1w_entities.get('session'))
-        labels += [Segmentation((path,), f'labels of {tool} in {path.name}', 'freesurfer') for path, tool in own]
+        labels += [
+            Segmentation((path,), f'labels of {tool} in {path.name}', 'freesurfer')
+            for path, tool in tool_labels_of(t1w_entities, t1w_images, roots)
+        ]
     threes = [
         Segmentation(tuple(of[name] for name in ('CSF', 'GM', 'WM')), f'probabilities in {of["WM"].name}')
         for of in probable.values()
@@ -365,10 +468,26 @@ def choose_segmentation(t1w_entities, files, roots, tool_files=True):
     return next(iter(labels + classes + threes), None)
 
 
+def tool_labels_of(t1w_entities, t1w_images, roots):
+    """Label files of tools for the visit of a T1w, as `tool_outputs.find_labels`; none if it has several T1w."""
+    subject, session = t1w_entities['subject'], t1w_entities.get('session')
+    own = tool_outputs.find_labels(roots.values(), subject, session)
+    n_t1w = n_of_visit(t1w_entities, t1w_images)
+    if own and n_t1w > 1:
+        logger.warning('%s is not used: it could be for each of %d T1w of its visit', own[0][0], n_t1w)
+        return []
+    return own
+
+
+def n_of_visit(image, images):
+    """How many images are of the session of an image."""
+    return len(meant_by({'session': image.get('session')}, images))
+
+
 def label_table(path, roots):
     """Rows of the table that names the labels of a `dseg`: beside it, or at the top of its dataset; None without."""
     path = Path(path)
-    tops = [root for root in roots.values() if path.resolve().is_relative_to(root)]
+    tops = [Path(root) for root in roots.values() if path.absolute().is_relative_to(Path(root).absolute())]
     desc = name_entities(path.name).get('desc')
     names = ([f'desc-{desc}_dseg.tsv'] if desc else []) + ['dseg.tsv']
     for table in [sidecar(path).with_suffix('.tsv'), *(top / name for top in tops for name in names)]:
@@ -382,39 +501,46 @@ def name_entities(filename):
     return dict(part.split('-', 1) for part in strip_extension(filename).split('_') if '-' in part)
 
 
-def pair(image, images, masks, others, segmentations, layout, roots, needs_mask=True, tool_files=True):
+def pair(
+    image, rivals, masks, others, segmentations, layout, roots, needs_mask=True, tool_masks=True, tool_labels=True
+):
     """An image with its lesion mask, its T1w or (of a T1w) FLAIR, and tissue classes; or why it cannot be used.
 
     Parameters
     ----------
+    rivals : dict of suffix -> list of dict
+        Entities of all images of the subject, of all sessions: a file that could be for several is used for none.
     others : list of BIDS files
         FLAIR images if the image is a T1w, else T1w images.
+    tool_masks, tool_labels : bool
+        Whether files that tools wrote under names of their own are looked for.
     """
     entities = image.get_entities()
     relative_path = Path(image.path).relative_to(Path(layout.root)).as_posix()
     name = strip_extension(image.filename)
     sources = [f'bids:raw:{relative_path}']
-    lesion_mask_file = tissue_file = brain_mask_file = flair_file = mask_space = None
-    problem, lesion_labels = '', ()
+    lesion_mask_file = tissue_file = flair_file = mask_space = None
+    problem, lesion_labels, mask_names = '', (), {}
     try:
-        mask = choose_mask(entities, [other.get_entities() for other in images], masks, name)
+        mask = choose_mask(entities, rivals[entities['suffix']], masks, name)
+        if mask is None and entities['suffix'] == 'T1w':
+            mask = choose_mask_on_flair(entities, rivals['T1w'], rivals['FLAIR'], masks, name)
+        if mask is not None:
+            lesion_mask_file, mask_names = Path(mask.path), names_of(mask)
+        elif tool_masks:
+            lesion_mask_file, lesion_labels = tool_mask_of(entities, rivals[entities['suffix']], roots, name)
     except AmbiguousMaskError as error:
         problem = str(error)
     else:
-        own = tool_outputs.find_lesion_masks(roots.values(), entities['subject'], entities.get('session'))
-        if mask is not None:
-            lesion_mask_file = Path(mask.path)
-        elif own:
-            lesion_mask_file, lesion_labels = choose_own(own, entities['suffix'])
-        else:
-            problem = NO_MASK if needs_mask else ''
         if lesion_mask_file is not None:
             mask_space = space_of(lesion_mask_file.name)
             sources.append(uri(lesion_mask_file, roots, layout.root))
+        elif needs_mask:
+            problem = NO_MASK
     tissue_entities = entities
     if entities['suffix'] == 'T1w':
         if lesion_mask_file is not None and mask_space != 'T1w' and not lesion_labels:
-            flair = choose_t1w(entities, others, name)
+            flair = choose_flair(entities, mask_names, others, name)
             flair_file = Path(flair.path) if flair else None
     else:
         tissue = choose_t1w(entities, others, name)
@@ -423,17 +549,11 @@ def pair(image, images, masks, others, segmentations, layout, roots, needs_mask=
         else:
             tissue_file, tissue_entities = Path(tissue.path), tissue.get_entities()
             sources.append(uri(tissue_file, roots, layout.root))
-    brain_masks = [
-        mask
-        for mask in layout.get(subject=entities['subject'], suffix='mask', extension=NIFTI, scope='derivatives')
-        if mask.get_entities().get('desc') == 'brain'
-        and 'space' not in mask.get_entities()
-        and all(mask.get_entities().get(key) == tissue_entities.get(key) for key in ('session', 'run'))
-    ]
-    if len(brain_masks) == 1:
-        brain_mask_file = Path(brain_masks[0].path)
+    brain_masks = brain_masks_of(layout, entities['subject'])
+    brain_mask_file = choose_brain_mask(tissue_entities, rivals['T1w'], brain_masks)
+    if brain_mask_file is not None:
         sources.append(uri(brain_mask_file, roots, layout.root))
-    segmentation = choose_segmentation(tissue_entities, segmentations, roots, tool_files)
+    segmentation = choose_segmentation(tissue_entities, rivals['T1w'], segmentations, roots, tool_labels)
     if segmentation is not None:
         sources += [uri(file, roots, layout.root) for file in segmentation.files]
     return Inputs(
@@ -454,32 +574,65 @@ def pair(image, images, masks, others, segmentations, layout, roots, needs_mask=
     )
 
 
+def tool_mask_of(image_entities, all_images, roots, name):
+    """The lesion mask that a tool wrote for the visit of an image: (path, labels that are lesions), (None, ()) if none.
+
+    Raises
+    ------
+    AmbiguousMaskError
+        If the visit has several images.
+    """
+    own = tool_outputs.find_lesion_masks(roots.values(), image_entities['subject'], image_entities.get('session'))
+    if not own:
+        return None, ()
+    path, labels = choose_own(own, image_entities['suffix'])
+    n_images = n_of_visit(image_entities, all_images)
+    if n_images > 1:
+        raise AmbiguousMaskError(
+            f'{path} fits {n_images} images of its visit, {name} among them: choose one with --bids-filter-file'
+        )
+    return path, labels
+
+
 def choose_own(own, suffix):
     """Of a tool's own masks that in the space of the image, else the first: (path, labels that are lesions)."""
     return next((found for found in own if space_of(found[0].name) == suffix), own[0])
 
 
-SCAN_KEYS = ('run', 'acquisition', 'ceagent', 'reconstruction')  # tell the scans of one session and modality apart
-
-
 def choose_t1w(image_entities, t1w_images, name):
-    """The T1w of an image's session that fits it best, the first by name if several do; None if there is none.
-
-    The best has the most entities (run, acquisition, ...) in common with the image; what neither names is in common.
-    """
-    in_common = {}
-    for t1w in sorted(t1w_images, key=lambda t1w: t1w.filename):
-        entities = t1w.get_entities()
-        if entities.get('session') == image_entities.get('session'):
-            n_same = sum(entities.get(key) == image_entities.get(key) for key in SCAN_KEYS)
-            in_common.setdefault(n_same, []).append(t1w)
-    if not in_common:
-        return None
-    best = in_common[max(in_common)]
+    """The T1w of an image's session that fits it best, the first by name if several do; None if there is none."""
+    best = closest(image_entities, t1w_images)
     if len(best) > 1:
         names = ', '.join(t1w.filename for t1w in best)
         logger.warning('%s: %d T1w fit equally (%s); white matter is found in the first', name, len(best), names)
-    return best[0]
+    return next(iter(best), None)
+
+
+def choose_flair(t1w_entities, mask_names, flair_images, name):
+    """The FLAIR of a T1w's session on which its lesion mask may have been drawn; None if there is none.
+
+    It is the one with most of what the mask names, then the one that fits the T1w best, then the first by name.
+    """
+    best = closest(t1w_entities, flair_images, mask_names)
+    if len(best) > 1:
+        names = ', '.join(flair.filename for flair in best)
+        logger.warning('%s: %d FLAIR fit equally (%s); the mask is taken for one of the first', name, len(best), names)
+    return next(iter(best), None)
+
+
+def closest(image_entities, files, first_of_all=()):
+    """Files of an image's session that have the most entities (run, acquisition, ...) in common with it, by name.
+
+    What neither names is in common. Entities in `first_of_all` (dict) count before all others.
+    """
+    in_common = {}
+    for file in sorted(files, key=lambda file: file.filename):
+        entities = file.get_entities()
+        if entities.get('session') == image_entities.get('session'):
+            n_first = sum(entities.get(key) == first_of_all[key] for key in first_of_all)
+            n_same = sum(entities.get(key) == image_entities.get(key) for key in SCAN_KEYS)
+            in_common.setdefault((n_first, n_same), []).append(file)
+    return in_common[max(in_common)] if in_common else []
 
 
 def choose_mask(image_entities, all_images, masks, name):
@@ -494,28 +647,19 @@ def choose_mask(image_entities, all_images, masks, name):
     AmbiguousMaskError
         If two fit equally well, or one fits several images; it names the files.
     """
-    keys = ('session', *SCAN_KEYS)
     fitting = {}
     for mask in masks:
-        named = {key: mask.get_entities()[key] for key in keys if key in mask.get_entities()}
-        if all(image_entities.get(key) == value for key, value in named.items()):
-            fitting.setdefault(len(named), []).append((mask, named))
+        if meant_by(names_of(mask), [image_entities]):
+            fitting.setdefault(len(names_of(mask)), []).append(mask)
     if not fitting:
         return None
     best = fitting[max(fitting)]
     for space in (image_entities['suffix'], None):
-        best = [(mask, n) for mask, n in best if space_of(mask.filename) == space] or best
+        best = [mask for mask in best if space_of(mask.filename) == space] or best
     if len(best) > 1:
-        names = [mask.filename for mask, _ in best]
-        if len(set(names)) < len(names):  # of two raters, each in a derivative of their own
-            names = [str(mask.path) for mask, _ in best]
-        names = ', '.join(sorted(names))
-        raise AmbiguousMaskError(
-            f'{len(best)} lesion masks fit {name}: {names}; choose with --mask-desc, --mask-label, --derivatives or '
-            '--bids-filter-file'
-        )
-    mask, named = best[0]
-    meant = [other for other in all_images if all(other.get(key) == value for key, value in named.items())]
+        raise several_masks(best, name)
+    mask = best[0]
+    meant = meant_by(names_of(mask), all_images)
     if len(meant) > 1:
         raise AmbiguousMaskError(
             f'{mask.filename} fits {len(meant)} images of sub-{image_entities["subject"]}, {name} '
@@ -524,12 +668,45 @@ def choose_mask(image_entities, all_images, masks, name):
     return mask
 
 
+def choose_mask_on_flair(t1w_entities, t1w_images, flair_images, masks, name):
+    """The mask that names a FLAIR of a T1w's visit and is in its space, if that visit has one T1w; None if none does.
+
+    Raises
+    ------
+    AmbiguousMaskError
+        If there are several.
+    """
+    if n_of_visit(t1w_entities, t1w_images) > 1:
+        return None
+    on_flair = [mask for mask in masks if space_of(mask.filename) == 'FLAIR']
+    flairs = meant_by({'session': t1w_entities.get('session')}, flair_images)
+    best = [mask for flair in flairs for mask in own_files(flair, flair_images, on_flair)]
+    if len(best) > 1:
+        raise several_masks(best, name)
+    return next(iter(best), None)
+
+
+def several_masks(masks, name):
+    """What to raise where several lesion masks fit an image equally; it names them."""
+    names = [mask.filename for mask in masks]
+    if len(set(names)) < len(names):  # of two raters, each in a derivative of their own
+        names = [str(mask.path) for mask in masks]
+    return AmbiguousMaskError(
+        f'{len(masks)} lesion masks fit {name}: {", ".join(sorted(names))}; choose with --mask-desc, --mask-label, '
+        '--derivatives or --bids-filter-file'
+    )
+
+
 def uri(path, roots, raw_root):
-    """BIDS URI of a file in the raw dataset or in a derivative."""
-    for dataset, root in roots.items():
-        if Path(path).resolve().is_relative_to(root):
-            return f'bids:{dataset}:{Path(path).resolve().relative_to(root).as_posix()}'
-    return f'bids:raw:{Path(path).relative_to(raw_root).as_posix()}'
+    """BIDS URI of a file in a derivative or in the raw dataset; a `file:` URI if it is in none.
+
+    A file is where its own name is; where its links lead counts if that is in no dataset.
+    """
+    for place in (os.path.abspath, os.path.realpath):
+        for dataset, root in [*roots.items(), ('raw', raw_root)]:
+            if Path(place(path)).is_relative_to(place(root)):
+                return f'bids:{dataset}:{Path(place(path)).relative_to(place(root)).as_posix()}'
+    return Path(path).absolute().as_uri()
 
 
 def strip_extension(filename):

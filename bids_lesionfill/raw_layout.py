@@ -6,11 +6,14 @@ always writes are in `derivatives/bids_lesionfill`, and tell what was done.
 
 import gzip
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
 
 from . import layout
+
+logger = logging.getLogger('bids_lesionfill')
 
 LEFT_OUT = ('derivatives', 'sourcedata', 'code', '.git', '.datalad', '.bidsignore')
 DERIVATIVES = Path('derivatives', layout.APP_NAME)
@@ -23,7 +26,7 @@ def write_top(raw_dir, bids_dir, version):
     description |= {
         'Name': f'{description.get("Name", "dataset")}, lesions filled',
         'DatasetType': 'raw',
-        'GeneratedBy': [*description.get('GeneratedBy', []), made_by],
+        'GeneratedBy': [*(description.get('GeneratedBy') or []), made_by],
     }
     layout.write_json(Path(raw_dir, 'dataset_description.json'), description)
     for path in Path(bids_dir).iterdir():
@@ -49,6 +52,7 @@ def write_participant(raw_dir, bids_dir, output_dir, subject, images, session_la
     filled = {image.relative_path: layout.output_files(output_dir, image)['filled'] for image in images}
     filled = {name: path for name, path in filled.items() if layout.read_sidecar(path)}
     sidecars = {layout.strip_extension(name) + '.json': path for name, path in filled.items()}
+    not_fetched = []
     for path in sorted((bids_dir / f'sub-{subject}').rglob('*')):
         name = path.relative_to(bids_dir).as_posix()
         session = next((part for part in Path(name).parts if part.startswith('ses-')), None)
@@ -60,6 +64,10 @@ def write_participant(raw_dir, bids_dir, output_dir, subject, images, session_la
             write_filled(path, raw_dir / name, filled[name])
         else:
             place(path, raw_dir / name)
+            not_fetched += [path] if not path.exists() else []
+    if not_fetched and in_container():
+        words = '%d files of sub-%s are links to what is not there (%s, ...): they are links in %s, too'
+        logger.warning(words, len(not_fetched), subject, not_fetched[0], raw_dir)
     for name, path in sidecars.items():
         original = bids_dir / name
         content = json.loads(original.read_text()) if original.is_file() else {}
@@ -89,12 +97,19 @@ def write_participants(raw_dir, bids_dir):
         layout.write_bytes(Path(raw_dir, 'participants.tsv'), '\n'.join([first, *rows, '']).encode())
 
 
+def in_container():
+    """Whether links would lead out of a container, and files are copied."""
+    return bool(layout.container()) or 'IS_DOCKER_8395080871' in os.environ
+
+
 def place(source, target):
-    """Link a file, or copy it in a container; what is there is replaced, at once."""
+    """Link a file, or copy it in a container; what is there is replaced, at once. A link to nothing is one again."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = layout.temporary_name(target)
     try:
-        if layout.container() or 'IS_DOCKER_8395080871' in os.environ:
+        if not source.exists() and in_container():  # of DataLad, not fetched
+            temporary.symlink_to(os.readlink(source))
+        elif in_container():
             shutil.copyfile(source, temporary)
         else:
             temporary.symlink_to(os.path.relpath(source.resolve(), target.parent.resolve()))

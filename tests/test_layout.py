@@ -1,6 +1,7 @@
 import gzip
 import json
 
+import nibabel as nib
 import pytest
 from bids_examples import find, flair_path, mask_path, t1w_path, write_bids, write_description
 
@@ -468,3 +469,214 @@ def test_crash_is_noted_with_its_traceback_and_told_in_one_line(tmp_path):
     assert line == 'two lines'
     assert 'Traceback' in (tmp_path / 'sub-01/log/now/crash-sub-01_T1w.txt').read_text()
     assert layout.note_crash(KeyError(), 'x', '01', 'now', tmp_path) == 'KeyError'
+
+
+# Derivatives and their index
+
+
+def derivative(folder, img, name, text=None):
+    """A folder of derivatives with one file of sub-01, and a description of our own."""
+    write_description(folder, DatasetType='derivative', GeneratedBy=[{'Name': 'rater'}])
+    if text is not None:
+        (folder / 'dataset_description.json').write_text(text)
+    (folder / 'sub-01/anat').mkdir(parents=True)
+    nib.save(img, folder / f'sub-01/anat/sub-01_{name}.nii.gz')
+    return folder
+
+
+@pytest.mark.parametrize('text', [
+    '{"GeneratedBy": null}', '{"GeneratedBy": {"Name": "x"}}', '{"GeneratedBy": ["x"]}', '["x"]', '{"Name": ',
+])  # fmt: skip
+def test_derivative_with_a_broken_description_is_named_and_left_out(tmp_path, img, caplog, text):
+    root = write_bids(tmp_path, {t1w_path('01'): img, mask_path('01'): img})
+    broken = derivative(root / 'derivatives/broken', img, 'desc-brain_mask', text)
+    assert find(root)['01'][0].lesion_mask_file == root / mask_path('01')
+    assert f'{broken}/dataset_description.json' in caplog.text
+    with pytest.raises(layout.UsageError, match='derivatives/broken/dataset_description.json'):  # it was asked for
+        layout.open_layout(root, [broken])
+
+
+def test_two_derivatives_in_folders_of_the_same_name_are_both_searched(tmp_path, img):
+    root = write_bids(tmp_path / 'data', {t1w_path('01'): img})
+    derivatives = {name: derivative(tmp_path / name / 'masks', img, f'label-lesion_desc-{name}_mask') for name in 'ab'}
+    bids_layout = layout.open_layout(root, derivatives.values())
+    for name in 'ab':
+        (inputs,) = layout.find_inputs(bids_layout, derivatives, mask_desc=name)['01']
+        assert inputs.sources[1] == f'bids:{name}:sub-01/anat/sub-01_label-lesion_desc-{name}_mask.nii.gz'
+
+
+def test_index_of_one_dataset_is_not_used_for_another(tmp_path, img):
+    roots = [write_bids(tmp_path / name, {t1w_path(name): img, mask_path(name): img}) for name in ('01', '02')]
+    for root in roots:
+        derivatives = layout.find_derivatives(root)
+        bids_layout = layout.open_layout(root, derivatives.values(), tmp_path / 'index')
+        (inputs,) = layout.find_inputs(bids_layout, derivatives)[root.name]
+        assert inputs.lesion_mask_file == root / mask_path(root.name)
+    assert len(list((tmp_path / 'index').glob('*/layout_index.sqlite'))) == 4
+
+
+def test_index_of_a_dataset_is_used_again(tmp_path, img):
+    root = write_bids(tmp_path / 'data', {t1w_path('01'): img})
+    layout.open_layout(root, database_dir=tmp_path / 'index')
+    nib.save(img, root / t1w_path('01', extra='run-2_'))
+    found = layout.open_layout(root, database_dir=tmp_path / 'index').get(suffix='T1w', extension='nii.gz')
+    assert [file.filename for file in found] == ['sub-01_T1w.nii.gz']
+
+
+def test_index_in_a_container_is_not_that_of_the_dataset_that_was_at_its_place(tmp_path, img):
+    for subject in ('01', '02'):
+        root = write_bids(tmp_path / 'data', {t1w_path(subject): img})
+        assert layout.open_layout(root, database_dir=tmp_path / 'index').get_subjects() == [subject]
+        root.rename(tmp_path / f'other{subject}')
+
+
+def test_index_in_the_dataset_is_refused(tmp_path, img):
+    root = write_bids(tmp_path, {t1w_path('01'): img})
+    with pytest.raises(layout.UsageError, match='is in BIDS_DIR'):
+        layout.open_layout(root, database_dir=root / 'code/index')
+    assert not (root / 'code').exists()
+
+
+# Which file is for which image
+
+
+def find_one(tmp_path, img, paths, name='sub-01_T1w', **options):
+    """What is found for one image of a dataset of files that hold nothing."""
+    root = write_bids(tmp_path / 'data', dict.fromkeys(paths, img))
+    return next(inputs for inputs in find(root, **options)['01'] if inputs.name == name)
+
+
+BOLD = ['derivatives/lesions/sub-01/ses-1/func/sub-01_ses-1_task-rest_' + name
+        for name in ('desc-brain_mask.nii.gz', 'dseg.nii.gz')]  # fmt: skip
+
+
+@pytest.mark.parametrize('kind', ['desc-brain_mask', 'desc-aseg_dseg'])
+def test_files_of_bold_runs_are_not_those_of_the_t1w(tmp_path, img, kind):
+    anat = mask_path('01', name=kind)  # fMRIPrep writes anatomical results of several sessions without session
+    inputs = find_one(tmp_path, img, [t1w_path('01', '1'), t1w_path('01', '2'), anat, *BOLD], 'sub-01_ses-1_T1w')
+    assert (inputs.brain_mask_file, inputs.segmentation) == (None, None)
+
+
+def test_brain_mask_beside_that_of_a_bold_run_is_used(tmp_path, img):
+    paths = [mask_path('01', name='desc-brain_mask'), mask_path('01', name='task-rest_desc-brain_mask')]
+    paths += ['derivatives/lesions/sub-01/func/sub-01_desc-brain_mask.nii.gz']
+    inputs = find_one(tmp_path, img, [t1w_path('01'), *paths])
+    assert str(inputs.brain_mask_file).endswith(paths[0])
+
+
+@pytest.mark.parametrize(('image', 'mask', 'used'), [
+    ('acq-gre_', 'acq-mprage_', False), ('acq-mprage_', 'acq-mprage_', True), ('acq-mprage_', '', False),
+])  # fmt: skip
+def test_brain_mask_and_classes_are_those_of_the_acquisition(tmp_path, img, image, mask, used):
+    paths = [t1w_path('01', extra=extra) for extra in ('acq-mprage_', 'acq-gre_')]
+    paths += [mask_path('01', extra=mask, name=name) for name in ('desc-brain_mask', 'dseg')]
+    inputs = find_one(tmp_path, img, paths, f'sub-01_{image}T1w')
+    assert (inputs.brain_mask_file is not None, inputs.segmentation is not None) == (used, used)
+
+
+def test_brain_mask_that_names_less_than_the_only_image_is_used(tmp_path, img):
+    paths = [t1w_path('01', '1', extra='acq-x_'), mask_path('01', name='desc-brain_mask'), mask_path('01', name='dseg')]
+    inputs = find_one(tmp_path, img, paths, 'sub-01_ses-1_acq-x_T1w')
+    assert inputs.brain_mask_file.name == 'sub-01_desc-brain_mask.nii.gz'
+    assert inputs.segmentation.files[0].name == 'sub-01_dseg.nii.gz'
+
+
+@pytest.mark.parametrize('options', [{'session_labels': ['2']}, {'filters': {'t1w': {'session': '2'}}}])
+def test_a_mask_for_two_sessions_is_refused_where_one_is_chosen(tmp_path, img, options):
+    paths = [t1w_path('01', '1'), t1w_path('01', '2'), mask_path('01'), mask_path('01', name='desc-brain_mask')]
+    inputs = find_one(tmp_path, img, paths, 'sub-01_ses-2_T1w', **options)
+    assert 'fits 2 images' in inputs.problem
+    assert inputs.brain_mask_file is None
+
+
+@pytest.mark.parametrize('mask', ['lst/sub-01/space-t1w_seg-lst.nii.gz', 'samseg/sub-01/seg.mgz'])
+def test_mask_of_a_tool_for_two_runs_is_refused(tmp_path, img, mask):
+    root = write_bids(tmp_path, {t1w_path('01', extra=run): img for run in ('run-1_', 'run-2_')})
+    (root / 'derivatives' / mask).parent.mkdir(parents=True)
+    (root / 'derivatives' / mask).write_text('')
+    (root / 'derivatives' / mask).with_name('samseg.stats').write_text('Lesions')
+    assert all('fits 2 images of its visit' in inputs.problem for inputs in find(root)['01'])
+    (chosen,) = find(root, filters={'t1w': {'run': 2}})['01']
+    assert chosen.lesion_mask_file == root / 'derivatives' / mask
+
+
+def test_labels_of_freesurfer_for_two_runs_are_not_used(tmp_path, img, caplog):
+    root = write_bids(tmp_path, {t1w_path('01', extra=run): img for run in ('run-1_', 'run-2_')})
+    aseg = root / 'derivatives/fs/sub-01/mri/aseg.mgz'
+    aseg.parent.mkdir(parents=True)
+    aseg.write_text('')
+    assert [inputs.segmentation for inputs in find(root)['01']] == [None, None]
+    assert f'{aseg} is not used: it could be for each of 2 T1w' in caplog.text
+    (root / t1w_path('01', extra='run-2_')).unlink()
+    assert find(root)['01'][0].segmentation.files == (aseg,)
+
+
+@pytest.mark.parametrize('options', [
+    {'mask_desc': 'rater1'}, {'mask_labels': ('wml',)}, {'filters': {'lesion_mask': {'suffix': 'mask'}}},
+])  # fmt: skip
+def test_mask_of_a_tool_is_not_used_where_another_was_asked_for(tmp_path, img, options):
+    root = write_bids(tmp_path, {t1w_path('01'): img})
+    mask = root / 'derivatives/lst/sub-01/space-t1w_seg-lst.nii.gz'
+    mask.parent.mkdir(parents=True)
+    mask.write_text('')
+    assert find(root)['01'][0].lesion_mask_file == mask
+    assert find(root, **options)['01'][0].problem == layout.NO_MASK
+
+
+@pytest.mark.parametrize('link', [mask_path('01'), 'derivatives/lesions/sub-01'])
+def test_source_that_is_a_link_to_elsewhere_has_its_own_name(tmp_path, img, link):
+    root = write_bids(tmp_path / 'data', {t1w_path('01'): img, mask_path('01'): img})
+    (tmp_path / 'archive').mkdir()
+    moved = (root / link).rename(tmp_path / 'archive/x')
+    (root / link).symlink_to(moved)
+    assert find(root)['01'][0].sources[1] == 'bids:lesions:sub-01/anat/sub-01_label-lesion_mask.nii.gz'
+
+
+def test_source_in_no_dataset_is_a_file_uri(tmp_path):
+    (tmp_path / 'there').symlink_to(tmp_path / 'fs')
+    assert layout.uri(tmp_path / 'there/x', {'fs': tmp_path / 'fs'}, tmp_path / 'raw') == 'bids:fs:x'
+    assert layout.uri(tmp_path / 'a b', {}, tmp_path / 'raw') == f'file://{tmp_path}/a%20b'
+
+
+def test_linked_folder_of_freesurfer_is_named_by_its_place(tmp_path, img):
+    root = write_bids(tmp_path / 'data', {t1w_path('01'): img})
+    (tmp_path / 'archive/mri').mkdir(parents=True)
+    (tmp_path / 'archive/mri/aseg.mgz').write_text('')
+    (root / 'derivatives/fs').mkdir(parents=True)
+    (root / 'derivatives/fs/sub-01').symlink_to(tmp_path / 'archive')
+    assert find(root)['01'][0].sources[-1] == 'bids:fs:sub-01/mri/aseg.mgz'
+
+
+FLAIRS = [flair_path('01', extra=extra) for extra in ('acq-2D_', 'acq-3D_')]
+
+
+def test_mask_that_names_a_flair_is_for_the_only_t1w_of_its_visit(tmp_path, img):
+    mask = mask_path('01', extra='acq-3D_', name='space-FLAIR_label-lesion_mask')
+    inputs = find_one(tmp_path, img, [t1w_path('01'), *FLAIRS, mask])
+    assert str(inputs.lesion_mask_file).endswith(mask)
+    assert inputs.flair_file.name == 'sub-01_acq-3D_FLAIR.nii.gz'
+    assert inputs.problem == ''
+
+
+def test_mask_that_names_flairs_of_two_visits_is_for_no_t1w(tmp_path, img):
+    mask = mask_path('01', extra='acq-3D_', name='space-FLAIR_label-lesion_mask')
+    paths = [path for s in '12' for path in (t1w_path('01', s), flair_path('01', s, extra='acq-3D_'))]
+    assert find_one(tmp_path, img, [*paths, mask], 'sub-01_ses-1_T1w').problem == layout.NO_MASK
+
+
+def test_two_masks_on_two_flairs_of_a_t1w_are_refused(tmp_path, img):
+    masks = [mask_path('01', extra=extra, name='space-FLAIR_label-lesion_mask') for extra in ('acq-2D_', 'acq-3D_')]
+    assert '2 lesion masks fit sub-01_T1w' in find_one(tmp_path, img, [t1w_path('01'), *FLAIRS, *masks]).problem
+
+
+def test_of_two_flairs_the_first_is_taken_and_both_are_named(tmp_path, img, caplog):
+    inputs = find_one(tmp_path, img, [t1w_path('01'), *FLAIRS, mask_path('01', name='space-FLAIR_label-lesion_mask')])
+    assert inputs.flair_file.name == 'sub-01_acq-2D_FLAIR.nii.gz'
+    assert 'sub-01_T1w: 2 FLAIR fit equally (sub-01_acq-2D_FLAIR.nii.gz, sub-01_acq-3D_FLAIR.nii.gz)' in caplog.text
+
+
+def test_probabilities_of_one_run_are_found_beside_the_mask_of_another(tmp_path, img):
+    masks = [mask_path('01', extra='run-1_'), mask_path('01', extra='run-2_', name='label-lesion_probseg')]
+    paths = [t1w_path('01', extra=run) for run in ('run-1_', 'run-2_')]
+    inputs = find_one(tmp_path, img, [*paths, *masks], 'sub-01_run-2_T1w')
+    assert str(inputs.lesion_mask_file).endswith(masks[1])

@@ -75,6 +75,21 @@ def test_in_a_container_files_are_copied(dataset, tmp_path, monkeypatch):
     assert nib.load(tmp_path / 'raw' / flair_path('01', 'a')).shape == (4, 4, 4)
 
 
+def test_in_a_container_links_that_were_not_fetched_stay_links(dataset, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv('IS_DOCKER_8395080871', '1')
+    names = [f'sub-01/ses-{s}/func/sub-01_ses-{s}_task-rest_bold.nii.gz' for s in 'ab']
+    for name in names:
+        (dataset / name).parent.mkdir(exist_ok=True)
+        (dataset / name).unlink(missing_ok=True)
+        (dataset / name).symlink_to('../../../.git/annex/objects/X')
+    raw = tmp_path / 'raw'
+    write_raw(dataset, raw)
+    assert {os.readlink(raw / name) for name in names} == {'../../../.git/annex/objects/X'}
+    assert nib.load(raw / t1w_path('01', 'a')).get_fdata().max() == 1
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == 'WARNING']
+    assert '2 files of sub-01 are links to what is not there' in warning
+
+
 def test_sessions_that_were_not_asked_for_are_left_out(dataset, tmp_path):
     write_raw(dataset, tmp_path / 'raw', ['a'])
     assert not (tmp_path / 'raw/sub-01/ses-b').exists()
