@@ -413,7 +413,8 @@ def add_running(group):
         '--bids_database_dir',
         type=Path,
         metavar='PATH',
-        help='index of the dataset: read if it is there, else written (delete it when files have changed)',
+        help='indexes of the datasets, a folder for each: read if it is there, else written (delete it when files have '
+        'changed); not in BIDS_DIR',
     )
     group.add_argument(
         '--boilerplate-only',
