@@ -226,10 +226,16 @@ def print_report(engine, rows):
             cells.append(f'{mean:{sign}.3f}{interval}')
         cells.append(f'{np.mean([np.nanmax(error[2]) for error in errors]):.2f}')
         print(f'| {" | ".join(cells)} |')
-    for other in FILLERS[1:] if len(people) >= reproducibility.FEWEST_PARTICIPANTS else ():
-        pair = [[errors_of(truth, test)[1] for _, _, truth, test in rows[what]] for what in (other, 'unfilled')]
-        difference = metrics.paired_bootstrap(*pair, rng, clusters=[name for name, *_ in rows[other]])
-        print(f'\nROI-average error, {other} minus unfilled: {"{:+.3f} ({:+.3f} to {:+.3f})".format(*difference)} %')
+    pairs = [(filler, 'unfilled') for filler in FILLERS[1:]] + [('fill-T1w', other) for other in FILLERS[2:]]
+    for pair in pairs if len(people) >= reproducibility.FEWEST_PARTICIPANTS else ():
+        errors = [[errors_of(truth, test)[:2] for _, _, truth, test in rows[what]] for what in pair]
+        clusters = [name for name, *_ in rows['unfilled']]
+        words = []
+        for column, what in enumerate(('global error', 'ROI-average error')):
+            values = [[error[column] for error in of_filler] for of_filler in errors]
+            difference = metrics.paired_bootstrap(*values, rng, clusters=clusters)
+            words.append(f'{what} {"{:+.3f} ({:+.3f} to {:+.3f})".format(*difference)} %')
+        print(f'\n{" minus ".join(pair)}: {", ".join(words)}')
     print('\n| change against the untouched image | CSF ml | grey ml | white ml | lesion voxels: CSF, grey, white % |')
     print('|---|---|---|---|---|')
     for what, row in rows.items():
@@ -251,6 +257,7 @@ def draw(rows, path):
     """ROI-average error by lesion load, and the errors of all regions; the noises as lines and boxes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
 
     palette = ('#b2182b', '#2166ac', '#e08214', '#7fbc41', '#333333', '#777777', '#bbbbbb')
     colours = dict(zip((*FILLERS, RESEED, RERUN, RESCAN), palette))
@@ -265,16 +272,19 @@ def draw(rows, path):
         else:
             left.axhline(np.mean(values), color=colours[what], linestyle='--', label=f'{what}, mean of {len(row)}')
     left.set(xscale='log', yscale='log', xlabel='painted lesions, ml', ylabel='ROI-average error, %')
-    for axis in (left.xaxis, left.yaxis):
-        axis.set_major_formatter('{x:g}')
-        axis.set_minor_formatter('{x:g}')
-        axis.set_tick_params(which='both', labelsize=8)
-    left.legend(fontsize=8, frameon=False)
+    left.legend(fontsize=8, frameon=False, loc='lower right')
     regions = [np.concatenate([errors_of(truth, test)[2] for _, _, truth, test in row]) for row in rows.values()]
-    boxes = right.boxplot(regions, orientation='horizontal', showfliers=False, patch_artist=True, whis=(5, 95))
+    looks = {'showfliers': False, 'patch_artist': True, 'whis': (5, 95), 'medianprops': {'color': 'white'}}
+    boxes = right.boxplot(regions, orientation='horizontal', **looks)
     for box, what in zip(boxes['boxes'], rows):
         box.set_facecolor(colours[what])
-    right.set(xlabel='error of a region, % (whiskers: 5 to 95 %)', yticks=range(1, len(rows) + 1))
+    right.set(xlabel='error of a region, % (whiskers: 5 to 95 %)', yticks=range(1, len(rows) + 1), xscale='log')
+    right.set_xlim(0.005, None)
+    for axis in (left.xaxis, left.yaxis, right.xaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter('{x:g}')
+        axis.set_tick_params(labelsize=8)
     right.set_yticklabels(rows, fontsize=8)
     right.invert_yaxis()
     for axes in (left, right):
