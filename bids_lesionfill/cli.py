@@ -641,7 +641,6 @@ def options_of(arguments, argv):
         )
     check_running(arguments)
     derivatives, thickness_results = {}, {}
-    reads_results = not set(thickness.READERS).isdisjoint(arguments.thickness)
     for text in arguments.derivatives:
         name, separator, path = text.partition('=')
         path = Path(path if separator else text)
@@ -650,10 +649,11 @@ def options_of(arguments, argv):
             raise UsageError(f'--derivatives names {name} twice; use NAME=PATH')
         is_known = (path / 'dataset_description.json').is_file() or tool_outputs.is_tool_folder(path)
         has_results = path.is_dir() and thickness.has_results(path)  # of FreeSurfer, FastSurfer, DL+DiReCT
-        if has_results and (reads_results or not is_known):
-            thickness_results[name] = path  # not for filling: the filled image must stay the one that was measured
-        elif is_known:
+        is_read = has_results and thickness.has_results(path, arguments.thickness)
+        if is_known and not (is_read and thickness.desc_in(name, path.name)):
             derivatives[name] = path
+        elif has_results:  # not for filling: the filled image must stay the one that was measured
+            thickness_results[name] = path
         else:
             raise UsageError(
                 f'--derivatives {path} is neither a folder with a dataset_description.json nor one of FreeSurfer, '
@@ -747,6 +747,10 @@ def check_running(arguments):
     work_dir = arguments.work_dir
     if work_dir is not None and work_dir.resolve().is_relative_to(arguments.bids_dir.resolve()):
         raise UsageError(f'--work-dir {arguments.work_dir} is in BIDS_DIR, which is never written to')
+    database_dir, output_dir = arguments.bids_database_dir, arguments.output_dir.resolve()
+    if database_dir is not None and not database_dir.resolve().is_relative_to(output_dir):
+        if database_dir.resolve().is_relative_to(arguments.bids_dir.resolve()):
+            raise UsageError(f'--bids-database-dir {database_dir} is in BIDS_DIR, where OUTPUT_DIR alone is written to')
     if arguments.use_plugin is not None and not arguments.use_plugin.is_file():
         raise UsageError(f'--use-plugin {arguments.use_plugin} is not a file')
 

@@ -41,6 +41,8 @@ def defaults_from(path, parser):
 
 def words_of(action, value):
     """An option and its value as words of a command line."""
+    if value == []:
+        return []
     option = max(action.option_strings, key=len)
     if action.nargs == 0:  # a flag, or one that counts
         return [option] * int(value)

@@ -393,10 +393,13 @@ def beside(img, image_img, name):
     return with_affine(img, image_img.affine)
 
 
-def with_affine(img, affine):
-    """The voxels of an image at another place."""
+def with_affine(img, affine, is_placed=True):
+    """The voxels of an image at another place; `is_placed` is what `has_place` says of the result."""
     data = np.asanyarray(img.dataobj)
-    return nib.Nifti1Image(data, affine, dtype=data.dtype)  # nibabel asks for it where it is int64
+    placed = nib.Nifti1Image(data, affine, dtype=data.dtype)  # nibabel asks for it where it is int64
+    if not is_placed:
+        placed.header['sform_code'] = placed.header['qform_code'] = 0
+    return placed
 
 
 def t1w_on_grid(tissue_img, image_img, conformed_img):

@@ -103,13 +103,13 @@ def load(image, mask_threshold=0.5, lesion_labels=(), min_lesion_volume_mm3=0):
     if to_t1w is not None:
         notes = [*notes, shift_note(about)]
         if tissue_img is None:  # a T1w, whose mask was drawn on the FLAIR
-            wanted_img, kept_img = moved(wanted_img, to_t1w), moved(kept_img, to_t1w)
+            wanted_img, kept_img = (moved(img, to_t1w, image_img) for img in (wanted_img, kept_img))
         else:  # a FLAIR: what belongs to the T1w moves
             back = np.linalg.inv(to_t1w)
             if not drawn_on_flair(image):
-                wanted_img, kept_img = moved(wanted_img, back), moved(kept_img, back)
+                wanted_img, kept_img = (moved(img, back, image_img) for img in (wanted_img, kept_img))
             tissue_img, brain_mask_img, tissue_seg_img = (
-                moved(img, back) for img in (tissue_img, brain_mask_img, tissue_seg_img)
+                moved(img, back, image_img) for img in (tissue_img, brain_mask_img, tissue_seg_img)
             )
     return Loaded(
         image_img, wanted_img, kept_img, tissue_img, brain_mask_img, tissue_seg_img, to_t1w, info, list(notes)
@@ -117,8 +117,11 @@ def load(image, mask_threshold=0.5, lesion_labels=(), min_lesion_volume_mm3=0):
 
 
 def open_brain_mask(image):
-    """The brain mask that was found for an image, read; None without."""
-    return fill.plain(open_image(image.brain_mask_file), 'brain mask') if image.brain_mask_file else None
+    """The brain mask that was found for an image, read, in the world of its T1w; None without."""
+    if not image.brain_mask_file:
+        return None
+    brain_mask_img = fill.beside(open_image(image.brain_mask_file), open_image(image.t1w_file), 'brain mask')
+    return fill.plain(brain_mask_img, 'brain mask')
 
 
 def lesions_of(image, mask_threshold=0.5, to_t1w=None, labels=(), min_volume_mm3=0):
@@ -138,7 +141,9 @@ def lesions_of(image, mask_threshold=0.5, to_t1w=None, labels=(), min_volume_mm3
     mask_img, _ = select_lesions(
         open_image(image.lesion_mask_file), mask_threshold, image.lesion_labels, labels, min_volume_mm3
     )
-    return moved(mask_img, to_t1w) if to_t1w is not None and drawn_on_flair(image) else mask_img
+    if to_t1w is None or not drawn_on_flair(image):
+        return mask_img
+    return moved(mask_img, to_t1w, open_image(image.t1w_file))
 
 
 def drawn_on_flair(image):
@@ -182,14 +187,18 @@ def same_grid(img, other):
     return img.shape[:3] == other.shape[:3] and np.allclose(img.affine, other.affine, atol=1e-3)
 
 
-def moved(img, transform):
-    """An image whose world is moved by a (4, 4) transform; None stays None."""
-    return None if img is None else fill.with_affine(img, transform @ img.affine)
+def moved(img, transform, target_img):
+    """An image whose world is moved by a (4, 4) transform into that of another; None stays None.
+
+    If the header of the other says nothing of its place, nor does that of the result: both are meant in the world that
+    nibabel makes up for it.
+    """
+    return None if img is None else fill.with_affine(img, transform @ img.affine, fill.has_place(target_img))
 
 
 def laid_over(img, transform, target_img):
     """An image, its world moved by a (4, 4) transform, on the grid of another; (X, Y, Z) float32 array."""
-    return preprocess.resample_to(moved(fill.plain(img, 'image'), transform), target_img, order=1)
+    return preprocess.resample_to(moved(fill.plain(img, 'image'), transform, target_img), target_img, order=1)
 
 
 def align(flair_img, t1w_img):

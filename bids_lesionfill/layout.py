@@ -109,12 +109,13 @@ class Segmentation:
 # ---------------------------------------------------------------------------------------------------- finding inputs
 
 
-def find_derivatives(bids_dir, output_dir=None):
-    """Folders in `derivatives/` that say what they are; the app's own output is left out."""
+def find_derivatives(bids_dir, output_dir=None, left_out=()):
+    """Folders in `derivatives/` that say what they are; the app's own output, and those in `left_out`, are not."""
     folders = []
+    left_out = {Path(folder).resolve() for folder in (*left_out, *([output_dir] if output_dir else []))}
     for folder in sorted(Path(bids_dir).glob('derivatives/*/')):
         description = folder / 'dataset_description.json'
-        if output_dir is not None and folder.resolve() == Path(output_dir).resolve():
+        if folder.resolve() in left_out:
             continue
         if not description.is_file():
             if tool_outputs.is_tool_folder(folder):
@@ -160,12 +161,9 @@ def open_layout(bids_dir, derivatives=(), database_dir=None):
     Raises
     ------
     UsageError
-        If a folder cannot be read, or the index would be written into the dataset.
+        If a folder cannot be read.
     """
     from bids import BIDSLayout, BIDSLayoutIndexer
-
-    if database_dir is not None and Path(database_dir).resolve().is_relative_to(Path(bids_dir).resolve()):
-        raise UsageError(f'--bids-database-dir {database_dir} is in BIDS_DIR, which is never written to')
 
     def index(folder, **options):
         indexer = BIDSLayoutIndexer(validate=False, index_metadata=False)
@@ -406,6 +404,20 @@ def meant_by(names, images):
     return [image for image in images if all(image.get(key) == value for key, value in names.items())]
 
 
+def meant_images(file, images, files):
+    """Images (dicts of entities) that a file could be for.
+
+    One that names just what the file does is meant alone, if each of the others has a file that names more
+    (`sub-01_dseg` beside `sub-01_ce-gad_dseg`).
+    """
+    names = names_of(file)
+    meant = meant_by(names, images)
+    exact = [image for image in meant if {key: image[key] for key in IMAGE_KEYS if key in image} == names]
+    more = [names_of(other) for other in files if len(names_of(other)) > len(names)]
+    others = [image for image in meant if image not in exact]
+    return exact if exact and all(any(meant_by(n, [image]) for n in more) for image in others) else meant
+
+
 def own_files(image, images, files):
     """Files that are for an image and could be for no other, those that name the most first.
 
@@ -417,7 +429,8 @@ def own_files(image, images, files):
         Entities of all images of the subject and modality, this one among them.
     files : list of BIDS files
     """
-    own = [file for file in files if meant_by(names_of(file), [image]) and len(meant_by(names_of(file), images)) <= 1]
+    meant = {id(file): meant_images(file, images, files) for file in files if meant_by(names_of(file), [image])}
+    own = [file for file in files if id(file) in meant and meant[id(file)] in ([image], [])]
     return sorted(own, key=lambda file: (-len(names_of(file)), str(file.path)))
 
 
@@ -659,7 +672,7 @@ def choose_mask(image_entities, all_images, masks, name):
     if len(best) > 1:
         raise several_masks(best, name)
     mask = best[0]
-    meant = meant_by(names_of(mask), all_images)
+    meant = meant_images(mask, all_images, masks)
     if len(meant) > 1:
         raise AmbiguousMaskError(
             f'{mask.filename} fits {len(meant)} images of sub-{image_entities["subject"]}, {name} '

@@ -77,7 +77,7 @@ def derivatives_of(options):
     named = options.derivatives or {}
     if any(tool_outputs.may_hold_masks(path) for path in named.values()):
         return named
-    return layout.find_derivatives(options.bids_dir, options.output_dir) | named
+    return layout.find_derivatives(options.bids_dir, options.output_dir, options.thickness_results.values()) | named
 
 
 @contextlib.contextmanager
@@ -234,6 +234,8 @@ def fill_image(image, model, options):
     if layout.is_finished(options.output_dir, image, run_hash, options.n_samples):
         logger.info('%s: already done', image.name)
         return
+    if image.modality == 'T1w':
+        check_results(image, options)
     started = time.monotonic()
     loaded = inputs.load(image, options.mask_threshold, options.lesion_labels, options.min_lesion_volume)
     with progress.of_parts(image.name) as report_tiles:
@@ -266,6 +268,17 @@ def fill_image(image, model, options):
     for warning in filling.warnings:
         logger.warning('%s: %s', image.name, warning)
     logger.info('%s: %d lesion(s) filled in %.0f s', image.name, len(filling.lesions), time.monotonic() - started)
+
+
+def check_results(image, options):
+    """Raise ValueError if an image is to be filled anew whose filling other tools have measured."""
+    folders = options.thickness_results.values()
+    readers = [name for name in options.thickness if any(thickness.has_results(path, [name]) for path in folders)]
+    if readers and layout.read_sidecar(layout.output_files(options.output_dir, image)['filled']):
+        raise ValueError(
+            f'it was filled from other inputs or with other options, and {" and ".join(readers)} measured that: give '
+            'the same ones, or fill first without --thickness and measure anew'
+        )
 
 
 def make_engines(options):

@@ -330,7 +330,7 @@ def paint(
         preprocess.conform_mask(fill.mask_image(mask, grid_img), plain_img)
         for mask in (anatomy.brain_mask, anatomy.wm_mask)
     )
-    asked_mask = fill.mask_on_grid(new.mask_img, image_img)
+    asked_mask = fill.mask_on_grid(new.mask_img, plain_img)  # both in the world of the anatomy's grid
     new_mask = asked_mask & ~old_mask & brain_mask
     if not new_mask.any():
         raise ValueError('no voxel of the new lesions lies in the brain and outside the old lesions')

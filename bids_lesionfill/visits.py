@@ -40,7 +40,6 @@ def run(images, models, donor, run_id, options):
         else:
             by_t1w.setdefault(image.t1w_file, []).append(image)
     for of_visit in by_t1w.values():
-        of_visit = share_mask(of_visit)
         visit = Visit(of_visit, donor, options)
         done = {
             (image.name, desc): run_image(visit, image, variant, desc, models, run_id, options)
@@ -51,32 +50,30 @@ def run(images, models, donor, run_id, options):
     return results
 
 
-def share_mask(images):
-    """The images of a visit, of which those without a lesion mask get that of another: their real lesions are the same.
+def with_mask_of(image, owner):
+    """An image that found no lesion mask, with that of another of its visit: their real lesions are the same.
 
     A mask may be named as one image alone is (`acq-mprage`), and then the others do not find it.
+
+    Raises
+    ------
+    ValueError
+        If the mask lies on one FLAIR and the image is another one, elsewhere.
     """
-    owner = next((image for image in images if image.lesion_mask_file), None)
-    if owner is None:
-        return images
+    flair_file = owner.image_file if owner.modality == 'FLAIR' else owner.flair_file
     on_flair = inputs.drawn_on_flair(inputs.settle(owner))
-    shared = {
-        'lesion_mask_file': owner.lesion_mask_file,
-        'lesion_labels': owner.lesion_labels,
-        'mask_space': 'FLAIR' if on_flair else 'T1w',
-    }
-    flair = next((image for image in images if image.modality == 'FLAIR'), None)
-    return [
-        image
-        if image.lesion_mask_file
-        else replace(
-            image,
-            **shared,
-            sources=tuple(dict.fromkeys((*image.sources, *owner.sources))),
-            flair_file=flair.image_file if on_flair and flair is not None and image is not flair else image.flair_file,
-        )
-        for image in images
-    ]
+    if on_flair and image.modality == 'FLAIR':
+        flair_img, image_img = (inputs.open_image(path) for path in (flair_file, image.image_file))
+        if not inputs.same_grid(flair_img, image_img):
+            raise ValueError(f'{owner.lesion_mask_file.name} lies on {flair_file.name}, not on {image.image_file.name}')
+    return replace(
+        image,
+        lesion_mask_file=owner.lesion_mask_file,
+        lesion_labels=owner.lesion_labels,
+        mask_space='FLAIR' if on_flair else 'T1w',
+        flair_file=flair_file if image.modality == 'T1w' else image.flair_file,
+        sources=tuple(dict.fromkeys((*image.sources, *owner.sources))),
+    )
 
 
 def run_image(visit, image, variant, desc, models, run_id, options):
@@ -97,7 +94,8 @@ def run_image(visit, image, variant, desc, models, run_id, options):
 
 def synthesize_image(visit, image, variant, desc, model, options):
     """Paint new lesions into one image and write its derivatives, unless they are there from the same input."""
-    image, files = inputs.settle(image), layout.synth_files(options.output_dir, image, desc)
+    image = inputs.settle(visit.with_mask(image))
+    files = layout.synth_files(options.output_dir, image, desc)
     layout.check_files(image)
     result_options = options.of_result(image.modality) | {'variant': variant} | visit.fingerprint
     run_hash = layout.hash_run(image, result_options, model.sha256, options.version)
@@ -146,7 +144,16 @@ class Visit:
     @cached_property
     def first(self):
         """The image whose lesions and tissues are those of the visit."""
-        return inputs.settle(self.images[0])
+        return inputs.settle(self.owner or self.images[0])
+
+    @property
+    def owner(self):
+        """The first image that found a lesion mask; None if none did."""
+        return next((image for image in self.images if image.lesion_mask_file), None)
+
+    def with_mask(self, image):
+        """An image of the visit, with the lesion mask of another one if it has none itself; see `with_mask_of`."""
+        return image if image.lesion_mask_file or self.owner is None else with_mask_of(image, self.owner)
 
     @cached_property
     def anatomy(self):
@@ -214,9 +221,9 @@ class Visit:
             return anatomy, new, old_img
         back = np.linalg.inv(to_t1w)
         return (
-            replace(anatomy, grid_img=inputs.moved(anatomy.grid_img, back)),
-            replace(new, mask_img=inputs.moved(new.mask_img, back)),
-            inputs.moved(old_img, back),
+            replace(anatomy, grid_img=inputs.moved(anatomy.grid_img, back, anatomy.grid_img)),
+            replace(new, mask_img=inputs.moved(new.mask_img, back, anatomy.grid_img)),
+            inputs.moved(old_img, back, inputs.open_image(image.image_file)),
         )
 
     def note_way(self, image, synthesis):

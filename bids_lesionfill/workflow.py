@@ -219,7 +219,10 @@ def read_plugin(options):
 
     try:
         content = yaml.safe_load(options.plugin_file.read_text())
-        return content['plugin'], content.get('plugin_args', {})
+        plugin_args = content.get('plugin_args', {})
+        if content['plugin'] == 'MultiProc':  # a large image then has all the memory to itself, and is not refused
+            plugin_args = {'raise_insufficient': False} | plugin_args
+        return content['plugin'], plugin_args
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise layout.UsageError(
             f'--use-plugin {options.plugin_file} is no plugin file of nipype (plugin: SLURM, plugin_args: ...): {error}'

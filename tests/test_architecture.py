@@ -67,7 +67,7 @@ MAY_IMPORT = {
         'thickness.segmentation',
     },
     'deformable': {'registration'},
-    'thickness.tools': set(),
+    'thickness.tools': {'thickness'},
     'thickness': set(),  # its engines are imported by name
     'lpips': set(),
     'weights': {'inpaint', 'lesion_masks', 'unet'},

@@ -186,6 +186,30 @@ def test_folders_that_are_read_for_thickness_are_not_used_for_filling(bids_dir, 
     assert set(options.thickness_results) == {'original', 'filled'}
     options = cli.options_of(cli.build_parser().parse_args(arguments), arguments)  # a source of tissue labels
     assert set(options.derivatives) == {'original', 'filled'}
+    others = [*arguments, '--thickness', 'dldirect']  # which does not read them
+    assert set(cli.options_of(cli.build_parser().parse_args(others), others).derivatives) == {'original', 'filled'}
+    labels = [*reading, '-d', *reading[4:6], f'labels={tmp_path / "fs_raw"}']
+    assert set(cli.options_of(cli.build_parser().parse_args(labels), labels).derivatives) == {'labels'}
+
+
+def test_folders_that_are_read_for_thickness_are_not_found_again_among_the_derivatives(bids_dir, tmp_path):
+    folders = {name: bids_dir / 'derivatives' / f'fs_{name}' for name in ('original', 'filled')}
+    for folder in folders.values():
+        write_freesurfer(folder)
+    options = cli.Options(bids_dir, tmp_path / 'o', thickness=('freesurfer',), thickness_results=folders)
+    assert participant.derivatives_of(options) == {}
+
+
+@pytest.mark.parametrize(('place', 'is_refused'), [('data/code/index', True), ('data/derivatives/x/index', False)])
+def test_an_index_is_not_written_into_the_dataset(bids_dir, tmp_path, place, is_refused):
+    arguments = [str(bids_dir), str(bids_dir / 'derivatives/x'), 'participant', '--bids-database-dir',
+                 str(tmp_path / place)]  # fmt: skip
+    parsed = cli.build_parser().parse_args(arguments)
+    if is_refused:
+        with pytest.raises(UsageError, match='is in BIDS_DIR'):
+            cli.options_of(parsed, arguments)
+    else:
+        assert cli.options_of(parsed, arguments).bids_database_dir == tmp_path / place
 
 
 def test_folders_that_hold_no_masks_are_searched_beside_those_of_the_dataset(bids_dir, tmp_path):

@@ -66,6 +66,10 @@ def test_a_wrong_config_file_is_2(places, tmp_path, caplog):
     assert cli.main([*places, '--config-file', str(tmp_path / 'nowhere.toml')]) == cli.USAGE
 
 
+def test_an_empty_list_is_as_if_it_was_not_there(places):
+    assert options_with(places, 'thickness = []\nparticipant_label = []\n').thickness == ()
+
+
 def test_a_value_out_of_range_is_2(places):
     with pytest.raises(SystemExit) as stop:
         options_with(places, 'dilate = -1\n')

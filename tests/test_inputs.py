@@ -217,7 +217,8 @@ def test_of_labels_of_a_whole_brain_only_lesions_count(phantom):
 def test_all_lesions_of_a_file_of_labels_are_one_mask(tmp_path, phantom):
     labels = np.where(phantom.lesion_mask, 99, 2 * phantom.brain_mask).astype(np.int32)
     nib.save(phantom.img(labels), tmp_path / 'seg.nii.gz')
-    image = layout.Inputs('01', None, 'sub-01_T1w', tmp_path, 'x', tmp_path / 'seg.nii.gz', lesion_labels=(99,))
+    t1w_file = tmp_path / 'seg.nii.gz'  # its grid will do
+    image = layout.Inputs('01', None, 'sub-01_T1w', t1w_file, 'x', tmp_path / 'seg.nii.gz', lesion_labels=(99,))
     assert np.array_equal(np.asarray(inputs.lesions_of(image).dataobj) > 0, phantom.lesion_mask)
     shifted, on_flair = from_matvec(np.eye(3), (1, 2, 3)), replace(image, flair_file=tmp_path / 'flair.nii.gz')
     assert np.allclose(inputs.lesions_of(on_flair, to_t1w=shifted).affine, shifted @ phantom.affine)

@@ -530,13 +530,6 @@ def test_index_in_a_container_is_not_that_of_the_dataset_that_was_at_its_place(t
         root.rename(tmp_path / f'other{subject}')
 
 
-def test_index_in_the_dataset_is_refused(tmp_path, img):
-    root = write_bids(tmp_path, {t1w_path('01'): img})
-    with pytest.raises(layout.UsageError, match='is in BIDS_DIR'):
-        layout.open_layout(root, database_dir=root / 'code/index')
-    assert not (root / 'code').exists()
-
-
 # Which file is for which image
 
 
@@ -572,6 +565,21 @@ def test_brain_mask_and_classes_are_those_of_the_acquisition(tmp_path, img, imag
     paths += [mask_path('01', extra=mask, name=name) for name in ('desc-brain_mask', 'dseg')]
     inputs = find_one(tmp_path, img, paths, f'sub-01_{image}T1w')
     assert (inputs.brain_mask_file is not None, inputs.segmentation is not None) == (used, used)
+
+
+def test_files_that_name_just_what_the_image_does_are_its_own_if_the_others_have_theirs(tmp_path, img):
+    paths = [t1w_path('01'), t1w_path('01', extra='ce-gad_')]
+    names = ('desc-brain_mask', 'dseg', 'label-lesion_mask')
+    plain, gad = ({name: mask_path('01', extra=extra, name=name) for name in names} for extra in ('', 'ce-gad_'))
+    root = write_bids(tmp_path, dict.fromkeys([*paths, *plain.values(), *gad.values()], img))
+    for inputs in find(root)['01']:
+        own = gad if 'gad' in inputs.name else plain
+        assert inputs.brain_mask_file == root / own['desc-brain_mask']
+        assert inputs.segmentation.files == (root / own['dseg'],)
+        assert inputs.lesion_mask_file == root / own['label-lesion_mask']
+        assert not inputs.problem
+    (root / gad['label-lesion_mask']).unlink()
+    assert ['fits 2 images' in inputs.problem for inputs in find(root)['01']] == [True, True]
 
 
 def test_brain_mask_that_names_less_than_the_only_image_is_used(tmp_path, img):

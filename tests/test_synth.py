@@ -286,6 +286,22 @@ def test_old_lesions_of_a_mask_without_a_place_lie_on_the_voxels_of_the_t1w(oblo
     assert seen.old_lesions.any()
 
 
+@pytest.mark.parametrize('size', [1.0, 1.2])
+def test_new_lesions_are_painted_at_their_place_into_an_image_without_one(head, new_mask, size):
+    affine = np.diag([size, size, size, 1])
+    t1w_img = without_place(nib.Nifti1Image(head.t1w, affine))
+    anatomy = synth.look_at(t1w_img)
+    given_img = fill.beside(nib.Nifti1Image(new_mask.astype(np.uint8), affine), t1w_img, 'mask')
+    new = synth.given(given_img, np.random.default_rng(0), 0.5)
+    synthesis = synth.paint(t1w_img, anatomy, new, build_model('T1w'))
+    assert np.array_equal(data_of(synthesis.new_mask_img) > 0, new_mask)
+    on_grid = fill.mask_on_grid(given_img, anatomy.grid_img)  # as drawn lesions are, which lie on the anatomy's grid
+    drawn_img = nib.Nifti1Image(on_grid.astype(np.uint8), anatomy.grid_img.affine)
+    drawn = synth.given(drawn_img, np.random.default_rng(0), 0.5)
+    painted = data_of(synth.paint(t1w_img, anatomy, drawn, build_model('T1w')).new_mask_img) > 0
+    assert (painted & new_mask).sum() > 0.6 * (painted | new_mask).sum()
+
+
 def test_halo_of_zero_changes_nothing_outside_the_lesions(head, anatomy, new_mask):
     painted = synth.paint(image_of(head, 'FLAIR'), anatomy, lesions_at(new_mask), build_model(), lesion_halo=0)
     assert np.array_equal(data_of(painted.changed_mask_img) > 0, new_mask)

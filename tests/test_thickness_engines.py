@@ -94,14 +94,14 @@ def test_dkt_stats_say_what_fastsurfer_needs(tmp_path):
 def test_the_same_scan_in_two_folders_is_an_error(tmp_path):
     for folder in ('a', 'b'):
         write_stats(tmp_path / folder / 'sub-01')
-    with pytest.raises(FileNotFoundError, match='2 files for sub-01'):
+    with pytest.raises(ValueError, match='2 files for sub-01'):
         tools.find_results({'a': tmp_path / 'a', 'b': tmp_path / 'b'}, scan_of('original'), 'stats/lh.aparc.stats')
 
 
 def test_the_given_names_say_which_folder_is_which_whatever_they_are_called_on_disk(tmp_path):
     write_stats(tmp_path / 'fs_raw/sub-01', thick=2.0)
     write_stats(tmp_path / 'original_of_mine/sub-01', thick=2.2)
-    roots = {'original': tmp_path / 'fs_raw', 'Filled': tmp_path / 'original_of_mine'}
+    roots = {'Unfilled': tmp_path / 'fs_raw', 'Filled': tmp_path / 'original_of_mine'}
     engine = thickness.make_engine('freesurfer', thickness.Settings(roots))
     found = {desc: engine.run(scan_of(desc)).table.thickness_mm['lh_bankssts'] for desc in ('original', 'filled')}
     assert found == {'original': 2.0, 'filled': 2.2}

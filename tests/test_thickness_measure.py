@@ -3,6 +3,7 @@
 import nibabel as nib
 import numpy as np
 import pytest
+from bids_examples import without_place
 
 from bids_lesionfill import layout
 from bids_lesionfill.thickness import REGIONS, Availability, Measurement, measure, table_of
@@ -133,6 +134,29 @@ def test_what_was_measured_on_another_image_or_seed_is_gone_if_the_engine_fails_
     entries = layout.read_thickness([tmp_path / 'out'])
     assert {entry['engine'] for entry in entries if entry['desc'] == 'filled'} == {'sound'}
     assert {entry['about']['RandomSeed'] for entry in entries if entry['desc'] == 'original'} == {6}
+
+
+def test_report_shows_nothing_that_was_dropped(run, image, tmp_path, make_phantom):
+    run(Ruler())
+    nib.save(make_phantom(seed=9).t1w_img, image.image_file)
+    run(Ruler(), noise=False)
+    (engine,) = measure.describe_thickness(image, tmp_path / 'out')
+    assert 'No rerun was measured' in engine['sentence']
+    with pytest.raises(RuntimeError):
+        run(Ruler(fails_on='filled'), noise=False, seed=8)
+    assert measure.describe_thickness(image, tmp_path / 'out') == []
+
+
+def test_lesions_lie_on_the_voxels_of_an_image_without_a_place(run, image, tmp_path):
+    affine = nib.affines.from_matvec(np.eye(3), (9, 0, 5)) @ nib.load(image.image_file).affine
+    filled_file = layout.output_files(tmp_path / 'out', image)['filled']
+    for path in (image.image_file, filled_file, image.lesion_mask_file):
+        img = nib.Nifti1Image(np.asarray(nib.load(path).dataobj), affine)
+        nib.save(img if path == image.lesion_mask_file else without_place(img), path)
+    moved = layout.read_sidecar(run(Ruler())['morph_filled'])['Engines']['ruler']['LesionVoxels']
+    for path in (image.image_file, filled_file):
+        nib.save(nib.Nifti1Image(np.asarray(nib.load(path).dataobj), affine), path)
+    assert layout.read_sidecar(run(Ruler())['morph_filled'])['Engines']['ruler']['LesionVoxels'] == moved
 
 
 def test_a_rerun_of_another_image_is_gone_also_if_none_is_wanted_now(run, image, tmp_path, make_phantom):

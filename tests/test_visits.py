@@ -315,6 +315,34 @@ def test_a_mask_named_as_one_image_holds_the_real_lesions_of_all(tmp_path, make_
     assert np.array_equal(*map(mask_at, new))
 
 
+def test_a_mask_that_cannot_be_read_fails_its_participant_alone(tmp_path, make_phantom, run):
+    head = make_phantom()
+    data = write_bids(tmp_path / 'data', {
+        t1w_path('01', extra='acq-mprage_'): head.t1w_img, flair_path('01'): head.img(head.flair),
+        mask_path('01', extra='acq-mprage_'): b'no image', t1w_path('02'): head.t1w_img})  # fmt: skip
+    assert run(data, tmp_path / 'out', '--n-lesions', '1', '--modality', 'FLAIR', 'T1w') == cli.SOME_FAILED
+    rows = {row['participant_id']: row for row in layout.read_tsv(tmp_path / 'out/participants.tsv')}
+    assert rows['sub-01']['status'] == 'failed'
+    assert 'label-lesion_mask.nii.gz' in rows['sub-01']['message']
+    assert (tmp_path / 'out' / names_of('02', 'T1w')['synth']).is_file()
+
+
+@pytest.mark.parametrize('is_same_grid', [True, False])
+def test_a_mask_on_one_flair_is_that_of_another_only_on_the_same_grid(tmp_path, make_phantom, run, is_same_grid):
+    head = make_phantom()
+    other = head.img(head.flair) if is_same_grid else head.thick_slices(head.flair)
+    data = write_bids(tmp_path / 'data', {
+        t1w_path('01'): head.t1w_img, flair_path('01', extra='acq-2D_'): other,
+        flair_path('01', extra='acq-3D_'): head.img(head.flair),
+        mask_path('01', extra='acq-3D_', name='space-FLAIR_label-lesion_mask'): head.lesion_mask_img})  # fmt: skip
+    code = run(data, tmp_path / 'out', '--n-lesions', '1', '--modality', 'FLAIR')
+    assert code == (cli.OK if is_same_grid else cli.SOME_FAILED)
+    done = sorted(path.name for path in (tmp_path / 'out').rglob('*_desc-synth_FLAIR.nii.gz'))
+    assert len(done) == (2 if is_same_grid else 1)
+    for mask in (tmp_path / 'out').rglob('*_desc-synth_mask.nii.gz'):
+        assert (mask_at(mask) & head.lesion_mask).sum() == head.lesion_mask.sum()
+
+
 def test_mask_without_a_place_lies_on_the_voxels_of_the_t1w(run, tmp_path, make_phantom):
     head = make_phantom(affine=np.diag([1.0, 1.0, 1.0, 1.0]))
     data = write_bids(tmp_path / 'data', {t1w_path('01'): head.healthy_img})

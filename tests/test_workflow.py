@@ -92,6 +92,13 @@ def test_a_plugin_file_that_is_none_is_2(tmp_path, text):
         workflow.read_plugin(cli.Options(tmp_path, tmp_path, plugin_file=path))
 
 
+def test_a_plugin_file_of_multiproc_does_not_refuse_large_images(tmp_path):
+    path = tmp_path / 'plugin.yml'
+    path.write_text('plugin: MultiProc\nplugin_args: {memory_gb: 6}\n')
+    assert workflow.read_plugin(cli.Options(tmp_path, tmp_path, plugin_file=path)) == (
+        'MultiProc', {'raise_insufficient': False, 'memory_gb': 6})  # fmt: skip
+
+
 def test_resources_go_to_the_plugin(tmp_path):
     name, arguments = workflow.read_plugin(cli.Options(tmp_path, tmp_path, nprocs=3, mem_gb=7.5))
     assert (name, arguments['n_procs'], arguments['memory_gb']) == ('MultiProc', 3, 7.5)

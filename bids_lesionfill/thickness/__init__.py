@@ -6,6 +6,7 @@ before any work, whether it can be used here and what it lacks; `run(scan) -> Me
 
 import importlib
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -110,7 +111,12 @@ ENGINES = {
     'fastsurfer': ('freesurfer', 'FastSurfer'),
 }
 DEFAULT_ENGINE = 'pbt'
-READERS = ('dldirect', 'freesurfer', 'fastsurfer')  # engines that can read what another tool has measured
+# What engines read of another tool, in a folder for each image.
+RESULTS = {
+    'dldirect': 'result-thick.csv',
+    'freesurfer': 'stats/lh.*.stats',
+    'fastsurfer': 'stats/lh.*.stats',
+}
 
 
 def make_engine(name, settings=None):
@@ -161,9 +167,17 @@ def methods_text(engines):
     )
 
 
-def has_results(folder):
-    """True if a folder holds results of FreeSurfer, FastSurfer or DL+DiReCT: one folder per image."""
-    return any(any(Path(folder).glob(f'*/{name}')) for name in ('stats/lh.*.stats', 'result-thick.csv'))
+def has_results(folder, engines=tuple(RESULTS)):
+    """True if a folder holds results that one of some engines reads: one folder per image."""
+    return any(any(Path(folder).glob(f'*/{RESULTS[name]}')) for name in engines if name in RESULTS)
+
+
+def desc_in(*names):
+    """Whose results a folder holds, by the first of its names that says it: `original`, `filled`, or None."""
+    for name in names:
+        if said := re.search('original|unfilled|filled', name.lower()):
+            return 'filled' if said[0] == 'filled' else 'original'
+    return None
 
 
 def table_of(regions, hemispheres):

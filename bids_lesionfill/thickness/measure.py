@@ -119,12 +119,13 @@ class Job(NamedTuple):
         about = {'TissueClasses': source}
         if desc == 'filled':
             seg = np.asarray(seg_img.dataobj).astype(int)
-            about['LesionVoxels'] = tissues.voxels_beside_white_matter(self.lesion_mask(scan.t1w_img), seg)
+            about['LesionVoxels'] = tissues.voxels_beside_white_matter(self.lesion_mask(), seg)
             about['FilledVoxels'] = layout.read_sidecar(self.filled_file).get('LesionVoxelsUsed')
         return {name: value for name, value in about.items() if value is not None}
 
-    def lesion_mask(self, t1w_img):
+    def lesion_mask(self):
         """The lesions that were to be filled, on the grid of the T1w; bool array."""
+        t1w_img = inputs.open_image(self.filled_file)  # with its header, which may say nothing of its place
         xfm_file = layout.xfm_file(self.output_dir, self.image)
         to_t1w = registration.from_itk_text(xfm_file.read_text()) if xfm_file.is_file() else None
         lesion_mask_img = inputs.lesions_of(self.image, to_t1w=to_t1w, **self.lesions)
@@ -198,10 +199,11 @@ def describe_thickness(image, output_dir):
     `engine`, `sentence` and `regions`: rows of region, before, after, change and whether it exceeds the noise.
     """
     files = layout.thickness_files(output_dir, image)
-    tables = {
-        desc: layout.read_tsv(path) if (path := files[f'morph_{desc}']).is_file() else []
-        for desc in layout.THICKNESS_DESCS
-    }
+    tables = {}
+    for desc in layout.THICKNESS_DESCS:
+        path = files[f'morph_{desc}']
+        whole = layout.read_sidecar(path).get('Engines', {})
+        tables[desc] = [row for row in layout.read_tsv(path) if row['engine'] in whole] if path.is_file() else []
     engines = dict.fromkeys(row['engine'] for row in tables['filled'])
     return [describe_engine(engine, tables) for engine in engines]
 

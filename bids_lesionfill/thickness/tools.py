@@ -4,6 +4,8 @@ import importlib
 import os
 from pathlib import Path
 
+from . import desc_in
+
 
 def nipype_interface(module, name):
     """An interface class of nipype; it would ask for its newest version over the network, which is forbidden here."""
@@ -33,15 +35,18 @@ def find_results(roots, scan, filename, is_ours=lambda folder: True):
     Raises
     ------
     FileNotFoundError
-        It says where it looked; or if several are there.
+        It says where it looked.
+    ValueError
+        If several are there.
     """
     names = dict.fromkeys(filter(None, [scan.name, scan.visit]))
     folders = [Path(root) / f'{name}_desc-{scan.desc}' for root in roots.values() for name in names]
-    roots = [Path(root) for given, root in roots.items() if desc_of(given, root) == scan.desc]
-    folders += [root / name for root in roots for name in names]
+    # A tool that was run on the raw dataset knows nothing of desc.
+    descs = {given: desc_in(given, Path(root).name) or 'original' for given, root in roots.items()}
+    folders += [Path(root) / name for given, root in roots.items() if descs[given] == scan.desc for name in names]
     found = [folder / filename for folder in folders if (folder / filename).is_file() and is_ours(folder)]
     if len(found) > 1:
-        raise FileNotFoundError(
+        raise ValueError(
             f'{len(found)} files for {scan.name} ({scan.desc}): {", ".join(map(str, found))}; expected one'
         )
     if not found:
@@ -49,11 +54,3 @@ def find_results(roots, scan, filename, is_ours=lambda folder: True):
         raise FileNotFoundError(f'{filename} of {scan.name} ({scan.desc}) is not there; looked at {looked}')
     return found[0]
 
-
-def desc_of(name, root):
-    """Whose results a folder holds, by the name that it was given or else by its own: `original` or `filled`."""
-    for text in (name, Path(root).name):
-        for desc in ('filled', 'original'):
-            if desc in text.lower():
-                return desc
-    return 'original'  # a tool that was run on the raw dataset knows nothing of desc
