@@ -29,7 +29,7 @@ TEMPLATE_VARIABLE = 'ANTS_THICKNESS_TEMPLATE'
 
 
 class KellyKapowski:
-    """Embedded; about five minutes of one core for a brain."""
+    """Embedded; five to nine minutes of one core for a brain."""
 
     name = 'ants'
     reads_results = False
@@ -61,7 +61,7 @@ class KellyKapowski:
         found = anatomy.anatomy_of(scan)
         if self.template_dir is not None:
             return self.run_script(scan, found)
-        logger.info('%s: DiReCT, up to %d iterations: about five minutes on one core', scan.name, N_ITERATIONS)
+        logger.info('%s: DiReCT, up to %d iterations: five to nine minutes on one core', scan.name, N_ITERATIONS)
         with progress.of_parts(f'{scan.name} {scan.desc}', 'iteration') as report:
             thickness = direct_thickness(found, self.work_dir, report)
         info = {**found.info, 'Thickness': f'DiReCT, {N_ITERATIONS} iterations, r {STEP}, n {N_POINTS}, m {SMOOTHING}'}
