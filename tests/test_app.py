@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from bids_examples import empty_like, flair_path, listing, mask_path, t1w_path, write_bids
+from test_thickness_engines import write_stats
 
 from bids_lesionfill import cli, layout, thickness
 
@@ -447,6 +448,28 @@ def test_thickness_is_written_reported_and_aggregated_and_its_failure_spares_the
     assert (row['engine'], row['n']) == ('ruler', 1)
     assert row['error_global_percent'] > row['noise_global_percent'] == 0
     assert 'no cortex in sight' in (out / 'group.html').read_text()
+
+
+def test_results_of_freesurfer_are_read_for_the_filling_that_they_measured_alone(dataset, run, tmp_path):
+    root, out = dataset(('01',)), tmp_path / 'out'
+    assert run(root, out) == cli.OK
+    filled = out / 'sub-01/anat/sub-01_desc-filled_T1w.nii.gz'
+    first = filled.read_bytes()
+    for name, thick in (('fs_raw', 2.0), ('fs_filled', 2.2)):
+        write_stats(tmp_path / name / 'sub-01', thick=thick)
+        (tmp_path / name / 'sub-01/mri').mkdir()
+        (tmp_path / name / 'sub-01/mri/aseg.mgz').write_text('labels that nobody should read')
+    reading = ['--thickness', 'freesurfer', '-d', f'original={tmp_path / "fs_raw"}', f'filled={tmp_path / "fs_filled"}']
+    assert run(root, out, *reading, '--dilate', '0') == cli.SOME_FAILED
+    (row,) = layout.read_tsv(out / 'participants.tsv')
+    assert 'filled from other inputs or with other options, and freesurfer measured that' in row['message']
+    assert run(root, out, *reading) == cli.OK
+    assert filled.read_bytes() == first
+    assert run(root, out, level='group') == cli.OK
+    row = layout.read_tsv(out / 'phenotype/thickness.tsv')[0]
+    assert (row['engine'], row['scan'], row['noise_global_percent']) == ('freesurfer', 'sub-01', None)
+    regions = layout.read_tsv(out / 'group_reproducibility_roi.tsv')
+    assert regions[0]['error_percent'] == pytest.approx(100 * 0.2 / 4.2)  # 2.0 against 2.2 mm
 
 
 def validator():
