@@ -579,9 +579,9 @@ def halo_share(text):
 
 def probability(text):
     """A number above 0, up to 1."""
-    number = float(text)
-    if not 0 < number <= 1:
-        raise argparse.ArgumentTypeError(f'{text} is no probability above 0, up to 1')
+    number = between_0_and_1(text, 'probability')
+    if number == 0:
+        raise argparse.ArgumentTypeError(f'{text} is not above zero')
     return number
 
 
@@ -747,9 +747,13 @@ def check_running(arguments):
     work_dir = arguments.work_dir
     if work_dir is not None and work_dir.resolve().is_relative_to(arguments.bids_dir.resolve()):
         raise UsageError(f'--work-dir {arguments.work_dir} is in BIDS_DIR, which is never written to')
-    database_dir, output_dir = arguments.bids_database_dir, arguments.output_dir.resolve()
-    if database_dir is not None and not database_dir.resolve().is_relative_to(output_dir):
-        if database_dir.resolve().is_relative_to(arguments.bids_dir.resolve()):
+    database_dir = arguments.bids_database_dir
+    if database_dir is not None:
+        in_dataset, in_output = (
+            database_dir.resolve().is_relative_to(folder.resolve())
+            for folder in (arguments.bids_dir, arguments.output_dir)
+        )
+        if in_dataset and not in_output:
             raise UsageError(f'--bids-database-dir {database_dir} is in BIDS_DIR, where OUTPUT_DIR alone is written to')
     if arguments.use_plugin is not None and not arguments.use_plugin.is_file():
         raise UsageError(f'--use-plugin {arguments.use_plugin} is not a file')

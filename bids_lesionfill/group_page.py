@@ -40,18 +40,13 @@ def write(path, content):
     content = content | {'engines': engines, 'distribution': draw_distribution(engines) if engines else None}
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(data_uri=report.data_uri, number=number, signed=signed)
+    environment.filters.update(data_uri=report.data_uri, number=number)
     layout.write_bytes(path, environment.get_template(TEMPLATE).render(**content).encode())
 
 
-def number(value, decimals=3):
-    """A number as text, `n/a` where it is not known."""
-    return f'{value:.{decimals}f}' if report.is_number(value) else 'n/a'
-
-
-def signed(value):
-    """The same with its sign."""
-    return f'{value:+.3f}' if report.is_number(value) else 'n/a'
+def number(value, decimals=3, sign=''):
+    """A number as text, with `sign='+'` always with its sign; `n/a` where it is not known."""
+    return f'{value:{sign}.{decimals}f}' if report.is_number(value) else 'n/a'
 
 
 def png_of(figure):

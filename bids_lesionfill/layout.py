@@ -109,10 +109,10 @@ class Segmentation:
 # ---------------------------------------------------------------------------------------------------- finding inputs
 
 
-def find_derivatives(bids_dir, output_dir=None, left_out=()):
-    """Folders in `derivatives/` that say what they are; the app's own output, and those in `left_out`, are not."""
+def find_derivatives(bids_dir, left_out=()):
+    """Folders in `derivatives/` that say what they are, but for those in `left_out` and the app's own."""
     folders = []
-    left_out = {Path(folder).resolve() for folder in (*left_out, *([output_dir] if output_dir else []))}
+    left_out = {Path(folder).resolve() for folder in left_out}
     for folder in sorted(Path(bids_dir).glob('derivatives/*/')):
         description = folder / 'dataset_description.json'
         if folder.resolve() in left_out:
@@ -429,8 +429,8 @@ def own_files(image, images, files):
         Entities of all images of the subject and modality, this one among them.
     files : list of BIDS files
     """
-    meant = {id(file): meant_images(file, images, files) for file in files if meant_by(names_of(file), [image])}
-    own = [file for file in files if id(file) in meant and meant[id(file)] in ([image], [])]
+    fitting = [file for file in files if meant_by(names_of(file), [image])]
+    own = [file for file in fitting if meant_images(file, images, files) in ([image], [])]
     return sorted(own, key=lambda file: (-len(names_of(file)), str(file.path)))
 
 
@@ -1384,6 +1384,13 @@ def write_thickness(path, engine, rows, info, sources):
     write_json(sidecar(path), about | description | {'Engines': about['Engines'] | {engine: info}})
 
 
+def whole_rows(path):
+    """Rows of a table of thickness that are whole, and what its sidecar says of their engines."""
+    engines = read_sidecar(path).get('Engines', {})
+    rows = read_tsv(path) if path.is_file() else []
+    return [row for row in rows if row['engine'] in engines], engines
+
+
 def drop_thickness(path, engine):
     """Say no more that an engine's rows in a table are whole; returns the sidecar and the rows of other engines."""
     kept = [row for row in read_tsv(path) if row['engine'] != engine] if path.is_file() else []
@@ -1449,11 +1456,9 @@ def thickness_in(folder):
     found = {}
     for path in sorted(Path(folder).glob('sub-*/**/anat/*_seg-DK_desc-*_morph.tsv')):
         entities = name_entities(path.name.removesuffix('.tsv'))
-        engines = read_sidecar(path).get('Engines', {})
         scan = path.name.partition('_seg-DK')[0]
-        for row in read_tsv(path):
-            if row['engine'] not in engines:  # half written, or not by this app
-                continue
+        rows, engines = whole_rows(path)  # others are half written, or not by this app
+        for row in rows:
             entry = found.setdefault((scan, row['engine']), {}).setdefault(
                 entities['desc'],
                 {
@@ -1502,28 +1507,26 @@ PHENOTYPE_COLUMNS = {
     'juxtacortical_voxels': {'Description': 'voxels of the lesion mask, dilated by one, that are not white matter'},
     'juxtacortical': {'Description': 'whether those are at least --juxta-min-voxels'},
 }
-LOW, HIGH = ('lower end of its 95 % bootstrap interval over participants', 'upper end of it; n/a for fewer than four')
+
+
+def with_interval(name, description):
+    """Columns of a mean over participants, in percent, and of the two ends of its interval."""
+    low, high = 'lower end of its 95 % bootstrap interval over participants', 'upper end of it; n/a for fewer than four'
+    words = {'percent': description, 'low': low, 'high': high}
+    return {f'{name}_{end}': {'Description': text, 'Units': '%'} for end, text in words.items()}
+
+
 ERROR_COLUMNS = {
     'engine': {'Description': 'what measured the thickness'},
     'participants': {'Description': 'all, or without those whose lesions touch what is not white matter'},
     'n': {'Description': 'participants of whom something was filled'},
     'n_scans': {'Description': 'their scans'},
-    'error_global_percent': {
-        'Description': 'mean over participants of 100 |m1 - m2| / (m1 + m2), global mean, original against filled',
-        'Units': '%',
-    },
-    'error_global_low': {'Description': LOW, 'Units': '%'},
-    'error_global_high': {'Description': HIGH, 'Units': '%'},
+    **with_interval(
+        'error_global', 'mean over participants of 100 |m1 - m2| / (m1 + m2), global mean, original against filled'
+    ),
     'noise_global_percent': {'Description': 'the same error between two runs on the original image', 'Units': '%'},
-    'change_global_percent': {
-        'Description': 'mean over participants of 100 (filled - original) / original, global mean',
-        'Units': '%',
-    },
-    'change_global_low': {'Description': LOW, 'Units': '%'},
-    'change_global_high': {'Description': HIGH, 'Units': '%'},
-    'error_roi_percent': {'Description': 'as error_global_percent, averaged over the 68 regions', 'Units': '%'},
-    'error_roi_low': {'Description': LOW, 'Units': '%'},
-    'error_roi_high': {'Description': HIGH, 'Units': '%'},
+    **with_interval('change_global', 'mean over participants of 100 (filled - original) / original, global mean'),
+    **with_interval('error_roi', 'as error_global_percent, averaged over the 68 regions'),
     'noise_roi_percent': {'Description': 'as noise_global_percent, averaged over the 68 regions', 'Units': '%'},
     'n_noise': {'Description': 'participants with a rerun, also those of whom nothing was filled'},
 }
@@ -1531,9 +1534,7 @@ REGION_ERROR_COLUMNS = {
     **{name: ERROR_COLUMNS[name] for name in ('engine', 'participants')},
     'region': {'Description': 'region of the Desikan-Killiany atlas'},
     'n': ERROR_COLUMNS['n'],
-    'error_percent': {'Description': 'as error_global_percent, of one region', 'Units': '%'},
-    'error_low': {'Description': LOW, 'Units': '%'},
-    'error_high': {'Description': HIGH, 'Units': '%'},
+    **with_interval('error', 'as error_global_percent, of one region'),
     'noise_percent': {'Description': 'as noise_global_percent, of one region', 'Units': '%'},
 }
 

@@ -77,7 +77,7 @@ def derivatives_of(options):
     named = options.derivatives or {}
     if any(tool_outputs.may_hold_masks(path) for path in named.values()):
         return named
-    return layout.find_derivatives(options.bids_dir, options.output_dir, options.thickness_results.values()) | named
+    return layout.find_derivatives(options.bids_dir, [options.output_dir, *options.thickness_results.values()]) | named
 
 
 @contextlib.contextmanager

@@ -9,9 +9,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from . import HEMISPHERES, REGIONS, Availability, Measurement, table_of, tools
+from . import HEMISPHERES, REGIONS, RESULTS, Availability, Measurement, has_results, table_of, tools
 
-PROGRAM, RESULT = 'dl+direct', 'result-thick.csv'
+PROGRAM, RESULT = 'dl+direct', RESULTS['dldirect']
 
 
 def read_result(lines):
@@ -50,7 +50,7 @@ class DLDirect:
     def __init__(self, settings):
         self.work_dir = settings.work_dir
         derivatives = settings.derivatives.items()
-        self.roots = {name: Path(path) for name, path in derivatives if any(Path(path).glob(f'*/{RESULT}'))}
+        self.roots = {name: Path(path) for name, path in derivatives if has_results(path, [self.name])}
 
     @property
     def reads_results(self):

@@ -6,6 +6,7 @@ Two folders of subjects are given with `--derivatives`, one for the original and
 """
 
 import contextlib
+import functools
 import hashlib
 import importlib.util
 import math
@@ -14,7 +15,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from . import HEMISPHERES, REGION_NAMES, Availability, Measurement, table_of, tools
+from . import HEMISPHERES, REGION_NAMES, RESULTS, Availability, Measurement, table_of, tools
 
 STATS = 'stats/{hemisphere}.aparc.stats'
 OF_FASTSURFER, OF_BOTH = 'mri/aparc.DKTatlas+aseg.deep*.mgz', 'mri/aseg.mgz'
@@ -65,12 +66,13 @@ class FreeSurfer:
         self.derivatives = settings.derivatives
         self.work_dir = settings.work_dir
 
+    @functools.cached_property
     def roots(self):
         """Folders among the derivatives that hold subjects with stats of this tool: dict of name -> path."""
         return {
             name: Path(path)
             for name, path in self.derivatives.items()
-            if any(self.is_ours(file.parents[1]) for file in Path(path).glob('*/stats/lh.*.stats'))
+            if any(self.is_ours(file.parents[1]) for file in Path(path).glob(f'*/{RESULTS[self.name]}'))
         }
 
     def is_ours(self, subject_dir):
@@ -80,7 +82,7 @@ class FreeSurfer:
     @property
     def reads_results(self):
         """True if there are stats to read."""
-        return bool(self.roots())
+        return bool(self.roots)
 
     def can_run(self):
         """True if the program, its licence and nipype are here."""
@@ -91,8 +93,8 @@ class FreeSurfer:
 
     def check(self):
         """Whether there are stats to read, or the program with its licence."""
-        if roots := self.roots():
-            return Availability(True, 'stats in ' + ', '.join(root.name for root in roots.values()))
+        if self.roots:
+            return Availability(True, 'stats in ' + ', '.join(root.name for root in self.roots.values()))
         if self.can_run():
             return Availability(True, f'{self.program} by nipype')
         return Availability(
@@ -107,7 +109,7 @@ class FreeSurfer:
         """Measure a T1w image, or read what was measured on it."""
         try:
             files = [
-                tools.find_results(self.roots(), scan, STATS.format(hemisphere=hemisphere), self.is_ours)
+                tools.find_results(self.roots, scan, STATS.format(hemisphere=hemisphere), self.is_ours)
                 for hemisphere in HEMISPHERES
             ]
         except FileNotFoundError:

@@ -69,9 +69,7 @@ def measure_image(image, engines, output_dir, *, seed, version, noise=True, is_o
                     info |= job.describe_tissues(measurement, scan, desc, name, has_classes)
                     has_classes |= measurement.tissue_seg_img is not None
                 layout.write_thickness(table_file, name, table_rows(measurement.table, name), info, job.sources(desc))
-                known = np.isfinite(measurement.table.global_mm)
-                mean = f'{measurement.table.global_mm:.3f} mm' if known else 'the mean of a hemisphere is missing'
-                logger.info('%s: %s, %s: %s', image.name, name, desc, mean)
+                logger.info('%s: %s, %s: %s', image.name, name, desc, known(measurement.table.global_mm, 'mm'))
             except Exception as error:
                 logger.error('%s: thickness by %s (%s): %s', image.name, name, desc, error)
                 problems[f'thickness by {name} ({desc}): {layout.in_words(error)}'] = error
@@ -201,9 +199,7 @@ def describe_thickness(image, output_dir):
     files = layout.thickness_files(output_dir, image)
     tables = {}
     for desc in layout.THICKNESS_DESCS:
-        path = files[f'morph_{desc}']
-        whole = layout.read_sidecar(path).get('Engines', {})
-        tables[desc] = [row for row in layout.read_tsv(path) if row['engine'] in whole] if path.is_file() else []
+        tables[desc], _ = layout.whole_rows(files[f'morph_{desc}'])
     engines = dict.fromkeys(row['engine'] for row in tables['filled'])
     return [describe_engine(engine, tables) for engine in engines]
 
