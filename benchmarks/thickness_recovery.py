@@ -176,7 +176,7 @@ def errors_of(truth, test):
 
 def global_change(truth, test):
     """Signed change of the global mean against the truth, percent."""
-    return float(100 * (np.mean(test['hemispheres_mm']) / np.mean(truth['hemispheres_mm']) - 1))
+    return float(reproducibility.change_percent(np.mean(truth['hemispheres_mm']), np.mean(test['hemispheres_mm'])))
 
 
 def comparisons(brains):
