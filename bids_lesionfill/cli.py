@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from . import config, layout, raw_layout, thickness, tool_outputs, validation, weights
+from . import config, layout, ownership, raw_layout, text_files, thickness, tool_outputs, validation, weights
 from .layout import UsageError
 
 VERSION_FILE = Path(__file__).resolve().parent.parent / 'version'
@@ -623,6 +623,7 @@ def options_of(arguments, argv):
         raise UsageError(f'BIDS_DIR {bids_dir} is not a folder')
     if not (bids_dir / 'dataset_description.json').is_file():
         raise UsageError(f'BIDS_DIR {bids_dir} has no dataset_description.json: it is not a BIDS dataset')
+    layout.read_description(bids_dir, is_derivative=False)  # what is unreadable is said at once
     if output_dir.resolve() == bids_dir.resolve():
         raise UsageError(f'OUTPUT_DIR is BIDS_DIR; use for example {bids_dir / "derivatives" / "bids_lesionfill"}')
     inside = output_dir.resolve().is_relative_to(bids_dir.resolve())
@@ -723,6 +724,8 @@ def options_of(arguments, argv):
             weights.check_model(options.model_of(modality), options.mode, modality)
     except (FileNotFoundError, ValueError) as error:
         raise UsageError(str(error)) from None
+    besides = [folder for folder in (options.work_dir, options.bids_database_dir) if folder is not None]
+    ownership.check_output(output_dir, bids_dir, raw_dir, besides)
     return with_absolute_paths(options)
 
 
@@ -796,7 +799,7 @@ def read_filters(path):
     if path is None:
         return None
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(text_files.read_text(path))
     except (OSError, ValueError) as error:
         raise UsageError(f'--bids-filter-file {path} cannot be read as JSON: {error}') from None
     known = ('t1w', 'flair', 'lesion_mask', 'tissue')

@@ -9,6 +9,7 @@ import argparse
 import json
 import logging
 import os
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -20,9 +21,10 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from . import baselines, dataset, evaluation_cases, evaluation_page, inpaint, layout, lpips, metrics, weights
+from . import baselines, dataset, evaluation_cases, evaluation_page, inpaint, layout, lpips, metrics, ownership, weights
 
 logger = logging.getLogger('bids_lesionfill.evaluate')
+OWN_FOLDER = ('evaluation.json', ('info', 'summary'), 'evaluate')  # see `ownership.check_folder`
 MARGIN_VOXELS = 8  # around a lesion that is scored; more than the windows of SSIM see
 METRICS = ('mse', 'psnr', 'ssim', 'm2_mse', 'm2_psnr', 'm2_ssim', 'lpips', 'border', 'texture', 'seconds')
 ERRORS = METRICS[:7]  # against the truth
@@ -391,9 +393,14 @@ def find_brains(options):
 
 
 def main(argv=None):
-    """Evaluate, and write tables and the page."""
+    """Evaluate, and write tables and the page; return the exit code."""
     logging.basicConfig(level=logging.INFO, format='%(asctime)s %(message)s')
     options = parse_options(argv)
+    try:
+        ownership.check_folder(options.output_dir, *OWN_FOLDER)
+    except layout.UsageError as error:
+        logger.error('%s', error)
+        return 2
     started = time.monotonic()
     loaded = {text: ModelMethod.parse(text).load_model('cpu') for text in options.models}
     named = {text: ModelMethod.parse(text).name(model) for text, model in loaded.items()}
@@ -434,14 +441,15 @@ def main(argv=None):
     conditional = [named[t] for t, m in loaded.items() if m.plan['pseudo_3d'] and m.form.kind != 'unconditional']
     repaint = [named[text] for text, model in loaded.items() if model.form.kind == 'unconditional']
     options.output_dir.mkdir(parents=True, exist_ok=True)
+    layout.write_json(options.output_dir / 'evaluation.json', {'info': info, 'summary': without_nan(summary)})
     layout.write_tsv(options.output_dir / 'scores.tsv', rows, [*KEYS, *METRICS])
     layout.write_tsv(options.output_dir / 'summary.tsv', summary, list(summary[0]))
     layout.write_tsv(options.output_dir / 'comparisons.tsv', comparisons, list(comparisons[0]))
-    layout.write_json(options.output_dir / 'evaluation.json', {'info': info, 'summary': without_nan(summary)})
     page = evaluation_page.write_page(
         options.output_dir, summary, comparisons, examples, info, artefacts_of(examples, repaint, flat, conditional)
     )
     logger.info('wrote %s', page)
+    return 0
 
 
 def count_cases(rows):
@@ -456,4 +464,4 @@ def without_nan(rows):
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

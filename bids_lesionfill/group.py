@@ -4,7 +4,7 @@ import logging
 
 import numpy as np
 
-from . import group_page, layout, reproducibility
+from . import group_page, layout, ownership, reproducibility
 from .thickness import HEMISPHERES, REGIONS
 
 logger = logging.getLogger('bids_lesionfill')
@@ -47,6 +47,9 @@ def run(options):
         'n_scans': len({scan['scan'] for scan in scans}),
     }
     with layout.lock(options.output_dir, shared=True):
+        if not (options.output_dir / 'dataset_description.json').is_file():  # tables of other folders alone
+            source = ownership.note_source(options.bids_dir)
+            layout.write_description(options.output_dir, options.bids_dir, {}, options.version, source)
         layout.write_group(options.output_dir, [phenotype_row(scan) for scan in scans], rows, region_rows)
         group_page.write(options.output_dir / 'group.html', content)
     logger.info('%d scans of %d engine(s): %s', len(scans), len(engines), options.output_dir / 'group.html')

@@ -18,7 +18,8 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from . import tool_outputs
+from . import text_files, tool_outputs
+from .text_files import read_tsv
 
 logger = logging.getLogger('bids_lesionfill')
 
@@ -133,8 +134,8 @@ def find_derivatives(bids_dir, left_out=()):
     return {folder.name: folder for folder in folders}
 
 
-def read_description(folder):
-    """What a derivative says of itself in `dataset_description.json`.
+def read_description(folder, is_derivative=True):
+    """What a dataset says of itself in `dataset_description.json`; what a derivative says of its makers is checked.
 
     Raises
     ------
@@ -143,13 +144,14 @@ def read_description(folder):
     """
     path = Path(folder, 'dataset_description.json')
     try:
-        description = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as error:
-        raise UsageError(f'{path} cannot be read as JSON: {error}') from None
-    generated_by = description.get('GeneratedBy', []) if isinstance(description, dict) else None
+        description = text_files.read_json(path)
+    except OSError as error:
+        raise UsageError(f'{path} cannot be read by user {os.geteuid()}: {error.strerror}') from None
+    except text_files.UnreadableError as error:
+        raise UsageError(f'{error}') from None
+    generated_by = description.get('GeneratedBy', []) if is_derivative else []
     if not isinstance(generated_by, list) or not all(isinstance(entry, dict) for entry in generated_by):
-        got = description if generated_by is None else generated_by
-        raise UsageError(f'{path} has GeneratedBy {json.dumps(got)[:100]}, expected a list of objects')
+        raise UsageError(f'{path} has GeneratedBy {json.dumps(generated_by)[:100]}, expected a list of objects')
     return description
 
 
@@ -176,7 +178,9 @@ def open_layout(bids_dir, derivatives=(), database_dir=None):
             if Path(path, 'dataset_description.json').is_file():  # else names of its own: see `tool_outputs`
                 read_description(path)
                 # Not by `add_derivatives`, which refuses a second folder of the same name.
-                layout.derivatives[str(path)] = index(path, is_derivative=True, sources=layout)
+                derivative = index(path, config=['bids', 'derivatives'], sources=layout)
+                derivative.is_derivative = True  # given as an option, pybids reads the description in UTF-8 alone
+                layout.derivatives[str(path)] = derivative
     except PermissionError as error:
         raise UsageError(f'{error.filename} cannot be read by user {os.geteuid()}: {error.strerror}') from None
     return layout
@@ -1103,24 +1107,14 @@ def write_synthesis(output_dir, inputs, desc, synthesis, provenance):
 
 
 def read_sidecar(path):
-    """The sidecar of an output as a dict; empty if it is not there."""
+    """The sidecar of an output as a dict; empty if it is not there, or damaged: then the output is not whole."""
     try:
-        return json.loads(sidecar(path).read_text())
+        return text_files.read_json(sidecar(path))
     except FileNotFoundError:
         return {}
-
-
-def read_tsv(path):
-    """A table as a list of dicts; numbers as floats, `n/a` as None."""
-
-    def value(text):
-        try:
-            return None if text == 'n/a' else float(text)
-        except (TypeError, ValueError):  # a word; or the line is shorter or longer than the first
-            return text
-
-    with open(path, newline='', encoding='utf-8-sig') as file:  # spreadsheets start a file with a mark
-        return [{name: value(text) for name, text in row.items()} for row in csv.DictReader(file, delimiter='\t')]
+    except text_files.UnreadableError as error:
+        logger.warning('%s; what it describes counts as not done', error)
+        return {}
 
 
 def is_finished(output_dir, inputs, run_hash, n_samples):
@@ -1230,25 +1224,31 @@ def lacks_memory(error):
     return said or isinstance(error, MemoryError) or getattr(error, 'errno', None) == errno.ENOMEM
 
 
-def write_dataset_files(output_dir, bids_dir, derivatives, version, citation):
-    """Write what describes the derivative dataset as a whole. Every run writes the same."""
-    output_dir = Path(output_dir)
+def write_description(output_dir, bids_dir, derivatives, version, source_images=None):
+    """Write `dataset_description.json` of the derivatives: by whom, and from which dataset (see `ownership`)."""
     raw = Path(bids_dir, 'dataset_description.json')
-    raw = json.loads(raw.read_text()) if raw.is_file() else {}
+    raw = read_description(bids_dir, is_derivative=False) if raw.is_file() else {}
     description = {
         'Name': f'{APP_NAME}: lesions filled or synthesized' + (f' in {raw["Name"]}' if raw.get('Name') else ''),
         'BIDSVersion': BIDS_VERSION,
         'DatasetType': 'derivative',
         'GeneratedBy': [{'Name': APP_NAME, 'Version': version, **container()}],
         'HowToAcknowledge': 'Please cite the works in logs/CITATION.md.',
-        'DatasetLinks': {'raw': Path(bids_dir).resolve().as_uri()}
-        | {name: Path(path).resolve().as_uri() for name, path in derivatives.items()},
+        'DatasetLinks': {name: Path(path).resolve().as_uri() for name, path in derivatives.items()}
+        | {'raw': Path(bids_dir).resolve().as_uri()},
+        **({'SourceImages': source_images} if source_images else {}),
     }
     if raw.get('License'):
         description['License'] = raw['License']
     if raw.get('DatasetDOI'):
         description['SourceDatasets'] = [{'DOI': raw['DatasetDOI']}]
-    write_json(output_dir / 'dataset_description.json', description)
+    write_json(Path(output_dir, 'dataset_description.json'), description)
+
+
+def write_dataset_files(output_dir, bids_dir, derivatives, version, citation, source_images=None):
+    """Write what describes the derivative dataset as a whole. Every run writes the same."""
+    output_dir = Path(output_dir)
+    write_description(output_dir, bids_dir, derivatives, version, source_images)
     write_bytes(output_dir / '.bidsignore', BIDSIGNORE.encode())
     write_bytes(
         output_dir / 'README.md',
@@ -1312,7 +1312,22 @@ def has_status(output_dir, subject, run_id):
 def read_status(output_dir, subject, run_id):
     """What became of a participant in a run; `failed` if the run did not come to its end."""
     path = log_dir(output_dir, subject, run_id) / 'status.json'
-    return json.loads(path.read_text())['status'] if path.is_file() else 'failed'
+    return read_statuses([path])[0]['status'] if path.is_file() else 'failed'
+
+
+def read_statuses(paths):
+    """What `write_status` wrote, a dict for each file; `failed` where it is damaged."""
+    statuses = []
+    for path in paths:
+        try:
+            status = text_files.read_json(path)
+            if not {'participant_id', 'status'} <= set(status):
+                raise text_files.UnreadableError(f'{path} lacks participant_id or status')
+        except text_files.UnreadableError as error:
+            logger.warning('%s', error)
+            status = {'participant_id': path.parts[-4], 'status': 'failed', 'message': f'{error}'}
+        statuses.append(status)
+    return statuses
 
 
 STATUS_COLUMNS = [
@@ -1326,7 +1341,7 @@ def write_status(output_dir, subject, run_id, status):
     write_json(log_dir(output_dir, subject, run_id) / 'status.json', {'participant_id': f'sub-{subject}', **status})
     known = None
     while known != (known := find_statuses(output_dir)):  # another process may have written one meanwhile
-        latest = {path.parts[-4]: json.loads(path.read_text()) for path in known}
+        latest = {path.parts[-4]: status for path, status in zip(known, read_statuses(known))}
         write_tsv(Path(output_dir) / 'participants.tsv', [latest[name] for name in sorted(latest)], STATUS_COLUMNS)
     write_json(
         Path(output_dir) / 'participants.json',

@@ -14,6 +14,7 @@ from . import (
     fill,
     inputs,
     layout,
+    ownership,
     progress,
     raw_layout,
     registration,
@@ -87,7 +88,12 @@ def writing(options, derivatives):
     layout.remove_leftovers(options.top_dir)
     with layout.lock(options.top_dir, shared=True):
         layout.write_dataset_files(
-            options.output_dir, options.bids_dir, derivatives, options.version, citation_of(options)
+            options.output_dir,
+            options.bids_dir,
+            derivatives,
+            options.version,
+            citation_of(options),
+            ownership.note_source(options.bids_dir),
         )
         if options.raw_dir is not None:
             raw_layout.write_top(options.raw_dir, options.bids_dir, options.version)
@@ -173,14 +179,21 @@ def load_models(images, options):
 def run_participant(subject, images, models, engines, donor, run_id, options):
     """Do all images of a participant, write its report and status; return the status. Nothing is raised."""
     results = work_on(images, models, engines, donor, run_id, options)
+    at_work = 'report'
     try:
         status = finish(subject, results, run_id, options)
         if options.raw_dir is not None and status != 'failed':
+            at_work = 'raw_layout'
             of_raw = (options.raw_dir, options.bids_dir, options.output_dir, subject, images, options.session_labels)
             raw_layout.write_participant(*of_raw)
+        elif options.raw_dir is not None:
+            raw_layout.remove_participant(options.raw_dir, options.bids_dir, subject, options.session_labels)
         return status
     except Exception as error:
-        message = layout.note_crash(error, 'report', subject, run_id, options.output_dir)
+        message = layout.note_crash(error, at_work, subject, run_id, options.output_dir)
+        if options.raw_dir is not None:
+            with contextlib.suppress(OSError):
+                raw_layout.remove_participant(options.raw_dir, options.bids_dir, subject, options.session_labels)
         status = {'status': 'failed', 'images': 0, 'message': message}
         try:
             layout.write_status(options.output_dir, subject, run_id, status)

@@ -5,13 +5,12 @@ always writes are in `derivatives/bids_lesionfill`, and tell what was done.
 """
 
 import gzip
-import json
 import logging
 import os
 import shutil
 from pathlib import Path
 
-from . import layout
+from . import layout, text_files
 
 logger = logging.getLogger('bids_lesionfill')
 
@@ -21,12 +20,13 @@ DERIVATIVES = Path('derivatives', layout.APP_NAME)
 
 def write_top(raw_dir, bids_dir, version):
     """Write what describes the dataset: as in the one it comes from, with a word on what was done."""
-    description = json.loads(Path(bids_dir, 'dataset_description.json').read_text())
+    description = layout.read_description(bids_dir, is_derivative=False)
     made_by = {'Name': layout.APP_NAME, 'Version': version, 'Description': 'lesions of T1w or FLAIR images were filled'}
+    makers = description.get('GeneratedBy')
     description |= {
         'Name': f'{description.get("Name", "dataset")}, lesions filled',
         'DatasetType': 'raw',
-        'GeneratedBy': [*(description.get('GeneratedBy') or []), made_by],
+        'GeneratedBy': [*(makers if isinstance(makers, list) else []), made_by],
     }
     layout.write_json(Path(raw_dir, 'dataset_description.json'), description)
     for path in Path(bids_dir).iterdir():
@@ -52,12 +52,9 @@ def write_participant(raw_dir, bids_dir, output_dir, subject, images, session_la
     filled = {image.relative_path: layout.output_files(output_dir, image)['filled'] for image in images}
     filled = {name: path for name, path in filled.items() if layout.read_sidecar(path)}
     sidecars = {layout.strip_extension(name) + '.json': path for name, path in filled.items()}
+    contents = {name: sidecar_content(bids_dir / name, path) for name, path in sidecars.items()}  # may fail: first
     not_fetched = []
-    for path in sorted((bids_dir / f'sub-{subject}').rglob('*')):
-        name = path.relative_to(bids_dir).as_posix()
-        session = next((part for part in Path(name).parts if part.startswith('ses-')), None)
-        if path.is_dir() or (session and session_labels and session.removeprefix('ses-') not in session_labels):
-            continue
+    for name, path in files_of(bids_dir, subject, session_labels).items():
         if layout.lesion_kind(path.name) is not None or name in sidecars:
             continue
         if name in filled:
@@ -68,12 +65,44 @@ def write_participant(raw_dir, bids_dir, output_dir, subject, images, session_la
     if not_fetched and in_container():
         words = '%d files of sub-%s are links to what is not there (%s, ...): they are links in %s, too'
         logger.warning(words, len(not_fetched), subject, not_fetched[0], raw_dir)
-    for name, path in sidecars.items():
-        original = bids_dir / name
-        content = json.loads(original.read_text()) if original.is_file() else {}
-        about = layout.read_sidecar(path)
-        content = {'SkullStripped': about['SkullStripped']} | content | {'LesionsFilled': about.get('Lesions', 0)}
+    for name, content in contents.items():
         layout.write_json(raw_dir / name, content)
+    write_participants(raw_dir, bids_dir)
+
+
+def files_of(bids_dir, subject, session_labels=()):
+    """Return the files of a participant in the dataset, of the sessions asked for: dict of relative path -> path."""
+    found = {}
+    for path in sorted((bids_dir / f'sub-{subject}').rglob('*')):
+        name = path.relative_to(bids_dir)
+        session = next((part for part in name.parts if part.startswith('ses-')), None)
+        is_other = session and session_labels and session.removeprefix('ses-') not in session_labels
+        if not (path.is_dir() or is_other):
+            found[name.as_posix()] = path
+    return found
+
+
+def sidecar_content(original, filled):
+    """Return the sidecar of a filled image: that of the original, if there is one, with what was done."""
+    content = text_files.read_json(original) if original.is_file() else {}
+    about = layout.read_sidecar(filled)
+    return {'SkullStripped': about['SkullStripped']} | content | {'LesionsFilled': about.get('Lesions', 0)}
+
+
+def remove_participant(raw_dir, bids_dir, subject, session_labels=()):
+    """Remove what `write_participant` wrote of a participant, who failed: other tools would take it for done.
+
+    Files that have no counterpart in the dataset are not the app's and stay.
+    """
+    bids_dir, raw_dir = Path(bids_dir), Path(raw_dir)
+    names = list(files_of(bids_dir, subject, session_labels))
+    images = [name for name in names if name.endswith(('.nii', '.nii.gz'))]
+    for name in [*names, *(layout.strip_extension(image) + '.json' for image in images)]:
+        (raw_dir / name).unlink(missing_ok=True)
+    folder = raw_dir / f'sub-{subject}'
+    for path in sorted((path for path in folder.rglob('*') if path.is_dir()), reverse=True) + [folder]:
+        if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
+            path.rmdir()
     write_participants(raw_dir, bids_dir)
 
 
@@ -90,7 +119,7 @@ def write_participants(raw_dir, bids_dir):
     table = Path(bids_dir, 'participants.tsv')
     if not table.is_file():
         return
-    first, *lines = table.read_text(encoding='utf-8-sig').splitlines()
+    first, *lines = text_files.read_text(table).splitlines() or ['participant_id']
     known = None
     while known != (known := {path.name for path in Path(raw_dir).glob('sub-*')}):  # others write beside this one
         rows = [line for line in lines if line.split('\t')[0] in known]

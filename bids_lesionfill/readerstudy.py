@@ -7,7 +7,6 @@ every patient by a synthetic one; it writes what readers are given, and the seal
 
 import argparse
 import itertools
-import json
 import logging
 import secrets
 import sys
@@ -18,13 +17,14 @@ import jinja2
 import nibabel as nib
 import numpy as np
 
-from . import fill, layout, metrics, readerstudy_cases, weights
+from . import fill, layout, metrics, readerstudy_cases, text_files, weights
 
 logger = logging.getLogger('bids_lesionfill.readerstudy')
 TEMPLATE = 'readerstudy.md.jinja'
 USAGE = 2  # exit code
 FORM_COLUMNS = ['case', 'lesion', 'confidence', 'comment']
 CONFIDENCES = range(1, 6)
+SCORES = ('readers', 'confidences', 'agreement', 'answers')  # what `score` writes into `scores.json`
 
 
 def make(options):
@@ -78,7 +78,7 @@ def make(options):
 def write_papers(study_dir, key_dir, key):
     """Instructions, an empty form, the key, and its seal: what the readers have of it is its SHA-256."""
     environment = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True)
-    template = environment.from_string(Path(__file__).with_name(TEMPLATE).read_text())
+    template = environment.from_string(Path(__file__).with_name(TEMPLATE).read_text(encoding='utf-8'))
     text = template.render(cases=key['cases'], modality=key['modality'])
     layout.write_bytes(study_dir / 'instructions.md', text.encode())
     layout.write_tsv(study_dir / 'form.tsv', [{'case': case} for case in key['cases']], FORM_COLUMNS)
@@ -116,10 +116,23 @@ def read_key(study_dir, key_dir):
     for path in (key_file, seal_file):
         if not path.is_file():
             raise layout.UsageError(f'{path} is missing, expected a study made by `make` and its key')
-    found, sealed = weights.sha256_of(key_file), seal_file.read_text().partition(' ')[0]
+    found, sealed = weights.sha256_of(key_file), seal_file.read_text(encoding='utf-8').partition(' ')[0]
     if found != sealed:
         raise layout.UsageError(f'{key_file} has SHA-256 {found}, but {sealed} was sealed in {seal_file}')
-    return json.loads(key_file.read_text())
+    return text_files.read_json(key_file)
+
+
+def check_scores(key_dir):
+    """Raise UsageError if scores beside the key are there that `score` did not write: they are not replaced."""
+    table, content = key_dir / 'scores.tsv', key_dir / 'scores.json'
+    try:
+        is_own = not content.exists() or set(SCORES) <= set(text_files.read_json(content))
+    except text_files.UnreadableError:
+        is_own = False
+    if not is_own:
+        raise layout.UsageError(f'{content} is not by `score`, and is not replaced: move it, or the key')
+    if table.exists() and not text_files.read_text(table).startswith('reader\t'):
+        raise layout.UsageError(f'{table} is not by `score`, and is not replaced: move it, or the key')
 
 
 def read_form(path, cases):
@@ -174,6 +187,7 @@ def score(options):
         If the key is not the one that was sealed, or a form cannot be read.
     """
     cases = read_key(options.study_dir, options.key_dir)['cases']
+    check_scores(options.key_dir)
     if len({path.stem for path in options.forms}) < len(options.forms):
         raise layout.UsageError('two forms have one name: name each after its reader')
     answers = {path.stem: read_form(path, cases) for path in options.forms}
@@ -195,7 +209,7 @@ def score(options):
         for pair in itertools.combinations(answers, 2)
     ]
     layout.write_tsv(options.key_dir / 'scores.tsv', readers, list(readers[0]))
-    content = {'readers': readers, 'confidences': confidences, 'agreement': agreement, 'answers': answers}
+    content = dict(zip(SCORES, (readers, confidences, agreement, answers)))
     layout.write_json(options.key_dir / 'scores.json', content)
     print(to_markdown(readers, confidences, agreement))
 

@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import shutil
+import sys
 import time
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
@@ -26,9 +27,10 @@ from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
-from . import dataset, diffusion, inpaint, layout, lpips, metrics, unet, weights
+from . import dataset, diffusion, inpaint, layout, lpips, metrics, ownership, text_files, unet, weights
 
 logger = logging.getLogger('bids_lesionfill.train')
+OWN_FOLDER = ('plan.json', ('task', 'modality', 'num_updates'), 'train', 'unet')  # see `ownership.check_folder`
 N_TIMESTEP_BINS = 10  # the losses are logged for each tenth of the diffusion process (table 3.3)
 
 
@@ -398,10 +400,10 @@ def save_model(network, plan, model_dir, dtype=torch.float16, contrasts=None):
     half.load_state_dict(network.state_dict())
     half.save_pretrained(new / 'unet')
     plan.build_scheduler().save_pretrained(new / 'scheduler')
-    (new / 'plan.json').write_text(plan.to_json())
+    (new / 'plan.json').write_text(plan.to_json(), encoding='utf-8')
     if contrasts is not None:
         rounded = {name: np.round(values, 3).tolist() for name, values in zip(('volume_mm3', 'contrast'), contrasts)}
-        (new / weights.CONTRASTS).write_text(json.dumps(rounded) + '\n')
+        (new / weights.CONTRASTS).write_text(json.dumps(rounded) + '\n', encoding='utf-8')
     if model_dir.exists():
         os.replace(model_dir, old)
     os.replace(new, model_dir)
@@ -484,7 +486,7 @@ def train(
         logger.info('resumed at update %d', update)
     accelerator.wait_for_everyone()  # all have read the old plan.json
     if is_main:
-        (output_dir / 'plan.json').write_text(plan.to_json())
+        (output_dir / 'plan.json').write_text(plan.to_json(), encoding='utf-8')
         keep_rows(output_dir / 'log.csv', update)
 
     rate = torch.optim.lr_scheduler.LambdaLR(
@@ -589,7 +591,8 @@ def train(
 
 def check_same_model(plan, plan_file):
     """Raise ValueError if a checkpoint's plan describes another network or other cases than the plan given."""
-    old, plan = Plan.from_json(plan_file.read_text()), Plan.from_json(plan.to_json())  # tuples of unet_options as lists
+    old = Plan.from_json(text_files.read_text(plan_file))
+    plan = Plan.from_json(plan.to_json())  # tuples of unet_options as lists
     may_differ = {'num_updates', 'decay_updates', 'learning_rate', 'validate_every', 'n_validation_cases'}
     differing = [name for name in asdict(plan) if name not in may_differ and getattr(old, name) != getattr(plan, name)]
     if differing:
@@ -612,14 +615,14 @@ def read_rows(path):
     """A CSV file as a list of dicts; empty if there is none."""
     if not path.exists():
         return []
-    with open(path, newline='') as file:
+    with open(path, newline='', encoding='utf-8') as file:
         return list(csv.DictReader(file))
 
 
 def write_rows(path, rows):
     """Write a CSV file, whole or not at all."""
     if rows:
-        with open(f'{path}.tmp', 'w', newline='') as file:
+        with open(f'{path}.tmp', 'w', newline='', encoding='utf-8') as file:
             writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
             writer.writeheader()
             writer.writerows(rows)
@@ -629,7 +632,7 @@ def write_rows(path, rows):
 
 
 def main(argv=None):
-    """Command line of the training."""
+    """Command line of the training; return the exit code."""
     parser = argparse.ArgumentParser(
         prog='python -m bids_lesionfill.train',
         description=__doc__.split('\n')[0],
@@ -666,7 +669,12 @@ def main(argv=None):
     parser.add_argument('--num-workers', type=int, default=1)
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format='%(asctime)s %(message)s')
-    plan = PLANS[options.plan] if options.plan in PLANS else Plan.from_json(Path(options.plan).read_text())
+    try:
+        ownership.check_folder(options.output_dir, *OWN_FOLDER)
+    except layout.UsageError as error:
+        logger.error('%s', error)
+        return 2
+    plan = PLANS[options.plan] if options.plan in PLANS else Plan.from_json(text_files.read_text(options.plan))
     changes = {name: getattr(options, name) for name in ('num_updates', 'decay_updates')}
     plan = replace(plan, **{name: value for name, value in changes.items() if value is not None})
     brains, validation_brains, lesions, validation_lesions = read_data(options, plan)
@@ -685,6 +693,7 @@ def main(argv=None):
         initial_weights=weights.load_model(options.init_from).unet.state_dict() if options.init_from else None,
         perceptual_distance=lpips.load_lpips(options.lpips_weights) if options.lpips_weights else None,
     )
+    return 0
 
 
 def read_data(options, plan):
@@ -721,4 +730,4 @@ def split_patients(bids_dirs, modality, held_out, must_validate):
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

@@ -15,17 +15,17 @@ MAY_IMPORT = {
     '__init__': {'fill', 'synth'},
     '__main__': {'cli'},
     'cli': {
-        *('config', 'group', 'layout', 'participant', 'raw_layout', 'thickness', 'tool_outputs', 'validation'),
-        *('weights', 'workflow'),
+        *('config', 'group', 'layout', 'ownership', 'participant', 'raw_layout', 'text_files', 'thickness'),
+        *('tool_outputs', 'validation', 'weights', 'workflow'),
     },
     'single_file': {'fill', 'inputs', 'layout'},
     # stories
     'participant': {
-        *('boilerplate', 'fill', 'inputs', 'layout', 'progress', 'raw_layout', 'registration', 'report'),
+        *('boilerplate', 'fill', 'inputs', 'layout', 'ownership', 'progress', 'raw_layout', 'registration', 'report'),
         *('thickness', 'thickness.measure', 'tool_outputs', 'verdict', 'visits'),
         'weights',
     },
-    'group': {'group_page', 'layout', 'reproducibility', 'thickness'},
+    'group': {'group_page', 'layout', 'ownership', 'reproducibility', 'thickness'},
     'workflow': {'layout', 'participant', 'progress'},
     'inputs': {'fill', 'layout', 'masks', 'preprocess', 'registration', 'segmentations'},
     'fill': {'inpaint', 'masks', 'preprocess', 'tissues', 'verdict', 'weights'},
@@ -34,19 +34,24 @@ MAY_IMPORT = {
         *('baselines', 'deformable', 'fill', 'inpaint', 'lesion_masks', 'masks', 'preprocess', 'registration'),
         *('synthesis', 'tissues', 'verdict', 'weights'),
     },
-    'train': {'dataset', 'diffusion', 'inpaint', 'layout', 'lpips', 'metrics', 'unet', 'weights'},
-    'evaluate': {
-        *('baselines', 'dataset', 'evaluation_cases', 'evaluation_page', 'inpaint', 'layout', 'lpips', 'metrics'),
+    'train': {
+        *('dataset', 'diffusion', 'inpaint', 'layout', 'lpips', 'metrics', 'ownership', 'text_files', 'unet'),
         'weights',
     },
-    'readerstudy': {'fill', 'layout', 'metrics', 'readerstudy_cases', 'weights'},
+    'evaluate': {
+        *('baselines', 'dataset', 'evaluation_cases', 'evaluation_page', 'inpaint', 'layout', 'lpips', 'metrics'),
+        *('ownership', 'weights'),
+    },
+    'readerstudy': {'fill', 'layout', 'metrics', 'readerstudy_cases', 'text_files', 'weights'},
     'readerstudy_cases': {'dataset', 'fill', 'masks', 'preprocess', 'synth', 'synthesis'},
     # edge
-    'layout': {'tool_outputs'},
-    'tool_outputs': set(),
+    'layout': {'text_files', 'tool_outputs'},
+    'ownership': {'layout', 'text_files'},
+    'text_files': set(),
+    'tool_outputs': {'text_files'},
     'validation': {'layout'},
-    'config': {'layout'},
-    'raw_layout': {'layout'},
+    'config': {'layout', 'text_files'},
+    'raw_layout': {'layout', 'text_files'},
     'progress': set(),
     'report': {'layout'},
     'evaluation_page': {'layout'},
@@ -219,8 +224,8 @@ def test_pure_modules_have_no_side_effects_at_hand(module):
 @pytest.mark.parametrize(
     'module',
     [
-        *('cli', '__init__', '__main__', 'config', 'layout', 'raw_layout', 'thickness', 'tool_outputs', 'validation'),
-        'weights',
+        *('cli', '__init__', '__main__', 'config', 'layout', 'ownership', 'raw_layout', 'text_files', 'thickness'),
+        *('tool_outputs', 'validation', 'weights'),
     ],
 )
 def test_help_and_version_wait_for_no_heavy_import(module):
