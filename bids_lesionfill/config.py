@@ -1,8 +1,8 @@
 """Options as TOML: `--config-file` in, `sub-XX/log/<run>/config.toml` out. Keys are the long names of the options."""
 
 import json
-from pathlib import Path
 
+from . import text_files
 from .layout import UsageError
 
 RECORD = 'run'  # table of what is written for the record and not read: positional arguments, version
@@ -20,7 +20,7 @@ def defaults_from(path, parser):
         If a value is refused (by argparse, with a sentence, code 2).
     """
     try:
-        content = read_toml(Path(path).read_text())
+        content = read_toml(text_files.read_text(path))
     except (OSError, ValueError) as error:
         raise UsageError(f'--config-file {path} cannot be read as TOML: {error}') from None
     content.pop(RECORD, None)

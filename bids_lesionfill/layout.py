@@ -295,7 +295,8 @@ class ForEachSubject:
         key = repr(sorted(query.items()))
         if key not in self.answers:
             self.answers[key] = {}
-            for file in self.layout.get(**self.chosen, **query):
+            # A known entity that no file has (`label`, in a raw dataset) is none that pybids may not know.
+            for file in self.layout.get(**self.chosen, **query, invalid_filters='allow'):
                 if file.path not in self.files:
                     self.files[file.path] = IndexedFile(file.path, file.filename, dict(file.get_entities()))
                 file = self.files[file.path]

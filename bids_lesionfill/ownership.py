@@ -101,7 +101,7 @@ def refuse_foreign(folder, description=None):
         makers = ', '.join(makers_of(description)) or 'nobody known'
         kind = description.get('DatasetType') or 'raw'
         whose = f'is another {kind} dataset ({str(description.get("Name"))[:60]!r}, made by {makers})'
-    raise UsageError(f'OUTPUT_DIR {folder} {whose}, in which nothing is replaced: {ELSE}')
+    raise UsageError(f'OUTPUT_DIR {folder} {whose}: {ELSE}')
 
 
 def is_empty(folder, others=()):

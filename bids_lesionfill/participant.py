@@ -445,7 +445,7 @@ def draw_overlay(image, mask_file, output_dir):
     xfm_file, other_file = layout.xfm_file(output_dir, image), image.tissue_file or image.flair_file
     if not xfm_file.is_file() or other_file is None:
         return []
-    to_t1w = registration.from_itk_text(xfm_file.read_text())
+    to_t1w = registration.from_itk_text(xfm_file.read_text(encoding='utf-8'))
     to_image = np.linalg.inv(to_t1w) if image.tissue_file else to_t1w
     image_img, mask_img = (nib.as_closest_canonical(nib.load(path)) for path in (image.image_file, mask_file))
     return report.overlay_figures(

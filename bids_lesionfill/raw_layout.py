@@ -119,7 +119,7 @@ def write_participants(raw_dir, bids_dir):
     table = Path(bids_dir, 'participants.tsv')
     if not table.is_file():
         return
-    first, *lines = text_files.read_text(table).splitlines() or ['participant_id']
+    first, *lines = text_files.read_text(table).rstrip('\n').split('\n')
     known = None
     while known != (known := {path.name for path in Path(raw_dir).glob('sub-*')}):  # others write beside this one
         rows = [line for line in lines if line.split('\t')[0] in known]

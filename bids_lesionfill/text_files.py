@@ -1,6 +1,7 @@
 """Text of others, read in one way: UTF-8 with or without byte order mark, else latin-1 with a warning."""
 
 import csv
+import io
 import json
 import logging
 from pathlib import Path
@@ -15,14 +16,18 @@ class UnreadableError(ValueError):
 
 
 def read_text(path):
-    """Return the text of a file. BIDS wants UTF-8; spreadsheets and old converters write other encodings.
+    """Return the text of a file, lines ending in a line feed. Spreadsheets and old converters write no UTF-8.
 
     Raises
     ------
     OSError
         If the file cannot be read.
     """
-    data = Path(path).read_bytes()
+    return decode(Path(path).read_bytes(), path).replace('\r\n', '\n').replace('\r', '\n')
+
+
+def decode(data, path):
+    """Return bytes of a file as text."""
     if data.startswith((b'\xff\xfe', b'\xfe\xff')):  # "Unicode text" of a spreadsheet
         return data.decode('utf-16', errors='replace')
     try:
@@ -77,7 +82,7 @@ def read_tsv(path):
         except (TypeError, ValueError):  # a word; or the line is shorter or longer than the first
             return text
 
-    lines = read_text(path).splitlines(keepends=True)
+    lines = io.StringIO(read_text(path))
     try:
         return [{name: value(text) for name, text in row.items()} for row in csv.DictReader(lines, delimiter='\t')]
     except csv.Error as error:

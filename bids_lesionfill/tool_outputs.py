@@ -5,6 +5,8 @@ A tool's folder holds one folder for each participant (`sub-01`, `01`) or visit 
 
 from pathlib import Path
 
+from . import text_files
+
 # Tissue labels of the whole brain, the best first; WM hypointensities of FreeSurfer are labels of their own.
 LABEL_FILES = {
     'mri/aparc.DKTatlas+aseg.deep.withCC.mgz': 'FastSurfer',
@@ -65,7 +67,7 @@ def has_samseg_stats(folder):
 
 def segmented_lesions(folder):
     """True if SAMSEG was run with `--lesion`: its table names them."""
-    return 'Lesions' in (folder / 'samseg.stats').read_text()
+    return 'Lesions' in text_files.read_text(folder / 'samseg.stats')
 
 
 def is_tool_folder(root):

@@ -58,7 +58,7 @@ def find_errors(bids_dir, participant_labels=(), validator=None):
         view = Path(folder, 'view')
         build_view(bids_dir, view, participant_labels)
         command = [validator or find_validator(), str(view), '--format', 'json', '--ignoreWarnings']
-        result = subprocess.run(command, capture_output=True, text=True)
+        result = subprocess.run(command, capture_output=True, encoding='utf-8', errors='replace')
     try:
         issues = json.loads(result.stdout)['issues']
     except (ValueError, KeyError):

@@ -6,10 +6,11 @@ of synthesis also `lesion_contrasts.json`.
 """
 
 import hashlib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from . import text_files
 
 MODELS_DIR = Path(__file__).parent / 'models'
 WEIGHTS = 'unet/diffusion_pytorch_model.safetensors'
@@ -40,7 +41,7 @@ class Model:
 
 def list_models(models_dir=MODELS_DIR):
     """Names and plans of the bundled models: dict of dict."""
-    return {path.parent.name: json.loads(path.read_text()) for path in sorted(models_dir.glob('*/plan.json'))}
+    return {path.parent.name: text_files.read_json(path) for path in sorted(models_dir.glob('*/plan.json'))}
 
 
 def find_model(name_or_path, models_dir=MODELS_DIR):
@@ -62,7 +63,7 @@ def find_model(name_or_path, models_dir=MODELS_DIR):
 
 def read_plan(name_or_path, models_dir=MODELS_DIR):
     """The plan of a model, as a dict; see `find_model`."""
-    return json.loads((find_model(name_or_path, models_dir) / 'plan.json').read_text())
+    return text_files.read_json(find_model(name_or_path, models_dir) / 'plan.json')
 
 
 def check_model(name_or_path, task, modality, models_dir=MODELS_DIR):
@@ -88,7 +89,8 @@ def check_model(name_or_path, task, modality, models_dir=MODELS_DIR):
 def license_of(name_or_path, models_dir=MODELS_DIR):
     """The licence of a model's weights as its card says it (`weights are CC BY-NC 4.0`); 'n/a' if it does not."""
     card = find_model(name_or_path, models_dir) / 'README.md'
-    said = re.search(r'weights\s+are\s+(CC[\s-][A-Z-]+\s\d\.\d|CC0)', card.read_text() if card.is_file() else '')
+    text = text_files.read_text(card) if card.is_file() else ''
+    said = re.search(r'weights\s+are\s+(CC[\s-][A-Z-]+\s\d\.\d|CC0)', text)
     return ' '.join(said[1].split()) if said else 'n/a'
 
 
@@ -118,7 +120,7 @@ def load_model(name_or_path, device='cpu', models_dir=MODELS_DIR):
 
     diffusers_logging.set_verbosity_error()  # advice for those who write pipelines
     folder = find_model(name_or_path, models_dir)
-    plan = json.loads((folder / 'plan.json').read_text())
+    plan = text_files.read_json(folder / 'plan.json')
     network = unet.SlabUNetPseudo3D if plan['pseudo_3d'] else unet.SlabUNet2D
     weights_file = folder / WEIGHTS
     return Model(
@@ -144,7 +146,7 @@ def read_contrasts(folder):
     path = Path(folder) / CONTRASTS
     if not path.is_file():
         return None
-    content = json.loads(path.read_text())
+    content = text_files.read_json(path)
     return np.array(content['volume_mm3']), np.array(content['contrast'])
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import nibabel as nib
 
-from . import layout, participant, progress
+from . import layout, participant, progress, text_files
 
 logger = logging.getLogger('bids_lesionfill')
 
@@ -218,7 +218,7 @@ def read_plugin(options):
     import yaml
 
     try:
-        content = yaml.safe_load(options.plugin_file.read_text())
+        content = yaml.safe_load(text_files.read_text(options.plugin_file))
         plugin_args = content.get('plugin_args', {})
         if content['plugin'] == 'MultiProc':  # a large image then has all the memory to itself, and is not refused
             plugin_args = {'raise_insufficient': False} | plugin_args

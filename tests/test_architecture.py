@@ -26,7 +26,7 @@ MAY_IMPORT = {
         'weights',
     },
     'group': {'group_page', 'layout', 'ownership', 'reproducibility', 'thickness'},
-    'workflow': {'layout', 'participant', 'progress'},
+    'workflow': {'layout', 'participant', 'progress', 'text_files'},
     'inputs': {'fill', 'layout', 'masks', 'preprocess', 'registration', 'segmentations'},
     'fill': {'inpaint', 'masks', 'preprocess', 'tissues', 'verdict', 'weights'},
     'visits': {'fill', 'inputs', 'layout', 'progress', 'registration', 'synth', 'weights'},
@@ -65,8 +65,8 @@ MAY_IMPORT = {
     },
     'thickness.direct': {'deformable'},
     'thickness.antspynet': {*EMBEDDED, 'deformable'},
-    'thickness.dldirect': {'thickness', 'thickness.tools'},
-    'thickness.freesurfer': {'thickness', 'thickness.tools'},
+    'thickness.dldirect': {'text_files', 'thickness', 'thickness.tools'},
+    'thickness.freesurfer': {'text_files', 'thickness', 'thickness.tools'},
     'thickness.anatomy': {
         *('deformable', 'masks', 'preprocess', 'registration', 'thickness', 'thickness.cortex', 'tissues'),
         'thickness.segmentation',
@@ -75,7 +75,7 @@ MAY_IMPORT = {
     'thickness.tools': {'thickness'},
     'thickness': set(),  # its engines are imported by name
     'lpips': set(),
-    'weights': {'inpaint', 'lesion_masks', 'unet'},
+    'weights': {'inpaint', 'lesion_masks', 'text_files', 'unet'},
     'dataset': {'inpaint', 'masks', 'preprocess', 'synthesis', 'tissues'},
     # pure
     'boilerplate': {'inpaint', 'thickness'},

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import app_processes
 import pytest
-from bids_examples import mask_path, t1w_path
+from bids_examples import mask_path, t1w_path, write_description
 
 from bids_lesionfill import cli, layout, raw_layout
 
@@ -290,7 +290,7 @@ def test_a_folder_of_the_output_that_leads_into_the_dataset_is_refused(dataset, 
 
 
 def test_a_file_where_a_participants_folder_is_to_be_is_refused(dataset, model_dir, tmp_path, caplog):
-    (tmp_path / 'out').mkdir()
+    write_description(tmp_path / 'out', DatasetType='derivative', GeneratedBy=[{'Name': layout.APP_NAME}])
     (tmp_path / 'out' / 'sub-01').write_text('of the user')
     assert cli.main([str(dataset()), str(tmp_path / 'out'), 'participant', '--model', str(model_dir)]) == cli.USAGE
     assert 'sub-01 is a file, expected a folder: remove it' in caplog.text

@@ -29,6 +29,8 @@ def write_tables(tmp_path):
         entities = layout.name_entities(scan)
         session = [f'ses-{entities["ses"]}'] if 'ses' in entities else []
         folder = tmp_path.joinpath(out, f'sub-{entities["sub"]}', *session, 'anat')
+        maker = {'DatasetType': 'derivative', 'GeneratedBy': [{'Name': layout.APP_NAME}]}
+        write_description(tmp_path / out, **maker)
         for desc, (lh, rh, regions) in values.items():
             regions = np.broadcast_to(regions, 68)
             table = table_of({n: (mm, 10) for n, mm in zip(REGIONS, regions)}, {'lh': lh, 'rh': rh})
@@ -267,7 +269,7 @@ def test_both_images_of_a_scan_come_from_one_folder(write_tables, quick_group, t
 
 def test_the_output_folder_given_once_more_is_no_second_folder(write_tables, quick_group, tmp_path, caplog):
     write_tables('sub-01', {'original': (2, 2, 2), 'filled': (2, 2, 2)})
-    write_description(tmp_path / 'out')
+    write_description(tmp_path / 'out', DatasetType='derivative', GeneratedBy=[{'Name': layout.APP_NAME}])
     assert quick_group('--derivatives', str(tmp_path / 'out')) == cli.OK
     assert 'two folders' not in caplog.text
 

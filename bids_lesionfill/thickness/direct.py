@@ -69,7 +69,13 @@ def start(folder):
     environment = os.environ | {'PYTHONPATH': os.pathsep.join(paths)}
     command = [sys.executable, '-m', __name__, str(folder)]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder, env=environment
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding='utf-8',
+        errors='replace',
+        cwd=folder,
+        env=environment,
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from .. import text_files
 from . import HEMISPHERES, REGIONS, RESULTS, Availability, Measurement, has_results, table_of, tools
 
 PROGRAM, RESULT = 'dl+direct', RESULTS['dldirect']
@@ -75,7 +76,7 @@ class DLDirect:
         """Measure a T1w image, or read what was measured on it."""
         if self.roots:
             file = tools.find_results(self.roots, scan, RESULT)
-            lines = file.read_text().splitlines()
+            lines = text_files.read_text(file).splitlines()
         else:
             lines = self.run_program(scan)
         try:
@@ -92,8 +93,8 @@ class DLDirect:
             t1w_file = Path(folder) / 'T1w.nii.gz'
             nib.save(nib.Nifti1Image(scan.t1w_img.get_fdata(dtype=np.float32), scan.t1w_img.affine), t1w_file)
             command = [PROGRAM, '--subject', scan.name, '--bet', str(t1w_file), f'{folder}/out']
-            done = subprocess.run(command, capture_output=True, text=True)
+            done = subprocess.run(command, capture_output=True, encoding='utf-8', errors='replace')
             result = Path(folder) / 'out' / RESULT
             if done.returncode or not result.is_file():
                 raise RuntimeError(f'{PROGRAM} ended with {done.returncode}: {(done.stderr or done.stdout)[-300:]}')
-            return result.read_text().splitlines()
+            return text_files.read_text(result).splitlines()

@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from .. import text_files
 from . import HEMISPHERES, REGION_NAMES, RESULTS, Availability, Measurement, table_of, tools
 
 STATS = 'stats/{hemisphere}.aparc.stats'
@@ -142,7 +143,7 @@ def read_both(files):
     regions, means = {}, {}
     for hemisphere, file in zip(HEMISPHERES, files):
         try:
-            found, means[hemisphere] = read_stats(file.read_text().splitlines())
+            found, means[hemisphere] = read_stats(text_files.read_text(file).splitlines())
         except ValueError as error:
             raise ValueError(f'{file}: {error}; FastSurfer needs --fsaparc for it') from None
         regions |= {f'{hemisphere}_{name}': value for name, value in found.items()}

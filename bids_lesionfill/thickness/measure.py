@@ -125,7 +125,7 @@ class Job(NamedTuple):
         """The lesions that were to be filled, on the grid of the T1w; bool array."""
         t1w_img = inputs.open_image(self.filled_file)  # with its header, which may say nothing of its place
         xfm_file = layout.xfm_file(self.output_dir, self.image)
-        to_t1w = registration.from_itk_text(xfm_file.read_text()) if xfm_file.is_file() else None
+        to_t1w = registration.from_itk_text(xfm_file.read_text(encoding='utf-8')) if xfm_file.is_file() else None
         lesion_mask_img = inputs.lesions_of(self.image, to_t1w=to_t1w, **self.lesions)
         return fill.mask_on_grid(lesion_mask_img, t1w_img, self.lesions.get('mask_threshold', 0.5))
 
