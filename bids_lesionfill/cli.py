@@ -1,10 +1,12 @@
 """Arguments in, exit code out. Heavy libraries are imported after the arguments are understood."""
 
 import argparse
+import difflib
 import errno
 import json
 import logging
 import os
+import re
 import shlex
 import sys
 from dataclasses import dataclass, field, replace
@@ -37,7 +39,7 @@ logger = logging.getLogger('bids_lesionfill')
 def version():
     """The version, from the file `version` beside run.py, or from the installed package."""
     if VERSION_FILE.is_file():
-        return VERSION_FILE.read_text().strip()
+        return VERSION_FILE.read_text(encoding='utf-8').strip()
     from importlib import metadata
 
     return metadata.version('bids_lesionfill')
@@ -804,6 +806,7 @@ def read_filters(path):
         raise UsageError(f'--bids-filter-file {path} cannot be read as JSON: {error}') from None
     known = ('t1w', 'flair', 'lesion_mask', 'tissue')
     check_filters(content, known, path)
+    content = {key: with_long_names(value, key, path) if key in known else value for key, value in content.items()}
     ignored = sorted(set(content) - set(known))
     if ignored:
         logger.info('keys %s of %s are ignored', ignored, path)
@@ -820,9 +823,36 @@ def check_filters(content, known, path):
     for key in set(content) & set(known):
         if not isinstance(content[key], dict) and not (key == 'tissue' and content[key] is None):
             raise UsageError(f'--bids-filter-file {path}: {key} is {content[key]!r:.60}, expected entities in braces')
-        for entity, flag in {'subject': '--participant-label', 'scope': '--derivatives'}.items():
+        flags = {'subject': '--participant-label', 'sub': '--participant-label', 'scope': '--derivatives'}
+        for entity, flag in flags.items():
             if entity in (content[key] or {}):
                 raise UsageError(f'--bids-filter-file {path}: {key} has {entity}, which is not for filters; use {flag}')
+
+
+def with_long_names(entities, key, path):
+    """Return the entities of a key of the filter file under pybids' names: `acq`, as in file names, is `acquisition`.
+
+    Raises
+    ------
+    UsageError
+        If pybids knows no such entity; the sentence says which was meant.
+    """
+    from bids.layout import Config
+
+    known = [entity for name in ('bids', 'derivatives') for entity in Config.load(name).entities.values()]
+    long_names = {entity.name: entity.name for entity in known}
+    for entity in known:
+        if short := re.search(r'([a-z]+)-\(', entity.pattern or ''):
+            long_names.setdefault(short[1], entity.name)
+    unknown = [name for name in entities or () if name not in long_names]
+    for name in unknown:
+        close = difflib.get_close_matches(name.lower(), long_names, n=1)
+        meant = f': did you mean {long_names[close[0]]}?' if close else f', expected one of {", ".join(long_names)}'
+        raise UsageError(f'--bids-filter-file {path}: {key} has {name}, which is no entity of BIDS{meant}')
+    names = [long_names[name] for name in entities or ()]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UsageError(f'--bids-filter-file {path}: {key} has {twice[0]} twice, under its short and its long name')
+    return entities and dict(zip(names, entities.values()))
 
 
 def read_keys(content, known, special):

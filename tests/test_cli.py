@@ -238,6 +238,12 @@ def test_derivative_named_twice_is_refused(bids_dir, tmp_path, caplog):
     ('{"flair": ["a"]}', r"flair is \['a'\], expected entities in braces"),
     ('{"t1w": {"subject": "02"}}', 't1w has subject, which is not for filters; use --participant-label'),
     ('{"lesion_mask": {"scope": "x"}}', 'lesion_mask has scope, which is not for filters; use --derivatives'),
+    ('{"t1w": {"sub": "02"}}', 't1w has sub, which is not for filters; use --participant-label'),
+    ('{"t1w": {"sesion": "1"}}', r'filters.json: t1w has sesion, which is no entity of BIDS: did you mean session\?'),
+    ('{"lesion_mask": {"lable": "lesion"}}', r'lesion_mask has lable, .*: did you mean label\?'),
+    ('{"flair": {"Acq": "x"}}', r'flair has Acq, .*: did you mean acquisition\?'),
+    ('{"t1w": {"xyzzy": 1}}', 't1w has xyzzy, which is no entity of BIDS, expected one of subject, session'),
+    ('{"t1w": {"acq": "a", "acquisition": "b"}}', 't1w has acquisition twice'),
 ])  # fmt: skip
 def test_filter_file_that_is_none_or_goes_too_far_is_refused(tmp_path, content, words):
     path = tmp_path / 'filters.json'
@@ -256,6 +262,15 @@ def test_filter_file_knows_null_and_any(tmp_path):
     assert cli.read_filters(path) == {
         't1w': {'acquisition': Query.NONE, 'run': Query.ANY, 'session': '1'},
         'flair': {'run': 2},
+    }
+
+
+def test_filter_file_takes_the_names_that_file_names_have(tmp_path):
+    path = tmp_path / 'f.json'
+    path.write_text('{"t1w": {"acq": "mprage", "ses": "1", "rec": "norm"}, "lesion_mask": {"seg": "x", "dir": "AP"}}')
+    assert cli.read_filters(path) == {
+        't1w': {'acquisition': 'mprage', 'session': '1', 'reconstruction': 'norm'},
+        'lesion_mask': {'segmentation': 'x', 'direction': 'AP'},
     }
 
 
