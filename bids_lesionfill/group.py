@@ -4,7 +4,7 @@ import logging
 
 import numpy as np
 
-from . import group_page, layout, ownership, reproducibility
+from . import group_page, layout, ownership, reproducibility, text_files
 from .thickness import HEMISPHERES, REGIONS
 
 logger = logging.getLogger('bids_lesionfill')
@@ -130,7 +130,15 @@ def reasons_against(found, values):
 def read_statuses(output_dir):
     """Rows of participants.tsv by participant; empty if it is not there."""
     status_file = output_dir / 'participants.tsv'
-    return {row['participant_id']: row for row in layout.read_tsv(status_file)} if status_file.is_file() else {}
+    try:
+        rows = layout.read_tsv(status_file) if status_file.is_file() else []
+    except text_files.UnreadableError as error:
+        logger.warning('%s', error)
+        return {}
+    if not all({'participant_id', 'status', 'message'} <= set(row) for row in rows):
+        logger.warning('%s is not the table that participant runs write: it says nothing of them', status_file)
+        return {}
+    return {row['participant_id']: row for row in rows}
 
 
 def missing_participants(options, tables, entries, statuses):

@@ -15,7 +15,7 @@ import shlex
 import time
 import traceback
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from . import text_files, tool_outputs
@@ -264,11 +264,29 @@ def find_inputs(
         ]
         masks = lesion_masks_of(layout, subject, filters.get('lesion_mask', {}), mask_labels, mask_desc)
         segmentations = segmentations_of(layout, subject, filters.get('tissue', {}))
-        found[subject] = [
+        paired = [
             pair(image, rivals, masks, others, segmentations, layout, derivatives, needs_mask, tool_masks, tool_labels)
             for image in images
         ]
+        found[subject] = one_of_each_name(paired)
     return found
+
+
+def one_of_each_name(images):
+    """Return images (list of Inputs), of those with one name (`.nii` beside `.nii.gz`) the first, with its problem."""
+    by_name = {}
+    for image in images:
+        by_name.setdefault(image.image_file.with_name(image.name), []).append(image)
+    return [
+        twins[0] if len(twins) == 1 else replace(twins[0], problem=twins_problem(twin.image_file for twin in twins))
+        for twins in by_name.values()
+    ]
+
+
+def twins_problem(paths):
+    """Return a sentence for files that differ by `.gz` alone."""
+    first, *others = sorted(paths)
+    return f'{" and ".join(path.name for path in (first, *others))} are two files of one name: remove one'
 
 
 @dataclass(frozen=True)
@@ -707,6 +725,8 @@ def choose_mask_on_flair(t1w_entities, t1w_images, flair_images, masks, name):
 def several_masks(masks, name):
     """What to raise where several lesion masks fit an image equally; it names them."""
     names = [mask.filename for mask in masks]
+    if len({strip_extension(str(mask.path)) for mask in masks}) == 1:
+        return AmbiguousMaskError(twins_problem(Path(mask.path) for mask in masks))
     if len(set(names)) < len(names):  # of two raters, each in a derivative of their own
         names = [str(mask.path) for mask in masks]
     return AmbiguousMaskError(
@@ -1402,9 +1422,18 @@ def write_thickness(path, engine, rows, info, sources):
 
 def whole_rows(path):
     """Rows of a table of thickness that are whole, and what its sidecar says of their engines."""
-    engines = read_sidecar(path).get('Engines', {})
-    rows = read_tsv(path) if path.is_file() else []
-    return [row for row in rows if row['engine'] in engines], engines
+    engines = read_sidecar(path).get('Engines')
+    engines = engines if isinstance(engines, dict) else {}
+    try:
+        rows = read_tsv(path) if path.is_file() else []
+    except text_files.UnreadableError as error:
+        logger.warning('%s; it is left out', error)
+        rows = []
+    rows = [row for row in rows if isinstance(engines.get(row.get('engine')), dict)]
+    if not all(isinstance(row.get('thickness_mm'), float | None) and isinstance(row.get('name'), str) for row in rows):
+        logger.warning('%s holds thickness that is no number (saved by a spreadsheet?): it is left out', path)
+        rows = []
+    return rows, engines
 
 
 def drop_thickness(path, engine):

@@ -25,7 +25,7 @@ MAY_IMPORT = {
         *('thickness', 'thickness.measure', 'tool_outputs', 'verdict', 'visits'),
         'weights',
     },
-    'group': {'group_page', 'layout', 'ownership', 'reproducibility', 'thickness'},
+    'group': {'group_page', 'layout', 'ownership', 'reproducibility', 'text_files', 'thickness'},
     'workflow': {'layout', 'participant', 'progress', 'text_files'},
     'inputs': {'fill', 'layout', 'masks', 'preprocess', 'registration', 'segmentations'},
     'fill': {'inpaint', 'masks', 'preprocess', 'tissues', 'verdict', 'weights'},

@@ -322,3 +322,38 @@ def test_a_thousand_participants_take_seconds(write_tables, run_group, tmp_path)
     assert run_group() == cli.OK
     assert time.process_time() - started < 30
     assert read(tmp_path, 'group_reproducibility.tsv')[0]['n'] == 1000
+
+
+DAMAGED = {
+    'json cut': ('json', lambda data: data[:50]),
+    'json list': ('json', lambda data: b'[]'),
+    'json of others': ('json', lambda data: b'{"Engines": ["pbt"]}'),
+    'table cut': ('tsv', lambda data: data[:900]),
+    'decimal commas': ('tsv', lambda data: data.replace(b'.', b',')),
+    'no table': ('tsv', lambda data: b'x' * 200_000),
+}
+
+
+@pytest.mark.parametrize('damage', DAMAGED)
+def test_a_damaged_table_is_left_out_and_listed_and_the_rest_is_aggregated(
+    write_tables, quick_group, tmp_path, caplog, damage
+):
+    for name in ('sub-01', 'sub-02'):
+        write_tables(name, {'original': (2.5, 2.5, 2.5), 'filled': (2.5, 2.6, 2.7)})
+    end, change = DAMAGED[damage]
+    (path,) = tmp_path.glob(f'out/sub-02/anat/*desc-filled_morph.{end}')
+    path.write_bytes(change(path.read_bytes()))
+    assert quick_group() == cli.OK
+    assert [row['scan'] for row in read(tmp_path, 'phenotype/thickness.tsv')] == ['sub-01']
+    page = (tmp_path / 'out/group.html').read_text(encoding='utf-8')
+    assert 'sub-02' in page
+    assert 'table of the filled image' in page or 'mean thickness of both hemispheres' in page
+    if damage not in ('table cut', 'json of others'):
+        assert str(path) in caplog.text
+
+
+@pytest.mark.parametrize('text', ['participant_id\tx\nsub-01\tschubförmig\n'.encode('latin-1'), b'', b'x' * 200_000])
+def test_a_damaged_table_of_participants_does_not_stop_the_group(write_tables, quick_group, tmp_path, text):
+    write_tables('sub-01', {'original': (2.5, 2.5, 2.5), 'filled': (2.5, 2.6, 2.7)})
+    (tmp_path / 'out/participants.tsv').write_bytes(text)
+    assert quick_group() == cli.OK

@@ -450,3 +450,21 @@ def test_a_full_disk_is_named_and_leaves_no_half_file(open_folder, run, caplog, 
         rows = layout.read_tsv(out / 'participants.tsv')
         assert [row['status'] for row in rows] == ['failed', 'failed']
         assert rows[0]['message'] == f"[Errno 27] File too large: '{out}/sub-01/anat/sub-01_desc-filled_T1w.nii.gz'"
+
+
+def test_an_image_or_mask_that_is_there_twice_fails_in_one_sentence(tmp_path, model_dir):
+    """`.nii` beside `.nii.gz`, as gunzip -k leaves it."""
+    masks = {mask_path(subject): P.lesion_mask_img for subject in ('01', '02')}
+    root = write_bids(tmp_path / 'data', {t1w_path(subject): P.t1w_img for subject in ('01', '02')} | masks)
+    for path in (t1w_path('01'), mask_path('02')):
+        (root / path.removesuffix('.gz')).write_bytes(gzip.decompress((root / path).read_bytes()))
+    arguments = [str(root), str(tmp_path / 'out'), 'participant', '--model', str(model_dir)]
+    assert cli.main(arguments) == cli.SOME_FAILED
+    rows = layout.read_tsv(tmp_path / 'out/participants.tsv')
+    names = [path.rpartition('/')[2].removesuffix('.gz') for path in (t1w_path('01'), mask_path('02'))]
+    assert [row['message'] for row in rows] == [
+        f'{name} and {name}.gz are two files of one name: remove one' for name in names
+    ]
+    bids_layout = layout.open_layout(root)
+    (image,) = layout.find_inputs(bids_layout, {}, 'T1w', ['01'], needs_mask=False)['01']  # for synthesis
+    assert 'are two files of one name' in image.problem
