@@ -8,7 +8,9 @@ import logging
 import os
 import re
 import shlex
+import signal
 import sys
+import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -31,7 +33,7 @@ EXIT_CODES = """exit codes:
   66   nothing to do: no image with a lesion mask (synth: no image with a T1w), or no table of thickness
   69   a thickness engine that was asked for is not available
   70   internal error
-  130  interrupted"""
+  130  interrupted; 129, 143: ended by SIGHUP (the terminal is gone), SIGTERM (a scheduler's time is up)"""
 
 logger = logging.getLogger('bids_lesionfill')
 
@@ -919,8 +921,35 @@ def start(arguments, options):
     return workflow.run(options)
 
 
+class Terminated(KeyboardInterrupt):
+    """A signal asked the run to end, which it does as if it was interrupted: workers end, nothing is left behind."""
+
+
+def terminate(number, frame):
+    """Handle a signal that asks to end."""
+    raise Terminated(number)
+
+
 def main(argv):
     """Run the app; return the exit code."""
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) == signal.SIG_DFL:  # under nohup it is ignored, and stays so
+                handlers[number] = signal.signal(number, terminate)
+    try:
+        return run(argv)
+    except Terminated as error:
+        name = signal.Signals(error.args[0]).name
+        logger.error('ended by %s; the same command goes on where it stopped', name)
+        return 128 + error.args[0]
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def run(argv):
+    """Do what arguments say; return the exit code."""
     arguments, unknown = parse(argv)
     logging.basicConfig(
         format='%(asctime)s %(levelname)s %(message)s',
@@ -959,6 +988,8 @@ def main(argv):
     except thickness.EngineUnavailable as error:
         logger.error('%s', error)
         return ENGINE_UNAVAILABLE
+    except Terminated:
+        raise
     except KeyboardInterrupt:
         logger.error('interrupted; the same command goes on where it stopped')
         return INTERRUPTED

@@ -2,9 +2,11 @@
 
 import logging
 import math
+import multiprocessing
 import os
 import shutil
 import tempfile
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -33,10 +35,14 @@ def run(options):
     with participant.writing(options, derivatives) as run_id:
         base_dir = make_base_dir(options.work_dir, run_id)
         logger.info('%d participant(s) as nodes of nipype, plugin %s', len(found), plugin)
-        run_nodes(found, donor, options, run_id, base_dir, plugin, plugin_args)
-        for subject in lost(found, options, run_id):  # a process that is killed takes those beside it with it
-            logger.warning('sub-%s has no result: once more, alone', subject)
-            run_nodes({subject: found[subject]}, donor, options, run_id, base_dir, plugin, plugin_args)
+        try:
+            run_nodes(found, donor, options, run_id, base_dir, plugin, plugin_args)
+            for subject in lost(found, options, run_id):  # a process that is killed takes those beside it with it
+                logger.warning('sub-%s has no result: once more, alone', subject)
+                run_nodes({subject: found[subject]}, donor, options, run_id, base_dir, plugin, plugin_args)
+        except KeyboardInterrupt:  # or a signal to end: see `cli.Terminated`
+            shutil.rmtree(base_dir, ignore_errors=True)
+            raise
         for subject in lost(found, options, run_id):
             layout.write_status(options.output_dir, subject, run_id, {'status': 'failed', 'images': 0, 'message': LOST})
         statuses = {subject: layout.read_status(options.output_dir, subject, run_id) for subject in found}
@@ -58,14 +64,41 @@ def make_base_dir(work_dir, run_id):
 def run_nodes(found, donor, options, run_id, base_dir, plugin, plugin_args):
     """Run participants as nodes; what went wrong is logged, and seen by the statuses that are not there."""
     flow = build(found, donor, options, run_id, base_dir)
+    runner = None
     with progress.bar(len(found), 'participants', 'participant') as bar:
         if not plugin.endswith('Graph'):  # those hand all nodes over at once
             plugin_args = plugin_args | {'status_callback': count_nodes(bar, len(found))}
         try:
-            flow.run(plugin=make_runner(plugin_args) if plugin == 'MultiProc' else plugin, plugin_args=plugin_args)
+            runner = make_runner(plugin_args) if plugin == 'MultiProc' else None
+            flow.run(plugin=runner or plugin, plugin_args=plugin_args)
+        except KeyboardInterrupt:
+            end_workers(runner)
+            raise
         except Exception as error:
             *_, sentence = f'{error}'.strip().splitlines() or [type(error).__name__]  # above: the traceback of a node
             logger.error('nipype: %s; see %s', sentence, base_dir)
+
+
+def end_workers(runner):
+    """End the processes of `make_runner` at once: what they write is whole or absent, and is done again."""
+    pool = getattr(runner, 'pool', None)
+    processes = list((getattr(pool, '_processes', None) or {}).values())
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join()
+
+
+def end_with_parent():
+    """End this process when the run that started it is gone, even if that was killed: nobody waits for it then."""
+    parent = multiprocessing.parent_process()
+    if parent is not None and not any(thread.name == 'end_with_parent' for thread in threading.enumerate()):
+
+        def wait():
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=wait, name='end_with_parent', daemon=True).start()
 
 
 def make_runner(plugin_args):
@@ -179,8 +212,9 @@ def count_voxels(image_file):
 
 def run_node(subject, images, donor, options, run_id, **sessions):
     """What a node does, in a process of its own; nipype takes this function as text, so it imports what it needs."""
-    from bids_lesionfill import layout, participant
+    from bids_lesionfill import layout, participant, workflow
 
+    workflow.end_with_parent()
     with layout.lock(options.top_dir, shared=True):  # also when the run that started it is dead
         status = participant.run_all({subject: images}, donor, options, run_id)[subject]
     if status == 'failed' and options.stop_on_first_crash:
@@ -190,8 +224,9 @@ def run_node(subject, images, donor, options, run_id, **sessions):
 
 def run_session_node(subject, session, images, donor, options, run_id):
     """The same for one session, whose participant's node says what became of it."""
-    from bids_lesionfill import layout, participant
+    from bids_lesionfill import layout, participant, workflow
 
+    workflow.end_with_parent()
     folder = options.output_dir / f'sub-{subject}'
     with (
         layout.lock(options.top_dir, shared=True),

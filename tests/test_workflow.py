@@ -3,9 +3,13 @@
 import html
 import logging
 import multiprocessing
+import os
 import re
 import shutil
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +20,8 @@ from bids_examples import t1w_path, write_bids, write_description
 
 from bids_lesionfill import cli, layout, workflow
 from bids_lesionfill.layout import UsageError
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -210,3 +216,28 @@ def test_an_index_that_is_there_is_used(bids_dir, tmp_path):
     (bids_dir / t1w_path('04')).write_text('new')
     assert layout.open_layout(bids_dir, [], database).get_subjects() == ['01', '02', '03']
     assert layout.open_layout(bids_dir, []).get_subjects() == ['01', '02', '03', '04']
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_end_ends_the_workers_too_and_leaves_nothing(dataset, model_dir, tmp_path, number):
+    root, out, temporary = dataset(), tmp_path / 'out', tmp_path / 'tmp'
+    temporary.mkdir()
+    command = [sys.executable, str(ROOT / 'run.py'), str(root), str(out), 'participant', '--model', str(model_dir)]
+    command += ['--skip-bids-validation', '--nprocs', '2']
+    with open(tmp_path / 'log', 'wb') as log:
+        parent = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {'TMPDIR': str(temporary)})
+    while parent.poll() is None and not list(out.glob('sub-*/log')):
+        time.sleep(0.2)
+    children = Path(f'/proc/{parent.pid}/task/{parent.pid}/children').read_text().split()
+    assert children
+    parent.send_signal(number)
+    assert parent.wait(60) == 128 + number
+    said = (tmp_path / 'log').read_text()
+    assert f'ended by {number.name}; the same command goes on where it stopped' in said
+    assert 'Traceback' not in said
+    end = time.monotonic() + 20
+    while (alive := [pid for pid in children if Path('/proc', pid).exists()]) and time.monotonic() < end:
+        time.sleep(0.2)
+    assert not alive
+    assert not list(temporary.glob(f'{workflow.FOLDER}*'))
+    assert not list(out.rglob('*.tmp'))
