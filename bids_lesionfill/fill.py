@@ -605,9 +605,14 @@ def describe_lesions(before, after, given_mask, used_mask, wm_mask, affine, seen
         )
     rows.sort(key=lambda row: -row['volume_mm3'])
     return [
-        {'label': number} | {name: round(float(value), 3) for name, value in row.items()}
+        {'label': number} | {name: rounded(name, float(value)) for name, value in row.items()}
         for number, row in enumerate(rows, start=1)
     ]
+
+
+def rounded(name, value):
+    """A number for the table: to 0.001, but means, whose unit is that of the image, to seven digits."""
+    return float(f'{value:.7g}') if name.startswith('mean_') else round(value, 3)
 
 
 def mean_of(image, mask):

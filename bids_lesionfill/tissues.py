@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import ndimage
 
-from . import masks
+from . import masks, mixture
 
 CSF, GREY_MATTER, WHITE_MATTER = 1, 2, 3
 EXCLUDED = 4  # brain that is not to be taken for any of them: a patient's lesions and their rims
@@ -60,10 +60,16 @@ def extract_brain(t1w):
 
 
 def correct_bias(t1w, brain_mask):
-    """T1w divided by its bias field (N4, Tustison et al. 2010; SimpleITK), float32 array."""
+    """T1w divided by its bias field (N4, Tustison et al. 2010; SimpleITK), float32 array.
+
+    N4 works on logarithms and leaves a voxel that has none as it is, as if its intensity were one: such voxels take no
+    part, and the image enters in units of its median, so that its own unit does not matter.
+    """
     import SimpleITK
 
-    image = SimpleITK.GetImageFromArray(np.ascontiguousarray(np.maximum(t1w, 0), dtype=np.float32))
+    brain_mask = brain_mask & (t1w > 0)
+    scaled = np.maximum(t1w, 0) / np.float32(np.median(t1w[brain_mask]) if brain_mask.any() else 1)
+    image = SimpleITK.GetImageFromArray(np.ascontiguousarray(scaled, dtype=np.float32))
     mask = SimpleITK.GetImageFromArray(brain_mask.astype(np.uint8))
     shrink = [4] * 3
     correction = SimpleITK.N4BiasFieldCorrectionImageFilter()
@@ -74,7 +80,7 @@ def correct_bias(t1w, brain_mask):
     return (t1w / np.exp(log_field)).astype(np.float32)
 
 
-def classify(t1w, brain_mask, lesion_mask, max_voxels=60_000):
+def classify(t1w, brain_mask, lesion_mask):
     """Tissue classes by a mixture of three normal distributions on the bias-corrected T1w.
 
     Lesions take no part in the fit. They are classified as any voxel: on T1w images as grey matter, mostly.
@@ -82,16 +88,18 @@ def classify(t1w, brain_mask, lesion_mask, max_voxels=60_000):
     Parameters
     ----------
     t1w : (X, Y, Z) float array
+        In any unit, background zero.
     brain_mask, lesion_mask : (X, Y, Z) bool array
-    max_voxels : int
-        The fit takes every n-th voxel, so that it sees at most this many.
 
     Returns
     -------
     (X, Y, Z) uint8 array: 0 outside, 1 CSF, 2 grey matter, 3 white matter
-    """
-    from sklearn.mixture import GaussianMixture
 
+    Raises
+    ------
+    ValueError
+        If too little of the brain is healthy, or it has no contrast.
+    """
     healthy_mask = brain_mask & ~lesion_mask
     if healthy_mask.sum() < 100:
         raise ValueError(
@@ -99,27 +107,18 @@ def classify(t1w, brain_mask, lesion_mask, max_voxels=60_000):
         )
     corrected = correct_bias(t1w, brain_mask)
     healthy = corrected[healthy_mask]
-    healthy = healthy[(healthy > 0) & (healthy < np.percentile(healthy, 99.8))].reshape(-1, 1)
+    healthy = healthy[(healthy > 0) & (healthy < np.percentile(healthy, 99.8))]
     dark, bright = np.percentile(t1w[healthy_mask], (5, 95))
     if len(healthy) < 100 or bright < 1.05 * dark:
         raise ValueError('the brain has no contrast, expected a T1w image with fluid, grey and white matter')
-    sample = healthy[:: max(1, len(healthy) // max_voxels)].astype(np.float64)
     for _ in range(MAX_REFITS):
-        start = np.percentile(sample, (8, 45, 85)).reshape(-1, 1)
-        mixture = GaussianMixture(3, means_init=start, random_state=0).fit(sample)
-        brightest = mixture.predict(sample) == mixture.means_.argmax()
-        if brightest.mean() > SMALLEST_WM_SHARE:
+        fitted = mixture.fit(healthy, np.percentile(healthy, (8, 45, 85)))
+        fluid_to_grey, grey_to_white = mixture.borders(*fitted)
+        if (healthy > grey_to_white).mean() > SMALLEST_WM_SHARE:
             break
-        sample = sample[~brightest]  # vessels after contrast agent, a hot spot: no white matter
+        healthy = healthy[healthy <= grey_to_white]  # vessels after contrast agent, a hot spot: no white matter
     tissue_seg = np.zeros(t1w.shape, dtype=np.uint8)
-    rank = np.argsort(np.argsort(mixture.means_.ravel())) + 1
-    # Classes are intervals of the intensity: one table instead of a density in every voxel.
-    levels = np.linspace(0, corrected[brain_mask].max(), 4096)
-    classes = rank[mixture.predict(levels.reshape(-1, 1))]
-    classes[levels > mixture.means_.max()] = WHITE_MATTER
-    classes[levels < mixture.means_.min()] = CSF
-    steps = np.clip(corrected[brain_mask] / levels[1], 0, len(levels) - 1).astype(int)
-    tissue_seg[brain_mask] = classes[steps]
+    tissue_seg[brain_mask] = CSF + np.digitize(corrected[brain_mask], (fluid_to_grey, grey_to_white), right=True)
     return tissue_seg
 
 
