@@ -419,8 +419,8 @@ def t1w_on_grid(tissue_img, image_img, conformed_img):
 
 
 def is_skull_stripped(image):
-    """True if the foreground of an image, (X, Y, Z) float array at 1 mm, is no larger than a brain."""
-    return bool(tissues.foreground(image).sum() / 1000 < tissues.LARGEST_BRAIN_ML)
+    """True if an image, (X, Y, Z) float array at 1 mm, shows a brain alone; see `tissues.is_skull_stripped`."""
+    return tissues.is_skull_stripped(image)
 
 
 def find_white_matter(t1w, lesion_mask, conformed_img, wm_mask_img=None, brain_mask_img=None, tissue_seg_img=None):

@@ -52,6 +52,33 @@ def test_image_with_noise_around_it_goes_to_deepbet(rng, monkeypatch):
     assert brain_mask.any()
 
 
+@pytest.fixture(scope='module')
+def small_head():
+    """A child's head of 1.3 l, air zero: scalp of 4 mm, skull of 6 mm, fluid, cortex, white matter."""
+    shape = (140, 140, 140)
+    radius = np.sqrt(sum((axis - 69.5) ** 2 for axis in np.ogrid[:140, :140, :140]))
+    head = np.select([radius < 46, radius < 52, radius < 55, radius < 61, radius < 65], [800, 500, 200, 60, 700], 0)
+    return np.where(head > 0, head + np.random.default_rng(0).normal(0, 10, shape), 0).astype(np.float32)
+
+
+@pytest.mark.parametrize('part', [slice(None), slice(40, 90)])
+def test_small_head_and_slab_are_not_taken_for_skull_stripped(small_head, part, monkeypatch):
+    brain = small_head[:, :, part] > 120
+    monkeypatch.setattr(tissues, 'extract_brain', lambda t1w: brain)
+    assert tissues.foreground(small_head[:, :, part]).sum() / 1000 < tissues.LARGEST_BRAIN_ML
+    found, skull_stripped = tissues.find_brain(small_head[:, :, part])
+    assert not skull_stripped
+    assert found is brain
+
+
+def test_its_brain_alone_is_skull_stripped_and_noise_in_the_air_is_not(small_head, rng):
+    radius = np.sqrt(sum((axis - 69.5) ** 2 for axis in np.ogrid[:140, :140, :140]))
+    brain = np.where(radius < 55, small_head, 0).astype(np.float32)
+    assert tissues.is_skull_stripped(brain)
+    assert tissues.is_skull_stripped(brain[:, :, 40:90])
+    assert not tissues.is_skull_stripped(np.where(radius < 55, brain, np.abs(rng.normal(0, 5, brain.shape))))
+
+
 @pytest.mark.parametrize('value', [0, 300])
 def test_image_without_a_brain_is_refused(value):
     with pytest.raises(ValueError, match='no brain'):
