@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from . import config, layout, raw_layout, thickness, tool_outputs, validation, weights
+from . import config, entry, layout, raw_layout, thickness, tool_outputs, validation, weights
 from .layout import UsageError
 
 VERSION_FILE = Path(__file__).resolve().parent.parent / 'version'
@@ -941,5 +941,5 @@ def main(argv):
 
 
 def script():
-    """Console script `bids_lesionfill`."""
-    sys.exit(main(sys.argv[1:]))
+    """Console script `bids_lesionfill`; also `run.py` and `python -m bids_lesionfill`."""
+    sys.exit(entry.end_quietly(main, sys.argv[1:]))

@@ -15,10 +15,10 @@ MAY_IMPORT = {
     '__init__': {'fill', 'synth'},
     '__main__': {'cli'},
     'cli': {
-        *('config', 'group', 'layout', 'participant', 'raw_layout', 'thickness', 'tool_outputs', 'validation'),
+        *('config', 'entry', 'group', 'layout', 'participant', 'raw_layout', 'thickness', 'tool_outputs', 'validation'),
         *('weights', 'workflow'),
     },
-    'single_file': {'fill', 'inputs', 'layout'},
+    'single_file': {'entry', 'fill', 'inputs', 'layout'},
     # stories
     'participant': {
         *('boilerplate', 'fill', 'inputs', 'layout', 'progress', 'raw_layout', 'registration', 'report'),
@@ -47,6 +47,7 @@ MAY_IMPORT = {
     'validation': {'layout'},
     'config': {'layout'},
     'raw_layout': {'layout'},
+    'entry': set(),
     'progress': set(),
     'report': {'layout'},
     'evaluation_page': {'layout'},
@@ -76,7 +77,8 @@ MAY_IMPORT = {
     'boilerplate': {'inpaint', 'thickness'},
     'inpaint': {'baselines', 'diffusion', 'masks'},
     'lesion_masks': {'masks', 'registration', 'tissues'},
-    'tissues': {'masks'},
+    'tissues': {'masks', 'mixture'},
+    'mixture': set(),
     'segmentations': {'tissues'},
     'registration': set(),
     'baselines': {'masks'},
@@ -97,6 +99,7 @@ PURE = [
     'inpaint',
     'evaluation_cases',
     'lesion_masks',
+    'mixture',
     'tissues',
     'segmentations',
     'registration',
