@@ -1,9 +1,7 @@
 #!/usr/bin/env python3
 """Entry point of the container: `run.py /data /out participant`."""
 
-import sys
-
-from bids_lesionfill.cli import main
+from bids_lesionfill.cli import script
 
 if __name__ == '__main__':
-    sys.exit(main(sys.argv[1:]))
+    script()

@@ -14,7 +14,7 @@ import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from . import config, layout, ownership, raw_layout, text_files, thickness, tool_outputs, validation, weights
+from . import config, entry, layout, ownership, raw_layout, text_files, thickness, tool_outputs, validation, weights
 from .layout import UsageError
 
 VERSION_FILE = Path(__file__).resolve().parent.parent / 'version'
@@ -1005,5 +1005,5 @@ def run(argv):
 
 
 def script():
-    """Console script `bids_lesionfill`."""
-    sys.exit(main(sys.argv[1:]))
+    """Console script `bids_lesionfill`; also `run.py` and `python -m bids_lesionfill`."""
+    sys.exit(entry.end_quietly(main, sys.argv[1:]))

@@ -65,7 +65,7 @@ def fill_lesions(
     wm_mask_img : nibabel image, optional
         White matter, above zero; found by a mixture model if not given.
     dilate : int
-        Voxels that the mask grows into white matter (thesis 3.5).
+        Voxels that the mask grows into white matter (thesis 3.5); within the slice where slices are thicker than 2 mm.
     rim_voxels : int
         Voxels that it may grow further, into white matter as dark (FLAIR: bright) as the rim of a lesion that the mask
         missed; see `inpaint.grow_to_rim`.
@@ -168,13 +168,14 @@ def fill(
     # 3. The mask that is used, on the image's own grid.
     native_wm = preprocess.conform_mask(mask_image(wm_mask, conformed_img), plain_img) & ~kept_mask
     used_mask = masks.restrict_to_white_matter(given_mask, native_wm)
-    used_mask = masks.dilate_within(used_mask, native_wm, dilate)
+    step = masks.one_step(nib.affines.voxel_sizes(plain_img.affine))
+    used_mask = masks.dilate_within(used_mask, native_wm, dilate, step)
     hole = preprocess.touched_by(mask_image(used_mask, plain_img), conformed_img)
     rim = inpaint.grow_to_rim(image, hole, wm_mask, rim_voxels, bright_lesions=model.modality == 'FLAIR') & ~hole
     if rim.any():
         rim = preprocess.conform_mask(mask_image(rim, conformed_img), plain_img) & native_wm
         # On another grid a thin rim falls apart: only what still touches the mask is taken.
-        used_mask = ndimage.binary_propagation(used_mask, masks.FULL_CONNECTIVITY, mask=used_mask | rim)
+        used_mask = ndimage.binary_propagation(used_mask, step, mask=used_mask | rim)
         hole = preprocess.touched_by(mask_image(used_mask, plain_img), conformed_img)
     place_notes = notes_on_place(image_img, lesion_mask_img)
     info = {
@@ -283,6 +284,7 @@ def plain(img, name):
     """An image as one volume of finite floats without spikes; ValueError if it is none."""
     check_image(img, name)
     values = np.nan_to_num(one_volume(img), posinf=0, neginf=0)
+    preprocess.check_intensities(values, called(img, name))
     return nib.Nifti1Image(preprocess.without_spikes(values), img.affine)
 
 
@@ -353,6 +355,11 @@ def notes_on_place(image_img, lesion_mask_img):
                 f'sform and qform of the {name} lie {apart_mm:.0f} mm apart: the sform is used. Other programs may '
                 'take the qform.'
             )
+    if follows_qform(lesion_mask_img, image_img):
+        notes.append(
+            'The lesion mask lies where the qform puts the image: it was laid on the voxels of the image. Check the '
+            'pictures.'
+        )
     return notes
 
 
@@ -369,19 +376,32 @@ def forms_apart_mm(img):
     return float(np.linalg.norm(sform - qform, axis=1).max())
 
 
+def follows_qform(img, image_img):
+    """True if an image lies where the qform puts another, whose sform is used and puts it elsewhere.
+
+    So does a mask that was drawn in a program which takes the qform: it is meant on the voxels of the other.
+    """
+    if img.shape[:3] != image_img.shape[:3] or forms_apart_mm(image_img) <= MOST_FORMS_APART_MM:
+        return False
+    on_qform = np.allclose(img.affine, image_img.header.get_qform(), atol=1e-3)
+    return on_qform and not np.allclose(img.affine, image_img.affine, atol=1e-3)
+
+
 def has_place(img):
     """False if the header of a NIfTI file gives it no place in the world: what nibabel makes up then is none."""
     return not isinstance(img, nib.Nifti1Pair) or bool(img.header['sform_code'] or img.header['qform_code'])
 
 
 def beside(img, image_img, name):
-    """An image in the world of another: on the voxels of the other if only one of the two has a place.
+    """An image in the world of another: on the voxels of the other if only one has a place, or it `follows_qform`.
 
     Raises
     ------
     ValueError
         If it cannot lie on the voxels of the other, because they have other shapes.
     """
+    if follows_qform(img, image_img):
+        return with_affine(img, image_img.affine)
     if has_place(img) == has_place(image_img):
         return img
     if img.shape[:3] != image_img.shape[:3]:
@@ -419,8 +439,8 @@ def t1w_on_grid(tissue_img, image_img, conformed_img):
 
 
 def is_skull_stripped(image):
-    """True if the foreground of an image, (X, Y, Z) float array at 1 mm, is no larger than a brain."""
-    return bool(tissues.foreground(image).sum() / 1000 < tissues.LARGEST_BRAIN_ML)
+    """True if an image, (X, Y, Z) float array at 1 mm, shows a brain alone; see `tissues.is_skull_stripped`."""
+    return tissues.is_skull_stripped(image)
 
 
 def find_white_matter(t1w, lesion_mask, conformed_img, wm_mask_img=None, brain_mask_img=None, tissue_seg_img=None):
@@ -605,9 +625,14 @@ def describe_lesions(before, after, given_mask, used_mask, wm_mask, affine, seen
         )
     rows.sort(key=lambda row: -row['volume_mm3'])
     return [
-        {'label': number} | {name: round(float(value), 3) for name, value in row.items()}
+        {'label': number} | {name: rounded(name, float(value)) for name, value in row.items()}
         for number, row in enumerate(rows, start=1)
     ]
+
+
+def rounded(name, value):
+    """A number for the table: to 0.001, but means, whose unit is that of the image, to seven digits."""
+    return float(f'{value:.7g}') if name.startswith('mean_') else round(value, 3)
 
 
 def mean_of(image, mask):

@@ -51,7 +51,7 @@ def settle(image):
     """
     if image.flair_file is None or image.lesion_mask_file is None:
         return image
-    t1w_img, mask_img = open_image(image.image_file), open_image(image.lesion_mask_file)
+    t1w_img, mask_img = open_image(image.image_file), open_lesion_mask(image)
     if same_grid(mask_img, t1w_img):  # then nobody needs the FLAIR, nor that it can be read
         return replace(image, flair_file=None)
     flair_img = open_image(image.flair_file)
@@ -88,7 +88,7 @@ def load(image, mask_threshold=0.5, lesion_labels=(), min_lesion_volume_mm3=0):
     ValueError
         If a mask does not hold the labels.
     """
-    image_img, mask_img = open_image(image.image_file), open_image(image.lesion_mask_file)
+    image_img, mask_img = open_image(image.image_file), open_lesion_mask(image)
     wanted_img, kept_img = select_lesions(
         mask_img, mask_threshold, image.lesion_labels, lesion_labels, min_lesion_volume_mm3
     )
@@ -116,6 +116,16 @@ def load(image, mask_threshold=0.5, lesion_labels=(), min_lesion_volume_mm3=0):
     )
 
 
+def open_lesion_mask(image):
+    """The lesion mask of an image; on the voxels of the FLAIR if it follows the FLAIR's qform, not its sform."""
+    mask_img = open_image(image.lesion_mask_file)
+    flair_file = image.image_file if image.tissue_file else image.flair_file
+    if flair_file is None or same_grid(mask_img, open_image(image.t1w_file)):  # then nobody needs the FLAIR
+        return mask_img
+    flair_img = open_image(flair_file)
+    return fill.with_affine(mask_img, flair_img.affine) if fill.follows_qform(mask_img, flair_img) else mask_img
+
+
 def open_brain_mask(image):
     """The brain mask that was found for an image, read, in the world of its T1w; None without."""
     if not image.brain_mask_file:
@@ -139,7 +149,7 @@ def lesions_of(image, mask_threshold=0.5, to_t1w=None, labels=(), min_volume_mm3
     if image.lesion_mask_file is None:
         return None
     mask_img, _ = select_lesions(
-        open_image(image.lesion_mask_file), mask_threshold, image.lesion_labels, labels, min_volume_mm3
+        open_lesion_mask(image), mask_threshold, image.lesion_labels, labels, min_volume_mm3
     )
     if to_t1w is None or not drawn_on_flair(image):
         return mask_img
@@ -150,7 +160,7 @@ def drawn_on_flair(image):
     """True if the lesion mask of an image (of `settle`) lies in the world of the FLAIR, not of the T1w."""
     if image.tissue_file is None:
         return image.flair_file is not None
-    mask_img, t1w_img = open_image(image.lesion_mask_file), open_image(image.tissue_file)
+    mask_img, t1w_img = open_lesion_mask(image), open_image(image.tissue_file)
     return not (image.mask_space == 'T1w' or (image.mask_space is None and same_grid(mask_img, t1w_img)))
 
 

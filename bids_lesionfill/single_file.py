@@ -6,7 +6,7 @@ import logging
 import sys
 from pathlib import Path
 
-from . import layout
+from . import entry, layout
 
 OK, FAILED, USAGE = 0, 1, 2
 logger = logging.getLogger('bids_lesionfill')
@@ -96,4 +96,4 @@ def save(img, path):
 
 def script():
     """Console script `bids_lesionfill-file`."""
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(entry.end_quietly(main, sys.argv[1:]))

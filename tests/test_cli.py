@@ -1,5 +1,6 @@
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,13 @@ ROOT = Path(__file__).parent.parent
 def bids_dir(tmp_path):
     write_description(tmp_path / 'data')
     return tmp_path / 'data'
+
+
+@pytest.mark.parametrize('redirected', ['| true', '>&-'])
+def test_output_that_nobody_reads_ends_without_a_traceback(redirected):
+    command = f'{shlex.quote(sys.executable)} -m bids_lesionfill --list-models {redirected}'
+    done = subprocess.run(['bash', '-o', 'pipefail', '-c', command], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, '')
 
 
 def test_version_is_printed(capsys):

@@ -338,6 +338,31 @@ def test_a_lesion_that_no_voxel_of_the_working_grid_meets_is_filled(model):
     assert (filled[lesion] > 650).all()
 
 
+def test_mask_on_thick_slices_does_not_grow_into_the_next_slices(make_phantom, model):
+    """It grew by voxels: on slices of 5 mm the used mask was 5 to 12 times the given one."""
+    phantom = make_phantom(shape=(60, 56, 14), affine=np.diag([1, 1, 5.0, 1]))
+    tight = fill.ndimage.binary_erosion(phantom.lesion_mask, np.ones((3, 3, 1)))
+    tight[:, :, :7] = False
+    assert tight.any()
+    filling = fill.fill(phantom.t1w_img, phantom.img(tight), model=model, wm_mask_img=phantom.wm_mask_img)
+    used = np.asarray(filling.used_mask_img.dataobj) > 0
+    slices = tight.any(axis=(0, 1))
+    assert used[tight].all()
+    assert used.sum() > tight.sum()
+    assert not used[:, :, ~slices].any()
+
+
+def test_mask_that_follows_the_qform_of_its_image_lies_on_its_voxels(phantom, model):
+    img = phantom.t1w_img
+    img.set_qform(nib.affines.from_matvec(np.eye(3), (21, 0, 0)) @ phantom.affine, code=1)
+    mask_img = nib.Nifti1Image(phantom.lesion_mask.astype(np.uint8), img.header.get_qform())
+    filling = fill.fill(img, mask_img, model=model, wm_mask_img=phantom.wm_mask_img)
+    assert (np.asarray(filling.used_mask_img.dataobj) > 0)[phantom.lesion_mask].all()
+    assert any('lies where the qform puts the image' in warning for warning in filling.warnings)
+    elsewhere = nib.Nifti1Image(np.asarray(mask_img.dataobj), np.eye(4))
+    assert not fill.follows_qform(elsewhere, img)
+
+
 def test_dark_ringing_around_the_brain_survives(phantom, flair_model):
     assert (phantom.flair < 0).any()
     filled = fill_lesions(

@@ -180,6 +180,26 @@ def other_qform():
     return img
 
 
+def mask_on_qform():
+    """The mask lies where the image's qform puts it, 30 mm beside the sform."""
+    img = other_qform()
+    return filled_row(img, nib.Nifti1Image(P.lesion_mask.astype(np.uint8), img.header.get_qform()),
+                      words='The lesion mask lies where the qform puts the image')  # fmt: skip
+
+
+def zscored(background):
+    """Mean 0 and deviation 1 in the brain; background 0 or its minimum."""
+    inside = P.t1w[P.brain_mask]
+    z = (P.t1w - inside.mean()) / inside.std()
+    return P.img(np.where(P.brain_mask, z, 0 if background == 'zero' else z.min()).astype(np.float32))
+
+
+def ct():
+    """Hounsfield units: air, skull, and a brain in which tissues differ by little."""
+    units = np.array([-1000, 900, 38, 28])[P.tissue_seg] + np.random.default_rng(0).normal(0, 5, P.t1w.shape)
+    return P.img(np.rint(units).astype(np.int16))
+
+
 NO_PLACE = {'sform_code': 0, 'qform_code': 0}
 RGB = np.zeros(P.t1w.shape, dtype=[('R', 'u1'), ('G', 'u1'), ('B', 'u1')])
 ROWS = {
@@ -235,9 +255,13 @@ ROWS = {
     'bigendian': filled_row(nib.Nifti1Image(P.t1w, P.affine, nib.Nifti1Header(endianness='>'))),
     'nifti2': filled_row(nib.Nifti2Image(P.t1w, P.affine)),
     'thickslices': thick_slices(),
+    'zscored': failed('T1w.nii.gz is negative in', zscored('zero')),
+    'zscoredbackground': failed('as after z-scoring', zscored('minimum')),
+    'ct': failed('T1w.nii.gz has air near -1000 and tissue near 0, as a CT in Hounsfield units', ct()),
     # images: place
     'sheared': sheared_image(),
     'otherqform': filled_row(other_qform(), words='sform and qform of the image lie 30 mm apart: the sform is used'),
+    'maskonqform': mask_on_qform(),
     'sformzero': filled_row(gz(P.t1w_img, sform_code=0)),
     'brokenquaternion': filled_row(gz(P.t1w_img, qform_code=0, quatern_b=3, quatern_c=np.nan)),
     'zeroaffine': failed('T1w.nii.gz has no usable affine: [[0.0, 0.0',

@@ -88,6 +88,15 @@ def test_dilation_by_n_voxels_grows_n_voxels_in_all_26_directions():
     assert np.array_equal(masks.dilate_within(lesion, everywhere, 3), cube((11,) * 3, (2, 2, 2), size=7))
 
 
+def test_one_step_takes_the_next_voxel_but_not_the_next_thick_slice():
+    assert masks.one_step((1, 1, 1)).all()
+    assert masks.one_step((0.5, 0.5, 2)).all()
+    assert np.array_equal(masks.one_step((1, 5, 1)), np.indices((3, 3, 3))[1] == 1)
+    lesion = cube((11, 11, 11), (5, 5, 5), size=1)
+    grown = masks.dilate_within(lesion, np.ones_like(lesion), 2, masks.one_step((1, 1, 5)))
+    assert grown.sum() == grown[:, :, 5].sum() == 25
+
+
 def test_dilation_does_not_jump_over_a_gap_in_white_matter():
     lesion = cube((11, 5, 5), (1, 2, 2), size=1)
     wm_mask = np.ones_like(lesion)

@@ -119,6 +119,17 @@ def test_a_voxel_half_way_between_two_tissues_is_half_of_each():
     np.testing.assert_allclose(fractions, [[0.5, 0.75, 1], [0.5, 0.25, 0], [0, 0, 0]], atol=1e-6)
 
 
+@pytest.mark.parametrize(('unit', 'offset'), [(1e-9, 0), (1.5, 0), (1e9, 0), (1, 1000), (1e-6, -3e-4)])
+def test_unit_of_intensity_and_offset_do_not_change_the_tissue_fractions(segmented, unit, offset):
+    t1w, seg, priors = segmented
+    one, other = (
+        segmentation.segment(image.astype(np.float32), seg > 0, priors, np.random.default_rng(3))
+        for image in (t1w, t1w.astype(np.float64) * unit + offset)
+    )
+    assert np.abs(one - other).max() < 0.01
+    assert (one.argmax(axis=0) != other.argmax(axis=0)).sum() <= 5
+
+
 def test_segmentation_gives_the_same_bytes_for_the_same_seed_and_others_for_another(segmented):
     t1w, seg, priors = segmented
     first, again, other = (

@@ -15,6 +15,12 @@ def head(make_phantom):
     return head, head.t1w * field, head.healthy * field
 
 
+@pytest.fixture(scope='module')
+def classes_of_head(head):
+    phantom, t1w, _ = head
+    return tissues.classify(t1w, phantom.brain_mask, phantom.lesion_mask)
+
+
 def dice(a, b):
     return 2 * (a & b).sum() / (a.sum() + b.sum())
 
@@ -46,6 +52,33 @@ def test_image_with_noise_around_it_goes_to_deepbet(rng, monkeypatch):
     assert brain_mask.any()
 
 
+@pytest.fixture(scope='module')
+def small_head():
+    """A child's head of 1.3 l, air zero: scalp of 4 mm, skull of 6 mm, fluid, cortex, white matter."""
+    shape = (140, 140, 140)
+    radius = np.sqrt(sum((axis - 69.5) ** 2 for axis in np.ogrid[:140, :140, :140]))
+    head = np.select([radius < 46, radius < 52, radius < 55, radius < 61, radius < 65], [800, 500, 200, 60, 700], 0)
+    return np.where(head > 0, head + np.random.default_rng(0).normal(0, 10, shape), 0).astype(np.float32)
+
+
+@pytest.mark.parametrize('part', [slice(None), slice(40, 90)])
+def test_small_head_and_slab_are_not_taken_for_skull_stripped(small_head, part, monkeypatch):
+    brain = small_head[:, :, part] > 120
+    monkeypatch.setattr(tissues, 'extract_brain', lambda t1w: brain)
+    assert tissues.foreground(small_head[:, :, part]).sum() / 1000 < tissues.LARGEST_BRAIN_ML
+    found, skull_stripped = tissues.find_brain(small_head[:, :, part])
+    assert not skull_stripped
+    assert found is brain
+
+
+def test_its_brain_alone_is_skull_stripped_and_noise_in_the_air_is_not(small_head, rng):
+    radius = np.sqrt(sum((axis - 69.5) ** 2 for axis in np.ogrid[:140, :140, :140]))
+    brain = np.where(radius < 55, small_head, 0).astype(np.float32)
+    assert tissues.is_skull_stripped(brain)
+    assert tissues.is_skull_stripped(brain[:, :, 40:90])
+    assert not tissues.is_skull_stripped(np.where(radius < 55, brain, np.abs(rng.normal(0, 5, brain.shape))))
+
+
 @pytest.mark.parametrize('value', [0, 300])
 def test_image_without_a_brain_is_refused(value):
     with pytest.raises(ValueError, match='no brain'):
@@ -61,11 +94,21 @@ def test_classes_are_found_under_a_bias_field(head):
     assert not tissue_seg[~phantom.brain_mask].any()
 
 
-def test_classes_do_not_depend_on_the_unit_of_intensity(head):
+@pytest.mark.parametrize('unit', [1e-9, 1e-6, 1.5, 10, 1e6, 1e9])
+def test_classes_do_not_depend_on_the_unit_of_intensity(head, classes_of_head, unit):
     phantom, t1w, _ = head
-    one = tissues.classify(t1w, phantom.brain_mask, phantom.lesion_mask)
-    thousand = tissues.classify(t1w * 1000, phantom.brain_mask, phantom.lesion_mask)
-    assert (one == thousand).mean() > 0.999
+    scaled = (t1w * np.float64(unit)).astype(np.float32)
+    again = tissues.classify(scaled, phantom.brain_mask, phantom.lesion_mask)
+    assert (classes_of_head != again).sum() <= 5
+
+
+def test_voxels_without_a_logarithm_do_not_bind_the_bias_field_to_a_unit(head):
+    """N4 leaves them as they are, as if their intensity were one."""
+    phantom, t1w, _ = head
+    t1w = t1w.copy()
+    t1w[phantom.tissue_seg == CSF] = 0
+    fields = [tissues.correct_bias(t1w * np.float32(unit), phantom.brain_mask) / unit for unit in (1, 1e6)]
+    assert np.allclose(*fields, rtol=1e-3)
 
 
 def test_classification_is_deterministic(head):

@@ -39,7 +39,7 @@ def segment(t1w, brain_mask, priors, rng):
     """
     if not brain_mask.any():
         raise ValueError('brain mask is empty, expected a brain to segment')
-    intensities = t1w[brain_mask].astype(np.float32)
+    intensities = in_units_of_their_own(t1w[brain_mask])
     prior = with_mixed_classes(np.maximum(priors[:, brain_mask], 1e-3).astype(np.float32))
     log_prior = PRIOR_WEIGHT * np.log(prior)
     fitted = rng.random(len(intensities)) < FIT_SHARE
@@ -54,6 +54,16 @@ def segment(t1w, brain_mask, priors, rng):
     fractions = np.zeros((3, *t1w.shape), dtype=np.float32)
     fractions[:, brain_mask] = unmix(intensities, posterior, means)
     return fractions
+
+
+def in_units_of_their_own(intensities):
+    """Intensities less their median, in units of their range between the quartiles; float32 array.
+
+    Then the unit of the image, and what was added to it, change nothing but rounding.
+    """
+    values = intensities.astype(np.float64)
+    low, median, high = np.percentile(values, (25, 50, 75))
+    return ((values - median) / ((high - low) or 1)).astype(np.float32)
 
 
 def with_mixed_classes(prior):

@@ -1,0 +1,17 @@
+"""How a program of the command line starts and ends."""
+
+import os
+import sys
+
+
+def end_quietly(main, argv):
+    """Run a program and return its exit code; that its output is read no further (`| head -1`) is no error of it."""
+    try:
+        try:
+            return main(argv)
+        finally:
+            if sys.stdout is not None:  # it is None where the shell closed it
+                sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        return 0
