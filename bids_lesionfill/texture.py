@@ -1,0 +1,304 @@
+"""Add to a mean filling the texture of the image's own white matter, by conditional Gaussian simulation.
+
+The image around and inside the hole is split into a smooth trend and a residual. The trend of the mean filling stays.
+The residual of untouched white matter gives the level, the spectrum and the anisotropy of the noise (an autocovariance
+in voxel lags), and a sample of it is drawn inside the hole given the residuals that are known next to it (Galerne and
+Leclaire 2017, doi:10.1137/16M1109047, eq. 3.3)::
+
+    inside = trend + sd * (g + K (z_known - g_known)),  K = C_hole,known C_known,known^-1
+
+`g` is a stationary Gaussian field with autocovariance C, `z_known` the known residual in units of `sd`.
+"""
+
+import numpy as np
+from scipy import fft, ndimage, sparse
+from scipy.sparse import linalg
+
+TREND_MM = 2.5  # standard deviation of the Gaussian that separates trend and residual
+SD_MM = 10.0  # of the one that smooths the local noise level
+MAX_LAG = 6  # voxels per axis
+MARGIN_VOXELS = 3  # between white matter that is measured and other tissue or lesions
+SHELL_VOXELS = 2  # thickness of the known voxels that condition the sample
+FEWEST_VOXELS = 300  # of white matter, to estimate an autocovariance
+OUTLIER_SD = 3.5  # robust; beyond are vessels after contrast agent and small lesions
+KNOWN_SD = 2.5  # bound on the known residual: a lesion's rim must not be continued
+STRUCTURE_SD = 2.0  # detail of the mean filling beyond this is structure, as a wall, and stays
+MOST_GAIN = 4.0  # of the power that the subtracted trend had
+NUGGET = 0.02  # of the variance; conditions the linear system
+
+
+def add_texture(image, mean, hole, wm_mask, rng, voxel_mm=(1.0, 1.0, 1.0)):
+    """Return an image whose hole is filled with a sample: the trend of the mean filling plus texture.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float array, any unit
+    mean : (X, Y, Z) float array
+        Mean filling inside the hole; not read elsewhere.
+    hole : (X, Y, Z) bool array
+        Voxels to fill with white matter.
+    wm_mask : (X, Y, Z) bool array
+        White matter; inside the hole it is not read.
+    rng : numpy.random.Generator
+    voxel_mm : (3,) floats
+
+    Returns
+    -------
+    (X, Y, Z) float64 array
+        Equal to `image` outside the hole. The mean is unchanged if white matter has no noise or fewer than
+        `FEWEST_VOXELS` voxels.
+    """
+    filled = np.where(hole, mean, image).astype(np.float64)
+    if not hole.any():
+        return filled
+    known = wm_mask & ~hole
+    box = bounding_box(known | hole)
+    hole, known, values = hole[box], known[box], filled[box]
+    sigma = TREND_MM / np.asarray(voxel_mm)
+    residual = values - smooth_within(values, known, sigma)
+    interior = interior_of(known, residual, voxel_mm)
+    if interior.sum() < FEWEST_VOXELS or residual[interior].std() <= 1e-6 * np.abs(values[interior]).mean():
+        return filled
+    sd = local_deviation(residual, interior, SD_MM / np.asarray(voxel_mm))
+    covariance = restore_trend(estimate_covariance(residual / sd, interior), sigma)
+    trend = smooth_within(values, hole | known, sigma)
+    unit = (values - trend) / sd
+    shell = known & (ndimage.distance_transform_cdt(~hole, 'chessboard') <= SHELL_VOXELS)
+    texture = sample_given(unit, hole, shell, covariance, rng)
+    structure = np.sign(unit) * np.maximum(np.abs(unit) - STRUCTURE_SD, 0)
+    values[hole] = (trend + sd * (texture + structure))[hole]
+    return filled
+
+
+def bounding_box(mask):
+    """Return the slices of the smallest box that holds a mask."""
+    return ndimage.find_objects(mask.astype(np.uint8))[0]
+
+
+def smooth_within(values, mask, sigma):
+    """Return the Gaussian mean of the values inside a mask; zero where the mask is too far away.
+
+    Parameters
+    ----------
+    values : (X, Y, Z) float array
+    mask : (X, Y, Z) bool array
+    sigma : (3,) floats
+        Standard deviation, voxels per axis.
+    """
+    weight = ndimage.gaussian_filter(mask.astype(np.float32), sigma, mode='constant')
+    total = ndimage.gaussian_filter(np.where(mask, values, 0), sigma, mode='constant')
+    return np.where(weight > 1e-6, total / np.maximum(weight, 1e-6), 0)
+
+
+def interior_of(known, residual, voxel_mm):
+    """Return white matter that lies deep and holds no outlier; of a thin slab a smaller margin is kept.
+
+    The margin is counted in the plane of the finest voxels: a neighbouring thick slice is further away than that.
+    """
+    distance = ndimage.distance_transform_edt(np.pad(known, 1), sampling=np.asarray(voxel_mm) / min(voxel_mm))
+    distance = distance[1:-1, 1:-1, 1:-1]
+    for margin in range(MARGIN_VOXELS, -1, -1):
+        interior = distance > margin
+        if interior.sum() >= FEWEST_VOXELS:
+            break
+    for _ in range(3):
+        if interior.any():
+            interior &= np.abs(residual) <= OUTLIER_SD * robust_deviation(residual[interior])
+    return interior
+
+
+def robust_deviation(values):
+    """Return the standard deviation of a normal distribution with the 90th percentile of the absolute values.
+
+    Of few grey levels the median absolute value may be zero.
+    """
+    return np.percentile(np.abs(values), 90) / 1.645
+
+
+def local_deviation(residual, interior, sigma):
+    """Return the local standard deviation of a residual, drawn to that of all white matter where little is near.
+
+    Parameters
+    ----------
+    residual : (X, Y, Z) float array
+    interior : (X, Y, Z) bool array
+        Where it is measured.
+    sigma : (3,) floats
+        Standard deviation of the Gaussian neighbourhood, voxels per axis.
+    """
+    share = ndimage.gaussian_filter(interior.astype(np.float32), sigma, mode='constant')
+    square = ndimage.gaussian_filter(np.where(interior, residual**2, 0), sigma, mode='constant')
+    prior = 0.01
+    return np.sqrt((square + prior * (residual[interior] ** 2).mean()) / (share + prior))
+
+
+def estimate_covariance(residual, mask, max_lag=MAX_LAG):
+    """Return the stationary autocovariance of a residual inside a mask, positive semidefinite.
+
+    The mean product of all pairs of mask voxels at a lag, by FFT (sum of products over number of pairs); tapered to
+    zero beyond `max_lag`; projected onto valid autocovariances by setting negative values of its spectrum to zero.
+
+    Parameters
+    ----------
+    residual : (X, Y, Z) float array
+    mask : (X, Y, Z) bool array
+    max_lag : int
+        Voxels per axis.
+
+    Returns
+    -------
+    (2 L + 1, 2 L + 1, 2 L + 1) float64 array
+        Lag zero at the centre; its value is the variance.
+    """
+    box = bounding_box(mask)
+    mask = mask[box].astype(np.float32)
+    values = np.where(mask, residual[box], 0).astype(np.float32)
+    shape = [fft.next_fast_len(n + max_lag, real=True) for n in mask.shape]
+    products, pairs = (fft.irfftn(np.abs(fft.rfftn(a, shape)) ** 2, shape) for a in (values, mask))
+    lags = np.ix_(*[np.arange(-max_lag, max_lag + 1)] * 3)
+    products, pairs = products[lags].astype(np.float64), pairs[lags].astype(np.float64)
+    covariance = products / np.maximum(pairs, 1)
+    variance = covariance[(max_lag,) * 3]
+    taper = lag_taper(max_lag)
+    covariance *= taper * (pairs > 30)
+    for _ in range(20):  # alternating projections: nonnegative spectrum, bounded support
+        covariance = fft.ifftn(spectrum_of(covariance, [4 * max_lag] * 3)).real[lags] * (taper > 0)
+    return covariance * variance / covariance[(max_lag,) * 3]
+
+
+def restore_trend(covariance, sigma):
+    """Return the autocovariance of noise before its Gaussian mean was subtracted.
+
+    The trend of the mean filling holds no noise, that of white matter does. The spectrum of the residual is therefore
+    divided by (1 - G)^2, G the transfer function of the Gaussian, by at most `MOST_GAIN`.
+
+    Parameters
+    ----------
+    covariance : (2 L + 1, 2 L + 1, 2 L + 1) float array
+    sigma : (3,) floats
+        Standard deviation of the Gaussian, voxels per axis.
+    """
+    max_lag = covariance.shape[0] // 2
+    shape = [4 * max_lag] * 3
+    angular = np.meshgrid(*[2 * np.pi * fft.fftfreq(n) for n in shape], indexing='ij', sparse=True)
+    passed = np.exp(-0.5 * sum((s * w) ** 2 for s, w in zip(sigma, angular)))
+    gain = np.minimum(1 / np.maximum(1 - passed, 1e-6) ** 2, MOST_GAIN)
+    restored = fft.ifftn(spectrum_of(covariance, shape) * gain).real
+    lags = np.ix_(*[np.arange(-max_lag, max_lag + 1)] * 3)
+    return restored[lags] * lag_taper(max_lag)
+
+
+def lag_taper(max_lag):
+    """Return a window over lags, one up to half of `max_lag`, then falling to zero as a cosine."""
+    lag = np.sqrt(sum(n.astype(float) ** 2 for n in np.ogrid[(slice(-max_lag, max_lag + 1),) * 3]))
+    return 0.5 + 0.5 * np.cos(np.pi * np.clip(2 * lag / (max_lag + 0.5) - 1, 0, 1))
+
+
+def spectrum_of(covariance, shape):
+    """Return the nonnegative spectrum of an autocovariance on a periodic grid of the given shape."""
+    max_lag = covariance.shape[0] // 2
+    kernel = np.zeros(shape, dtype=covariance.dtype)
+    kernel[np.ix_(*[np.arange(-max_lag, max_lag + 1)] * 3)] = covariance
+    return np.maximum(fft.fftn(kernel).real, 0)
+
+
+def gaussian_field(covariance, shape, rng):
+    """Draw a stationary Gaussian field of zero mean: white noise filtered by the root of the spectrum.
+
+    Parameters
+    ----------
+    covariance : (2 L + 1, 2 L + 1, 2 L + 1) float array
+    shape : tuple of int
+        Of the field; it is cut from a periodic one that is larger by L.
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    array of that shape, float32
+    """
+    max_lag = covariance.shape[0] // 2
+    periodic = [fft.next_fast_len(max(n, max_lag + 1) + max_lag, real=True) for n in shape]
+    root = np.zeros(periodic, dtype=np.float32)
+    root[np.ix_(*[np.arange(-max_lag, max_lag + 1)] * 3)] = covariance
+    root = np.sqrt(np.maximum(fft.rfftn(root).real, 0))
+    root *= np.sqrt(covariance[(max_lag,) * 3] / mean_square(root, periodic))
+    noise = rng.standard_normal(periodic, dtype=np.float32)
+    field = fft.irfftn(fft.rfftn(noise) * root, periodic)
+    return field[tuple(slice(n) for n in shape)]
+
+
+def mean_square(half, shape):
+    """Return the mean of squares over a whole spectrum of which `rfftn` gives one half."""
+    weight = np.full(half.shape[-1], 2.0)
+    weight[0] = 1
+    if shape[-1] % 2 == 0:
+        weight[-1] = 1
+    return np.einsum('xyz,xyz,z', half, half, weight, dtype=np.float64) / np.prod(shape)
+
+
+def sample_given(known_values, hole, shell, covariance, rng):
+    """Draw a Gaussian field inside a hole, given its values in a shell of known voxels.
+
+    Parameters
+    ----------
+    known_values : (X, Y, Z) float array
+        Read inside the shell alone, bounded by `KNOWN_SD` standard deviations.
+    hole, shell : (X, Y, Z) bool array
+    covariance : (2 L + 1, 2 L + 1, 2 L + 1) float array
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    (X, Y, Z) float64 array, zero outside the hole
+    """
+    box = bounding_box(hole | shell)
+    field = np.zeros(hole.shape)
+    field[box] = gaussian_field(covariance, hole[box].shape, rng)
+    if shell.any():
+        max_lag = covariance.shape[0] // 2
+        sd = np.sqrt(covariance[(max_lag,) * 3])
+        gap = np.clip(known_values[shell], -KNOWN_SD * sd, KNOWN_SD * sd) - field[shell]
+        field[hole] += kriging(gap, shell[box], hole[box], covariance)
+    return np.where(hole, field, 0)
+
+
+def kriging(values, known, targets, covariance):
+    """Return the simple-kriging estimate at target voxels, of zero mean, from values at known voxels.
+
+    Parameters
+    ----------
+    values : (n,) float array
+        At the known voxels, in C order.
+    known, targets : (X, Y, Z) bool array
+    covariance : (2 L + 1, 2 L + 1, 2 L + 1) float array
+
+    Returns
+    -------
+    (m,) float64 array, at the target voxels in C order
+    """
+    max_lag = covariance.shape[0] // 2
+    weights = np.zeros(np.array(known.shape) + 2 * max_lag)
+    inner = (slice(max_lag, -max_lag),) * 3
+    index = np.full(weights.shape, -1, dtype=np.int32)
+    index[inner][known] = np.arange(len(values))
+    at_known, at_targets = np.flatnonzero(index >= 0), np.flatnonzero(np.pad(targets, max_lag))
+    steps = np.argwhere(np.abs(covariance) > 1e-3 * covariance[(max_lag,) * 3])
+    shifts = (steps - max_lag) @ (np.array(index.strides) // index.itemsize)
+    entries = covariance[tuple(steps.T)]
+    rows, columns, data = [], [], []
+    for shift, entry in zip(shifts, entries):
+        neighbour = index.ravel()[at_known + shift]
+        there = np.flatnonzero(neighbour >= 0).astype(np.int32)
+        rows.append(there)
+        columns.append(neighbour[there])
+        data.append(np.full(len(there), entry, dtype=np.float32))
+    matrix = sparse.csr_array(
+        (np.concatenate(data), (np.concatenate(rows), np.concatenate(columns))), shape=(len(values),) * 2
+    )
+    matrix.setdiag(matrix.diagonal() * (1 + NUGGET))
+    dual, _ = linalg.cg(matrix, values.astype(np.float64), rtol=1e-3, maxiter=200)
+    weights[inner][known] = dual
+    estimate = np.zeros(len(at_targets))
+    for shift, entry in zip(shifts, entries):
+        estimate += entry * weights.ravel()[at_targets + shift]
+    return estimate
