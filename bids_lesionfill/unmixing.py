@@ -1,9 +1,9 @@
 """Partial volume of lesions: what of a voxel is fluid, what is lesion, and how to take the lesion out of it.
 
 A voxel is a mixture, ``v = f csf + (1 - f) (w + a c) + noise``: `f` is its share of fluid, `w` the white matter around,
-`a` the share of lesion in its tissue and `c` the lesion's contrast to white matter (partial volume as in Shattuck et al.
-2001; three classes). Fluid stays, tissue that is mostly lesion (`a` above one half) is to be filled, and from the rim
-the lesion is subtracted, so that the image's own noise stays. Arrays are `(X, Y, Z)` on any one grid; distances in mm.
+`a` the share of lesion in its tissue and `c` the lesion's contrast to white matter (partial volume as in Shattuck et
+al. 2001; three classes). Fluid stays, tissue that is mostly lesion (`a` above one half) is to be filled, and from
+the rim the lesion is subtracted, so that the image's own noise stays. Arrays are `(X, Y, Z)` on any one grid; distances in mm.
 """
 
 from typing import NamedTuple
@@ -14,13 +14,14 @@ from scipy import ndimage, optimize, special
 from . import masks
 
 FLUID_BELOW = 0.3  # of the way from fluid to white matter: darker is fluid. The darkest lesions lie at 0.4
-LEAST_FLUID_ML = 0.3  # fluid outside the mask: ventricles and the space around the brain are larger, black holes smaller
+LEAST_FLUID_ML = 0.3  # outside the mask: ventricles and the space around the brain are larger, black holes smaller
 WALL_MM = 1.8  # how far from fluid a voxel may be partly fluid
 SIGMAS_MM = (0.8, 0.4)  # at which lesions are seen to depart from their usual profile: coarse to fine
 EDGES_MM = (1.0, 0.8)  # widths of the Gaussian of `soft_distance`: the first evens out ragged masks
 MARGIN_MM = 20  # around the lesions, of the box that is worked on
 REACH_MM = 4.0  # of rims; beyond, white matter is trusted
-REPLACED, TOUCHED = 0.5, 0.02  # share of lesion above which a voxel is filled, and above which it is unmixed
+# Shares of lesion from which on a voxel counts as lesion; as touched by it; and is not trusted when it is unmixed.
+REPLACED, TOUCHED, TRUSTED = 0.5, 0.02, 0.2
 
 
 class Unmixing(NamedTuple):
@@ -33,14 +34,19 @@ class Unmixing(NamedTuple):
     csf: float  # level of fluid
 
     @property
-    def replaced(self):
-        """Tissue that is mostly lesion: to be filled; (X, Y, Z) bool array."""
-        return (self.lesion > REPLACED) & (self.fluid < 1)
+    def touched(self):
+        """Tissue that holds lesion, much or little: every voxel that changes; (X, Y, Z) bool array."""
+        return (self.lesion > TOUCHED) & (self.fluid < 1)
 
     @property
-    def rim(self):
-        """Tissue that is partly lesion: to be unmixed; (X, Y, Z) bool array."""
-        return (self.lesion > TOUCHED) & (self.lesion <= REPLACED) & (self.fluid < 1)
+    def filled(self):
+        """Tissue of which too much is lesion to be trusted when that is taken out; (X, Y, Z) bool array."""
+        return (self.lesion > TRUSTED) & (self.fluid < 1)
+
+    @property
+    def replaced(self):
+        """Tissue that is mostly lesion; (X, Y, Z) bool array."""
+        return (self.lesion > REPLACED) & (self.fluid < 1)
 
 
 def unmix(image, lesion_mask, wm_mask, brain_mask, voxel_mm=(1, 1, 1), fluid=None, csf=None, evidence=None):
@@ -72,7 +78,8 @@ def unmix(image, lesion_mask, wm_mask, brain_mask, voxel_mm=(1, 1, 1), fluid=Non
     margin = tuple(int(np.ceil(MARGIN_MM / size)) for size in voxel_mm)
     low, high = np.argwhere(lesion_mask).min(axis=0), np.argwhere(lesion_mask).max(axis=0) + 1
     box = tuple(slice(max(a - m, 0), b + m) for a, b, m in zip(low, high, margin))
-    cut = [None if array is None else array[box] for array in (image, lesion_mask, wm_mask, brain_mask, fluid, evidence)]
+    arrays = (image, lesion_mask, wm_mask, brain_mask, fluid, evidence)
+    cut = [None if array is None else array[box] for array in arrays]
     found = unmix_box(*cut, csf, None if core is None else core[box], voxel_mm)
     whole = [np.zeros(image.shape, dtype=np.float32) for _ in range(4)]
     whole[0][:] = (core | ~brain_mask) if fluid is None else fluid
@@ -103,15 +110,65 @@ def unmix_box(image, lesion_mask, wm_mask, brain_mask, fluid, evidence, csf, cor
     return fluid, lesion, white_matter, contrast
 
 
-def without_rim(image, unmixing):
-    """An image from whose rims the lesion is taken: ``v - (1 - f) a c``; (X, Y, Z) float32 array."""
-    taken = (1 - unmixing.fluid) * unmixing.lesion * unmixing.contrast
-    return np.where(unmixing.rim, image - taken, image).astype(np.float32)
+def without_lesion(image, mix):
+    """An image from which the lesion is taken, ``v - (1 - f) a c``, so that its noise stays; (X, Y, Z) float array."""
+    return np.where(mix.touched, image - (1 - mix.fluid) * mix.lesion * mix.contrast, image)
 
 
-def with_fluid(filled, unmixing):
-    """Filled tissue with the fluid that its voxels hold: ``f csf + (1 - f) filled``; (X, Y, Z) float array."""
-    return unmixing.fluid * unmixing.csf + (1 - unmixing.fluid) * filled
+def tissue_alone(image, mix, reach_voxels=3):
+    """What a filler is to see: no rims, and white matter instead of fluid where fluid lies beside what is filled.
+
+    It would take the wall of a ventricle for a slope that goes on into the lesion.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float array
+    mix : Unmixing
+    reach_voxels : int
+        How far from what is filled.
+
+    Returns
+    -------
+    (X, Y, Z) float32 array
+    """
+    beside = ndimage.binary_dilation(mix.filled, masks.FULL_CONNECTIVITY, iterations=reach_voxels)
+    beside &= ~mix.filled & (mix.fluid > REPLACED) & (mix.white_matter != 0)
+    return np.where(beside, mix.white_matter, without_lesion(image, mix)).astype(np.float32)
+
+
+def blend(image, filled, mix):
+    """Filled tissue where most is lesion, the image without its lesion where little is, and both between.
+
+    Parameters
+    ----------
+    image, filled : (X, Y, Z) float array
+        With the lesion; filled, as if there were no fluid.
+    mix : Unmixing
+
+    Returns
+    -------
+    (X, Y, Z) float array, equal to `image` where nothing is touched
+    """
+    weight = np.where(mix.filled, np.clip(mix.lesion / (2 * TRUSTED), 0, 1), 0)
+    with_fluid = mix.fluid * mix.csf + (1 - mix.fluid) * filled
+    return np.where(mix.touched, weight * with_fluid + (1 - weight) * without_lesion(image, mix), image)
+
+
+def describe(mix, given_mask):
+    """What the sidecar says of an unmixing: numbers of voxels."""
+    return {
+        'LesionVoxelsReplaced': int(mix.replaced.sum()),
+        'LesionVoxelsUnmixed': int((mix.touched & ~mix.replaced).sum()),
+        'FluidVoxelsKept': int((given_mask & (mix.fluid > REPLACED)).sum()),
+    }
+
+
+def level_in_fluid(image, fluid, brain_mask):
+    """Level of fluid in an image whose share of fluid is known: the median of voxels that are all fluid; a float."""
+    whole = brain_mask & (fluid > 0.99)
+    inner = ndimage.binary_erosion(whole)
+    inner = inner if inner.any() else whole
+    return float(np.median(image[inner])) if inner.any() else 0.0
 
 
 def near(mask, reach_mm, voxel_mm):
