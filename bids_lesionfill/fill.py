@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from . import inpaint, masks, preprocess, tissues, verdict, weights
+from . import inpaint, masks, preprocess, tissues, unmixing, verdict, weights
 
 GEOMETRY = (  # fields of a NIfTI header
     *('pixdim', 'qform_code', 'quatern_b', 'quatern_c', 'quatern_d', 'qoffset_x', 'qoffset_y', 'qoffset_z'),
@@ -44,6 +44,8 @@ def fill_lesions(
     wm_mask_img=None,
     dilate=1,
     rim_voxels=2,
+    rims='unmixed',
+    rim_img=None,
     num_inference_steps=None,
     n_samples=1,
     device='auto',
@@ -64,6 +66,12 @@ def fill_lesions(
         A bundled name, a model folder, or a loaded model.
     wm_mask_img : nibabel image, optional
         White matter, above zero; found by a mixture model if not given.
+    rims : {'unmixed', 'grown'}
+        What is done with the rims of lesions, which masks miss: the share of lesion in each voxel is estimated and
+        taken out, and fluid inside the mask stays (`unmixing`); or the mask grows into them by `dilate` and
+        `rim_voxels`.
+    rim_img : nibabel image, optional
+        A FLAIR of the session, on which a T1w's rims are seen better.
     dilate : int
         Voxels that the mask grows into white matter (thesis 3.5); within the slice where slices are thicker than 2 mm.
     rim_voxels : int
@@ -96,6 +104,8 @@ def fill_lesions(
         wm_mask_img=wm_mask_img,
         dilate=dilate,
         rim_voxels=rim_voxels,
+        rims=rims,
+        rim_img=rim_img,
         num_inference_steps=num_inference_steps,
         n_samples=n_samples,
         device=device,
@@ -116,6 +126,8 @@ def fill(
     kept_mask_img=None,
     dilate=1,
     rim_voxels=2,
+    rims='unmixed',
+    rim_img=None,
     num_inference_steps=None,
     n_samples=1,
     device='auto',
@@ -169,22 +181,31 @@ def fill(
     native_wm = preprocess.conform_mask(mask_image(wm_mask, conformed_img), plain_img) & ~kept_mask
     used_mask = masks.restrict_to_white_matter(given_mask, native_wm)
     step = masks.one_step(nib.affines.voxel_sizes(plain_img.affine))
-    used_mask = masks.dilate_within(used_mask, native_wm, dilate, step)
-    hole = preprocess.touched_by(mask_image(used_mask, plain_img), conformed_img)
-    rim = inpaint.grow_to_rim(image, hole, wm_mask, rim_voxels, bright_lesions=model.modality == 'FLAIR') & ~hole
-    if rim.any():
-        rim = preprocess.conform_mask(mask_image(rim, conformed_img), plain_img) & native_wm
-        # On another grid a thin rim falls apart: only what still touches the mask is taken.
-        used_mask = ndimage.binary_propagation(used_mask, step, mask=used_mask | rim)
+    mix = None
+    if rims == 'unmixed' and used_mask.any():
+        mix = find_shares(
+            plain_img, used_mask, native_wm, brain_mask, wm_mask, t1w, conformed_img, tissue_img is None, rim_img
+        )
+        used_mask, filled_mask = mix.touched, mix.filled
+        hole = preprocess.touched_by(mask_image(filled_mask, plain_img), conformed_img)
+        tissue = unmixing.tissue_alone(plain_img.get_fdata(dtype=np.float32), mix)
+        image = preprocess.conform(nib.Nifti1Image(tissue, plain_img.affine)).get_fdata(dtype=np.float32)
+    else:
+        used_mask = masks.dilate_within(used_mask, native_wm, dilate, step)
         hole = preprocess.touched_by(mask_image(used_mask, plain_img), conformed_img)
+        rim = inpaint.grow_to_rim(image, hole, wm_mask, rim_voxels, bright_lesions=model.modality == 'FLAIR') & ~hole
+        if rim.any():
+            rim = preprocess.conform_mask(mask_image(rim, conformed_img), plain_img) & native_wm
+            # On another grid a thin rim falls apart: only what still touches the mask is taken.
+            used_mask = ndimage.binary_propagation(used_mask, step, mask=used_mask | rim)
+            hole = preprocess.touched_by(mask_image(used_mask, plain_img), conformed_img)
     place_notes = notes_on_place(image_img, lesion_mask_img)
     info = {
         'LesionVoxelsGiven': int(given_mask.sum()),
         'LesionVoxelsUsed': int(used_mask.sum()),
         'LesionVoxelsKept': int(kept_mask.sum()),
         **describe_mask(given_mask, used_mask, plain_img, brain_mask, conformed_img),
-        'Dilation': dilate,
-        'RimVoxels': rim_voxels,
+        **({'Dilation': dilate, 'RimVoxels': rim_voxels} if mix is None else unmixing.describe(mix, given_mask)),
         **tissue_info,
     }
     if not used_mask.any():
@@ -205,6 +226,8 @@ def fill(
     before = one_volume(image_img)
     filled = before.astype(np.float64)
     filled[used_mask] = on_grid(image, hole, fillings.mean(axis=0), conformed_img, plain_img)[used_mask]
+    if mix is not None:
+        filled = unmixing.blend(before, filled, mix)
     sd_img = None
     if n_samples > 1:
         sd = on_grid(np.zeros_like(image), hole, fillings.std(axis=0), conformed_img, plain_img, order=1)
@@ -452,6 +475,43 @@ def find_white_matter(t1w, lesion_mask, conformed_img, wm_mask_img=None, brain_m
     brain_mask, tissue_seg, info = find_tissues(t1w, lesion_mask, conformed_img, brain_mask_img, tissue_seg_img)
     wm_mask = tissues.claim_rim((tissue_seg == tissues.WHITE_MATTER) & ~lesion_mask, lesion_mask, brain_mask)
     return brain_mask, wm_mask, info
+
+
+def find_shares(plain_img, lesion_mask, native_wm, brain_mask, wm_mask, t1w, conformed_img, is_t1w, rim_img=None):
+    """Shares of fluid and lesion on an image's own grid (`unmixing.Unmixing`).
+
+    Fluid is found on the T1w: on the image's own grid if it is one, else on the working grid.
+    """
+    image = plain_img.get_fdata(dtype=np.float32)
+    brain = preprocess.conform_mask(mask_image(brain_mask, conformed_img), plain_img)
+    voxel_mm = nib.affines.voxel_sizes(plain_img.affine)
+    if is_t1w and rim_img is None:
+        return unmixing.unmix(image, lesion_mask, native_wm, brain, voxel_mm)
+    if is_t1w:
+        shares = unmixing.unmix(image, lesion_mask, native_wm, brain, voxel_mm)
+        flair_img = plain(beside(rim_img, plain_img, 'FLAIR'), 'FLAIR')
+        flair = preprocess.resample_to(flair_img, plain_img, order=3)
+        csf = unmixing.level_in_fluid(flair, shares.fluid, brain)
+        evidence = unmixing.unmix(flair, lesion_mask, native_wm, brain, voxel_mm, shares.fluid, csf).lesion
+        return unmixing.unmix(image, lesion_mask, native_wm, brain, voxel_mm, evidence=evidence)
+    conformed_mask = preprocess.conform_mask(mask_image(lesion_mask, plain_img), conformed_img)
+    fluid = unmixing.unmix(t1w, conformed_mask, wm_mask, brain_mask).fluid
+    # A voxel that is larger than those of the T1w sees the average of them: a Gaussian of its width.
+    wider_mm = np.sqrt(np.maximum(sizes_along(plain_img, conformed_img) ** 2 - 1, 0))
+    fluid = ndimage.gaussian_filter(fluid, wider_mm / 2.355)
+    fluid = np.clip(preprocess.resample_to(nib.Nifti1Image(fluid, conformed_img.affine), plain_img, order=1), 0, 1)
+    fluid = np.where(brain, fluid, 1)
+    return unmixing.unmix(
+        image, lesion_mask, native_wm, brain, voxel_mm, fluid, unmixing.level_in_fluid(image, fluid, brain)
+    )
+
+
+def sizes_along(img, target_img):
+    """Size of the voxels of an image along the axes of another, mm; (3,) array."""
+    turn = nib.orientations.ornt_transform(nib.io_orientation(img.affine), nib.io_orientation(target_img.affine))
+    sizes_mm = np.empty(3)
+    sizes_mm[turn[:, 0].astype(int)] = nib.affines.voxel_sizes(img.affine)
+    return sizes_mm
 
 
 def find_tissues(t1w, lesion_mask, conformed_img, brain_mask_img=None, tissue_seg_img=None):
