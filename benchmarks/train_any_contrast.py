@@ -178,6 +178,18 @@ def validation_cases(brains, lesions, plan, n_cases, seed):
     return cases
 
 
+def export(output_dir, model_dir):
+    """Write the averaged weights of a run's last checkpoint as a model folder; return its number of updates."""
+    plan = train.Plan.from_json((output_dir / 'plan.json').read_text())
+    state = torch.load(output_dir / 'checkpoint.pt', weights_only=True)
+    network = plan.build_unet()
+    network.load_state_dict(state['network'])
+    for parameter, averaged in zip(network.parameters(), state['ema']['shadow_params']):
+        parameter.data.copy_(averaged)
+    train.save_model(network, plan, model_dir)
+    return state['update']
+
+
 def main():
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
@@ -188,9 +200,13 @@ def main():
     parser.add_argument('--num-updates', type=int, default=100_000)
     parser.add_argument('--decay-updates', type=int, default=0)
     parser.add_argument('--read-only', action='store_true', help='read and keep the brains, do not train')
+    parser.add_argument('--export', type=Path, help='write the averaged weights of the last checkpoint here, and stop')
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format='%(asctime)s %(message)s')
     torch.set_num_threads(1)
+    if options.export:
+        logger.info('%d updates', export(options.output_dir, options.export))
+        return
     options.output_dir.mkdir(parents=True, exist_ok=True)
     files = [options.output_dir / f'{name}.npz' for name in ('brains', 'validation')]
     if not all(file.exists() for file in files):
