@@ -1,8 +1,8 @@
 """Fillers in every contrast: `python benchmarks/contrasts.py OUT --data DATA --models NAME_OR_FOLDER ...`.
 
-Without `--brains`: normal-appearing white matter of patients that the filler under test did not see (`ljubljana` sub-07 and
-sub-26: T1w and FLAIR; sub-07 in `ljubljana-contrasts` also T2w and T1w after contrast agent). With `--brains`, healthy
-brains as `train_any_contrast.py` keeps them (`validation.npz`): the T1w as it is, and in two random contrasts.
+Without `--brains`: normal-appearing white matter of patients whom the filler under test did not see (`ljubljana`
+sub-07, sub-26: T1w and FLAIR; sub-07 in `ljubljana-contrasts` also T2w and T1w after contrast agent). With `--brains`,
+healthy brains as `train_any_contrast.py` keeps them (`validation.npz`): the T1w as it is, and in two random contrasts.
 
 `clean`: the mask is exact. `rim`: a lesion with a soft edge is painted, of the sign that this patient's lesions have in
 this image; the mask is too tight or ragged, then grown as the app does (1+2). `confluent`: one large lesion in each

@@ -20,6 +20,7 @@ from scipy import ndimage
 from bids_lesionfill import dataset, layout, masks, preprocess, randomisation, tissues, train, weights
 
 logger = logging.getLogger('train_any_contrast')
+LEAST_WHITE_MATTER_ML = 200  # with less it was not found (sub-P1: 84 to 92 ml, partly insula)
 
 
 def read_shapes(shapes_file, held_out):
@@ -215,6 +216,8 @@ def main():
     brains, validation = (load_brains(file) for file in files)
     for name, brain in (brains | validation).items():
         logger.info('%s: %d ml of white matter, levels %s', name, brain.wm_mask.sum() / 1000, brain.levels)
+    brains = {name: b for name, b in brains.items() if b.wm_mask.sum() / 1000 >= LEAST_WHITE_MATTER_ML}
+    logger.info('%d images to train on', len(brains))
     if options.read_only:
         return
     mask_files = layout.find_lesion_masks(options.data_dir / 'lesion-masks')
