@@ -8,10 +8,11 @@ import numpy as np
 from scipy import ndimage
 from torch.utils.data import Dataset
 
-from . import inpaint, masks, preprocess, synthesis, tissues
+from . import inpaint, masks, preprocess, randomisation, synthesis, tissues
 
 PADDING = 8  # voxels around a crop that the classical base may see
 MAX_TRIES = 200  # crops in which lesions find no place before giving up
+LARGE_LESION_VOXELS = 500  # from this on a shape may be part of a confluent lesion
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,18 @@ class CasePlan:
     max_lesions: int = 3
     rim_share: float = 0.5  # share of crops with a lesion painted in, whose soft rim the mask misses
     rim_contrast: tuple = (0.1, 0.6)  # how much darker than white matter painted lesions are; negative: brighter
+    either_sign: bool = False  # half of the painted lesions have the other sign
     max_dilation: int = 2  # the mask is grown by 0 to so many voxels, within white matter
     grow_share: float = 0.0  # share of masks that then grow into the rim as the app's do; filling only
     contrast_scale: tuple = (1.0, 1.0)  # by which the contrast of lesions is multiplied; synthesis only
     intensity_augmentation: bool = True  # contrast, blur, noise, bias: other scanners
     orientation_augmentation: bool = True  # flips, and quarter turns about the long axis of the body
     axis_augmentation: bool = False  # slices of any axis; the thesis tried it and dropped it (3.3)
+    contrast_randomisation: float = 0.0  # share of crops of T1w that get another contrast, see `randomisation`
+    acquisition_randomisation: float = 0.0  # share of crops with other noise and slices, not `augment_intensity`
+    native_thick_share: float = 0.0  # share of crops on the grid of slices of 2 to 6 mm; the others have 1 mm
+    confluent_share: float = 0.0  # share of masks of large lesions that may reach into fluid and grey matter
+    fluid_known_share: float = 0.5  # share of those whose mask is taken back from fluid, as the app does
 
 
 class Brain(NamedTuple):
@@ -39,6 +46,8 @@ class Brain(NamedTuple):
     wm_mask: np.ndarray
     lesion_mask: np.ndarray = None  # of a patient: what synthesis learns
     filled: np.ndarray = None  # the patient's image without lesions
+    tissue_seg: np.ndarray = None  # to draw confluent lesions and other contrasts
+    levels: randomisation.Levels = None  # of a T1w whose contrast may be remapped
 
 
 def read_tissues(t1w_file, dseg_file):
@@ -217,8 +226,8 @@ def augment_intensity(images, rng):
     return [image.astype(np.float32) for image in images]
 
 
-def draw_fill_case(brain, lesions, plan, form, rng):
-    """One case of filling from a padded crop of a healthy brain.
+def draw_fill_case(brain, lesions, plan, form, rng, large_lesions=()):
+    """One case of filling from a padded crop of a healthy brain; `large_lesions` are shapes of confluent ones.
 
     Returns
     -------
@@ -226,19 +235,43 @@ def draw_fill_case(brain, lesions, plan, form, rng):
     `channels`; or None if no lesion found a place.
     """
     image, wm_mask = brain.image, brain.wm_mask
-    lesion_mask = masks.sample_training_mask(
-        wm_mask, lesions, rng, plan.ellipsoid_share, plan.max_lesions, radii_voxels=plan.ellipsoid_radii_voxels
-    )
-    seen = image
-    if rng.random() < plan.rim_share:
-        seen, alpha = synthesis.paint_lesion(
-            image, lesion_mask, wm_mask, contrast=rng.uniform(*plan.rim_contrast), edge_voxels=rng.uniform(0.4, 1.3)
+    overlap = None  # of a confluent lesion with what is not white matter
+    if plan.confluent_share and brain.tissue_seg is not None and rng.random() < plan.confluent_share:
+        lesion_mask, overlap = draw_confluent_lesion(brain, large_lesions, plan, rng)
+    else:
+        lesion_mask = masks.sample_training_mask(
+            wm_mask, lesions, rng, plan.ellipsoid_share, plan.max_lesions, radii_voxels=plan.ellipsoid_radii_voxels
         )
+    seen, bright_lesions = image, max(plan.rim_contrast) < 0
+    if rng.random() < plan.rim_share:
+        contrast, edge_voxels = rng.uniform(*plan.rim_contrast), rng.uniform(0.4, 1.3)
+        if plan.either_sign and rng.random() < 0.5:
+            contrast, bright_lesions = -contrast, not bright_lesions
+        seen, alpha = synthesis.paint_lesion(image, lesion_mask, wm_mask, contrast, edge_voxels)
         lesion_mask = alpha > rng.uniform(0.3, 0.7)
     lesion_mask = masks.dilate_within(lesion_mask, wm_mask, int(rng.integers(0, plan.max_dilation + 1)))
     if plan.grow_share and rng.random() < plan.grow_share:
-        lesion_mask = inpaint.grow_to_rim(seen, lesion_mask, wm_mask, bright_lesions=max(plan.rim_contrast) < 0)
-    return finish_case(image, seen, wm_mask, lesion_mask, form)
+        lesion_mask = inpaint.grow_to_rim(seen, lesion_mask, wm_mask, bright_lesions=bright_lesions)
+    counted = lesion_mask
+    if overlap is not None:
+        counted = lesion_mask | overlap & (brain.tissue_seg != tissues.CSF)
+        lesion_mask = lesion_mask | overlap
+    return finish_case(image, seen, wm_mask, lesion_mask, form, counted)
+
+
+def draw_confluent_lesion(brain, large_lesions, plan, rng):
+    """A confluent lesion: its mask in white matter, and what it overlaps of fluid and grey matter within 2 voxels.
+
+    In part of the cases (`fluid_known_share`) fluid is left out of the overlap: the app keeps what it sees as fluid.
+    """
+    reach = int(rng.integers(0, 3))
+    near = masks.dilate_within(brain.wm_mask, np.isin(brain.tissue_seg, (tissues.CSF, tissues.GREY_MATTER)), reach)
+    if rng.random() < plan.fluid_known_share:
+        near &= brain.tissue_seg != tissues.CSF
+    if not large_lesions:
+        raise ValueError(f'no lesion shape has {LARGE_LESION_VOXELS} voxels, expected some for confluent_share')
+    lesion_mask = randomisation.draw_confluent_mask(near | brain.wm_mask, large_lesions, rng)
+    return lesion_mask & brain.wm_mask, lesion_mask & ~brain.wm_mask
 
 
 def draw_synthesis_case(brain, plan, form, rng):
@@ -261,14 +294,16 @@ def draw_synthesis_case(brain, plan, form, rng):
     return finish_case(image, seen, brain.wm_mask, lesion_mask, form)
 
 
-def finish_case(image, seen, wm_mask, lesion_mask, form):
+def finish_case(image, seen, wm_mask, lesion_mask, form, counted=None):
     core = (slice(PADDING, -PADDING),) * 3
-    if lesion_mask[core].sum() < 4 or (wm_mask & ~lesion_mask).sum() < 20:
+    if (lesion_mask if counted is None else counted)[core].sum() < 4 or (wm_mask & ~lesion_mask).sum() < 20:
         return None
     contrast = inpaint.contrast_of(image, lesion_mask, wm_mask)[0] if form.asks_contrast else None
     base, channels = inpaint.condition(seen, lesion_mask, wm_mask, form, contrast)
     case = {'image': image, 'seen': seen, 'wm_mask': wm_mask, 'lesion_mask': lesion_mask}
     case |= {'base': base, 'channels': channels}
+    if counted is not None:
+        case['counted'] = counted  # voxels of the mask that the loss counts
     return {name: array[(..., *core)] for name, array in case.items()}
 
 
@@ -292,12 +327,14 @@ def crop_centres(brain):
 class TrainingCases(Dataset):
     """An endless, numbered set: case `i` depends on the seed and `i` alone, so a resumed run sees the same cases.
 
-    A case is `(target, channels, mask)`: tensors-to-be of shape (1 or channels, slices, height, width).
+    A case is `(target, channels, mask)`: tensors-to-be of shape (1 or channels, slices, height, width); with confluent
+    lesions also the voxels that the loss counts.
     """
 
     def __init__(self, brains, lesions, plan, form, seed, n_cases):
         self.brains, self.lesions, self.plan, self.form = brains, lesions, plan, form
         self.seed, self.n_cases = seed, n_cases
+        self.large_lesions = [lesion for lesion in lesions if lesion.sum() >= LARGE_LESION_VOXELS]
         self.places = [crop_centres(brain) for brain in brains]
 
     def __len__(self):
@@ -313,31 +350,44 @@ class TrainingCases(Dataset):
             raise ValueError(f'no lesion found a place in {MAX_TRIES} crops of {self.plan.crop} voxels')
         target = self.form.to_diffusion(case['image'], case['base'])
         mask = case['lesion_mask'].astype(np.float32)
-        slabs = [inpaint.to_slab(volume) for volume in (target[None], case['channels'], mask[None])]
+        volumes = [target[None], case['channels'], mask[None]]
+        if self.plan.confluent_share:
+            volumes.append(case['counted'][None])
+        slabs = [inpaint.to_slab(volume) for volume in volumes]
         return tuple(np.ascontiguousarray(slab, dtype=np.float32) for slab in slabs)
 
     def draw(self, rng):
         """A case (see `draw_fill_case`), or None."""
-        brain = self.draw_crop(rng)
+        n_slices = 1  # of 1 mm that are one slice of the crop
+        if self.plan.native_thick_share and rng.random() < self.plan.native_thick_share:
+            n_slices = int(rng.integers(2, 6))
+        brain = self.draw_crop(rng, n_slices)
         if brain.lesion_mask is not None:
             return draw_synthesis_case(brain, self.plan, self.form, rng)
-        return draw_fill_case(brain, self.lesions, self.plan, self.form, rng)
+        shapes = self.lesions, self.large_lesions
+        if n_slices > 1:
+            shapes = [[lesion[..., n_slices // 3 :: n_slices] for lesion in group] for group in shapes]
+        return draw_fill_case(brain, shapes[0], self.plan, self.form, rng, shapes[1])
 
-    def draw_crop(self, rng):
+    def draw_crop(self, rng, n_slices=1):
         """A padded crop around white matter, or a patient's lesion, in one of its orientations: flips and quarter
-        turns that keep the axial slices axial; half turns where a crop is not square."""
+        turns that keep the axial slices axial; half turns where a crop is not square. Its slices are the mean of
+        `n_slices` axial slices."""
         number = rng.integers(len(self.brains))
-        arrays = [array for array in self.brains[number] if array is not None]
+        levels = self.brains[number].levels
+        fields = self.brains[number]._replace(levels=None)._asdict()
+        names = [name for name, array in fields.items() if array is not None]
+        arrays = [fields[name] for name in names]
         groups, chances = self.places[number]
         centres = groups[rng.choice(len(groups), p=chances)]
         centre = centres[rng.integers(len(centres))]
         if self.plan.axis_augmentation:
             axes = rng.permutation(3)
             arrays, centre = [array.transpose(axes) for array in arrays], centre[axes]
-        size = np.array(self.plan.crop) + 2 * PADDING
+        size = (np.array(self.plan.crop) + 2 * PADDING) * (1, 1, n_slices)
         missing = np.maximum(size - arrays[0].shape, 0)  # a crop may be larger than the brain: whole slices
         padding = [(n // 2, n - n // 2) for n in missing]
-        arrays = [np.pad(array, padding, constant_values=False if array.dtype == bool else -1) for array in arrays]
+        arrays = [np.pad(a, padding, constant_values=-1 if np.issubdtype(a.dtype, np.floating) else 0) for a in arrays]
         start = centre + [before for before, _ in padding] - size // 2
         start = np.clip(start, 0, np.array(arrays[0].shape) - size)
         box = tuple(slice(s, s + n) for s, n in zip(start, size))
@@ -346,8 +396,15 @@ class TrainingCases(Dataset):
             quarter_turns = int(rng.integers(4)) * (1 if size[0] == size[1] else 2)
             flip = slice(None, None, -1 if rng.random() < 0.5 else 1)
             arrays = [np.rot90(array, quarter_turns)[flip] for array in arrays]
-        crop = Brain(*(np.ascontiguousarray(array) for array in arrays))
-        if self.plan.intensity_augmentation:
+        crop = Brain(**{name: np.ascontiguousarray(array) for name, array in zip(names, arrays)})
+        if levels is not None and self.plan.contrast_randomisation and rng.random() < self.plan.contrast_randomisation:
+            crop = crop._replace(image=randomisation.randomise_contrast(crop.image, crop.tissue_seg, levels, rng))
+        if n_slices > 1:
+            fields = {name: array for name, array in crop._asdict().items() if array is not None}
+            crop = Brain(**{name: randomisation.pool_slices(array, n_slices) for name, array in fields.items()})
+        if self.plan.acquisition_randomisation and rng.random() < self.plan.acquisition_randomisation:
+            crop = crop._replace(image=randomisation.randomise_acquisition(crop.image, rng, thick=n_slices == 1))
+        elif self.plan.intensity_augmentation:
             images = [image for image in (crop.image, crop.filled) if image is not None]
             crop = crop._replace(**dict(zip(('image', 'filled'), augment_intensity(images, rng))))
         return crop

@@ -53,7 +53,7 @@ def target_of(scheduler, image, noise, timesteps):
     return noise
 
 
-def diffusion_loss(unet, image, conditions, mask, scheduler, timesteps, noise, inside_mask_only=True):
+def diffusion_loss(unet, image, conditions, mask, scheduler, timesteps, noise, inside_mask_only=True, counted=None):
     """Squared error of the prediction (Eq. 3.6), inside the mask or over the whole slab.
 
     Parameters
@@ -67,11 +67,13 @@ def diffusion_loss(unet, image, conditions, mask, scheduler, timesteps, noise, i
         One per slab.
     inside_mask_only : bool
         False is the thesis' loss; True spends no capacity on what is known, and noises the lesion only.
+    counted : (batch, 1, slices, height, width) tensor, optional
+        Part of the mask that the loss counts, 1 there: what a mask overlaps of fluid is noised, but not learnt.
 
     Returns
     -------
     (batch,) tensor
-        Mean over the slab, or over its mask.
+        Mean over the slab, or over its mask, or what of it is counted.
     """
     noisy_image = scheduler.add_noise(image, noise, timesteps)
     target = target_of(scheduler, image, noise, timesteps)
@@ -80,7 +82,8 @@ def diffusion_loss(unet, image, conditions, mask, scheduler, timesteps, noise, i
     error = (unet(torch.cat([noisy_image, conditions], dim=1), timesteps) - target) ** 2
     if not inside_mask_only:
         return error.mean(dim=(1, 2, 3, 4))
-    return (error * mask).sum(dim=(1, 2, 3, 4)) / mask.sum(dim=(1, 2, 3, 4)).clamp(min=1)
+    counted = mask if counted is None else counted
+    return (error * counted).sum(dim=(1, 2, 3, 4)) / counted.sum(dim=(1, 2, 3, 4)).clamp(min=1)
 
 
 def min_snr_weights(scheduler, timesteps, gamma=5.0):

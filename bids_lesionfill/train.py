@@ -156,6 +156,27 @@ FLAIR = replace(
     cases=replace(COMPACT.cases, rim_contrast=(-1.0, -0.1), rim_share=0.4),
     share_at_end=0.7,
 )
+# One filler for every contrast: the tissues' contrasts are drawn, see `randomisation`.
+ANY = replace(
+    COMPACT,
+    name='fill',
+    modality='any',
+    cases=replace(
+        COMPACT.cases,
+        rim_share=0.4,
+        rim_contrast=(0.1, 0.9),
+        either_sign=True,
+        contrast_randomisation=0.7,
+        acquisition_randomisation=0.6,
+        native_thick_share=0.12,
+        confluent_share=0.25,
+    ),
+    share_at_end=0.85,  # the one step of the default
+    learning_rate=4e-4,
+    warmup_updates=30,
+    validate_every=250,
+    n_validation_cases=24,
+)
 SYNTH_T1W = replace(
     COMPACT,
     name='synth-T1w',
@@ -243,6 +264,7 @@ PLANS = {
     for plan in (
         COMPACT,
         FLAIR,
+        ANY,
         SYNTH_T1W,
         SYNTH_FLAIR,
         *thesis_plans(THESIS, 'thesis'),
@@ -266,7 +288,7 @@ def train_step(network, batch, scheduler, plan, draw):
     losses : (batch,) tensor, unweighted
     timesteps : (batch,) tensor
     """
-    target, channels, mask = batch
+    target, channels, mask, *counted = batch
     generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + draw)
     timesteps = diffusion.sample_timesteps(
         len(target), scheduler.config.num_train_timesteps, plan.share_at_end, generator
@@ -274,7 +296,7 @@ def train_step(network, batch, scheduler, plan, draw):
     noise = torch.randn(target.shape, generator=generator).to(target.device)
     timesteps = timesteps.to(target.device)
     losses = diffusion.diffusion_loss(
-        network, target, channels, mask, scheduler, timesteps, noise, plan.form.inside_mask_only
+        network, target, channels, mask, scheduler, timesteps, noise, plan.form.inside_mask_only, *counted
     )
     return losses, timesteps
 

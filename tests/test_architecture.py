@@ -72,7 +72,8 @@ MAY_IMPORT = {
     'thickness': set(),  # its engines are imported by name
     'lpips': set(),
     'weights': {'inpaint', 'lesion_masks', 'unet'},
-    'dataset': {'inpaint', 'masks', 'preprocess', 'synthesis', 'tissues'},
+    'dataset': {'inpaint', 'masks', 'preprocess', 'randomisation', 'synthesis', 'tissues'},
+    'randomisation': {'masks', 'tissues'},
     # pure
     'boilerplate': {'inpaint', 'thickness'},
     'inpaint': {'baselines', 'diffusion', 'masks'},

@@ -131,7 +131,7 @@ def test_every_model_of_the_thesis_has_its_plans():
     ours = {'plain', 'plain-rims', 'prior-rims', 'residual'}
     ours |= {f'residual-rims-{base}' for base in ('biharmonic', 'membrane', 'local_white_matter')}
     names = {f'thesis-{model}' for model in thesis} | {f'small-{model}' for model in thesis | ours}
-    assert set(PLANS) == names | {'fill-T1w', 'fill-FLAIR', 'synth-T1w', 'synth-FLAIR'}
+    assert set(PLANS) == names | {'fill', 'fill-T1w', 'fill-FLAIR', 'synth-T1w', 'synth-FLAIR'}
 
 
 @pytest.mark.parametrize('prefix', ['thesis', 'small'])
