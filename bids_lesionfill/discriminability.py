@@ -13,7 +13,7 @@ from scipy.spatial import cKDTree
 
 RADIUS_VOXELS = 4  # of a patch
 MIN_VOXELS = 60  # of a patch; fewer say nothing of texture
-N_CANDIDATES = 400  # nearest places of untouched white matter of which those that hold a shape are drawn
+N_NEAREST, N_CANDIDATES = 4000, 400  # so many places are near; of so many, drawn of them, those that hold a shape
 N_LEVELS, RANGE_SD = 8, 3  # of the co-occurrence matrix
 AXES = ('x', 'y', 'z')
 
@@ -63,7 +63,8 @@ def draw_patches(filled, original, filled_mask, untouched_mask, rng, n_patches=6
         shape = offsets[padded[2][tuple((centre + radius + offsets).T)]]
         if len(shape) < MIN_VOXELS:
             continue
-        near = places[tree.query(centre, k=np.arange(1, min(N_CANDIDATES, len(places)) + 1))[1]]
+        nearest = tree.query(centre, k=np.arange(1, min(N_NEAREST, len(places)) + 1))[1]
+        near = places[rng.permutation(nearest)[:N_CANDIDATES]]
         holds = padded[3][tuple(np.moveaxis(near[:, None] + radius + shape, -1, 0))].all(axis=1)
         if holds.sum() < 2:
             continue

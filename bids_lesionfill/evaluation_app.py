@@ -4,6 +4,7 @@ The app is called as its users call it (`fill.fill`), with images and masks, and
 used. What it filled is kept under OUT/fills; with `reuse` it is taken from there.
 """
 
+import functools
 import logging
 import re
 import time
@@ -192,6 +193,16 @@ def confluent_cases(number, subject, files, models, options):
 # real
 
 
+@functools.lru_cache(maxsize=16)
+def find_tissue(t1w_file, mask_file, grid_file):
+    """T1w, brain and white matter on the working grid of an image: T1w and FLAIR of one grid share them."""
+    grid_of_img, mask_img = nib.load(grid_file), nib.load(mask_file)
+    grid_img = preprocess.conform(fill.plain(grid_of_img, 'image'))
+    t1w = fill.t1w_on_grid(nib.load(t1w_file), grid_of_img, grid_img)
+    brain_mask, wm_mask, _ = fill.find_white_matter(t1w, preprocess.conform_mask(mask_img, grid_img), grid_img)
+    return t1w, brain_mask, wm_mask
+
+
 def measure_patient(person, files, modality, models, fillers, options):
     """Measures of one image of a patient by all methods, and patches for the classifier: (rows, dict of Patches)."""
     image_file, t1w_file, mask_file = files
@@ -203,9 +214,9 @@ def measure_patient(person, files, modality, models, fillers, options):
     }
     used_mask_img = next(iter(made.values())).used_mask_img
     grid_img = preprocess.conform(fill.plain(image_img, 'image'))
-    t1w = fill.t1w_on_grid(t1w_img, image_img, grid_img)
+    one_grid = image_img.shape == t1w_img.shape and np.allclose(image_img.affine, t1w_img.affine)
+    t1w, brain_mask, wm_mask = find_tissue(t1w_file, mask_file, t1w_file if one_grid else image_file)
     given_mask, used_mask = (preprocess.conform_mask(img, grid_img) for img in (mask_img, used_mask_img))
-    brain_mask, wm_mask, _ = fill.find_white_matter(t1w, given_mask, grid_img)
     original = grid_img.get_fdata(dtype=np.float32)
     native = {label: result.filled_img.get_fdata(dtype=np.float32) for label, result in made.items()}
     native |= classical_fillings(image_img, used_mask_img, wm_mask, fillers, options.seed)

@@ -169,14 +169,14 @@ def between(image, mask, means):
     return mean_of((image > low) & (image < high), mask)
 
 
-def wall_faces(image, midpoint, near, touched):
-    """Steps of an image over the faces (6 neighbours) where it crosses a midpoint.
+def wall_faces(image, edge, near, touched):
+    """Steps of an image over the faces (6 neighbours) where it crosses the edge of fluid.
 
     Parameters
     ----------
     image : (X, Y, Z) float array
-    midpoint : float
-        Between fluid and white matter.
+    edge : float
+        Intensity between fluid and white matter.
     near : (X, Y, Z) bool array
         Where walls are looked for: both voxels of a face lie in it.
     touched : (X, Y, Z) bool array
@@ -187,7 +187,7 @@ def wall_faces(image, midpoint, near, touched):
         Absolute differences over faces with a touched voxel, and over those without.
     """
     steps = ([], [])
-    bright = image > midpoint
+    bright = image > edge
     for axis in range(3):
         values, above, counted, filled = (np.moveaxis(array, axis, 0) for array in (image, bright, near, touched))
         crossing = (above[1:] != above[:-1]) & counted[1:] & counted[:-1]
@@ -214,12 +214,13 @@ class Picture:
         self.tails = np.percentile(self.off_before[near], (TAIL_PERCENT, 100 - TAIL_PERCENT))
         self.near_fluid = ndimage.binary_dilation(untouched.fluid, iterations=WALL_MM)
         at_white = ndimage.binary_dilation(self.inside, iterations=3)
-        self.at_wall = self.near_fluid & (at_white | used_mask)
+        self.at_wall = self.near_fluid & (at_white | ndimage.binary_dilation(used_mask, iterations=2))
         self.levels = [np.median(original[mask]) if mask.any() else np.nan for mask in (untouched.fluid, self.inside)]
-        self.midpoint = np.mean(self.levels)
+        fluid, white = self.levels  # a third of the way no grey matter crosses
+        self.edge = fluid + (white - fluid) / 3
         elsewhere = self.near_fluid & at_white & ~untouched.fluid & ~used_mask
         self.between_elsewhere = between(original, elsewhere, self.means)
-        self.steps_elsewhere = wall_faces(original, self.midpoint, self.at_wall, used_mask)[1]
+        self.steps_elsewhere = wall_faces(original, self.edge, self.at_wall, used_mask)[1]
         self.grain_of_tissue = grain(original, self.inside)
         rim = tissues.claim_rim(untouched.white_matter, used_mask, untouched.brain)
         self.rim = rim & ~used_mask & ~self.near_fluid
@@ -242,7 +243,7 @@ class Picture:
         if self.modality == 'T1w':  # half-way voxels of a FLAIR are as much grey matter's
             values['wall_between'] = between(filled, region & near_fluid, self.means)
             values['wall_between_elsewhere'] = self.between_elsewhere
-        steps = wall_faces(filled, self.midpoint, self.at_wall[box], region)[0]
+        steps = wall_faces(filled, self.edge, self.at_wall[box], region)[0]
         if steps.size and self.steps_elsewhere.size:
             values['wall_steepness'] = float(np.median(steps) / np.median(self.steps_elsewhere))
         rim, sign = self.rim[box], -1 if self.modality == 'T1w' else 1
