@@ -4,7 +4,6 @@ The app is called as its users call it (`fill.fill`), with images and masks, and
 used. What it filled is kept under OUT/fills; with `reuse` it is taken from there.
 """
 
-import functools
 import logging
 import re
 import time
@@ -28,6 +27,7 @@ from . import (
     layout,
     masks,
     preprocess,
+    tissues,
     weights,
 )
 
@@ -193,38 +193,32 @@ def confluent_cases(number, subject, files, models, options):
 # real
 
 
-@functools.lru_cache(maxsize=16)
-def find_tissue(t1w_file, mask_file, grid_file):
-    """T1w, brain and white matter on the working grid of an image: T1w and FLAIR of one grid share them."""
-    grid_of_img, mask_img = nib.load(grid_file), nib.load(mask_file)
-    grid_img = preprocess.conform(fill.plain(grid_of_img, 'image'))
-    t1w = fill.t1w_on_grid(nib.load(t1w_file), grid_of_img, grid_img)
-    brain_mask, wm_mask, _ = fill.find_white_matter(t1w, preprocess.conform_mask(mask_img, grid_img), grid_img)
-    return t1w, brain_mask, wm_mask
-
-
 def measure_patient(person, files, modality, models, fillers, options):
     """Measures of one image of a patient by all methods, and patches for the classifier: (rows, dict of Patches)."""
-    image_file, t1w_file, mask_file = files
     image_img, t1w_img, mask_img = (nib.load(file) for file in files)
-    subject = layout.strip_extension(Path(image_file).name).rpartition('_')[0]
+    subject = layout.strip_extension(Path(files[0]).name).rpartition('_')[0]
     made = {
         label: fill_by_app(f'{subject}_{modality}', image_img, mask_img, t1w_img, model, steps, options)
         for label, model, steps in models
     }
     used_mask_img = next(iter(made.values())).used_mask_img
     grid_img = preprocess.conform(fill.plain(image_img, 'image'))
-    one_grid = image_img.shape == t1w_img.shape and np.allclose(image_img.affine, t1w_img.affine)
-    t1w, brain_mask, wm_mask = find_tissue(t1w_file, mask_file, t1w_file if one_grid else image_file)
+    t1w = fill.t1w_on_grid(t1w_img, image_img, grid_img)
+    brain_mask, _ = tissues.find_brain(t1w)
     given_mask, used_mask = (preprocess.conform_mask(img, grid_img) for img in (mask_img, used_mask_img))
-    original = grid_img.get_fdata(dtype=np.float32)
-    native = {label: result.filled_img.get_fdata(dtype=np.float32) for label, result in made.items()}
-    native |= classical_fillings(image_img, used_mask_img, wm_mask, fillers, options.seed)
     fillings = {
-        label: preprocess.conform(nib.Nifti1Image(values.astype(np.float32), image_img.affine)).get_fdata()
-        for label, values in native.items()
+        label: preprocess.conform(result.filled_img).get_fdata(dtype=np.float32) for label, result in made.items()
     }
+    box = masks.bounding_box(brain_mask | used_mask, PICTURE_VOXELS)
+    original = grid_img.get_fdata(dtype=np.float32)[box]
+    t1w, brain_mask, given_mask, used_mask = (array[box] for array in (t1w, brain_mask, given_mask, used_mask))
+    fillings = {label: filled[box] for label, filled in fillings.items()}
     untouched = evaluation_real.find_untouched(t1w, brain_mask, given_mask, used_mask)
+    scaling = preprocess.white_matter_scaling(original, untouched.white_matter)
+    for name, filler in fillers.items():
+        rng = np.random.default_rng([options.seed, zlib.crc32(name.encode())])
+        filled = scaling.invert(filler(scaling.apply(original), used_mask, untouched.white_matter, rng))
+        fillings[name] = np.where(used_mask, filled, original).astype(np.float32)
     measured = evaluation_real.measure_fills(
         original, {'unfilled': original} | fillings, given_mask, used_mask, untouched, modality
     )
@@ -236,10 +230,11 @@ def measure_patient(person, files, modality, models, fillers, options):
             {'modality': modality, 'subject': subject, 'person': person, 'family': family, 'seconds': seconds} | row
         )
     patches = {}
+    mean, deviation, *grounds = evaluation_real.patch_grounds(original, used_mask, untouched)
     for label, filled in fillings.items():
-        inputs = evaluation_real.patch_inputs(original, filled, used_mask, untouched)
         rng = np.random.default_rng([options.seed, zlib.crc32(subject.encode())])  # every method at the same places
-        patches[label] = discriminability.draw_patches(*inputs, rng)
+        off = ((image - mean) / deviation for image in (filled, original))
+        patches[label] = discriminability.draw_patches(*off, *grounds, rng)
     logger.info('%s %s measured, %d patches', subject, modality, len(next(iter(patches.values())).filled))
     return rows, patches
 

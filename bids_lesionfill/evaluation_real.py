@@ -93,23 +93,34 @@ def robust_deviation(values):
 
 
 def grain(image, region):
-    """Standard deviation of what is left after local smoothing, inside a region.
+    """Standard deviation of what is left after local smoothing, inside a region; see `grains`."""
+    return grains([image], region)[0]
+
+
+def grains(images, region):
+    """Standard deviation of what is left of each image after local smoothing, inside a region.
 
     The Gaussian (1.2 voxels) averages over the region alone, so that its edge leaves no step; what counts lies two
     voxels and more inside.
 
     Returns
     -------
-    float; NaN if fewer than 50 voxels count.
+    list of float; NaN if fewer than 50 voxels count.
     """
-    inner = ndimage.binary_erosion(region, iterations=GRAIN_DEPTH)
-    if inner.sum() <= MIN_GRAIN_VOXELS:
-        return np.nan
+    if not region.any():
+        return [np.nan] * len(images)
     box = masks.bounding_box(region, int(4 * GRAIN_SIGMA + 1))
-    values, part = image[box].astype(np.float64), region[box]
-    weight = ndimage.gaussian_filter(part.astype(np.float64), GRAIN_SIGMA)
-    smooth = ndimage.gaussian_filter(np.where(part, values, 0), GRAIN_SIGMA) / np.maximum(weight, 1e-4)
-    return float((values - smooth)[inner[box]].std())
+    part = region[box]
+    inner = ndimage.binary_erosion(part, iterations=GRAIN_DEPTH)
+    if inner.sum() <= MIN_GRAIN_VOXELS:
+        return [np.nan] * len(images)
+    weight = np.maximum(ndimage.gaussian_filter(part.astype(np.float32), GRAIN_SIGMA), 1e-4)
+    found = []
+    for image in images:
+        values = image[box].astype(np.float32)
+        smooth = ndimage.gaussian_filter(np.where(part, values, 0), GRAIN_SIGMA) / weight
+        found.append(float((values - smooth)[inner].std(dtype=np.float64)))
+    return found
 
 
 def local_mean(image, where, sigma=LOCAL_SIGMA):
@@ -225,33 +236,41 @@ class Picture:
         rim = tissues.claim_rim(untouched.white_matter, used_mask, untouched.brain)
         self.rim = rim & ~used_mask & ~self.near_fluid
 
-    def measure(self, filled, region):
-        """All measures of an image in a part of the filled mask: dict, see `measure_fills`."""
+    def measure(self, images, region):
+        """All measures of images in a part of the filled mask: list of dict, see `measure_fills`."""
         box = masks.bounding_box(region, MEAN_REACH_MM + 2)
-        filled, region, near_fluid, known = (array[box] for array in (filled, region, self.near_fluid, self.known))
-        off, distance = (filled - self.local_mean[box]) / self.deviation, ndimage.distance_transform_edt(~region)
-        tissue = region & ~near_fluid & known
-        values = {'grain': grain(filled, region) / self.grain_of_tissue}
-        values['grain_inside'] = grain(filled, region & ~near_fluid) / self.grain_of_tissue
-        white = self.inside[box] & (distance <= MEAN_REACH_MM)
-        values['mean_sd'] = (mean_of(filled, tissue) - mean_of(self.original[box], white)) / float(self.deviation)
-        low, high = self.tails
-        values['glow'], values['dark'] = mean_of(off > high, tissue), mean_of(off < low, tissue)
-        everywhere = region & known
-        values['bright_3sd'], values['dark_3sd'] = mean_of(off > 3, everywhere), mean_of(off < -3, everywhere)
-        values |= dict.fromkeys(('wall_between', 'wall_between_elsewhere', 'wall_steepness'), np.nan)
-        if self.modality == 'T1w':  # half-way voxels of a FLAIR are as much grey matter's
-            values['wall_between'] = between(filled, region & near_fluid, self.means)
-            values['wall_between_elsewhere'] = self.between_elsewhere
-        steps = wall_faces(filled, self.edge, self.at_wall[box], region)[0]
-        if steps.size and self.steps_elsewhere.size:
-            values['wall_steepness'] = float(np.median(steps) / np.median(self.steps_elsewhere))
+        images = [image[box] for image in images]
+        region, near_fluid, known = (array[box] for array in (region, self.near_fluid, self.known))
+        distance = ndimage.distance_transform_edt(~region)
+        tissue, everywhere = region & ~near_fluid & known, region & known
+        beside = mean_of(self.original[box], self.inside[box] & (distance <= MEAN_REACH_MM))
+        outline = self.outline(region, distance, box)
+        pairs = zip(grains(images, region), grains(images, region & ~near_fluid))
+        measured = []
+        for filled, (everything, inside) in zip(images, pairs):
+            off = (filled - self.local_mean[box]) / self.deviation
+            values = {'grain': everything / self.grain_of_tissue, 'grain_inside': inside / self.grain_of_tissue}
+            values['mean_sd'] = (mean_of(filled, tissue) - beside) / float(self.deviation)
+            low, high = self.tails
+            values['glow'], values['dark'] = mean_of(off > high, tissue), mean_of(off < low, tissue)
+            values['bright_3sd'], values['dark_3sd'] = mean_of(off > 3, everywhere), mean_of(off < -3, everywhere)
+            values |= dict.fromkeys(('wall_between', 'wall_between_elsewhere', 'wall_steepness'), np.nan)
+            if self.modality == 'T1w':  # half-way voxels of a FLAIR are as much grey matter's
+                values['wall_between'] = between(filled, region & near_fluid, self.means)
+                values['wall_between_elsewhere'] = self.between_elsewhere
+            steps = wall_faces(filled, self.edge, self.at_wall[box], region)[0]
+            if steps.size and self.steps_elsewhere.size:
+                values['wall_steepness'] = float(np.median(steps) / np.median(self.steps_elsewhere))
+            measured.append(values | {'outline_sd': outline})
+        return measured
+
+    def outline(self, region, distance, box):
+        """How much more like a lesion than white matter 3 to 6 mm away what touches a region is, in SD."""
         rim, sign = self.rim[box], -1 if self.modality == 'T1w' else 1
         touching = ndimage.binary_dilation(region, masks.FULL_CONNECTIVITY) & rim
         beyond = rim & (distance > 3) & (distance <= 6) & (self.distance[box] > 3)
         off_before = self.off_before[box]
-        values['outline_sd'] = sign * (mean_of(off_before, touching) - mean_of(off_before, beyond))
-        return values
+        return sign * (mean_of(off_before, touching) - mean_of(off_before, beyond))
 
 
 def mean_of(values, mask):
@@ -286,38 +305,36 @@ def measure_fills(original, fillings, given_mask, used_mask, untouched, modality
     original, given_mask, used_mask = (array[box] for array in (original, given_mask, used_mask))
     untouched = Untouched(*(array[box] for array in untouched[:-1]), untouched.means)
     picture = Picture(original, used_mask, untouched, modality)
-    groups = group_lesions(given_mask, used_mask, untouched.fluid_seen)
-    return [
-        {'method': method, 'group': name, 'lesions': n_lesions, 'voxels': int(region.sum())}
-        | picture.measure(filled[box], region)
-        for method, filled in fillings.items()
-        for name, (region, n_lesions) in groups.items()
-    ]
+    fillings = {method: filled[box] for method, filled in fillings.items()}
+    rows = []
+    for name, (region, n_lesions) in group_lesions(given_mask, used_mask, untouched.fluid_seen).items():
+        common = {'group': name, 'lesions': n_lesions, 'voxels': int(region.sum())}
+        for method, values in zip(fillings, picture.measure(list(fillings.values()), region)):
+            rows.append({'method': method} | common | values)
+    return rows
 
 
-def patch_inputs(original, filled, used_mask, untouched):
-    """What `discriminability.draw_patches` takes: images in SD off the local mean, and where patches may lie.
+def patch_grounds(original, used_mask, untouched):
+    """What `discriminability.draw_patches` needs: the local mean and its SD, and where patches may lie.
 
     Patches keep a voxel away from fluid and grey matter, filled and untouched ones alike: near them it is the anatomy
     that a classifier would tell apart.
 
     Parameters
     ----------
-    original, filled : (X, Y, Z) float array, of a white-matter contrast
+    original : (X, Y, Z) float array
     used_mask : (X, Y, Z) bool array
     untouched : Untouched
 
     Returns
     -------
-    filled_off, original_off : (X, Y, Z) float arrays
+    mean : (X, Y, Z) float array, of the white matter around
+    deviation : float
     filled_mask, untouched_mask : (X, Y, Z) bool arrays
     """
-    deviation = robust_deviation(original[untouched.inside])
     mean, weight = local_mean(original, untouched.inside)
     other = untouched.brain & ~untouched.white_matter & ~used_mask
     away = untouched.brain & ~ndimage.binary_dilation(drop_specks(other)) & (weight > 0.01)
     clear = ~ndimage.binary_dilation(used_mask, iterations=2)
-    return (
-        *((image - mean) / deviation for image in (filled, original)),
-        *(used_mask & away, untouched.white_matter & away & clear),
-    )
+    deviation = robust_deviation(original[untouched.inside])
+    return mean, deviation, used_mask & away, untouched.white_matter & away & clear

@@ -41,7 +41,8 @@ MAY_IMPORT = {
     },
     'evaluation_app': {
         *('dataset', 'deformable', 'discriminability', 'evaluation_appeared', 'evaluation_cases'),
-        *('evaluation_confluent', 'evaluation_real', 'fill', 'layout', 'masks', 'preprocess', 'weights'),
+        *('evaluation_confluent', 'evaluation_real', 'fill', 'layout', 'masks', 'preprocess'),
+        *('tissues', 'weights'),
     },
     'readerstudy': {'fill', 'layout', 'metrics', 'readerstudy_cases', 'weights'},
     'readerstudy_cases': {'dataset', 'fill', 'masks', 'preprocess', 'synth', 'synthesis'},

@@ -219,3 +219,14 @@ def test_features_by_hand():
     # Levels 4 and 5: 4 steps along x, 8 pairs alike along y and z.
     assert found['contrast'] == pytest.approx(4 / 12)
     assert found['homogeneity'] == pytest.approx((8 + 4 / 2) / 12)
+
+
+def test_patches_of_a_patient_keep_away_from_other_tissue(head, untouched):
+    t1w, _, lesions, ventricle, white, _ = head
+    mean, deviation, filled_mask, untouched_mask = real.patch_grounds(t1w, lesions, untouched)
+    assert deviation == pytest.approx(SD, rel=0.1)
+    assert mean[filled_mask].mean() == pytest.approx(WHITE, abs=2)
+    assert not (filled_mask & ndimage.binary_dilation(ventricle)).any()
+    assert not (filled_mask & ~lesions).any()
+    assert not (untouched_mask & ndimage.binary_dilation(lesions | ventricle | ~white)).any()
+    assert untouched_mask.any()
