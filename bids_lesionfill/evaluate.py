@@ -2,7 +2,9 @@
 
 The validation brains of a BIDS dataset (healthy T1w, `dseg`, column `split`) get real lesion shapes that no training
 saw; models and classical fillers fill the same cases (see `evaluation_cases`). OUT gets `evaluation.html`,
-`scores.tsv` (one row per case and method), `summary.tsv`, `comparisons.tsv` and `evaluation.json`.
+`scores.tsv` (one row per case and method), `summary.tsv`, `comparisons.tsv` and `evaluation.json`. Of the kinds
+`confluent`, `real` and `appeared` the app fills the images as its users have them (see `evaluation_app`); the last two
+have tables of their own: `real*.tsv`, `discriminability.tsv` and `appeared*.tsv`.
 """
 
 import argparse
@@ -21,7 +23,20 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from . import baselines, dataset, evaluation_cases, evaluation_page, inpaint, layout, lpips, metrics, ownership, weights
+from . import (
+    baselines,
+    dataset,
+    discriminability,
+    evaluation_app,
+    evaluation_cases,
+    evaluation_page,
+    inpaint,
+    layout,
+    lpips,
+    metrics,
+    ownership,
+    weights,
+)
 
 logger = logging.getLogger('bids_lesionfill.evaluate')
 OWN_FOLDER = ('evaluation.json', ('info', 'summary'), 'evaluate')  # see `ownership.check_folder`
@@ -105,6 +120,7 @@ class ModelMethod:
         return self.name(model), model.form.kind == 'unconditional', fill, model.sha256
 
 
+APP_KINDS = ('confluent', 'appeared', 'real')  # filled by the app as its users call it
 APP_GROWTH = '1+2'  # of masks, by default in `fill.fill`; see `evaluation_cases.grow`
 
 
@@ -209,7 +225,101 @@ def evaluate_brain(job):
                 | {'dilation': case.dilation}
             )
         logger.info('%s, %s, mask grown by %s', subject, case.kind, case.dilation)
+    if 'confluent' in options.kinds and subject.split('_')[0] == person:  # a rescan is the same anatomy
+        found = evaluate_confluent(number, subject, person, files, options, n_examples)
+        rows, examples = rows + found[0], examples + found[1]
     return rows, examples
+
+
+def evaluate_confluent(number, subject, person, files, options, n_examples=0):
+    """`confluent` cases of a healthy brain, by the app and by classical fillers in the mask that it used."""
+    models = models_of(options)['T1w']
+    fillers = classical_fillers(options, 'T1w')
+    rows, examples = [], []
+    for case, by_app in evaluation_app.confluent_cases(number, subject, files, models, options):
+        fillings = [(UNFILLED, 'control', case.seen, np.nan), (TRUTH, 'control', case.image, np.nan)]
+        fillings += [(name, 'model', *result) for name, result in by_app.items()]
+        for name, filler in fillers.items():
+            started = time.perf_counter()
+            rng = np.random.default_rng([options.seed, number, 3])
+            filled = filler(case.seen.copy(), case.lesion_mask, case.wm_mask, rng)
+            seconds = time.perf_counter() - started
+            fillings.append((name, 'baseline', np.where(case.lesion_mask, filled, case.seen), seconds))
+        for name, family, filled, seconds in fillings:
+            for unit in case.units:
+                scores = score_confluent(case, unit, filled)
+                if name == TRUTH:
+                    scores |= dict.fromkeys(ERRORS, np.nan)
+                row = (case.kind, case.dilation, case.subject, person, unit.number, unit.volume_ml, unit.place)
+                rows.append(dict(zip(KEYS, (*row, name, family))) | scores | {'seconds': seconds})
+        if len(examples) < n_examples:
+            unit = max(case.units, key=lambda unit: unit.volume_ml)
+            box = box_around(unit.score_mask, MARGIN_VOXELS)
+            pictures = {'healthy truth': case.image[box], 'with lesion': case.seen[box]}
+            pictures |= {name: filled[box] for name, family, filled, _ in fillings if family != 'control'}
+            title = f'{case.subject}, {case.kind}, lesion of {unit.volume_ml:.1f} ml, {unit.place}'
+            examples.append({'title': title, 'kind': case.kind, 'dilation': case.dilation, 'images': pictures})
+            examples[-1]['mask'] = unit.lesion_mask[box]
+    return rows, examples
+
+
+def score_confluent(case, unit, filled):
+    """Scores of a filling in one unit of a confluent case: those that its size allows, see `METRICS`."""
+    box = box_around(unit.score_mask, MARGIN_VOXELS)
+    true, test, mask = case.image[box], filled[box], unit.score_mask[box]
+    slices = np.flatnonzero(mask.any(axis=(0, 1)))
+    mse = np.mean([metrics.mean_squared_error(true[..., z], test[..., z], mask[..., z]) for z in slices])
+    scores = dict.fromkeys(METRICS, np.nan) | {'mse': float(mse)}
+    scores['psnr'] = metrics.peak_signal_to_noise_ratio(mse, metrics.DATA_RANGE)
+    scores['border'] = metrics.border_ratio(test, unit.lesion_mask[box], case.wm_mask[box])
+    scores['texture'] = metrics.texture_ratio(true, test, mask)
+    return scores
+
+
+def models_of(options):
+    """Models that the app fills with, by modality: dict of list of (name of the row, model, steps or None).
+
+    A modality for which none is given has the bundled one.
+    """
+    models = {'T1w': [], 'FLAIR': []}
+    for text in options.models:
+        method = ModelMethod.parse(text)
+        model = method.load_model(options.device)
+        models[model.modality].append((f'app, {method.name(model)}', model, method.num_inference_steps))
+    for modality, of_modality in models.items():
+        if not of_modality:
+            method = ModelMethod(f'fill-{modality}')
+            model = method.load_model(options.device)
+            of_modality.append((f'app, {method.name(model)}', model, None))
+    return models
+
+
+def classical_fillers(options, modality):
+    """Classical fillers for large lesions, by name."""
+    left_out = NOT_FOR_PATIENTS | (NOT_FOR_FLAIR if modality == 'FLAIR' else set())
+    return {name: fill for name, fill in BASELINES.items() if name in options.baselines and name not in left_out}
+
+
+def evaluate_patients(options):
+    """Write the tables of the kinds that need no healthy brains: `real` and `appeared`."""
+    models, fillers = models_of(options), classical_fillers(options, 'FLAIR')
+    folder = options.output_dir
+    if 'real' in options.kinds:
+        rows, aucs = evaluation_app.measure_patients(models, fillers, options)
+        summary = evaluation_app.summarise_real(rows)
+        layout.write_tsv(folder / 'real.tsv', rows, evaluation_app.REAL_COLUMNS)
+        layout.write_tsv(folder / 'real_summary.tsv', summary, list(summary[0]))
+        layout.write_tsv(folder / 'discriminability.tsv', aucs, evaluation_app.AUC_COLUMNS)
+    if 'appeared' in options.kinds:
+        rows, examples = evaluation_app.compare_visits(options.follow_up, models, fillers, options)
+        summary = evaluation_app.summarise_appeared(rows)
+        layout.write_tsv(folder / 'appeared.tsv', rows, evaluation_app.APPEARED_COLUMNS)
+        if summary:
+            layout.write_tsv(folder / 'appeared_summary.tsv', summary, list(summary[0]))
+        families = {row['method']: row['family'] for row in rows}
+        for example in examples:
+            png = evaluation_page.draw_example(example, families)
+            layout.write_bytes(folder / 'figures' / f'{example["name"]}.png', png)
 
 
 def fill_case(case, methods, options, number, shown=None):
@@ -340,7 +450,24 @@ def parse_options(argv=None):
         help="patients, in whose normal-appearing white matter cases are made, instead of a split's healthy brains",
     )
     kinds = ['clean', 'rim', 'patient']
-    parser.add_argument('--kinds', nargs='+', default=kinds, choices=kinds)
+    parser.add_argument('--kinds', nargs='+', default=kinds, choices=[*kinds, *APP_KINDS])
+    parser.add_argument('--lesion-shapes', type=Path, metavar='FILE', help='`confluent`: archive of single lesions')
+    parser.add_argument('--n-masks', type=int, default=3, help='`confluent`: per brain')
+    parser.add_argument('--patients', type=Path, nargs='+', metavar='DIR', help='`real`: datasets of patients')
+    parser.add_argument('--follow-up', type=Path, metavar='DIR', help='`appeared`: dataset with masks of changes')
+    parser.add_argument(
+        '--review', type=Path, metavar='TSV', help='`appeared`: what a person saw (subject, lesion, counts: yes or no)'
+    )
+    parser.add_argument(
+        '--classifiers',
+        nargs='+',
+        default=['radiomics'],
+        choices=list(discriminability.CLASSIFIERS),
+        help='`real`: what tells filled tissue from untouched',
+    )
+    parser.add_argument(
+        '--reuse-fills', action='store_true', help='take what the app filled from OUTPUT_DIR/fills of an earlier run'
+    )
     parser.add_argument(
         '--repaint-kinds', nargs='*', default=['clean'], choices=kinds, help='kinds that unconditional models fill too'
     )
@@ -360,6 +487,12 @@ def parse_options(argv=None):
     parser.add_argument('--nprocs', type=int, default=1, help='brains at once')
     parser.add_argument('--threads', type=int, help='per brain (default: all cores, shared)')
     options = parser.parse_args(argv)
+    for kind, value, option in (
+        ('real', options.patients, '--patients'),
+        ('appeared', options.follow_up, '--follow-up'),
+    ):
+        if kind in options.kinds and not value:
+            parser.error(f'kind {kind} needs {option}')
     for text in options.models:
         try:
             weights.find_model(ModelMethod.parse(text).name_or_path)
@@ -406,6 +539,11 @@ def main(argv=None):
     named = {text: ModelMethod.parse(text).name(model) for text, model in loaded.items()}
     if len(set(named.values())) < len(options.models):  # one would take the other's place in every table
         raise SystemExit(f'two models have one name, see their plan.json: {named}')
+    if {'real', 'appeared'} & set(options.kinds):
+        evaluate_patients(options)
+    if not set(options.kinds) - {'real', 'appeared'}:
+        logger.info('wrote %s', options.output_dir)
+        return
     files, people = find_brains(options)
     _, mask_files = layout.split_lesion_masks(layout.find_lesion_masks(options.lesion_masks or options.bids_dir[0]))
     shapes = dataset.read_lesion_shapes(mask_files)

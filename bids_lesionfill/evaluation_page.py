@@ -37,6 +37,9 @@ DASH = '–'
 KINDS = {
     'clean': 'shapes of real lesions in healthy white matter; the mask is exact',
     'rim': 'painted lesions with soft edges; the mask that the method is given is too tight or ragged',
+    'confluent': 'masks of patients and large lesions, registered into healthy brains; painted up to ventricles and '
+    'cortex, into which the mask laps as masks of raters do; filled by the app, and in the mask that it used',
+    'confluent-tight': 'the same, with a mask that is too tight or ragged',
     'patient': "all lesions of a patient, painted into a healthy brain; the mask is the painted lesions' half maximum",
 }
 
@@ -172,6 +175,8 @@ def mask_words(dilation):
     """What was done to the mask before the methods were given it."""
     if not dilation:
         return 'mask not dilated'
+    if dilation == 'app':
+        return 'mask as the app used it'
     everywhere, _, rim = str(dilation).partition('+')
     if rim:
         return f'mask dilated by {everywhere}, rim by {rim} more'
