@@ -35,8 +35,8 @@ def build_parser():
         '--lesions',
         choices=['new', 'all'],
         default='new',
-        help="of the output of --mode synth: the new lesions are the truth and the patient's own are ignored, or all are "
-        'the truth (default: %(default)s)',
+        help="of the output of --mode synth: the new lesions are the truth and the patient's own are ignored, or all "
+        'are the truth (default: %(default)s)',
     )
     parser.add_argument('--truth-desc', metavar='NAME', help='desc- of the true masks; of variants: synth2')
     parser.add_argument('--prediction-desc', metavar='NAME', help='desc- of the predicted masks')
@@ -47,7 +47,9 @@ def build_parser():
         metavar='BIDS_DIR',
         help='T1w and FLAIR for contrast and pictures (default: the synthetic images, or the raw dataset of the truth)',
     )
-    parser.add_argument('--mask-threshold', type=share, default=0.5, metavar='P', help='for probabilities (default: 0.5)')
+    parser.add_argument(
+        '--mask-threshold', type=share, default=0.5, metavar='P', help='of probabilities (default: 0.5)'
+    )
     parser.add_argument(
         '--min-volume-mm3', type=not_negative, default=3.0, metavar='MM3', help='smallest lesion (default: 3)'
     )
@@ -208,12 +210,12 @@ def score(options, found, command):
         outputs.write_table(options.out, 'changes', changes, tables.CHANGES)
     else:
         outputs.remove_table(options.out, 'changes')
-    missed, n_missed = [row for row in lesions if not row['detected_iou']], options.pictures
+    missed = [row for row in lesions if not row['detected_iou']]
     false = [row for row in false_lesions if row['false_iou']]
     content = {'version': version, 'command': command, 'settings': settings, 'scans': scans, 'summary': summary}
     content |= {'detection': detection, 'changes': changes, 'n_missed': len(missed), 'n_false': len(false)}
-    content['missed'] = picture(missed, n_missed, found, options, 'lesion')
-    content['false'] = picture(false, n_missed // 2, found, options, 'predicted lesion')
+    content['missed'] = picture(missed, options.pictures, found, options, 'lesion')
+    content['wrong'] = picture(false, options.pictures // 2, found, options, 'predicted lesion')
     page.write(options.out / outputs.PAGE, content)
     print_summary(summary, about['Detection'])
     logger.info('%s', options.out / outputs.PAGE)

@@ -70,7 +70,7 @@ def write(path, content):
     path : path
     content : dict
         `version`, `command`, `settings` (dict), `scans`, `summary`, `detection`, `changes` (rows, see `tables`),
-        `missed` and `false`: dicts with `title`, `caption`, `pictures`; `n_missed`, `n_false`.
+        `missed` and `wrong`: dicts with `title`, `caption`, `pictures`; `n_missed`, `n_false`.
     """
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)

@@ -29,7 +29,7 @@ LESIONS = {
     'z_mm': {'Description': 'centre of mass, upwards, in scanner space', 'Units': 'mm'},
     'volume_class': {'Description': 'class of volume'},
     'place': {'Description': 'place of the lesion, if the table of its synthesis has it'},
-    'contrast_T1w_percent': {'Description': 'mean of the lesion against the tissue 3 to 6 mm away, T1w', 'Units': '%'},
+    'contrast_T1w_percent': {'Description': 'mean of the lesion against the tissue 3 to 6 mm away', 'Units': '%'},
     'contrast_T1w_sd': {'Description': 'the same in units of the spread of that tissue'},
     'contrast_FLAIR_percent': {'Description': 'as contrast_T1w_percent, FLAIR', 'Units': '%'},
     'contrast_FLAIR_sd': {'Description': 'as contrast_T1w_sd, FLAIR'},
@@ -177,8 +177,9 @@ def centres_mm(labels, affine):
 def contrasts_of(loaded, lesion, box, everything):
     """Measure a lesion on all images of its scan: columns `contrast_...` and `visibility` of `LESIONS`."""
     row, seen = {}, {}
+    t1w = loaded.images['T1w'][box] if 'T1w' in loaded.images else None
     for modality, image in loaded.images.items():
-        measured = contrast.measure_contrast(image[box], lesion, everything[box], loaded.voxel_sizes_mm)
+        measured = contrast.measure_contrast(image[box], lesion, everything[box], loaded.voxel_sizes_mm, t1w)
         row |= {f'contrast_{modality}_{name}': value for name, value in measured.items()}
         if np.isfinite(measured['sd']):
             seen[modality] = contrast.is_visible(measured['sd'], modality)
