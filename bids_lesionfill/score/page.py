@@ -4,6 +4,7 @@ from pathlib import Path
 
 import jinja2
 import numpy as np
+from nibabel.affines import apply_affine
 
 from .. import layout, report
 from . import matching, tables
@@ -27,20 +28,22 @@ SCAN_COLUMNS = (
 
 
 def picture_lesion(loaded, centre_mm, outlines):
-    """Picture a lesion in three views, plain and with outlines.
+    """Picture a lesion in three views through the voxel of it that is nearest to its centre, plain and with outlines.
 
     Parameters
     ----------
     loaded : cases.Loaded
     centre_mm : 3 floats, scanner space
     outlines : dict of words -> (X, Y, Z) bool array
+        The first is the mask that holds the lesion.
 
     Returns
     -------
     list of dict with `title` and `png` (bytes); empty without images
     """
-    centre = np.linalg.inv(loaded.affine) @ [*centre_mm, 1]
-    centre = np.clip(np.rint(centre[:3]).astype(int), 0, np.array(loaded.truth.shape) - 1)
+    voxels = np.argwhere(next(iter(outlines.values())))
+    from_centre = apply_affine(loaded.affine, voxels) - centre_mm
+    centre = voxels[np.linalg.norm(from_centre, axis=1).argmin()]
     half_mm = report.ZOOM_MM / 2
     limits_mm = [(middle - half_mm, middle + half_mm) for middle in centre * np.asarray(loaded.voxel_sizes_mm)]
     panels = [

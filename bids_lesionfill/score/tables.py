@@ -100,12 +100,12 @@ CHANGES = {
     **{name: words for name, words in SCORES.items() if name.startswith(('detected', 'false', 'sensit', 'prec', 'f1'))},
 }
 GROUPS = {
-    ALL: 'all lesions',
-    'volume': 'volume',
-    'place': 'place',
-    'visibility': 'visibility',
-    'contrast_T1w': 'contrast on T1w (multiples of the spread of the tissue around, darker)',
-    'contrast_FLAIR': 'contrast on FLAIR (multiples of the spread of the tissue around, brighter)',
+    ALL: 'All lesions',
+    'volume': 'By volume',
+    'place': 'By place',
+    'visibility': 'By visibility',
+    'contrast_T1w': 'By contrast on T1w (darker, in multiples of the spread of the tissue around)',
+    'contrast_FLAIR': 'By contrast on FLAIR (brighter, in multiples of the spread of the tissue around)',
 }
 
 
