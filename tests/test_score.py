@@ -2,6 +2,7 @@
 
 import csv
 import json
+import runpy
 import subprocess
 import sys
 import time
@@ -658,6 +659,23 @@ def test_values_out_of_range_are_refused(words, capsys):
     with pytest.raises(SystemExit, match='2'):
         build_parser().parse_args(['truth', 'prediction', 'out', *words])
     assert words[0] in capsys.readouterr().err
+
+
+def test_the_example_finds_lesions_and_can_be_scored(tmp_path, make_phantom, monkeypatch):
+    phantom = make_phantom()
+    anat = tmp_path / 'synth' / 'sub-01' / 'anat'
+    for name, array in (
+        ('desc-synth_T1w', phantom.t1w),
+        ('label-lesion_desc-synth_mask', phantom.lesion_mask),
+        ('label-lesion_desc-synthnew_mask', phantom.lesion_mask),
+    ):
+        save(anat / f'sub-01_{name}.nii.gz', array, phantom.affine)
+    script = Path(__file__).parent.parent / 'examples' / 'threshold_segmenter.py'
+    monkeypatch.setattr(sys, 'argv', [str(script), str(tmp_path / 'synth'), str(tmp_path / 'threshold')])
+    runpy.run_path(str(script), run_name='__main__')
+    assert run(tmp_path / 'synth', tmp_path / 'threshold', tmp_path / 'out') == 0
+    (scan,) = read(tmp_path / 'out' / 'scans.tsv')
+    assert (scan['n_lesions'], scan['detected_iou'], scan['false_lesions_iou']) == ('2', '2', '0')
 
 
 def test_help_does_not_wait_for_heavy_imports():
