@@ -1047,6 +1047,17 @@ LESION_COLUMNS = {
         'Units': '%',
     },
 }
+PLACE_COLUMN = {
+    'place': {
+        'Description': 'where a lesion that was drawn lies',
+        'Levels': {
+            'infratentorial': 'mostly in brain stem or cerebellum',
+            'periventricular': 'touches the lateral ventricles (3 mm)',
+            'juxtacortical': 'touches the cortex',
+            'deep': 'none of these',
+        },
+    }
+}
 
 
 def provenance_of(options, run_hash, version):
@@ -1094,8 +1105,9 @@ def write_filling(output_dir, inputs, filling, provenance):
 
 def write_result(image_file, img, table_file, result, about, provenance):
     """Write the table of lesions and the image of a `fill.Filling` or `synth.Synthesis`; its sidecar comes last."""
-    write_tsv(table_file, result.lesions, LESION_COLUMNS)
-    write_json(sidecar(table_file), LESION_COLUMNS)
+    columns = LESION_COLUMNS | (PLACE_COLUMN if any('place' in row for row in result.lesions) else {})
+    write_tsv(table_file, result.lesions, columns)
+    write_json(sidecar(table_file), columns)
     write_image(image_file, img)
     write_json(sidecar(image_file), {**about, **result.info, 'Warnings': list(result.warnings), **provenance})
 

@@ -61,6 +61,7 @@ class NewLesions:
 
     mask_img: nib.Nifti1Image  # uint8, 0 and the number of each lesion from 1; any grid in the world space of the T1w
     strengths: np.ndarray  # (n,) quantile (0 to 1) of the contrast of each lesion, by number
+    places: tuple = ()  # name of the place of each lesion (`tissues.PLACES`), by number; empty if not known
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,13 @@ def draw(anatomy, atlas, rng, intensity='auto', n_lesions=None, load_ml=None, lo
         locations,
         avoid=anatomy.old_lesions,
     )
-    return NewLesions(number_image(labels, anatomy.grid_img), draw_strengths(rng, int(labels.max()), intensity))
+    names = {value: name for name, value in tissues.PLACES.items()}
+    places = [
+        names[tissues.place_of(labels[box] == number, atlas.places[box])]
+        for number, box in enumerate(ndimage.find_objects(labels), start=1)
+    ]
+    strengths = draw_strengths(rng, len(places), intensity)
+    return NewLesions(number_image(labels, anatomy.grid_img), strengths, tuple(places))
 
 
 def given(mask_img, rng, intensity='auto', mask_threshold=0.5):
@@ -391,6 +398,7 @@ def paint(
     lesions = fill.describe_lesions(
         *(before, after, new_mask, new_mask, wm_mask, image_img.affine), lesion_sign * after, faint_below
     )
+    lesions = with_places(lesions, new)
     return Synthesis(
         synth_img,
         fill.mask_image(old_mask | new_mask, image_img),
@@ -400,6 +408,27 @@ def paint(
         info,
         notes + fill.warnings_of(verdict.check_synthesis(info, lesions, model.modality)),
     )
+
+
+def with_places(lesions, new):
+    """Add its `place` to each row of `fill.describe_lesions`: that of the drawn lesion whose centre is nearest.
+
+    Parameters
+    ----------
+    lesions : list of dict
+    new : NewLesions
+        Without places the rows stay as they are.
+    """
+    if not new.places:
+        return lesions
+    numbers = np.asarray(new.mask_img.dataobj)
+    centres = ndimage.center_of_mass(numbers > 0, numbers, range(1, len(new.places) + 1))
+    centres_mm = nib.affines.apply_affine(new.mask_img.affine, np.array(centres))
+    rows = []
+    for row in lesions:
+        distances = np.linalg.norm(centres_mm - [row['x_mm'], row['y_mm'], row['z_mm']], axis=1)
+        rows.append(row | {'place': new.places[int(distances.argmin())]})
+    return rows
 
 
 def differs(values, others):

@@ -44,6 +44,12 @@ MAY_IMPORT = {
         *('evaluation_confluent', 'evaluation_real', 'fill', 'layout', 'masks', 'preprocess'),
         *('tissues', 'weights'),
     },
+    'score': set(),
+    'score.__main__': {'cli', 'layout', 'score.cases', 'score.outputs', 'score.page', 'score.tables'},
+    'score.cases': {'fill', 'inputs', 'layout', 'preprocess', 'tool_outputs'},
+    'score.outputs': {'layout'},
+    'score.page': {'layout', 'report', 'score.matching', 'score.tables'},
+    'score.tables': {'masks', 'metrics', 'score.contrast', 'score.matching'},
     'readerstudy': {'fill', 'layout', 'metrics', 'readerstudy_cases', 'weights'},
     'readerstudy_cases': {'dataset', 'fill', 'masks', 'preprocess', 'synth', 'synthesis'},
     # edge
@@ -93,6 +99,8 @@ MAY_IMPORT = {
     'metrics': set(),
     'preprocess': set(),
     'reproducibility': {'metrics'},
+    'score.contrast': set(),
+    'score.matching': {'masks'},
     'thickness.cortex': set(),
     'thickness.segmentation': set(),
     'evaluation_cases': {'inpaint', 'masks', 'synthesis', 'tissues'},
@@ -123,6 +131,9 @@ PURE = [
     'metrics',
     'preprocess',
     'reproducibility',
+    'score.contrast',
+    'score.matching',
+    'score.tables',
     'thickness.cortex',
     'thickness.segmentation',
     'synthesis',
@@ -237,7 +248,7 @@ def test_pure_modules_have_no_side_effects_at_hand(module):
     'module',
     [
         *('cli', '__init__', '__main__', 'config', 'layout', 'raw_layout', 'thickness', 'tool_outputs', 'validation'),
-        'weights',
+        *('score', 'score.__main__', 'score.cases', 'score.outputs', 'weights'),
     ],
 )
 def test_help_and_version_wait_for_no_heavy_import(module):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bids_lesionfill import cli, single_file
+from bids_lesionfill.score.__main__ import build_parser as score_parser
 
 DOCS = Path(__file__).parent.parent / 'docs'
 PAGES = sorted(path.name for path in DOCS.glob('*.md'))
@@ -46,7 +47,7 @@ def test_every_option_and_exit_code_is_on_the_page_of_options(hooks):
 
 @pytest.mark.parametrize('name', [name for name in PAGES if name not in OTHER_PROGRAMS])
 def test_options_that_a_page_names_exist(name):
-    known = options_of(cli.build_parser()) | options_of(single_file.build_parser())
+    known = options_of(cli.build_parser()) | options_of(single_file.build_parser()) | options_of(score_parser())
     foreign = {'--array', '--cpus-per-task', '--time', '--output', '--cleanenv', '--containall', '--dependency', '--t1',
                '--sid', '--sd', '--lesion', '--lesion_mask', '--plan', '--fsaparc'}  # fmt: skip
     for option in re.findall(r'(?<![\w-])--[a-z][a-z0-9_-]+', (DOCS / name).read_text()):

@@ -453,6 +453,22 @@ def test_drawn_lesions_lie_in_white_matter_apart_from_old_ones_and_each_other(an
         assert not labels[near_old].any()
 
 
+def test_drawn_lesions_know_their_place(anatomy, find_tiny_places):
+    atlas = find_tiny_places(anatomy)
+    assert synth.draw(anatomy, atlas, np.random.default_rng(1), n_lesions=3).places == ('deep',) * 3
+    atlas = replace(atlas, places=np.full_like(atlas.places, tissues.PLACES['juxtacortical']))
+    assert synth.draw(anatomy, atlas, np.random.default_rng(1), n_lesions=3).places == ('juxtacortical',) * 3
+
+
+def test_rows_of_the_table_have_the_place_of_their_lesion(head, anatomy, new_mask):
+    new = lesions_at(new_mask)
+    assert all('place' not in row for row in synth.paint(head.t1w_img, anatomy, new, build_model('T1w')).lesions)
+    numbers = data_of(new.mask_img)
+    new = replace(new, places=tuple(f'at {x}' for x in (ndimage.find_objects(numbers)[n][0].start for n in range(3))))
+    rows = synth.paint(head.t1w_img, anatomy, new, build_model('T1w')).lesions
+    assert [row['place'] for row in sorted(rows, key=lambda row: row['x_mm'])] == ['at 17', 'at 18', 'at 22']
+
+
 def test_strengths_are_the_one_asked_for_or_drawn(rng):
     assert synth.draw_strengths(rng, 3, 0.7).tolist() == [0.7] * 3
     drawn = synth.draw_strengths(rng, 2000, 'auto')

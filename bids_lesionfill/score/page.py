@@ -1,0 +1,114 @@
+"""The page of scores: one HTML file with tables, missed and false lesions in pictures. It needs no network."""
+
+from pathlib import Path
+
+import jinja2
+import numpy as np
+from nibabel.affines import apply_affine
+
+from .. import layout, report
+from . import matching, tables
+
+TEMPLATE = 'page.html.jinja'
+WIDTH_PX = 220  # of one view
+ORDER = ('FLAIR', 'T1w')  # of pictures
+HEADLINES = {
+    'dice': ('Dice coefficient', 2),
+    'volume_error_absolute_ml': ('absolute volume error, ml', 2),
+    'n_lesions': ('true lesions per scan', 1),
+    **{f'sensitivity_{rule}': (f'sensitivity ({rule})', 2) for rule in matching.RULES},
+    **{f'precision_{rule}': (f'precision ({rule})', 2) for rule in matching.RULES},
+    **{f'f1_{rule}': (f'lesion-wise F1 ({rule})', 2) for rule in matching.RULES},
+    **{f'false_lesions_{rule}': (f'false lesions per scan ({rule})', 1) for rule in matching.RULES},
+}
+SCAN_COLUMNS = (
+    *('dice', 'volume_truth_ml', 'volume_predicted_ml', 'n_lesions', 'detected_overlap', 'detected_iou'),
+    *('false_lesions_overlap', 'false_lesions_iou', 'f1_overlap', 'f1_iou', 'n_split', 'n_merging', 'n_ignored'),
+)
+
+
+def picture_lesion(loaded, centre_mm, outlines):
+    """Picture a lesion in three views through the voxel of it that is nearest to its centre, plain and with outlines.
+
+    Parameters
+    ----------
+    loaded : cases.Loaded
+    centre_mm : 3 floats, scanner space
+    outlines : dict of words -> (X, Y, Z) bool array
+        The first is the mask that holds the lesion.
+
+    Returns
+    -------
+    list of dict with `title` and `png` (bytes); empty without images
+    """
+    voxels = np.argwhere(next(iter(outlines.values())))
+    from_centre = apply_affine(loaded.affine, voxels) - centre_mm
+    centre = voxels[np.linalg.norm(from_centre, axis=1).argmin()]
+    half_mm = report.ZOOM_MM / 2
+    limits_mm = [(middle - half_mm, middle + half_mm) for middle in centre * np.asarray(loaded.voxel_sizes_mm)]
+    panels = [
+        report.Panel(view, int(centre[axis]), view, tuple(limits_mm[a] for a in range(3) if a != axis))
+        for view, (axis, _, _) in report.VIEWS.items()
+    ]
+    pictures = []
+    for modality in (name for name in ORDER if name in loaded.images):
+        image = np.nan_to_num(loaded.images[modality])
+        nothing = np.zeros(image.shape, dtype=bool)
+        grey_max = report.grey_maximum(image, report.foreground(image), nothing)
+        for words, mask in {'': None, **outlines}.items():
+            title = f'{modality}, {words}' if words else modality
+            legend = f'{modality}\n{words}\n\npatient left = image right'
+            png = report.draw_panels(
+                image, mask, loaded.voxel_sizes_mm, panels, legend, 10, grey_max, 4, WIDTH_PX
+            )
+            pictures.append({'title': title, 'png': png})
+    return pictures
+
+
+def write(path, content):
+    """Write the page.
+
+    Parameters
+    ----------
+    path : path
+    content : dict
+        `version`, `command`, `settings` (dict), `scans`, `summary`, `detection`, `changes` (rows, see `tables`),
+        `missed` and `wrong`: dicts with `title`, `caption`, `pictures`; `n_missed`, `n_false`.
+    """
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(data_uri=report.data_uri, number=number, readable=report.readable)
+    html = environment.get_template(TEMPLATE).render(
+        **content,
+        headlines=HEADLINES,
+        scan_columns=[(name, title_of(name)) for name in SCAN_COLUMNS],
+        groups=group_rows(content['detection']),
+        rules=matching.RULES,
+        descriptions=tables.SCORES,
+        min_for_interval=tables.MIN_FOR_INTERVAL,
+    )
+    layout.write_bytes(path, html.encode())
+
+
+def title_of(column):
+    """Return the title of a column of scores: `f1_iou` is 'F1 (iou)'."""
+    for rule in matching.RULES:
+        if column.endswith(f'_{rule}'):
+            return f'{title_of(column.removesuffix(f"_{rule}"))} ({rule})'
+    words = column.removesuffix('_ml').replace('_', ' ')
+    words = 'F1' if words == 'f1' else words.removeprefix('n ')
+    return f'{words}, ml' if column.endswith('_ml') else words
+
+
+def group_rows(detection):
+    """Arrange the rows of all participants together: list of (title, rows)."""
+    found = {}
+    for row in detection:
+        if row['participant_id'] == tables.ALL:
+            found.setdefault(row['group'], []).append(row)
+    return [(tables.GROUPS[group], rows) for group, rows in found.items()]
+
+
+def number(value, decimals=2):
+    """Format a number; `n/a` where it is not known."""
+    return report.number_text(value, decimals) if report.is_number(value) else 'n/a'
