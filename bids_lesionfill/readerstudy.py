@@ -145,7 +145,7 @@ def read_form(path, cases):
     """
     try:
         rows = layout.read_tsv(path)
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, text_files.UnreadableError) as error:
         raise layout.UsageError(f'form {path} cannot be read: {error}') from None
     if not rows or not set(FORM_COLUMNS[:3]) <= rows[0].keys():
         columns = list(rows[0]) if rows else []

@@ -29,7 +29,10 @@ def read_text(path):
 def decode(data, path):
     """Return bytes of a file as text."""
     if data.startswith((b'\xff\xfe', b'\xfe\xff')):  # "Unicode text" of a spreadsheet
-        return data.decode('utf-16', errors='replace')
+        try:
+            return data.decode('utf-16')
+        except UnicodeDecodeError:
+            raise UnreadableError(f'{path} cannot be read as UTF-16, as which it begins: save it as UTF-8') from None
     try:
         return data.decode('utf-8-sig')
     except UnicodeDecodeError:
