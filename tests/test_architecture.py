@@ -106,6 +106,7 @@ PURE = [
     'masks',
     'metrics',
     'preprocess',
+    'randomisation',
     'reproducibility',
     'thickness.cortex',
     'thickness.segmentation',
