@@ -25,7 +25,6 @@ class CasePlan:
     max_lesions: int = 3
     rim_share: float = 0.5  # share of crops with a lesion painted in, whose soft rim the mask misses
     rim_contrast: tuple = (0.1, 0.6)  # how much darker than white matter painted lesions are; negative: brighter
-    either_sign: bool = False  # half of the painted lesions have the other sign
     max_dilation: int = 2  # the mask is grown by 0 to so many voxels, within white matter
     grow_share: float = 0.0  # share of masks that then grow into the rim as the app's do; filling only
     contrast_scale: tuple = (1.0, 1.0)  # by which the contrast of lesions is multiplied; synthesis only
@@ -36,6 +35,7 @@ class CasePlan:
     acquisition_randomisation: float = 0.0  # share of crops with other noise and slices, not `augment_intensity`
     native_thick_share: float = 0.0  # share of crops on the grid of slices of 2 to 6 mm; the others have 1 mm
     confluent_share: float = 0.0  # share of masks of large lesions that may reach into fluid and grey matter
+    either_sign: bool = False  # half of the painted lesions have the other sign
     fluid_known_share: float = 0.5  # share of those whose mask is taken back from fluid, as the app does
 
 

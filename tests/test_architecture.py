@@ -130,6 +130,7 @@ PURE = [
     'masks',
     'metrics',
     'preprocess',
+    'randomisation',
     'reproducibility',
     'score.contrast',
     'score.matching',

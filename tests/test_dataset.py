@@ -67,7 +67,7 @@ def files(phantom, tmp_path):
 
 
 def test_healthy_brains_are_normalised_1mm_and_ras(phantom, files):
-    ((image, wm_mask, lesion_mask, _),) = dataset.read_healthy_brains(
+    ((image, wm_mask, lesion_mask, *_),) = dataset.read_healthy_brains(
         [(files / 'healthy.nii.gz', files / 'tissue_seg.nii.gz')]
     )
     assert lesion_mask is None
@@ -369,7 +369,7 @@ def test_image_white_matter_and_lesions_keep_together_when_axes_are_permuted(pha
     plan = replace(PLAN, intensity_augmentation=False, axis_augmentation=True)
     cases = TrainingCases([Brain(image, phantom.wm_mask, phantom.lesion_mask)], [], plan, Form(), 0, 1)
     for _ in range(20):
-        crop, wm_mask, lesion_mask, _ = cases.draw_crop(rng)
+        crop, wm_mask, lesion_mask, *_ = cases.draw_crop(rng)
         assert np.array_equal(np.maximum(crop, 0), wm_mask + 2 * lesion_mask)  # -1 is the padding
         assert lesion_mask.any()
 
