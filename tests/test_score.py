@@ -420,6 +420,23 @@ def test_of_a_synthesis_the_new_lesions_are_the_truth_and_the_old_ones_ignored(t
     assert not everything.ignored.any()
 
 
+def test_images_are_those_that_show_the_lesions(tmp_path):
+    raw = tmp_path / 'raw'
+    image = save(raw / 'sub-01' / 'ses-1' / 'anat' / 'sub-01_ses-1_T1w.nii.gz', np.ones(SHAPE))
+    save(raw / 'sub-01' / 'ses-2' / 'anat' / 'sub-01_ses-2_T1w.nii.gz', np.ones(SHAPE))
+    truth = derivative(raw / 'derivatives' / 'truth', sub01_ses1=TRUTH)
+    (case,) = find(truth, truth)
+    assert case.images == {'T1w': image}
+    elsewhere = derivative(tmp_path / 'truth', sub01_ses1=TRUTH)
+    assert find(elsewhere, truth)[0].images == {}
+    assert cases.find_cases(elsewhere, truth, cases.Choice(), raw)[0].images == {'T1w': image}
+    write_description(elsewhere, DatasetType='derivative', DatasetLinks={'raw': raw.as_uri()})
+    assert find(elsewhere, truth)[0].images == {'T1w': image}
+    made = synthesis(raw / 'derivatives' / 'synth')
+    save(raw / 'sub-01' / 'anat' / 'sub-01_FLAIR.nii.gz', np.ones(SHAPE))  # without the new lesions
+    assert list(find(made, truth)[0].images) == ['T1w']
+
+
 def test_variants_of_a_synthesis_are_chosen_by_their_desc(tmp_path):
     truth = synthesis(tmp_path / 'truth', base='synth1', new=TRUTH)
     synthesis(truth, base='synth2', new=boxes(bar(2, 6)))

@@ -22,7 +22,8 @@ def build_parser():
         prog='python -m bids_lesionfill.score',
         description='Score predicted lesion masks against true ones: detection of lesions by volume, contrast, place '
         'and visibility, false lesions, Dice, volume. Writes tables, JSON and one page with the missed lesions.',
-        epilog='exit codes: 0 all scans were scored; 1 some were not (OUT/scans.tsv says why); 2 usage',
+        epilog='exit codes: 0 all scans were scored; 1 some were not (see OUT/scans.tsv), or OUT cannot be written; '
+        '2 usage',
     )
     parser.add_argument('truth', type=Path, help='BIDS derivative with true masks, or the output of --mode synth')
     parser.add_argument(
@@ -45,7 +46,8 @@ def build_parser():
         '--images',
         type=Path,
         metavar='BIDS_DIR',
-        help='T1w and FLAIR for contrast and pictures (default: the synthetic images, or the raw dataset of the truth)',
+        help='T1w and FLAIR for contrast and pictures (default: the raw dataset of the truth; of --mode synth always '
+        'the synthetic images)',
     )
     parser.add_argument(
         '--mask-threshold', type=share, default=0.5, metavar='P', help='of probabilities (default: 0.5)'
@@ -129,10 +131,13 @@ def main(argv):
     try:
         check(options)
         found = find(options)
+        return score(options, found, shlex.join(['python', '-m', 'bids_lesionfill.score', *argv]))
     except layout.UsageError as error:
         logger.error('%s', error)
         return USAGE
-    return score(options, found, shlex.join(['python', '-m', 'bids_lesionfill.score', *argv]))
+    except OSError as error:  # a full or read-only disk, a folder that cannot be read
+        logger.error('%s', layout.in_words(error))
+        return SOME_FAILED
 
 
 def check(options):

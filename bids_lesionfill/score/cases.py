@@ -44,6 +44,7 @@ class Case:
     prediction_file: Path | None = None
     prediction_labels: tuple = ()
     images: dict = field(default_factory=dict)  # modality -> image that shows the lesions
+    is_synthetic: bool = False  # the raw images do not show the lesions
     problem: str = ''  # why it cannot be scored
 
 
@@ -71,7 +72,7 @@ def find_cases(truth_dir, prediction_dir, choice, images_dir=None):
         BIDS derivatives, or folders of LST-AI, SAMSEG, nnU-Net or MindGlide.
     choice : Choice
     images_dir : path, optional
-        BIDS dataset with the images, where the truth has none of its own.
+        BIDS dataset with the images, if the truth is not a synthesis; by default the raw dataset of the truth.
 
     Returns
     -------
@@ -96,7 +97,7 @@ def find_cases(truth_dir, prediction_dir, choice, images_dir=None):
         return find_prediction(case, others, predicted.get(case.participant, []), Path(prediction_dir))
 
     cases = [predict(case, truths) for case in one_per_scan(truths, predict)]
-    return [replace(case, images=case.images or choose_images(case, images)) for case in cases]
+    return [case if case.is_synthetic else replace(case, images=choose_images(case, images)) for case in cases]
 
 
 def index_files(root):
@@ -179,9 +180,7 @@ def truth_case(participant, file, several=(), **more):
     ranks = [rank_of(other)[0] for other in several]
     alike = [other.filename for other in several if rank_of(other)[0] == min(ranks)]
     problem = f'{len(alike)} true masks fit: {", ".join(alike)}; choose with --truth-desc' if len(alike) > 1 else ''
-    return Case(
-        participant, f'ses-{session}' if session else None, scan, Path(file.path), problem=problem, **more
-    )
+    return Case(participant, f'ses-{session}' if session else None, scan, Path(file.path), problem=problem, **more)
 
 
 def synthetic_truth(participant, file, base, lesions):
@@ -197,7 +196,7 @@ def synthetic_truth(participant, file, base, lesions):
         for found in sorted(path.parent.glob(f'sub-*_desc-{base}_{modality}.nii.gz'))
         if is_of_scan(found.name, file.entities)
     }
-    case = replace(case, images=images, table_file=table if table.is_file() else None)
+    case = replace(case, images=images, table_file=table if table.is_file() else None, is_synthetic=True)
     if lesions == 'all':
         return replace(case, truth_file=everything)
     return replace(case, all_lesions_file=everything if everything.is_file() else None)
@@ -429,9 +428,7 @@ def load(case, threshold=0.5):
             logger.warning('%s: %s is not used: %s', case.scan, path.name, error)
     turn = nib.io_orientation(truth_img.affine)
     affine = truth_img.affine @ nib.orientations.inv_ornt_aff(turn, truth.shape)
-    truth, prediction, ignored = (
-        nib.apply_orientation(array, turn) for array in (truth, prediction, ignored)
-    )
+    truth, prediction, ignored = (nib.apply_orientation(array, turn) for array in (truth, prediction, ignored))
     images = {modality: nib.apply_orientation(image, turn) for modality, image in images.items()}
     sizes_mm = tuple(float(size) for size in nib.affines.voxel_sizes(affine))
     return Loaded(truth, prediction, ignored, affine, sizes_mm, images)

@@ -58,9 +58,7 @@ def picture_lesion(loaded, centre_mm, outlines):
         for words, mask in {'': None, **outlines}.items():
             title = f'{modality}, {words}' if words else modality
             legend = f'{modality}\n{words}\n\npatient left = image right'
-            png = report.draw_panels(
-                image, mask, loaded.voxel_sizes_mm, panels, legend, 10, grey_max, 4, WIDTH_PX
-            )
+            png = report.draw_panels(image, mask, loaded.voxel_sizes_mm, panels, legend, 10, grey_max, 4, WIDTH_PX)
             pictures.append({'title': title, 'png': png})
     return pictures
 
