@@ -14,7 +14,11 @@ import numpy as np
 from nibabel.affines import apply_affine
 from scipy import ndimage
 
-from bids_lesionfill import layout, lesion_masks, masks, preprocess, tissues, weights
+from bids_lesionfill.images import grid as images_grid
+from bids_lesionfill.images import masks, tissues
+from bids_lesionfill.layout import datasets
+from bids_lesionfill.lesions import library, sampling
+from bids_lesionfill.lesions import places as lesions_places
 
 SMOOTHING_MM = 4.0  # of the lesion frequency, standard deviation
 WHITE_MATTER_LEVEL = 170  # of the template
@@ -22,7 +26,7 @@ WHITE_MATTER_LEVEL = 170  # of the template
 # them, the fissure between the hemispheres, the Sylvian fissures; (low, high) corners, mm.
 VENTRICLES_BOX_MM = ((-34, -55, -4), (34, 35, 33))
 NO_VENTRICLES_MM = (
-    *lesion_masks.MIDLINE_MM,
+    *lesions_places.MIDLINE_MM,
     ((-23, -45, -99), (23, -15, 7)),
     ((24, -22, -99), (99, 99, 99)),
     ((-99, -22, -99), (-24, 99, 99)),
@@ -33,17 +37,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('lesion_masks_dir', type=Path)
     parser.add_argument('bids_dir', type=Path)
-    parser.add_argument('out', type=Path, nargs='?', default=weights.LESIONS_DIR)
+    parser.add_argument('out', type=Path, nargs='?', default=library.LESIONS_DIR)
     options = parser.parse_args()
-    mask_files = layout.find_lesion_masks(options.lesion_masks_dir)
-    patients = [preprocess.conform(nib.load(path), order=0) for path in mask_files]
+    mask_files = datasets.find_lesion_masks(options.lesion_masks_dir)
+    patients = [images_grid.conform(nib.load(path), order=0) for path in mask_files]
     grid = patients[0]
     lesions = [np.asarray(img.dataobj) > 0 for img in patients]
     template, tissue_seg = average_brain(options.bids_dir, grid)
     points_mm = apply_affine(grid.affine, np.moveaxis(np.indices(grid.shape), 0, -1))
     ventricles = find_template_ventricles(tissue_seg, points_mm)
-    cortex = (tissue_seg == tissues.GREY_MATTER) & ~lesion_masks.inside_box(points_mm, lesion_masks.NUCLEI_BOX_MM)
-    places = tissues.map_places(ventricles, cortex, lesion_masks.is_infratentorial(points_mm))
+    cortex = (tissue_seg == tissues.GREY_MATTER) & ~lesions_places.inside_box(points_mm, lesions_places.NUCLEI_BOX_MM)
+    places = lesions_places.map_places(ventricles, cortex, lesions_places.is_infratentorial(points_mm))
     shapes, centres_mm, owners, lesion_places = [], [], [], []
     frequency = np.zeros(grid.shape)
     for patient, lesion_mask in enumerate(lesions):
@@ -54,13 +58,13 @@ def main():
             middle = [side.start + size // 2 for side, size in zip(box, shape.shape)]
             centres_mm.append(apply_affine(grid.affine, middle))
             owners.append(patient)
-            lesion_places.append(tissues.place_of(shape, places[box]))
-            if shape.sum() >= lesion_masks.MIN_VOXELS:
+            lesion_places.append(lesions_places.place_of(shape, places[box]))
+            if shape.sum() >= sampling.MIN_VOXELS:
                 frequency[box] += shape / shape.sum()  # every lesion counts one, wherever it spreads
     frequency = ndimage.gaussian_filter(frequency, SMOOTHING_MM)
     frequency = frequency + mirror(frequency, grid.affine)
     low_affine = grid.affine @ np.array([[2, 0, 0, 0.5], [0, 2, 0, 0.5], [0, 0, 2, 0.5], [0, 0, 0, 1.0]])
-    bits, sizes = lesion_masks.pack_shapes(shapes)
+    bits, sizes = library.pack_shapes(shapes)
     options.out.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
         options.out / 'ljubljana.npz',
@@ -74,8 +78,8 @@ def main():
         ventricles=(halve(ventricles) >= 0.5).astype(np.uint8),
         affine=low_affine,
     )
-    print(f'| patient | lesions | total ml | largest ml | {" | ".join(tissues.PLACES)} |')
-    print('|---' * (4 + len(tissues.PLACES)) + '|')
+    print(f'| patient | lesions | total ml | largest ml | {" | ".join(lesions_places.PLACES)} |')
+    print('|---' * (4 + len(lesions_places.PLACES)) + '|')
     for patient, path in enumerate(mask_files):
         own = [i for i, owner in enumerate(owners) if owner == patient]
         volumes = np.array([shapes[i].sum() for i in own]) / 1000
@@ -89,11 +93,11 @@ def average_brain(bids_dir, grid):
     sums, counts, votes = np.zeros(grid.shape), np.zeros(grid.shape), np.zeros((4, *grid.shape))
     for mask_file in sorted(bids_dir.glob('derivatives/lesions/sub-*/**/*lesion_mask.nii.gz')):
         subject = mask_file.name.split('_')[0]
-        t1w_img = preprocess.conform(nib.load(next(bids_dir.glob(f'{subject}/**/*_T1w.nii.gz'))))
+        t1w_img = images_grid.conform(nib.load(next(bids_dir.glob(f'{subject}/**/*_T1w.nii.gz'))))
         if t1w_img.shape != grid.shape or not np.allclose(t1w_img.affine, grid.affine):
             raise ValueError(f'{subject}: T1w has another grid than the masks, expected {grid.shape}')
         t1w = t1w_img.get_fdata(dtype=np.float32)
-        lesion_mask = preprocess.conform_mask(nib.load(mask_file), t1w_img)
+        lesion_mask = images_grid.conform_mask(nib.load(mask_file), t1w_img)
         brain_mask, _ = tissues.find_brain(t1w)
         tissue_seg = tissues.classify(t1w, brain_mask, lesion_mask)
         tissue_seg[lesion_mask] = tissues.WHITE_MATTER
@@ -108,9 +112,9 @@ def average_brain(bids_dir, grid):
 
 def find_template_ventricles(tissue_seg, points_mm):
     """Lateral ventricles of the average brain: CSF that most brains share, in bulk, where they are."""
-    expected = lesion_masks.inside_box(points_mm, VENTRICLES_BOX_MM)
+    expected = lesions_places.inside_box(points_mm, VENTRICLES_BOX_MM)
     for box_mm in NO_VENTRICLES_MM:
-        expected &= ~lesion_masks.inside_box(points_mm, box_mm)
+        expected &= ~lesions_places.inside_box(points_mm, box_mm)
     labels, _ = masks.label_lesions(ndimage.binary_opening(tissue_seg == tissues.CSF) & expected)
     sizes = np.bincount(labels.flat)
     return (sizes[labels] >= 50) & (labels > 0)

@@ -23,19 +23,14 @@ import torch
 import train_any_contrast
 from scipy import ndimage
 
-from bids_lesionfill import (
-    dataset,
-    evaluate,
-    evaluation_cases,
-    inpaint,
-    layout,
-    masks,
-    metrics,
-    preprocess,
-    randomisation,
-    synthesis,
-    tissues,
-)
+from bids_lesionfill import statistics
+from bids_lesionfill.evaluate import cases
+from bids_lesionfill.evaluate import methods as evaluate_methods
+from bids_lesionfill.images import anatomy, grid, masks, tissues
+from bids_lesionfill.layout import datasets
+from bids_lesionfill.lesions import contrasts
+from bids_lesionfill.train import brains as train_brains
+from bids_lesionfill.train import randomisation
 
 logger = logging.getLogger('contrasts')
 NOT_HERE = {'biharmonic (skimage)', 'ANTs rule'}  # days; and reads the image inside the mask
@@ -50,15 +45,15 @@ def patient_images(data_dir):
         anat = data_dir / 'ljubljana' / f'sub-{label}' / 'anat'
         t1w_file = anat / f'sub-{label}_T1w.nii.gz'
         mask_file = next((data_dir / 'ljubljana' / 'derivatives' / 'lesions' / f'sub-{label}').rglob('*_mask.nii.gz'))
-        t1w_img = preprocess.conform(nib.load(t1w_file))
-        lesion_mask = preprocess.conform_mask(nib.load(mask_file), t1w_img)
+        t1w_img = grid.conform(nib.load(t1w_file))
+        lesion_mask = grid.conform_mask(nib.load(mask_file), t1w_img)
         files = [t1w_file, anat / f'sub-{label}_FLAIR.nii.gz']
         files += sorted((data_dir / 'ljubljana-contrasts' / f'sub-{label}' / 'anat').glob('*.nii.gz'))
         for image_file in files:
-            patient, _ = dataset.normalise_patient(nib.load(image_file), t1w_img, lesion_mask)
-            typical = float(np.median(inpaint.contrast_of(patient.image, lesion_mask, patient.wm_mask)[2]))
+            patient, _ = anatomy.normalise_patient(nib.load(image_file), t1w_img, lesion_mask)
+            typical = float(np.median(contrasts.contrast_of(patient.image, lesion_mask, patient.wm_mask)[2]))
             contrast = image_file.name.removeprefix(f'sub-{label}_').removesuffix('.nii.gz')
-            yield f'sub-{label}', contrast, patient.image, dataset.normal_appearing(patient), typical
+            yield f'sub-{label}', contrast, patient.image, anatomy.normal_appearing(patient), typical
 
 
 def healthy_images(brains, n_brains=3):
@@ -77,25 +72,25 @@ def paint(image, labels, wm_mask, typical, edge_voxels, rng):
     """Paint lesions of about a typical contrast (brighter than white matter: above zero); see `paint_lesion`."""
     drawn = np.append(0, -typical * rng.uniform(0.5, 1.5, labels.max())).astype(np.float32)
     nearest = ndimage.distance_transform_edt(labels == 0, return_distances=False, return_indices=True)
-    return synthesis.paint_lesion(image, labels > 0, wm_mask, drawn[labels[tuple(nearest)]], edge_voxels)
+    return contrasts.paint_lesion(image, labels > 0, wm_mask, drawn[labels[tuple(nearest)]], edge_voxels)
 
 
 def small_cases(image, tissue_seg, shapes, typical, n_lesions, rng, kind):
     """Seen image, mask handed over, and one score mask per lesion."""
     wm_mask = tissue_seg == tissues.WHITE_MATTER
-    ventricles = evaluation_cases.find_ventricles(tissue_seg)
-    labels = evaluation_cases.scatter_lesions(tissue_seg, ventricles, shapes, rng, n_lesions)
-    edge = rng.uniform(*evaluation_cases.EDGE_VOXELS) if kind == 'rim' else 0
+    ventricles = cases.find_ventricles(tissue_seg)
+    labels = cases.scatter_lesions(tissue_seg, ventricles, shapes, rng, n_lesions)
+    edge = rng.uniform(*cases.EDGE_VOXELS) if kind == 'rim' else 0
     seen, alpha = paint(image, labels, wm_mask, typical, edge, rng)
     touched = handed = labels > 0
     if kind == 'rim':
-        touched = alpha > evaluation_cases.TOUCHED
+        touched = alpha > cases.TOUCHED
         handed = np.zeros_like(touched)
         for number in range(1, n_lesions + 1):
-            handed |= evaluation_cases.tighten((labels == number) & (alpha > 0.5), rng)
+            handed |= cases.tighten((labels == number) & (alpha > 0.5), rng)
         handed = masks.dilate_within(handed, wm_mask, 1)
-        handed = inpaint.grow_to_rim(seen, handed, wm_mask, 2, bright_lesions=typical > 0)
-    units = evaluation_cases.make_units(labels, touched, handed, ventricles, tissue_seg)
+        handed = contrasts.grow_to_rim(seen, handed, wm_mask, 2, bright_lesions=typical > 0)
+    units = cases.make_units(labels, touched, handed, ventricles, tissue_seg)
     return seen, handed, [(unit.score_mask, unit.volume_ml) for unit in units]
 
 
@@ -103,7 +98,7 @@ def confluent_cases(image, tissue_seg, shapes, typical, n_cases, rng):
     """Boxes with one large lesion each: (box, seen, mask, score mask, volume in ml)."""
     wm_mask = tissue_seg == tissues.WHITE_MATTER
     near = masks.dilate_within(wm_mask, np.isin(tissue_seg, (tissues.CSF, tissues.GREY_MATTER)), 2)
-    ventricles = evaluation_cases.find_ventricles(tissue_seg)
+    ventricles = cases.find_ventricles(tissue_seg)
     centres = np.argwhere(wm_mask & ndimage.binary_dilation(ventricles, iterations=6))
     centres = centres if len(centres) else np.argwhere(wm_mask)
     found = []
@@ -121,11 +116,11 @@ def confluent_cases(image, tissue_seg, shapes, typical, n_cases, rng):
             continue
         box = masks.bounding_box(placed, MARGIN_VOXELS)
         seen, alpha = paint(
-            image[box], inside[box].astype(int), wm_mask[box], typical, rng.uniform(*evaluation_cases.EDGE_VOXELS), rng
+            image[box], inside[box].astype(int), wm_mask[box], typical, rng.uniform(*cases.EDGE_VOXELS), rng
         )
         handed = masks.dilate_within((alpha > 0.5) & wm_mask[box], wm_mask[box], 1)
-        handed = inpaint.grow_to_rim(seen, handed, wm_mask[box], 2, bright_lesions=typical > 0)
-        score_mask = handed | (alpha > evaluation_cases.TOUCHED)
+        handed = contrasts.grow_to_rim(seen, handed, wm_mask[box], 2, bright_lesions=typical > 0)
+        score_mask = handed | (alpha > cases.TOUCHED)
         handed |= (placed & ~wm_mask)[box]
         found.append((box, seen, handed, score_mask & wm_mask[box], inside.sum() / 1000))
     return found
@@ -169,7 +164,7 @@ def table(rows, model):
         for method, errors in sorted(group.items(), key=lambda item: np.mean(item[1])):
             line = f'| {contrast} | {kind} | {method} | {len(errors)} | {np.mean(errors):.5f} | '
             if method != model:
-                mean, low, high = metrics.paired_bootstrap(group[model], errors, np.random.default_rng(0))
+                mean, low, high = statistics.paired_bootstrap(group[model], errors, np.random.default_rng(0))
                 line += f'{mean:+.5f} ({low:+.5f} to {high:+.5f}) |'
             lines.append(line if method != model else line + '– |')
     return '\n'.join(lines) + '\n'
@@ -191,14 +186,14 @@ def main():
     torch.set_num_threads(1)
     methods, model = {}, None
     for text in options.models:
-        name, _, fill, _ = evaluate.ModelMethod.parse(text).load('cpu')
+        name, _, fill, _ = evaluate_methods.ModelMethod.parse(text).load('cpu')
         model = model or name
         methods[name] = fill
     left_out = NOT_HERE | ({'patch match'} if options.no_patch_match else set())
-    methods |= {name: fill for name, fill in evaluate.BASELINES.items() if name not in left_out}
-    mask_files = layout.split_lesion_masks(layout.find_lesion_masks(options.data / 'lesion-masks'))[1]
+    methods |= {name: fill for name, fill in evaluate_methods.BASELINES.items() if name not in left_out}
+    mask_files = datasets.split_lesion_masks(datasets.find_lesion_masks(options.data / 'lesion-masks'))[1]
     mask_files = [file for file in mask_files if not any(f'ljubljana-{label}' in str(file) for label in HELD_OUT)]
-    shapes = dataset.read_lesion_shapes(mask_files)
+    shapes = train_brains.read_lesion_shapes(mask_files)
     shapes += train_any_contrast.read_shapes(options.data / 'lesion-shapes' / 'lesions.npz', held_out=True)
     if options.brains:
         images = healthy_images(train_any_contrast.load_brains(options.brains))

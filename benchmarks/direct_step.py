@@ -10,11 +10,11 @@ import time
 
 import numpy as np
 
-from bids_lesionfill import deformable
-from bids_lesionfill.thickness import ants as ants_engine
+from bids_lesionfill.images import syn
+from bids_lesionfill.thickness.engines import ants as engines_ants
 
 SHELLS_MM = (1.5, 2.5, 3.5)
-RUNS = ((0.025, 45, 10), (0.1, 24, 10), (ants_engine.STEP, ants_engine.N_ITERATIONS, ants_engine.N_POINTS))
+RUNS = ((0.025, 45, 10), (0.1, 24, 10), (engines_ants.STEP, engines_ants.N_ITERATIONS, engines_ants.N_POINTS))
 SIZE, FINE, RADIUS_MM = 40, 4, 11
 
 
@@ -27,7 +27,7 @@ def shares(thickness_mm):
 
 
 def main():
-    ants = deformable.import_ants()
+    ants = syn.import_ants()
     header = [f'step {step:g}, {n} iterations, {points} points' for step, n, points in RUNS]
     print('| shell | ' + ' | '.join(header) + ' |')
     print('|' + '---|' * (1 + len(RUNS)))
@@ -38,7 +38,7 @@ def main():
         cells = [f'{thickness_mm} mm']
         for step, n_iterations, n_points in RUNS:
             started = time.process_time()
-            options = {'its': n_iterations, 'r': step, 'n': n_points, 'm': ants_engine.SMOOTHING}
+            options = {'its': n_iterations, 'r': step, 'n': n_points, 'm': engines_ants.SMOOTHING}
             found = ants.kelly_kapowski(*volumes, **options).numpy()
             cells.append(f'{found[labels == 2].mean():.2f} ({time.process_time() - started:.0f} s)')
         print('| ' + ' | '.join(cells) + ' |', flush=True)

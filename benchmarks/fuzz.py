@@ -29,7 +29,10 @@ import numpy as np
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from bids_lesionfill import diffusion, fill, inpaint, inputs, layout, weights
+from bids_lesionfill.app import loading
+from bids_lesionfill.diffusion import forms, models, process
+from bids_lesionfill.layout import files, inputs
+from bids_lesionfill.lesions import fill
 
 IMAGE_TYPES = ('int16', 'uint8', 'int8', 'uint16', 'int32', 'uint32', 'int64', 'uint64', 'float32', 'float64')
 REFUSED_TYPES = ('complex64', 'rgb')
@@ -102,8 +105,12 @@ def cases(draw):
         'mask_kind': kind,
         'mask_header': draw(headers(affine)) if draw(st.integers(0, 3)) == 0 else None,
         'mask_type': draw(st.sampled_from(('uint8', 'int16', 'float32', 'float64', 'int8', 'scaled') * 3 + ('rgb',))),
-        'mask_values': draw(st.sampled_from([(0, 1)] * 12 + [(0, 7), (0, -1), (0.02, 0.97), (0, 0.4), (-0.03, 1.04),
-                                                           (1, 1), (0, 0), (0, 87.3), (0, 0.9999)])),  # fmt: skip
+        'mask_values': draw(
+            st.sampled_from(
+                [(0, 1)] * 12
+                + [(0, 7), (0, -1), (0.02, 0.97), (0, 0.4), (-0.03, 1.04), (1, 1), (0, 0), (0, 87.3), (0, 0.9999)]
+            )
+        ),  # fmt: skip
         'mask_spoilt': draw(st.sampled_from([None] * 8 + [np.nan, np.inf])),
         'whole': draw(st.integers(0, 24)) == 0,  # the mask covers all
         'tissue': draw(st.sampled_from(['classes', 'white matter'])),
@@ -191,16 +198,16 @@ def write_files(case, folder):
     stored = stored if case['trailing'] else stored.reshape(shape)
     (folder / 'T1w.nii').write_bytes(to_bytes(stored, case['affine'], case['header'], case['scaling']))
     (folder / 'mask.nii').write_bytes(mask_of(case, lesion))
-    found = layout.Inputs('01', None, 'sub-01_T1w', folder / 'T1w.nii', 'sub-01/T1w.nii', folder / 'mask.nii')
+    found = inputs.Inputs('01', None, 'sub-01_T1w', folder / 'T1w.nii', 'sub-01/T1w.nii', folder / 'mask.nii')
     return found, tissue_seg
 
 
 def silent_model(base):
     """A model whose network predicts zeros."""
-    form = inpaint.Form(base=base)
+    form = forms.Form(base=base)
     plan = {'num_inference_steps': 1, 'modality': 'T1w'}
-    return weights.Model('silent', 'none', plan, form, (8, 8, 4), lambda slabs, timesteps: 0 * slabs[:, :1],
-                         diffusion.build_scheduler(prediction_type='v_prediction'))  # fmt: skip
+    return models.Model('silent', 'none', plan, form, (8, 8, 4), lambda slabs, timesteps: 0 * slabs[:, :1],
+                         process.build_scheduler(prediction_type='v_prediction'))  # fmt: skip
 
 
 def run_case(case):
@@ -208,7 +215,7 @@ def run_case(case):
     with tempfile.TemporaryDirectory() as folder:
         found, tissue_seg = write_files(case, Path(folder))
         try:
-            loaded = inputs.load(found)
+            loaded = loading.load(found)
             affine = loaded.image_img.affine
             affine = affine if np.nan_to_num(np.linalg.det(affine)) else np.eye(4)  # nibabel makes no image with all
             tissues = {'tissue_seg_img': nib.Nifti1Image(tissue_seg, affine)}
@@ -227,8 +234,8 @@ def run_case(case):
             )
         except ValueError as error:
             return f'refused: {reason_of(error)}'
-        layout.write_image(Path(folder, 'filled.nii.gz'), filling.filled_img)
-        layout.write_image(Path(folder, 'used.nii.gz'), filling.used_mask_img)
+        files.write_image(Path(folder, 'filled.nii.gz'), filling.filled_img)
+        files.write_image(Path(folder, 'used.nii.gz'), filling.used_mask_img)
         check(found.image_file, Path(folder, 'filled.nii.gz'), Path(folder, 'used.nii.gz'))
     return 'filled' if filling.lesions else 'copied'
 

@@ -10,18 +10,14 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from bids_lesionfill import (
-    baselines,
-    inpaint,
-    layout,
-    lesion_masks,
-    masks,
-    metrics,
-    preprocess,
-    synth,
-    synthesis,
-    weights,
-)
+from bids_lesionfill import statistics, text_files
+from bids_lesionfill.diffusion import classical, inpaint, models
+from bids_lesionfill.images import anatomy as images_anatomy
+from bids_lesionfill.images import grid as images_grid
+from bids_lesionfill.images import masks
+from bids_lesionfill.layout import datasets, files
+from bids_lesionfill.lesions import contrasts as lesions_contrasts
+from bids_lesionfill.lesions import sampling, synthesis
 
 EDGE_VOXELS = {'FLAIR': 0.9, 'T1w': 0.56}  # of real lesions: lesion_contrast.py
 
@@ -36,8 +32,8 @@ class Session:
     name: str  # of the visit
     modality: str
     image_img: nib.Nifti1Image  # with its own intensities
-    anatomy: synth.Anatomy
-    scaling: preprocess.Scaling
+    anatomy: images_anatomy.Anatomy
+    scaling: images_grid.Scaling
 
     def normalise(self, img):
         """An image of this visit, normalised; -1 outside the brain."""
@@ -74,13 +70,13 @@ def read_sessions(bids_dirs, modality, work_dir, n_visits=None):
     """Visits of all patients (of each the first `n_visits`); what is known of their anatomy is kept in `work_dir`."""
     sessions = []
     for bids_dir in bids_dirs:
-        for label, image_file, t1w_file, mask_file in layout.find_patients(bids_dir, modality):
+        for label, image_file, t1w_file, mask_file in datasets.find_patients(bids_dir, modality):
             if sum(session.label == label for session in sessions) == n_visits:
                 continue
             name = Path(t1w_file).name.removesuffix('_T1w.nii.gz')
             anatomy = read_anatomy(Path(work_dir) / 'anatomy' / f'{name}.npz', t1w_file, mask_file)
-            image = preprocess.resample_to(nib.load(image_file), anatomy.grid_img, order=3)
-            scaling = preprocess.white_matter_scaling(image, anatomy.wm_mask)
+            image = images_grid.resample_to(nib.load(image_file), anatomy.grid_img, order=3)
+            scaling = images_grid.white_matter_scaling(image, anatomy.wm_mask)
             image_img = nib.Nifti1Image(image, anatomy.grid_img.affine)
             sessions.append(Session(label, name, modality, *crop(image_img, anatomy), scaling))
     return sessions
@@ -90,23 +86,23 @@ def crop(image_img, anatomy, margin_voxels=16):
     """Image and anatomy, cut to the brain: half of the time goes with the background."""
     box = masks.bounding_box(anatomy.brain_mask, margin_voxels)
     arrays = (getattr(anatomy, name)[box] for name in ANATOMY)
-    return image_img.slicer[box], synth.Anatomy(anatomy.grid_img.slicer[box], *arrays)
+    return image_img.slicer[box], images_anatomy.Anatomy(anatomy.grid_img.slicer[box], *arrays)
 
 
 def read_anatomy(cache_file, t1w_file, mask_file):
     """`synth.look_at`, once."""
     if not cache_file.is_file():
-        anatomy = synth.look_at(nib.load(t1w_file), nib.load(mask_file))
+        anatomy = images_anatomy.look_at(nib.load(t1w_file), nib.load(mask_file))
         cache_file.parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(cache_file, **{name: getattr(anatomy, name) for name in ANATOMY})
     with np.load(cache_file) as arrays:
-        return synth.Anatomy(preprocess.conform(nib.load(t1w_file)), *(arrays[name] for name in ANATOMY))
+        return images_anatomy.Anatomy(images_grid.conform(nib.load(t1w_file)), *(arrays[name] for name in ANATOMY))
 
 
 def load_model(models_dir, modality, label):
     """The model that did not see a patient; None if it is not trained yet."""
     folder = Path(models_dir) / f'synth-{modality}-{label}' / 'last'
-    return weights.load_model(folder) if (folder / 'plan.json').is_file() else None
+    return models.load_model(folder) if (folder / 'plan.json').is_file() else None
 
 
 def held_out(options, modality):
@@ -133,8 +129,8 @@ def finished(path, make, *arguments):
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = make(*arguments)
-        layout.write_tsv(path, rows, list(rows[0]))
-    return [row | {'label': label_of(row)} for row in layout.read_tsv(path)]
+        files.write_tsv(path, rows, list(rows[0]))
+    return [row | {'label': label_of(row)} for row in text_files.read_tsv(path)]
 
 
 def write_section(script, title, section, text):
@@ -152,7 +148,7 @@ def label_of(row):
     return row['name'].removeprefix('sub-').partition('_')[0]
 
 
-def draw_lesions(lesion_mask, n_lesions, rng, min_voxels=lesion_masks.MIN_VOXELS):
+def draw_lesions(lesion_mask, n_lesions, rng, min_voxels=sampling.MIN_VOXELS):
     """Number up to `n_lesions` of the lesions of a mask, drawn at random, from 1; (X, Y, Z) int array."""
     labels, _ = masks.label_lesions(lesion_mask)
     large = np.flatnonzero(np.bincount(labels.flat)[1:] >= min_voxels) + 1
@@ -167,11 +163,11 @@ def cut_out(sessions):
     donors = []
     for session in sessions:
         image, lesion_mask = session.image, session.lesion_mask
-        brighter = image - baselines.local_white_matter(image, lesion_mask, session.anatomy.wm_mask)
+        brighter = image - classical.local_white_matter(image, lesion_mask, session.anatomy.wm_mask)
         labels, _ = masks.label_lesions(lesion_mask)
         for number, box in enumerate(ndimage.find_objects(labels), start=1):
             mask = labels[box] == number
-            if mask.sum() >= lesion_masks.MIN_VOXELS:
+            if mask.sum() >= sampling.MIN_VOXELS:
                 donors.append((session.label, brighter[box], mask))
     return donors
 
@@ -192,7 +188,7 @@ def paste_real(image, labels, wm_mask, donors, label, rng):
     rng : numpy.random.Generator
     """
     painted = image.copy()
-    white_matter = baselines.local_white_matter(image, labels > 0, wm_mask)
+    white_matter = classical.local_white_matter(image, labels > 0, wm_mask)
     donors = [(brighter, mask) for owner, brighter, mask in donors if owner != label]
     volumes = np.array([mask.sum() for _, mask in donors])
     for number, box in enumerate(ndimage.find_objects(labels), start=1):
@@ -210,7 +206,7 @@ def paint_constant(image, labels, contrasts, edge_voxels):
     """A constant contrast with a soft edge in each lesion, on the tissue that is there; nothing outside the mask."""
     contrast = np.append(0, contrasts)[labels].astype(np.float32)
     everywhere = np.ones(labels.shape, dtype=bool)
-    painted, _ = synthesis.paint_lesion(image, labels > 0, everywhere, -contrast, edge_voxels)
+    painted, _ = lesions_contrasts.paint_lesion(image, labels > 0, everywhere, -contrast, edge_voxels)
     return np.where(labels > 0, painted, image).astype(np.float32)
 
 
@@ -221,14 +217,16 @@ def volumes_of(labels):
 
 def contrasts_of(image, labels, wm_mask):
     """`inpaint.contrast_of` for numbered lesions that do not touch: (n,) array."""
-    contrast = inpaint.contrast_of(image, labels > 0, wm_mask)[0]
+    contrast = lesions_contrasts.contrast_of(image, labels > 0, wm_mask)[0]
     return ndimage.mean(contrast, labels, np.arange(1, labels.max() + 1))
 
 
 def app_contrasts(image, labels, strengths, old_lesions, wm_mask, model):
     """The contrasts that the app asks for; see `synth.paint`."""
-    reference, _ = synth.reference_contrasts(image, old_lesions, wm_mask, model)
-    return synthesis.choose_contrasts(volumes_of(labels), strengths, *reference, synthesis.SIGN[model.modality])
+    reference, _ = lesions_contrasts.reference_contrasts(image, old_lesions, wm_mask, model)
+    return lesions_contrasts.choose_contrasts(
+        volumes_of(labels), strengths, *reference, lesions_contrasts.SIGN[model.modality]
+    )
 
 
 def sample(session, labels, contrasts, model, seed, num_inference_steps=None, image=None):
@@ -256,17 +254,17 @@ def sample(session, labels, contrasts, model, seed, num_inference_steps=None, im
     steps = num_inference_steps or model.plan['num_inference_steps']
     own = image.copy()
     own[hole] = inpaint.fill_volume(image, hole, wm_mask, model, steps, [seed], contrast=contrast)[0]
-    limits = synth.limits_of(image, session.anatomy.brain_mask & ~hole)
-    matched = synthesis.match_contrast(own, hole, wm_mask, contrast)
+    limits = synthesis.limits_of(image, session.anatomy.brain_mask & ~hole)
+    matched = lesions_contrasts.match_contrast(own, hole, wm_mask, contrast)
     return np.where(hole, np.clip(matched, *limits), image), own
 
 
 def with_halo(session, painted, labels, model):
     """Painted lesions that fade into the white matter around, as `synth.paint` lets them; (X, Y, Z) float array."""
-    share = synth.choose_halo('auto', session.image, session.anatomy, model)
+    share = lesions_contrasts.choose_halo('auto', session.image, session.anatomy, model)
     hole = labels > 0
-    faded = synthesis.fade_out(painted, hole, session.anatomy.wm_mask & ~hole, share)
-    limits = synth.limits_of(session.image, session.anatomy.brain_mask & ~hole)
+    faded = lesions_contrasts.fade_out(painted, hole, session.anatomy.wm_mask & ~hole, share)
+    limits = synthesis.limits_of(session.image, session.anatomy.brain_mask & ~hole)
     return np.where(faded != painted, np.clip(faded, *limits), painted)
 
 
@@ -274,7 +272,7 @@ def with_interval(values, people, form, seed=0):
     """Mean and 95 % bootstrap interval, patients drawn first; one value has none."""
     if len(values) == 1:
         return f'{values[0]:{form}}'
-    mean, low, high = metrics.bootstrap_mean(values, np.random.default_rng(seed), clusters=people)
+    mean, low, high = statistics.bootstrap_mean(values, np.random.default_rng(seed), clusters=people)
     return f'{mean:{form}} ({low:{form}} to {high:{form}})'
 
 

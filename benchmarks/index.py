@@ -11,7 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from bids_lesionfill import layout
+from bids_lesionfill.layout import derivatives as layout_derivatives
+from bids_lesionfill.layout import files, indexing, pairing
 
 NAMES = (
     *('sub-{n}/anat/sub-{n}_T1w.nii.gz', 'sub-{n}/anat/sub-{n}_T1w.json', 'sub-{n}/anat/sub-{n}_FLAIR.nii.gz'),
@@ -25,7 +26,9 @@ def write_fakes(root, n_participants):
     """A dataset of empty files."""
     for folder in (root, root / 'derivatives/lesions', root / 'derivatives/fmriprep'):
         folder.mkdir(parents=True)
-        layout.write_json(folder / 'dataset_description.json', {'Name': 'fakes', 'BIDSVersion': layout.BIDS_VERSION})
+        files.write_json(
+            folder / 'dataset_description.json', {'Name': 'fakes', 'BIDSVersion': layout_derivatives.BIDS_VERSION}
+        )
     for number in range(n_participants):
         for name in NAMES:
             path = root / name.format(n=f'{number:04d}')
@@ -43,10 +46,10 @@ def main():
         root = Path(folder, 'data')
         write_fakes(root, n_participants)
         moments = [(time.monotonic(), time.process_time())]
-        derivatives = layout.find_derivatives(root)
-        bids_layout = layout.open_layout(root, derivatives.values())
+        derivatives = indexing.find_derivatives(root)
+        bids_layout = indexing.open_layout(root, derivatives.values())
         moments.append((time.monotonic(), time.process_time()))
-        found = layout.find_inputs(bids_layout, derivatives)
+        found = pairing.find_inputs(bids_layout, derivatives)
         moments.append((time.monotonic(), time.process_time()))
     images = [image for of_subject in found.values() for image in of_subject]
     assert len(images) == n_participants

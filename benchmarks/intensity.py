@@ -11,7 +11,8 @@ import argparse
 import held_out
 import numpy as np
 
-from bids_lesionfill import metrics, synth, synthesis, weights
+from bids_lesionfill import statistics
+from bids_lesionfill.lesions import contrasts, library, synthesis
 
 QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
 KEYS = ('asked', 'obtained', 'at_bound')
@@ -44,11 +45,11 @@ def main():
 def ask(session, model, options):
     """One row per lesion and quantile."""
     rng = session.generator(options.seed)
-    atlas = synth.find_places(session.anatomy, weights.load_lesion_library())
-    new = synth.draw(session.anatomy, atlas, rng, 0.5, options.n_lesions, options.load_ml)
+    atlas = synthesis.find_places(session.anatomy, library.load_lesion_library())
+    new = synthesis.draw(session.anatomy, atlas, rng, 0.5, options.n_lesions, options.load_ml)
     labels = np.asarray(new.mask_img.dataobj)
     image, wm_mask = session.image, session.anatomy.wm_mask & (labels == 0)
-    darkest, brightest = synth.limits_of(image, session.anatomy.brain_mask & (labels == 0))
+    darkest, brightest = synthesis.limits_of(image, session.anatomy.brain_mask & (labels == 0))
     numbers = np.arange(1, labels.max() + 1)
     rows, of_seed = [], {}
     for painting, seed in [*((n, options.seed) for n in range(options.paintings)), (0, options.seed + 1)]:
@@ -89,7 +90,7 @@ def slope_cell(rows, name, within=False):
         for person in set(people):
             for values in (asked, obtained):
                 values[people == person] -= values[people == person].mean()
-    counts = metrics.bootstrap_weights(people, np.random.default_rng(0))
+    counts = statistics.bootstrap_weights(people, np.random.default_rng(0))
     low, high = np.percentile(slope(asked, obtained, counts), (2.5, 97.5))
     return f'{slope(asked, obtained, np.ones((1, len(rows))))[0]:.2f} ({low:.2f} to {high:.2f})'
 
@@ -125,7 +126,7 @@ def report(rows, modality):
         lines.append([quantile, *cells])
     header = ['quantile asked', 'contrast asked', 'obtained', 'share of voxels at the bound']
     text += held_out.table(header, lines) + '\n'
-    sign = synthesis.SIGN[modality]
+    sign = contrasts.SIGN[modality]
     right = [float(sign * row['obtained'] > 0) for row in rows]
     owners = [row['label'] for row in rows]
     text += f'{"Brighter" if sign > 0 else "Darker"} than the white matter around, share of lesions: '

@@ -13,7 +13,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from bids_lesionfill import fill, layout, preprocess, weights
+from bids_lesionfill.diffusion import models
+from bids_lesionfill.images import grid as images_grid
+from bids_lesionfill.layout import indexing, pairing
+from bids_lesionfill.lesions import fill
 
 
 def resample(img, voxel_mm, width, order):
@@ -21,7 +24,7 @@ def resample(img, voxel_mm, width, order):
     middle = nib.affines.apply_affine(img.affine, (np.array(img.shape) - 1) / 2)
     affine = nib.affines.from_matvec(voxel_mm * np.eye(3), middle - voxel_mm * (width - 1) / 2)
     grid = nib.Nifti1Image(np.zeros((width,) * 3, np.uint8), affine)
-    return nib.Nifti1Image(preprocess.resample_to(img, grid, order), affine)
+    return nib.Nifti1Image(images_grid.resample_to(img, grid, order), affine)
 
 
 def main():
@@ -31,14 +34,14 @@ def main():
     parser.add_argument('--voxel-mm', type=float, default=0.4)
     parser.add_argument('--width', type=int, default=512)
     options = parser.parse_args()
-    derivatives = layout.find_derivatives(options.bids_dir)
-    bids_layout = layout.open_layout(options.bids_dir, derivatives.values())
-    (found,) = layout.find_inputs(bids_layout, derivatives, participant_labels=[options.subject])[options.subject]
+    derivatives = indexing.find_derivatives(options.bids_dir)
+    bids_layout = indexing.open_layout(options.bids_dir, derivatives.values())
+    (found,) = pairing.find_inputs(bids_layout, derivatives, participant_labels=[options.subject])[options.subject]
     t1w_img = resample(nib.load(found.image_file), options.voxel_mm, options.width, order=1)
     t1w_img = nib.Nifti1Image(np.rint(t1w_img.get_fdata(dtype=np.float32)).astype(np.int16), t1w_img.affine)
     mask = resample(nib.load(found.lesion_mask_file), options.voxel_mm, options.width, order=1).get_fdata() > 0.5
     mask_img = nib.Nifti1Image(mask.astype(np.uint8), t1w_img.affine)
-    model = weights.load_model('fill-T1w')
+    model = models.load_model('fill-T1w')
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     started = time.monotonic(), time.process_time()
     filling = fill.fill(t1w_img, mask_img, model=model)

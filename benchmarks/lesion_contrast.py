@@ -15,7 +15,11 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage, optimize, stats
 
-from bids_lesionfill import baselines, dataset, layout, masks, synthesis
+from bids_lesionfill.diffusion import classical
+from bids_lesionfill.images import masks
+from bids_lesionfill.layout import datasets
+from bids_lesionfill.lesions import contrasts as lesions_contrasts
+from bids_lesionfill.train import brains
 
 
 def main():
@@ -25,11 +29,11 @@ def main():
     options = parser.parse_args()
     contrasts, profiles, halos = [], [], {}
     distances = np.arange(-2.5, 5)
-    images = [image for bids_dir in options.bids_dir for image in layout.find_patients(bids_dir, options.modality)]
+    images = [image for bids_dir in options.bids_dir for image in datasets.find_patients(bids_dir, options.modality)]
     for subject, *files in images:
-        patient = dataset.read_patient(*files)
+        patient = brains.read_patient(*files)
         image, wm_mask, lesion_mask = patient.image, patient.wm_mask, patient.lesion_mask
-        white_matter = baselines.local_white_matter(image, lesion_mask, wm_mask, gap_voxels=4)
+        white_matter = classical.local_white_matter(image, lesion_mask, wm_mask, gap_voxels=4)
         labels, n_lesions = masks.label_lesions(lesion_mask)
         core = ndimage.binary_erosion(lesion_mask)
         outside = ndimage.distance_transform_edt(~lesion_mask)
@@ -50,7 +54,7 @@ def main():
             subject, len(found), 'lesions, contrast quartiles', np.round(np.percentile(found, (5, 25, 50, 75, 95)), 3)
         )
         contrasts += found
-        halos.setdefault(subject, []).append(np.median(synthesis.halo_shares(image, lesion_mask, wm_mask)))
+        halos.setdefault(subject, []).append(np.median(lesions_contrasts.halo_shares(image, lesion_mask, wm_mask)))
     print('all', np.round(np.percentile(contrasts, (5, 10, 25, 50, 75, 90, 95)), 3))
     of_patients = {subject: float(round(np.mean(shares), 2)) for subject, shares in halos.items()}
     print('halo', of_patients, 'median', round(np.median(list(of_patients.values())), 2))

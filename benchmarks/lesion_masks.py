@@ -17,7 +17,12 @@ import numpy as np
 from nibabel.affines import apply_affine
 from scipy import ndimage, stats
 
-from bids_lesionfill import dataset, layout, lesion_masks, preprocess, registration, tissues, weights
+from bids_lesionfill.images import grid, registration, tissues
+from bids_lesionfill.layout import datasets
+from bids_lesionfill.lesions import library as lesions_library
+from bids_lesionfill.lesions import places as lesions_places
+from bids_lesionfill.lesions import sampling
+from bids_lesionfill.train import brains
 
 MIN_VOXELS_OF_A_FORM = 10  # below, a lesion has no form
 # name -> unit
@@ -36,24 +41,24 @@ def main():
     parser.add_argument('--draws', type=int, default=5)
     parser.add_argument('--seed', type=int, default=1)
     options = parser.parse_args()
-    library = weights.load_lesion_library()
+    library = lesions_library.load_lesion_library()
     to_ventricles_mm = ndimage.distance_transform_edt(library.ventricles == 0, sampling=np.diag(library.affine)[:3])
     real = [describe_real(library, patient, to_ventricles_mm) for patient in np.unique(library.patients)]
     drawn, seconds = [], {'affine': [], 'locate': [], 'draw': []}
-    for number, (t1w_file, dseg_file) in enumerate(layout.find_training(options.bids_dir, 'train')[: options.brains]):
-        image, tissue_seg = dataset.read_tissues(t1w_file, dseg_file)
-        affine = preprocess.conform(nib.load(t1w_file)).affine
+    for number, (t1w_file, dseg_file) in enumerate(datasets.find_training(options.bids_dir, 'train')[: options.brains]):
+        image, tissue_seg = brains.read_tissues(t1w_file, dseg_file)
+        affine = grid.conform(nib.load(t1w_file)).affine
         start = time.perf_counter()
         to_template = registration.affine_to_template(
             image + 1, tissue_seg > 0, affine, library.template, library.affine
         )
         seconds['affine'].append(time.perf_counter() - start)
         start = time.perf_counter()
-        places, frequency, _ = lesion_masks.locate(library, tissue_seg, to_template @ affine)
+        places, frequency, _ = lesions_places.locate(library, tissue_seg, to_template @ affine)
         seconds['locate'].append(time.perf_counter() - start)
         for draw in range(options.draws):
             start = time.perf_counter()
-            labels = lesion_masks.draw_lesion_mask(
+            labels = sampling.draw_lesion_mask(
                 library,
                 tissue_seg == tissues.WHITE_MATTER,
                 places,
@@ -68,7 +73,7 @@ def main():
     print(f'Seconds, median: {", ".join(medians)}.\n')
     compare(real, drawn, np.random.default_rng(options.seed))
     print('\n| place | real, % of lesions | drawn | real, % of volume | drawn |\n|---|---|---|---|---|')
-    for name, place in tissues.PLACES.items():
+    for name, place in lesions_places.PLACES.items():
         print(f'| {name} | ' + ' | '.join(f'{100 * share:.0f}' for share in shares(real, drawn, place)) + ' |')
 
 
@@ -78,7 +83,7 @@ def describe_real(library, patient, to_ventricles_mm):
     for index in np.flatnonzero(library.patients == patient):
         shape = library.shapes[index]
         points_mm = library.centres_mm[index] + np.argwhere(shape) - np.array(shape.shape) // 2
-        if shape.sum() >= lesion_masks.MIN_VOXELS:
+        if shape.sum() >= sampling.MIN_VOXELS:
             rows.append((library.places[index], *measure(shape, points_mm, library, to_ventricles_mm)))
     return np.array(rows)
 
@@ -89,7 +94,9 @@ def describe_drawn(library, labels, places, voxel_to_template, to_ventricles_mm)
     for number, box in enumerate(ndimage.find_objects(labels), start=1):
         shape = labels[box] == number
         points_mm = apply_affine(voxel_to_template, np.argwhere(shape) + [side.start for side in box])
-        rows.append((tissues.place_of(shape, places[box]), *measure(shape, points_mm, library, to_ventricles_mm)))
+        rows.append(
+            (lesions_places.place_of(shape, places[box]), *measure(shape, points_mm, library, to_ventricles_mm))
+        )
     return np.array(rows)
 
 

@@ -12,7 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_lesionfill import dataset, evaluation_cases, inpaint, layout, masks, weights
+from bids_lesionfill.diffusion import inpaint, models
+from bids_lesionfill.evaluate import cases
+from bids_lesionfill.images import masks
+from bids_lesionfill.layout import datasets
+from bids_lesionfill.lesions import contrasts
+from bids_lesionfill.train import brains as train_brains
 
 # voxels everywhere, voxels into the rim, from so many deviations on
 RULES = [(1, 0, None), (2, 0, None), (3, 0, None), (1, 1, 2.0), (1, 2, 2.0), (1, 2, 2.5), (1, 2, 3.0)]
@@ -27,21 +32,21 @@ def main():
     parser.add_argument('--n-lesions', type=int, default=8)
     parser.add_argument('--seed', type=int, default=79)
     options = parser.parse_args()
-    model = weights.load_model(options.model)
-    _, held_out = layout.split_lesion_masks(layout.find_lesion_masks(options.lesion_masks))
-    shapes = dataset.read_lesion_shapes(held_out)
-    brains = layout.find_training(options.bids_dir, 'train')
+    model = models.load_model(options.model)
+    _, held_out = datasets.split_lesion_masks(datasets.find_lesion_masks(options.lesion_masks))
+    shapes = train_brains.read_lesion_shapes(held_out)
+    brains = datasets.find_training(options.bids_dir, 'train')
     rows = {rule: [] for rule in RULES}
     for number, files in enumerate(brains[1 :: max(1, len(brains) // options.brains)][: options.brains]):
-        image, tissue_seg = dataset.read_tissues(*files)
+        image, tissue_seg = train_brains.read_tissues(*files)
         rng = np.random.default_rng([options.seed, number])
-        (case,) = evaluation_cases.draw_cases('', image, tissue_seg, shapes, rng, options.n_lesions, 'rim', [0])
+        (case,) = cases.draw_cases('', image, tissue_seg, shapes, rng, options.n_lesions, 'rim', [0])
         grown = {}
         for rule in RULES:
             everywhere, rim_voxels, deviations = rule
             mask = masks.dilate_within(case.lesion_mask, case.wm_mask, everywhere)
             if rim_voxels:
-                mask = inpaint.grow_to_rim(case.seen, mask, case.wm_mask, rim_voxels, deviations=deviations)
+                mask = contrasts.grow_to_rim(case.seen, mask, case.wm_mask, rim_voxels, deviations=deviations)
             grown[rule] = mask
         touched = np.any([unit.score_mask for unit in case.units], axis=0)
         region = masks.dilate_within(touched, case.wm_mask, 2) | np.any(list(grown.values()), axis=0)

@@ -17,7 +17,10 @@ from skimage.feature import graycomatrix, graycoprops, local_binary_pattern
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import roc_auc_score
 
-from bids_lesionfill import baselines, masks, metrics, synth, synthesis, weights
+from bids_lesionfill import statistics
+from bids_lesionfill.diffusion import classical
+from bids_lesionfill.images import masks, metrics
+from bids_lesionfill.lesions import contrasts, library, synthesis
 
 MIN_VOXELS = 12  # of a lesion that has a texture
 DISTANCES = np.arange(-2.5, 4)  # voxels from the border of the mask, inside below zero
@@ -54,7 +57,7 @@ def describe_session(session, model, donors, options):
     rng = session.generator(options.seed)
     image, wm_mask = session.image, session.anatomy.wm_mask
     labels = draw_new(session, options.n_lesions, options.load_ml, rng)
-    strengths = synth.draw_strengths(rng, labels.max(), 'auto')
+    strengths = contrasts.draw_strengths(rng, labels.max(), 'auto')
     asked = [
         held_out.app_contrasts(image, labels, values, session.lesion_mask, wm_mask, model)
         for values in (strengths, np.full(labels.max(), 0.5))
@@ -81,8 +84,8 @@ def describe_session(session, model, donors, options):
 
 def draw_new(session, n_lesions, load_ml, rng):
     """New lesions as the app draws them, those that have a texture: (X, Y, Z) int array."""
-    atlas = synth.find_places(session.anatomy, weights.load_lesion_library())
-    new = synth.draw(session.anatomy, atlas, rng, 0.5, n_lesions, load_ml)
+    atlas = synthesis.find_places(session.anatomy, library.load_lesion_library())
+    new = synthesis.draw(session.anatomy, atlas, rng, 0.5, n_lesions, load_ml)
     return held_out.draw_lesions(np.asarray(new.mask_img.dataobj) > 0, n_lesions, rng, MIN_VOXELS)
 
 
@@ -120,10 +123,10 @@ def put_back(session, options):
 def describe(session, image, labels, kind):
     """Features of the lesions of one image: a row each."""
     wm_mask = session.anatomy.wm_mask & (labels == 0)
-    white_matter = baselines.local_white_matter(image, (labels > 0) | session.lesion_mask, wm_mask)
+    white_matter = classical.local_white_matter(image, (labels > 0) | session.lesion_mask, wm_mask)
     brighter = image - white_matter
     deviation = 1.4826 * np.median(np.abs(brighter[wm_mask] - np.median(brighter[wm_mask])))
-    brighter = synthesis.SIGN[session.modality] * brighter / deviation
+    brighter = contrasts.SIGN[session.modality] * brighter / deviation
     rows = []
     for number, bound in enumerate(ndimage.find_objects(labels), start=1):
         box = masks.widen(bound, 6)
@@ -215,7 +218,7 @@ def area(truth, scores, people):
     known = np.isfinite(scores)
     truth, scores, people = truth[known], scores[known], people[known]
     areas = []
-    for counts in metrics.bootstrap_weights(people, np.random.default_rng(0), 500):
+    for counts in statistics.bootstrap_weights(people, np.random.default_rng(0), 500):
         if 0 < counts[truth].sum() < counts.sum():
             areas.append(roc_auc_score(truth, scores, sample_weight=counts))
     low, high = np.percentile(areas, (2.5, 97.5))

@@ -16,18 +16,13 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from bids_lesionfill import (
-    baselines,
-    dataset,
-    evaluation_cases,
-    fill,
-    layout,
-    masks,
-    metrics,
-    preprocess,
-    tissues,
-    weights,
-)
+from bids_lesionfill import statistics
+from bids_lesionfill.diffusion import classical, models
+from bids_lesionfill.evaluate import cases
+from bids_lesionfill.images import grid, masks, metrics, nifti, tissues
+from bids_lesionfill.layout import datasets
+from bids_lesionfill.lesions import fill
+from bids_lesionfill.train import brains as train_brains
 
 
 def smooth_field(shape, rng, share):
@@ -89,26 +84,24 @@ def on_voxels(volume, size_mm, order):
     img = nib.Nifti1Image(volume.astype(np.float32), np.eye(4))
     shape = np.floor(np.array(volume.shape) / size_mm).astype(int)
     target = nib.Nifti1Image(np.zeros(shape, np.float32), np.diag([*size_mm, 1.0]))
-    return nib.Nifti1Image(preprocess.resample_to(img, target, order), target.affine)
+    return nib.Nifti1Image(grid.resample_to(img, target, order), target.affine)
 
 
 def read_whole_head(t1w_file):
     """A healthy head with its skull, normalised, and tissue classes found in it as for a user's image."""
-    t1w_img = preprocess.conform(nib.load(t1w_file))
+    t1w_img = grid.conform(nib.load(t1w_file))
     t1w = t1w_img.get_fdata(dtype=np.float32)
     brain_mask, _ = tissues.find_brain(t1w)
     tissue_seg = tissues.classify(t1w, brain_mask, np.zeros(t1w.shape, dtype=bool))
-    return preprocess.white_matter_scaling(t1w, tissue_seg == tissues.WHITE_MATTER).apply(t1w), tissue_seg
+    return grid.white_matter_scaling(t1w, tissue_seg == tissues.WHITE_MATTER).apply(t1w), tissue_seg
 
 
 def score_brain(errors, number, image, tissue_seg, conditions, shapes, model, options):
     """Paint lesions into a brain, fill them under every condition, and add errors: (condition, method) -> list."""
     rng = np.random.default_rng([options.seed, number])
     wm_mask = tissue_seg == 3
-    labels = evaluation_cases.scatter_lesions(
-        tissue_seg, evaluation_cases.find_ventricles(tissue_seg), shapes, rng, options.n_lesions
-    )
-    seen, alpha = evaluation_cases.paint(image, labels, wm_mask, rng)
+    labels = cases.scatter_lesions(tissue_seg, cases.find_ventricles(tissue_seg), shapes, rng, options.n_lesions)
+    seen, alpha = cases.paint(image, labels, wm_mask, rng)
     healthy, seen = ((volume + 1) / 1.5 for volume in (image, seen))  # background 0, white matter 1
     for name, (change, size_mm) in conditions.items():
         changed = []
@@ -121,11 +114,11 @@ def score_brain(errors, number, image, tissue_seg, conditions, shapes, model, op
         filling = fill.fill(seen_img, mask_img, model=model)
         used = filling.used_mask_img.get_fdata() > 0
         truth = healthy_img.get_fdata()
-        native_wm = preprocess.conform_mask(nib.Nifti1Image(wm_mask.astype(np.uint8), np.eye(4)), seen_img)
+        native_wm = grid.conform_mask(nib.Nifti1Image(wm_mask.astype(np.uint8), np.eye(4)), seen_img)
         scale = 1.5 / np.median(truth[native_wm])
         fillings = {
-            model.name: fill.as_loaded(filling.filled_img).get_fdata(),
-            'biharmonic': baselines.biharmonic(seen_img.get_fdata(), used),
+            model.name: nifti.as_loaded(filling.filled_img).get_fdata(),
+            'biharmonic': classical.biharmonic(seen_img.get_fdata(), used),
             'unfilled': seen_img.get_fdata(),
         }
         lesions, n_lesions = masks.label_lesions(used)
@@ -147,13 +140,13 @@ def main():
     parser.add_argument('--seed', type=int, default=3)
     parser.add_argument('--whole-head', type=Path, help='a healthy T1w with its skull, of somebody else')
     options = parser.parse_args()
-    model = weights.load_model(options.model)
-    _, held_out = layout.split_lesion_masks(layout.find_lesion_masks(options.lesion_masks))
-    shapes = dataset.read_lesion_shapes(held_out)
-    brains = layout.find_training(options.bids_dir, 'validation')[: options.brains]
+    model = models.load_model(options.model)
+    _, held_out = datasets.split_lesion_masks(datasets.find_lesion_masks(options.lesion_masks))
+    shapes = train_brains.read_lesion_shapes(held_out)
+    brains = datasets.find_training(options.bids_dir, 'validation')[: options.brains]
     errors = {}
     for number, files in enumerate(brains):
-        image, tissue_seg = dataset.read_tissues(*files)
+        image, tissue_seg = train_brains.read_tissues(*files)
         score_brain(errors, number, image, tissue_seg, CONDITIONS, shapes, model, options)
     if options.whole_head:
         image, tissue_seg = read_whole_head(options.whole_head)
@@ -168,9 +161,11 @@ def main():
         values = {method: [mse for _, mse in errors[name, method]] for method in (model.name, 'biharmonic', 'unfilled')}
         cells = [str(len(people))]
         for method in values:
-            mean, low, high = metrics.bootstrap_mean(values[method], rng, clusters=people)
+            mean, low, high = statistics.bootstrap_mean(values[method], rng, clusters=people)
             cells.append(f'{mean:.4f} ({low:.4f} to {high:.4f})')
-        difference, low, high = metrics.paired_bootstrap(values[model.name], values['biharmonic'], rng, clusters=people)
+        difference, low, high = statistics.paired_bootstrap(
+            values[model.name], values['biharmonic'], rng, clusters=people
+        )
         cells.append(f'{difference:+.4f} ({low:+.4f} to {high:+.4f})')
         print(f'| {name} | {" | ".join(cells)} |')
 

@@ -3,14 +3,14 @@
 import sys
 from pathlib import Path
 
-from bids_lesionfill import layout
+from bids_lesionfill import text_files
 
 COLUMNS = {'mse': ('MSE', '.5f'), 'psnr': ('PSNR dB', '.1f'), 'ssim': ('SSIM', '.3f'), 'border': ('border', '.2f')}
 COLUMNS |= {'texture': ('texture', '.2f'), 'm2_mse': ('M2 MSE', '.5f'), 'm2_ssim': ('M2 SSIM', '.4f')}
 
 
 def main():
-    rows = [row for row in layout.read_tsv(Path(sys.argv[1]) / 'summary.tsv') if row['group'] == 'all']
+    rows = [row for row in text_files.read_tsv(Path(sys.argv[1]) / 'summary.tsv') if row['group'] == 'all']
     header = ['cases', 'grown by', 'filler', *(title for title, _ in COLUMNS.values())]
     print('| ' + ' | '.join(header) + ' |\n' + '|---' * len(header) + '|')
     for row in rows:

@@ -18,7 +18,14 @@ import torch
 from scipy import ndimage
 from torch.nn import functional
 
-from bids_lesionfill import dataset, inpaint, layout, lesion_masks, masks, synth, unet, weights
+from bids_lesionfill import text_files
+from bids_lesionfill.diffusion import models as diffusion_models
+from bids_lesionfill.diffusion import tiles, unet
+from bids_lesionfill.images import anatomy, masks
+from bids_lesionfill.layout import files
+from bids_lesionfill.lesions import library, sampling, synthesis
+from bids_lesionfill.train import brains
+from bids_lesionfill.train import cases as train_cases
 
 # Arm -> share of the crops that are synthetic, and whether the patients' own lesions are filled in those.
 ARMS = {
@@ -108,8 +115,8 @@ def synthetic_case(visit, variant, test_label, models, filled, options):
     if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         rng = visit[0].generator(options.seed, variant)
-        atlas = synth.find_places(visit[0].anatomy, weights.load_lesion_library())
-        new = synth.draw(visit[0].anatomy, atlas, rng, 'auto', options.n_lesions, options.load_ml)
+        atlas = synthesis.find_places(visit[0].anatomy, library.load_lesion_library())
+        new = synthesis.draw(visit[0].anatomy, atlas, rng, 'auto', options.n_lesions, options.load_ml)
         labels, seed, painted = np.asarray(new.mask_img.dataobj), int(rng.integers(2**31)), []
         for session, model in zip(visit, models):
             asked = held_out.app_contrasts(
@@ -134,8 +141,8 @@ def without_lesions(session, options):
     file = options.work_dir / 'segmenter' / 'filled' / f'{session.modality}_{session.name}.npy'
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
-        patient = dataset.Patient(session.image, session.anatomy.tissue_seg, session.lesion_mask)
-        np.save(file, dataset.without_lesions(patient, weights.load_model(f'fill-{session.modality}')))
+        patient = anatomy.Patient(session.image, session.anatomy.tissue_seg, session.lesion_mask)
+        np.save(file, brains.without_lesions(patient, diffusion_models.load_model(f'fill-{session.modality}')))
     return np.load(file)
 
 
@@ -146,7 +153,7 @@ def count_updates(cases, options):
         started = time.process_time()
         fit({'real': cases, 'synthetic': []}, 0.0, 15, options.seed)
         seconds = (time.process_time() - started) / 15
-        layout.write_json(file, {'updates': max(1, int(60 * options.cpu_minutes / seconds))})
+        files.write_json(file, {'updates': max(1, int(60 * options.cpu_minutes / seconds))})
     return json.loads(file.read_text())['updates']
 
 
@@ -220,9 +227,9 @@ def draw_crop(cases, places, rng):
     box = tuple(slice(s, s + n) for s, n in zip(start, CROP))
     images, truth = list(channels[(slice(None), *box)]), lesion_mask[box]
     background = images[0] <= -1
-    images = [np.where(background, -1, image) for image in dataset.augment_intensity(images, rng)]
+    images = [np.where(background, -1, image) for image in train_cases.augment_intensity(images, rng)]
     flip = slice(None, None, -1 if rng.random() < 0.5 else 1)  # left and right
-    slabs = (inpaint.to_slab(np.stack(images)[:, flip]), inpaint.to_slab(truth[None, flip]))
+    slabs = (tiles.to_slab(np.stack(images)[:, flip]), tiles.to_slab(truth[None, flip]))
     return tuple(np.ascontiguousarray(slab, dtype=np.float32) for slab in slabs)
 
 
@@ -234,7 +241,7 @@ def segment(network, channels, brain_mask):
     crop = channels[(slice(None), *box)]
     missing = [8 * -(-n // 8) - n for n in crop.shape[1:]]
     crop = np.pad(crop, [(0, 0), *((0, n) for n in missing)], constant_values=-1)
-    slabs = torch.from_numpy(inpaint.to_slab(crop).astype(np.float32))
+    slabs = torch.from_numpy(tiles.to_slab(crop).astype(np.float32))
     logits = torch.full(slabs.shape[1:], -10.0)
     n_slices, step = slabs.shape[1], SLAB_SLICES - 2 * OVERLAP_SLICES
     for first in range(0, n_slices, step):
@@ -243,9 +250,9 @@ def segment(network, channels, brain_mask):
         logits[first : first + step] = predict(network, slabs[None, :, start:stop])[0, 0, inner]
     found = np.zeros(brain_mask.shape, dtype=bool)
     inside = found[box]
-    inside[:] = (inpaint.from_slab(logits.numpy()) > 0)[tuple(slice(n) for n in inside.shape)]
+    inside[:] = (tiles.from_slab(logits.numpy()) > 0)[tuple(slice(n) for n in inside.shape)]
     parts, _ = masks.label_lesions(found & brain_mask)
-    large = np.bincount(parts.flat) >= lesion_masks.MIN_VOXELS
+    large = np.bincount(parts.flat) >= sampling.MIN_VOXELS
     large[0] = False
     return large[parts]
 
@@ -258,7 +265,7 @@ def compare(truth, found):
         parts, n_parts = masks.label_lesions(one)
         sizes = np.bincount(parts.flat, minlength=n_parts + 1)[1:]
         hit = ndimage.maximum(other, parts, np.arange(1, n_parts + 1)) if n_parts else np.zeros(0)
-        counted = np.asarray(hit)[sizes >= lesion_masks.MIN_VOXELS]
+        counted = np.asarray(hit)[sizes >= sampling.MIN_VOXELS]
         shares.append(float(counted.mean()) if len(counted) else 0.0)
     sensitivity, precision = shares
     f1 = 2 * sensitivity * precision / max(sensitivity + precision, 1e-9)
@@ -268,7 +275,9 @@ def compare(truth, found):
 
 def report(folder, options):
     """Tables of all trainings that are finished, by whichever process."""
-    rows = [row | {'label': held_out.label_of(row)} for file in folder.glob('*.tsv') for row in layout.read_tsv(file)]
+    rows = [
+        row | {'label': held_out.label_of(row)} for file in folder.glob('*.tsv') for row in text_files.read_tsv(file)
+    ]
     arms = [arm for arm in ARMS if any(row['arm'] == arm for row in rows)]
     done = {arm: {row['name'] for row in rows if row['arm'] == arm} for arm in arms}
     shared = set.intersection(*done.values())  # visits that all arms have
@@ -293,7 +302,7 @@ def report(folder, options):
         batch_size=BATCH_SIZE,
         crop='x'.join(map(str, CROP)),
         n_weights=unet.count_parameters(unet.build_unet('small', len(options.modality))) / 1e6,
-        min_voxels=lesion_masks.MIN_VOXELS,
+        min_voxels=sampling.MIN_VOXELS,
         n_variants=options.n_variants,
         n_lesions=options.n_lesions,
         load_ml=options.load_ml,

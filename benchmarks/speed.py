@@ -210,16 +210,18 @@ def start_up(options):
 
 def look_at(bids_dir, label):
     """What a run hands to the sampler: normalised image, hole and white matter, on the working grid."""
-    from bids_lesionfill import fill, inpaint, masks, preprocess
+    from bids_lesionfill.images import anatomy, grid, nifti, placement
+    from bids_lesionfill.images import masks as images_masks
+    from bids_lesionfill.lesions import contrasts
 
     img = nib.load(next(bids_dir.glob(f'sub-{label}/**/*_T1w.nii.gz')))
     mask_img = nib.load(next(bids_dir.glob(f'derivatives/*/sub-{label}/**/*_mask.nii.gz')))
-    grid_img = preprocess.conform(fill.plain(img, 'image'))
-    image, given = grid_img.get_fdata(dtype=np.float32), fill.mask_on_grid(mask_img, grid_img)
-    brain_mask, wm_mask, _ = fill.find_white_matter(image, given, grid_img)
-    hole = masks.dilate_within(masks.restrict_to_white_matter(given, wm_mask), wm_mask, 1)
-    hole = inpaint.grow_to_rim(image, hole, wm_mask, 2)
-    return preprocess.white_matter_scaling(image, wm_mask & ~hole).apply(image), hole, wm_mask
+    grid_img = grid.conform(nifti.plain(img, 'image'))
+    image, given = grid_img.get_fdata(dtype=np.float32), placement.mask_on_grid(mask_img, grid_img)
+    brain_mask, wm_mask, _ = anatomy.find_white_matter(image, given, grid_img)
+    hole = images_masks.dilate_within(images_masks.restrict_to_white_matter(given, wm_mask), wm_mask, 1)
+    hole = contrasts.grow_to_rim(image, hole, wm_mask, 2)
+    return grid.white_matter_scaling(image, wm_mask & ~hole).apply(image), hole, wm_mask
 
 
 def seconds(function, *arguments):
@@ -234,14 +236,15 @@ def seconds(function, *arguments):
 
 def by_covered_voxels(options):
     """The sampler alone: does its time grow with what the tiles cover?"""
-    from bids_lesionfill import inpaint, weights
+    from bids_lesionfill.diffusion import forms, inpaint, models
+    from bids_lesionfill.diffusion import tiles as diffusion_tiles
 
-    model, rows = weights.load_model('fill-T1w', 'cpu'), []
+    model, rows = models.load_model('fill-T1w', 'cpu'), []
     for label in LABELS:
         image, hole, wm_mask = look_at(options.bids_dir, label)
-        n_tiles = len(inpaint.plan_tiles(np.pad(hole, 32), np.array(model.tile)))
+        n_tiles = len(diffusion_tiles.plan_tiles(np.pad(hole, 32), np.array(model.tile)))
         cpu, wall = seconds(inpaint.fill_volume, image, hole, wm_mask, model, 1, [0])
-        base_cpu, _ = seconds(inpaint.condition, image, hole, wm_mask, model.form)
+        base_cpu, _ = seconds(forms.condition, image, hole, wm_mask, model.form)
         rows.append({'participant': f'sub-{label}', 'ml': float(hole.sum() / 1000), 'tiles': n_tiles,
                      'base and channels, CPU s': base_cpu, 'one step, CPU s': cpu - base_cpu,
                      'CPU ms per tile': 1000 * (cpu - base_cpu) / n_tiles})  # fmt: skip
@@ -249,13 +252,14 @@ def by_covered_voxels(options):
 
 
 def by_tile(options):
-    from bids_lesionfill import inpaint, weights
+    from bids_lesionfill.diffusion import inpaint, models
+    from bids_lesionfill.diffusion import tiles as diffusion_tiles
 
-    model, rows = weights.load_model('fill-T1w', 'cpu'), []
+    model, rows = models.load_model('fill-T1w', 'cpu'), []
     image, hole, wm_mask = look_at(options.bids_dir, ORDINARY)
     for tile, batch_size in ((model.tile, 1), (model.tile, 8), (model.tile, 32), ((32, 32, 16), 8), ((48, 48, 24), 4)):
         own = replace(model, tile=tile)
-        n_tiles = len(inpaint.plan_tiles(np.pad(hole, 64), np.array(tile)))
+        n_tiles = len(diffusion_tiles.plan_tiles(np.pad(hole, 64), np.array(tile)))
         cpu, wall = seconds(inpaint.fill_volume, image, hole, wm_mask, own, 1, [0], 'cpu', batch_size)
         rows.append({'tile': 'x'.join(map(str, tile)), 'tiles at once': batch_size, 'tiles': n_tiles,
                      'CPU s': cpu, 'wall s': wall})  # fmt: skip
@@ -264,17 +268,17 @@ def by_tile(options):
 
 def peers(options):
     """Fillers on one image and mask; the thesis' own way from one pass, extrapolated."""
-    from bids_lesionfill import baselines, inpaint, weights
+    from bids_lesionfill.diffusion import classical, inpaint, models
 
     image, hole, wm_mask = look_at(options.bids_dir, ORDINARY)
-    model, rng = weights.load_model('fill-T1w', 'cpu'), np.random.default_rng(0)
+    model, rng = models.load_model('fill-T1w', 'cpu'), np.random.default_rng(0)
     ways = {
         'fill-T1w, 1 step (default)': lambda: inpaint.fill_volume(image, hole, wm_mask, model, 1, [0]),
         'fill-T1w, 5 steps': lambda: inpaint.fill_volume(image, hole, wm_mask, model, 5, [0]),
-        'biharmonic': lambda: baselines.biharmonic(image, hole),
-        'membrane': lambda: baselines.membrane(image, hole),
-        "ANTs' rule": lambda: baselines.ants_rule(image, hole, wm_mask, rng),
-        'local white matter, mean': lambda: baselines.local_white_matter(image, hole, wm_mask),
+        'biharmonic': lambda: classical.biharmonic(image, hole),
+        'membrane': lambda: classical.membrane(image, hole),
+        "ANTs' rule": lambda: classical.ants_rule(image, hole, wm_mask, rng),
+        'local white matter, mean': lambda: classical.local_white_matter(image, hole, wm_mask),
     }
     rows = []
     for name, way in ways.items():
@@ -296,10 +300,10 @@ def backends(options):
     """The network alone, on a batch of tiles and one thread, by what might be faster; how far the answers differ."""
     import torch
 
-    from bids_lesionfill import weights
+    from bids_lesionfill.diffusion import models
 
     torch.set_num_threads(1)
-    model = weights.load_model('fill-T1w', 'cpu')
+    model = models.load_model('fill-T1w', 'cpu')
     height, width, depth = model.tile
     tiles = torch.randn(8, model.unet.config.in_channels, depth, height, width, generator=torch.manual_seed(0))
     times = torch.full((8,), 999)

@@ -15,7 +15,7 @@ import argparse
 import csv
 from pathlib import Path
 
-from bids_lesionfill import layout
+from bids_lesionfill import text_files
 
 HERE = Path(__file__).parent
 # Row of the thesis -> its SSIM, PSNR, MSE, LPIPS (table 4.1), and our plan.
@@ -120,7 +120,7 @@ def main():
     parser.add_argument('evaluation_dir', type=Path)
     parser.add_argument('rows_dir', type=Path)
     options = parser.parse_args()
-    summary = layout.read_tsv(options.evaluation_dir / 'summary.tsv')
+    summary = text_files.read_tsv(options.evaluation_dir / 'summary.tsv')
     first = next(row for row in summary if row['group'] == 'all' and row['kind'] == 'clean')
     columns = ['SSIM', 'PSNR dB', 'MSE', 'MSE, rim', 'texture']
     other = 'thesis: SSIM / PSNR / MSE / LPIPS (other data)'

@@ -15,7 +15,10 @@ from pathlib import Path
 import held_out
 import numpy as np
 
-from bids_lesionfill import baselines, evaluate, inpaint, metrics, synthesis, weights
+from bids_lesionfill.diffusion import classical, inpaint, models
+from bids_lesionfill.evaluate import scores as evaluate_scores
+from bids_lesionfill.images import metrics
+from bids_lesionfill.lesions import contrasts as lesions_contrasts
 
 # Row of the thesis -> its SSIM, PSNR, MSE
 THESIS = {
@@ -82,7 +85,7 @@ def put_back(session, model, donors, options):
 def paint_all(session, model, labels, others, contrasts, donors, options, rng):
     """Name of the method, and the image with the lesions painted back."""
     image, wm_mask, hole = session.image, session.anatomy.wm_mask, labels > 0
-    voided = np.where(hole, baselines.local_white_matter(image, hole, wm_mask), image)
+    voided = np.where(hole, classical.local_white_matter(image, hole, wm_mask), image)
     draws = [rng.uniform(0.05, 0.95, labels.max()) if auto else np.full(labels.max(), 0.5) for auto in (True, False)]
     auto, median = (held_out.app_contrasts(voided, labels, strengths, others, wm_mask, model) for strengths in draws)
     edge = held_out.EDGE_VOXELS[session.modality]
@@ -100,10 +103,10 @@ def paint_all(session, model, labels, others, contrasts, donors, options, rng):
         folder = options.small_models and options.small_models / f'{plan}-{session.label}' / 'last'
         if session.modality != 'FLAIR' or not folder or not folder.is_dir():
             continue
-        small, start_step, coarse = weights.load_model(folder), 0, voided
+        small, start_step, coarse = models.load_model(folder), 0, voided
         if small.form.kind == 'unconditional':
             start_step = small.plan['start_step']
-            coarse = synthesis.coarse_lesion(voided, hole, image[others], 'median')
+            coarse = lesions_contrasts.coarse_lesion(voided, hole, image[others], 'median')
         values = inpaint.fill_volume(coarse, hole, wm_mask, small, THESIS_STEPS, [options.seed], start_step=start_step)
         painted = image.copy()
         painted[hole] = values[0]
@@ -114,7 +117,7 @@ def score(session, image, painted, labels, wm_mask, method):
     """One row per lesion."""
     rows = []
     for number in range(1, labels.max() + 1):
-        box = evaluate.box_around(labels == number, evaluate.MARGIN_VOXELS)
+        box = evaluate_scores.box_around(labels == number, evaluate_scores.MARGIN_VOXELS)
         true, mask = image[box], labels[box] == number
         test = np.where(mask, painted[box], true)
         scores = metrics.slice_scores(true, test, mask)

@@ -24,19 +24,15 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from bids_lesionfill import (
-    baselines,
-    dataset,
-    evaluation_cases,
-    fill,
-    layout,
-    metrics,
-    reproducibility,
-    tissues,
-    weights,
-)
-from bids_lesionfill.thickness import anatomy, cortex
-from bids_lesionfill.thickness import ants as ants_engine
+from bids_lesionfill import statistics
+from bids_lesionfill.diffusion import classical, models
+from bids_lesionfill.evaluate import cases
+from bids_lesionfill.images import nifti, tissues
+from bids_lesionfill.layout import datasets, files, naming
+from bids_lesionfill.lesions import fill
+from bids_lesionfill.thickness import anatomy, cortex, reproducibility
+from bids_lesionfill.thickness.engines import ants
+from bids_lesionfill.train import brains as train_brains
 
 FILLERS = ('unfilled', 'fill-T1w', 'biharmonic', 'local white matter')
 RESEED, RERUN, RESCAN = 'reseed', 'rerun', 'rescan'
@@ -61,7 +57,7 @@ def measure(t1w_img, brain_mask_img, seed, registered=None, lesion_mask=None, en
     if registered is None:
         registered = anatomy.register(t1w, brain_mask, affine, template, rng)
     found = anatomy.find_anatomy(t1w, brain_mask, affine, template, registered, np.random.default_rng([seed, 1]))
-    thickness = ants_engine.direct_thickness(found) if engine == 'ants' else cortex.projection_thickness(found.ribbon)
+    thickness = ants.direct_thickness(found) if engine == 'ants' else cortex.projection_thickness(found.ribbon)
     table = anatomy.average(thickness, found)
     result = {
         'regions_mm': list(table.thickness_mm.values()),
@@ -78,8 +74,8 @@ def measure(t1w_img, brain_mask_img, seed, registered=None, lesion_mask=None, en
 def paint(image, tissue_seg, mask_file, seed):
     """A brain with all lesions of a patient; evaluation_cases.Case."""
     mask_img = nib.load(mask_file)
-    moved = evaluation_cases.move_lesions(np.asarray(mask_img.dataobj) > 0, mask_img.affine, tissue_seg > 0)
-    return evaluation_cases.patient_case('', image, tissue_seg, moved, np.random.default_rng(seed), dilation=0)
+    moved = cases.move_lesions(np.asarray(mask_img.dataobj) > 0, mask_img.affine, tissue_seg > 0)
+    return cases.patient_case('', image, tissue_seg, moved, np.random.default_rng(seed), dilation=0)
 
 
 def fill_all(case, model):
@@ -87,9 +83,9 @@ def fill_all(case, model):
     seen_img = image_of(case.seen)
     filling = fill.fill(seen_img, nib.Nifti1Image(case.lesion_mask.astype(np.uint8), np.eye(4)), model=model)
     used = np.asarray(filling.used_mask_img.dataobj) > 0
-    ours = np.where(used, fill.as_loaded(filling.filled_img).get_fdata() / 1000 * 1.5 - 1, case.seen)
-    white = np.where(used, baselines.local_white_matter(case.seen, used, case.wm_mask), case.seen)
-    smooth = baselines.biharmonic(case.seen, used)
+    ours = np.where(used, nifti.as_loaded(filling.filled_img).get_fdata() / 1000 * 1.5 - 1, case.seen)
+    white = np.where(used, classical.local_white_matter(case.seen, used, case.wm_mask), case.seen)
+    smooth = classical.biharmonic(case.seen, used)
     return dict(zip(FILLERS, (case.seen, ours, smooth, white))), used
 
 
@@ -104,7 +100,7 @@ class Store:
     def put(self, key, result, case=None):
         place = self.results if case is None else self.results['cases'].setdefault(case, {})
         place[key] = result
-        layout.write_json(self.file, self.results)
+        files.write_json(self.file, self.results)
         print(f'{self.name} {case or ""} {key}: {result.get("cpu_s", "")}', file=sys.stderr, flush=True)
 
     def registration(self):
@@ -114,13 +110,13 @@ class Store:
 
 
 def run_measure(options):
-    model = weights.load_model('fill-T1w')
-    _, held_out = layout.split_lesion_masks(layout.find_lesion_masks(options.lesion_masks))
-    people = layout.find_people(options.bids_dir)
+    model = models.load_model('fill-T1w')
+    _, held_out = datasets.split_lesion_masks(datasets.find_lesion_masks(options.lesion_masks))
+    people = datasets.find_people(options.bids_dir)
     scans = {
         Path(t1w_file).name.split('_')[0]: (t1w_file, dseg_file)
         for split in ('validation', 'train')
-        for t1w_file, dseg_file in layout.find_training(options.bids_dir, split)
+        for t1w_file, dseg_file in datasets.find_training(options.bids_dir, split)
     }
     rescans = {person: name for name, person in people.items() if name != person}
     brains = [name for name in scans if people[name] == name]
@@ -131,14 +127,14 @@ def run_measure(options):
         if labels and name.removeprefix('sub-') not in labels:
             continue
         store = Store(options.work, name, options.engine)
-        image, tissue_seg = dataset.read_tissues(*scans[name])
+        image, tissue_seg = train_brains.read_tissues(*scans[name])
         brain_img = nib.Nifti1Image((tissue_seg > 0).astype(np.uint8), np.eye(4))
         if 'truth' not in store.results:
             result, registered = measure(image_of(image), brain_img, 0, store.registration(), None, options.engine)
             np.save(store.registration_file, registered.points_mm)
             store.put('truth', result)
         if RESCAN not in store.results and name in with_rescan:
-            other, other_seg = dataset.read_tissues(*scans[rescans[name]])
+            other, other_seg = train_brains.read_tissues(*scans[rescans[name]])
             other_brain_img = nib.Nifti1Image((other_seg > 0).astype(np.uint8), np.eye(4))
             store.put(RESCAN, measure(image_of(other), other_brain_img, 0)[0])
         if name in chosen:
@@ -153,7 +149,7 @@ def run_measure(options):
 
 def measure_case(store, image, tissue_seg, brain_img, mask_file, number, model, options):
     """Paint a patient's lesions, fill them, measure every image."""
-    patient = layout.strip_extension(mask_file.name).split('_')[0]
+    patient = naming.strip_extension(mask_file.name).split('_')[0]
     if set(FILLERS) <= set(store.results['cases'].get(patient, {})):
         return
     case = paint(image, tissue_seg, mask_file, [options.seed, number])
@@ -221,7 +217,7 @@ def print_report(engine, rows):
         columns = [[error[column] for error in errors] for column in range(2)]
         columns.append([global_change(truth, test) for _, _, truth, test in row])
         for values, sign in zip(columns, ('', '', '+')):
-            mean, low, high = metrics.bootstrap_mean(values, rng, clusters=clusters)
+            mean, low, high = statistics.bootstrap_mean(values, rng, clusters=clusters)
             interval = f' ({low:{sign}.3f} to {high:{sign}.3f})' if has_interval else ''
             cells.append(f'{mean:{sign}.3f}{interval}')
         cells.append(f'{np.mean([np.nanmax(error[2]) for error in errors]):.2f}')
@@ -233,7 +229,7 @@ def print_report(engine, rows):
         words = []
         for column, what in enumerate(('global error', 'ROI-average error')):
             values = [[error[column] for error in of_filler] for of_filler in errors]
-            difference = metrics.paired_bootstrap(*values, rng, clusters=clusters)
+            difference = statistics.paired_bootstrap(*values, rng, clusters=clusters)
             words.append(f'{what} {"{:+.3f} ({:+.3f} to {:+.3f})".format(*difference)} %')
         print(f'\n{" minus ".join(pair)}: {", ".join(words)}')
     print('\n| change against the untouched image | CSF ml | grey ml | white ml | lesion voxels: CSF, grey, white % |')

@@ -17,7 +17,13 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from bids_lesionfill import dataset, layout, masks, preprocess, randomisation, tissues, train, weights
+from bids_lesionfill.diffusion import models
+from bids_lesionfill.images import anatomy, masks, tissues
+from bids_lesionfill.images import grid as images_grid
+from bids_lesionfill.layout import datasets
+from bids_lesionfill.train import brains as train_brains
+from bids_lesionfill.train import cases as train_cases
+from bids_lesionfill.train import loop, plans, randomisation
 
 logger = logging.getLogger('train_any_contrast')
 LEAST_WHITE_MATTER_ML = 200  # with less it was not found (sub-P1: 84 to 92 ml, partly insula)
@@ -41,7 +47,9 @@ def brain_of(image, tissue_seg, in_t1w_order):
     levels = randomisation.measure_levels(image, tissue_seg) if in_t1w_order else None
     box = masks.bounding_box(wm_mask, 12)
     arrays = {'image': image.astype(np.float32), 'wm_mask': wm_mask, 'tissue_seg': tissue_seg.astype(np.uint8)}
-    return dataset.Brain(**{name: np.ascontiguousarray(array[box]) for name, array in arrays.items()}, levels=levels)
+    return train_brains.Brain(
+        **{name: np.ascontiguousarray(array[box]) for name, array in arrays.items()}, levels=levels
+    )
 
 
 def largest_part(mask):
@@ -52,12 +60,12 @@ def largest_part(mask):
 
 def read_healthy_t1w(image_file):
     """A T1w without labels."""
-    t1w = preprocess.conform(nib.load(image_file)).get_fdata(dtype=np.float32)
+    t1w = images_grid.conform(nib.load(image_file)).get_fdata(dtype=np.float32)
     brain_mask, _ = tissues.find_brain(t1w)
     tissue_seg = tissues.classify(t1w, brain_mask, np.zeros_like(brain_mask))
     white_matter = largest_part(tissue_seg == tissues.WHITE_MATTER)
     tissue_seg[(tissue_seg == tissues.WHITE_MATTER) & ~white_matter] = tissues.EXCLUDED
-    scaling = preprocess.white_matter_scaling(t1w, white_matter)
+    scaling = images_grid.white_matter_scaling(t1w, white_matter)
     return brain_of(np.where(brain_mask, scaling.apply(t1w), -1), tissue_seg, in_t1w_order=True)
 
 
@@ -66,11 +74,11 @@ def read_flair_alone(image_file, mask_file=None, wm_prior=None):
 
     Where other brains of the same grid say where white matter is (`wm_prior`, 0 to 1), that counts beside.
     """
-    flair_img = preprocess.conform(nib.load(image_file))
+    flair_img = images_grid.conform(nib.load(image_file))
     flair = flair_img.get_fdata(dtype=np.float32)
     lesion_mask = np.zeros(flair.shape, dtype=bool)
     if mask_file is not None:
-        lesion_mask = preprocess.conform_mask(nib.load(mask_file), flair_img)
+        lesion_mask = images_grid.conform_mask(nib.load(mask_file), flair_img)
     brain_mask, _ = tissues.find_brain(flair)
     corrected = tissues.correct_bias(flair, brain_mask)
     smooth = ndimage.gaussian_filter(corrected, 0.7)
@@ -81,7 +89,7 @@ def read_flair_alone(image_file, mask_file=None, wm_prior=None):
     counts, edges = np.histogram(inside[inside > 0], 100, range=(0, np.percentile(inside, 99)))
     counts = ndimage.gaussian_filter1d(counts.astype(float), 2)
     mode = edges[counts.argmax()] + (edges[1] - edges[0]) / 2
-    near = ndimage.binary_dilation(lesion_mask, masks.FULL_CONNECTIVITY, iterations=dataset.RIM_VOXELS)
+    near = ndimage.binary_dilation(lesion_mask, masks.FULL_CONNECTIVITY, iterations=anatomy.RIM_VOXELS)
     white_matter = brain_mask & (np.abs(smooth / mode - 1) < 0.12) & ~near
     if wm_prior is not None:
         white_matter &= wm_prior > 0.6
@@ -90,18 +98,18 @@ def read_flair_alone(image_file, mask_file=None, wm_prior=None):
     tissue_seg[brain_mask & (smooth < 0.6 * mode)] = tissues.CSF
     tissue_seg[near & brain_mask] = tissues.EXCLUDED
     tissue_seg[white_matter] = tissues.WHITE_MATTER
-    scaling = preprocess.white_matter_scaling(flair, white_matter)
+    scaling = images_grid.white_matter_scaling(flair, white_matter)
     return brain_of(np.where(brain_mask, scaling.apply(flair), -1), tissue_seg, in_t1w_order=False)
 
 
 def read_patient_images(image_files, t1w_file, mask_file):
     """Images of one visit, by the tissue classes of its T1w: a list of Brain; and the white matter on its grid."""
-    t1w_img = preprocess.conform(nib.load(t1w_file))
-    lesion_mask = preprocess.conform_mask(nib.load(mask_file), t1w_img)
+    t1w_img = images_grid.conform(nib.load(t1w_file))
+    lesion_mask = images_grid.conform_mask(nib.load(mask_file), t1w_img)
     brains, tissue_seg = [], None
     for image_file in image_files:
-        patient, _ = dataset.normalise_patient(nib.load(image_file), t1w_img, lesion_mask)
-        tissue_seg = dataset.normal_appearing(patient)
+        patient, _ = anatomy.normalise_patient(nib.load(image_file), t1w_img, lesion_mask)
+        tissue_seg = anatomy.normal_appearing(patient)
         brains.append(brain_of(patient.image, tissue_seg, in_t1w_order=image_file == t1w_file))
     return brains, tissue_seg == tissues.WHITE_MATTER
 
@@ -110,8 +118,8 @@ def read_all(data_dir, held_out):
     """Brains to train on (dict by name), and those of the validation people of OASIS."""
     brains, validation = {}, {}
     for split, group in (('train', brains), ('validation', validation)):
-        for t1w_file, dseg_file in layout.find_training(data_dir / 'oasis', split):
-            group[Path(t1w_file).name] = brain_of(*dataset.read_tissues(t1w_file, dseg_file), in_t1w_order=True)
+        for t1w_file, dseg_file in datasets.find_training(data_dir / 'oasis', split):
+            group[Path(t1w_file).name] = brain_of(*train_brains.read_tissues(t1w_file, dseg_file), in_t1w_order=True)
     for image_file in sorted((data_dir / 'healthy-singles').glob('sub-*/anat/*_T1w.nii.gz')):
         brains[image_file.name] = read_healthy_t1w(image_file)
     for image_file in sorted((data_dir / 'healthy-singles').glob('sub-*/anat/*_FLAIR.nii.gz')):
@@ -160,7 +168,7 @@ def load_brains(path):
         for name in dict.fromkeys(key.rsplit('/', 1)[0] for key in arrays):
             levels = arrays[f'{name}/levels'].tolist()
             fields = {field: arrays[f'{name}/{field}'] for field in ('image', 'wm_mask', 'tissue_seg')}
-            brains[name] = dataset.Brain(**fields, levels=randomisation.Levels(*levels) if levels else None)
+            brains[name] = train_brains.Brain(**fields, levels=randomisation.Levels(*levels) if levels else None)
     return brains
 
 
@@ -174,20 +182,20 @@ def validation_cases(brains, lesions, plan, n_cases, seed):
     }
     cases = []
     for kind, changed in kinds.items():
-        drawn = dataset.validation_cases(brains, lesions, changed, train.ANY.form, n_cases // len(kinds), seed)
+        drawn = train_cases.validation_cases(brains, lesions, changed, plans.ANY.form, n_cases // len(kinds), seed)
         cases += [case | {'kind': f'{kind}-{case["kind"]}'} for case in drawn]
     return cases
 
 
 def export(output_dir, model_dir):
     """Write the averaged weights of a run's last checkpoint as a model folder; return its number of updates."""
-    plan = train.Plan.from_json((output_dir / 'plan.json').read_text())
+    plan = plans.Plan.from_json((output_dir / 'plan.json').read_text())
     state = torch.load(output_dir / 'checkpoint.pt', weights_only=True)
     network = plan.build_unet()
     network.load_state_dict(state['network'])
     for parameter, averaged in zip(network.parameters(), state['ema']['shadow_params']):
         parameter.data.copy_(averaged)
-    train.save_model(network, plan, model_dir)
+    loop.save_model(network, plan, model_dir)
     return state['update']
 
 
@@ -220,24 +228,24 @@ def main():
     logger.info('%d images to train on', len(brains))
     if options.read_only:
         return
-    mask_files = layout.find_lesion_masks(options.data_dir / 'lesion-masks')
-    groups = [dataset.read_lesion_shapes(files) for files in layout.split_lesion_masks(mask_files)]
+    mask_files = datasets.find_lesion_masks(options.data_dir / 'lesion-masks')
+    groups = [train_brains.read_lesion_shapes(files) for files in datasets.split_lesion_masks(mask_files)]
     shapes_file = options.data_dir / 'lesion-shapes' / 'lesions.npz'
     lesions, validation_lesions = (
         group + read_shapes(shapes_file, held_out) for group, held_out in zip(groups, (False, True))
     )
-    plan = replace(train.ANY, num_updates=options.num_updates, decay_updates=options.decay_updates)
+    plan = replace(plans.ANY, num_updates=options.num_updates, decay_updates=options.decay_updates)
     cases = validation_cases(
         list(validation.values()), validation_lesions, plan.cases, plan.n_validation_cases, plan.seed
     )
-    train.train(
+    loop.train(
         list(brains.values()),
         cases,
         lesions,
         plan,
         options.output_dir,
         num_workers=1,
-        initial_weights=weights.load_model(options.init_from).unet.state_dict(),
+        initial_weights=models.load_model(options.init_from).unet.state_dict(),
     )
 
 

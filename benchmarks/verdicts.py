@@ -13,26 +13,31 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from bids_lesionfill import fill, inputs, layout, preprocess, verdict, weights
+from bids_lesionfill.app import loading
+from bids_lesionfill.diffusion import models
+from bids_lesionfill.images import anatomy, grid, nifti, placement
+from bids_lesionfill.layout import indexing, pairing
+from bids_lesionfill.lesions import checks as lesions_checks
+from bids_lesionfill.lesions import fill
 
 NUMBERS = ('Lesions hardly', 'Filled tissue', 'Darker border')  # columns: how the names of these checks begin
 NO_GROWTH = {'dilate': 0, 'rim_voxels': 0}
 
 
 def main(bids_dir, labels):
-    derivatives = layout.find_derivatives(Path(bids_dir))
-    found = layout.find_inputs(layout.open_layout(bids_dir, derivatives.values()), derivatives, 'T1w', labels)
-    model = weights.load_model('fill-T1w')
+    derivatives = indexing.find_derivatives(Path(bids_dir))
+    found = pairing.find_inputs(indexing.open_layout(bids_dir, derivatives.values()), derivatives, 'T1w', labels)
+    model = models.load_model('fill-T1w')
     print('| participant | mask | faint | fill off | border | what the report says |\n|---|---|---|---|---|---|')
     for subject in labels:
         (image,) = found[subject]
-        image_img, mask_img = nib.load(image.image_file), inputs.lesions_of(image)
-        mask = fill.mask_on_grid(mask_img, image_img)
+        image_img, mask_img = nib.load(image.image_file), loading.lesions_of(image)
+        mask = placement.mask_on_grid(mask_img, image_img)
         at_place, elsewhere = find_tissues(image_img, mask), find_tissues(image_img, np.zeros_like(mask))
         for name, (spoilt, options) in spoilt_masks(mask, image_img.affine).items():
             options |= elsewhere if name.startswith(('shifted', 'flipped')) else at_place
-            filling = fill.fill(image_img, fill.mask_image(spoilt, image_img), model=model, device='cpu', **options)
-            checks = verdict.check_filling(filling.info, filling.lesions, 'T1w')
+            filling = fill.fill(image_img, nifti.mask_image(spoilt, image_img), model=model, device='cpu', **options)
+            checks = lesions_checks.check_filling(filling.info, filling.lesions, 'T1w')
             numbers = [check.found for check in checks if check.name.startswith(NUMBERS)]
             says = ' '.join(filling.warnings) or 'nothing unusual'
             print(f'| {subject} | {name} | {" | ".join(numbers)} | {says} |', flush=True)
@@ -40,12 +45,12 @@ def main(bids_dir, labels):
 
 def find_tissues(image_img, mask):
     """Brain mask and tissue classes as images, for `fill.fill`."""
-    conformed_img = preprocess.conform(fill.plain(image_img, 'image'))
-    lesion_mask = preprocess.conform_mask(fill.mask_image(mask, image_img), conformed_img, threshold=0.05)
+    conformed_img = grid.conform(nifti.plain(image_img, 'image'))
+    lesion_mask = grid.conform_mask(nifti.mask_image(mask, image_img), conformed_img, threshold=0.05)
     t1w = conformed_img.get_fdata(dtype=np.float32)
-    brain_mask, tissue_seg, _ = fill.find_tissues(t1w, lesion_mask, conformed_img)
+    brain_mask, tissue_seg, _ = anatomy.find_tissues(t1w, lesion_mask, conformed_img)
     return {
-        'brain_mask_img': fill.mask_image(brain_mask, conformed_img),
+        'brain_mask_img': nifti.mask_image(brain_mask, conformed_img),
         'tissue_seg_img': nib.Nifti1Image(tissue_seg, conformed_img.affine),
     }
 

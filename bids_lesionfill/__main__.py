@@ -1,5 +1,5 @@
 """`python -m bids_lesionfill` is `run.py`."""
 
-from .cli import script
+from .app.cli import script
 
 script()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 logger = logging.getLogger('bids_lesionfill')
 
+
 _warned = set()  # files whose encoding was told already
 
 

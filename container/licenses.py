@@ -11,10 +11,11 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from bids_lesionfill.diffusion import models as diffusion_models
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 sys.path.insert(0, str(ROOT))
-from bids_lesionfill import weights  # noqa: E402
 
 LOCKS = ('torch-cpu.lock', 'requirements.lock')
 # Licences that ask for more than to be named. LGPL and MPL let a program of any licence use them unchanged.
@@ -86,7 +87,7 @@ def third_party(packages):
     strict = [name for name, licence in named.items() if not re.search(r'LGPL|Lesser|MPL|Mozilla', licence)]
     if unknown or strict:
         raise ValueError(f'no licence said: {unknown}; not free to be used in a program of any licence: {strict}')
-    models = {name: weights.license_of(name) for name in weights.list_models()}
+    models = {name: diffusion_models.license_of(name) for name in diffusion_models.list_models()}
     rows = [f'| {name} | {packages[name]} | {licence} |' for name, licence in licences.items()]
     named = ', '.join(f'{name} ({licence})' for name, licence in named.items())
     text = TEXT.format(

@@ -1,6 +1,6 @@
 """Fills the page of options, from the parser itself."""
 
-from bids_lesionfill import cli
+from bids_lesionfill.app import parser as app_parser
 
 MARK = '<!-- options -->'
 
@@ -12,14 +12,14 @@ def on_page_markdown(markdown, **_):
 
 def options_as_markdown():
     """All options, group by group, as tables."""
-    parser = cli.build_parser()
+    parser = app_parser.build_parser()
     lines = []
     for group in parser._action_groups:
         actions = [action for action in group._group_actions if action.dest != 'help']
         if actions:
             lines += [f'## {group.title}', '', '| option | meaning |', '|---|---|']
             lines += [f'| {names_of(action)} | {help_of(action, parser)} |' for action in actions] + ['']
-    codes = [line.split(maxsplit=1) for line in cli.EXIT_CODES.splitlines()[1:]]
+    codes = [line.split(maxsplit=1) for line in app_parser.EXIT_CODES.splitlines()[1:]]
     lines += ['## Exit codes', '', '| code | meaning |', '|---|---|']
     lines += [f'| {code} | {words} |' for code, words in codes]
     return '\n'.join(lines)

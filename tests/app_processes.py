@@ -7,7 +7,8 @@ import multiprocessing
 import os
 import sys
 
-from bids_lesionfill import cli, report
+from bids_lesionfill.app import cli
+from bids_lesionfill.report import pictures
 
 PRELOADED = ['SimpleITK', 'bids', 'diffusers', 'bids_lesionfill.participant', 'bids_lesionfill.unet', 'app_processes']
 CONTEXT = multiprocessing.get_context('forkserver')
@@ -35,7 +36,7 @@ def run_app(arguments, log_file, before=None):
     descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
-    report.draw_panels = no_picture
+    pictures.draw_panels = no_picture
     if before is not None:
         before()
     sys.exit(cli.main([*arguments, '--skip-bids-validation']))

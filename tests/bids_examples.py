@@ -5,7 +5,7 @@ import json
 import nibabel as nib
 import numpy as np
 
-from bids_lesionfill import layout
+from bids_lesionfill.layout import indexing, pairing
 
 
 def write_description(folder, name='test', **more):
@@ -76,5 +76,5 @@ def empty_like(img):
 
 def find(root, **options):
     """What `layout.find_inputs` finds in a dataset and its derivatives."""
-    derivatives = layout.find_derivatives(root)
-    return layout.find_inputs(layout.open_layout(root, derivatives.values()), derivatives, **options)
+    derivatives = indexing.find_derivatives(root)
+    return pairing.find_inputs(indexing.open_layout(root, derivatives.values()), derivatives, **options)

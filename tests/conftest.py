@@ -107,9 +107,9 @@ def build_phantom(shape=(40, 36, 30), affine=PHANTOM_AFFINE, seed=0, noise=8.0):
 def no_validation(request, monkeypatch):
     """Datasets of tests are not validated (seconds each), unless a test asks for `real_validation`."""
     if 'real_validation' not in request.fixturenames:
-        from bids_lesionfill import cli
+        from bids_lesionfill.app import validation
 
-        monkeypatch.setattr(cli, 'is_valid', lambda options: True)
+        monkeypatch.setattr(validation, 'is_valid', lambda options: True)
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def tiny_unet():
     """Factory: a slab network of two levels with reproducible random weights; options as of `UNet2DModel`."""
     import torch
 
-    from bids_lesionfill import unet
+    from bids_lesionfill.diffusion import unet
 
     def build(in_channels=4, pseudo_3d=True, seed=0, **options):
         defaults = {
@@ -178,15 +178,16 @@ def oracle():
 @pytest.fixture(scope='session')
 def tiny_library():
     """A lesion library of one patient: eight deep balls of 7 to 33 voxels, in a space without ventricles."""
-    from bids_lesionfill import lesion_masks, tissues
+    from bids_lesionfill.lesions import library as lesions_library
+    from bids_lesionfill.lesions import places as lesions_places
 
     shapes = [ellipsoid((5, 5, 5), (2, 2, 2), (radius,) * 3) for radius in (1, 1.5, 1.8, 2) * 2]
     volume = np.zeros((20, 20, 20), dtype=np.uint8)
-    return lesion_masks.LesionLibrary(
+    return lesions_library.LesionLibrary(
         shapes=shapes,
         centres_mm=np.zeros((8, 3)),
         patients=np.zeros(8, dtype=int),
-        places=np.full(8, tissues.PLACES['deep']),
+        places=np.full(8, lesions_places.PLACES['deep']),
         template=volume,
         frequency=volume,
         ventricles=volume,
@@ -197,12 +198,13 @@ def tiny_library():
 @pytest.fixture(scope='session')
 def find_tiny_places(tiny_library):
     """In place of `synth.find_places`, which registers: all of any brain is deep and lesions are alike everywhere."""
-    from bids_lesionfill import synth, tissues
+    from bids_lesionfill.lesions import places as lesions_places
+    from bids_lesionfill.lesions import synthesis
 
     def find(anatomy, library=None):
         shape = anatomy.brain_mask.shape
-        places = np.full(shape, tissues.PLACES['deep'], dtype=np.uint8)
-        return synth.Atlas(tiny_library, places, np.full(shape, 100, np.float32), anatomy.grid_img.affine)
+        places = np.full(shape, lesions_places.PLACES['deep'], dtype=np.uint8)
+        return synthesis.Atlas(tiny_library, places, np.full(shape, 100, np.float32), anatomy.grid_img.affine)
 
     return find
 
@@ -216,12 +218,12 @@ def img():
 @pytest.fixture
 def no_deformation(monkeypatch):
     """Brains that are registered to one another lie as their headers say."""
-    from bids_lesionfill import deformable
+    from bids_lesionfill.images import syn
 
     def find_in(t1w, brain_mask, affine, template, template_affine, start=(0, 0, 0)):
         return nib.affines.apply_affine(affine, np.argwhere(brain_mask)), {}
 
-    monkeypatch.setattr(deformable, 'find_in', find_in)
+    monkeypatch.setattr(syn, 'find_in', find_in)
 
 
 @pytest.fixture(scope='session')
@@ -229,15 +231,15 @@ def model_dirs(tmp_path_factory):
     """Model folders with a tiny network whose weights are random, one for each modality."""
     import torch
 
-    from bids_lesionfill import train
+    from bids_lesionfill.train import loop, plans
 
     options = {'block_out_channels': (8, 8), 'down_block_types': ('DownBlock2D',) * 2,
                'up_block_types': ('UpBlock2D',) * 2, 'norm_num_groups': 4}  # fmt: skip
     folders = {modality: tmp_path_factory.mktemp('models') / 'tiny' for modality in ('T1w', 'FLAIR')}
     for modality, folder in folders.items():
-        plan = train.Plan('tiny', modality=modality, unet_options=options)
+        plan = plans.Plan('tiny', modality=modality, unet_options=options)
         torch.manual_seed(0)
-        train.save_model(plan.build_unet(), plan, folder)
+        loop.save_model(plan.build_unet(), plan, folder)
     return folders
 
 

@@ -15,7 +15,11 @@ import pytest
 from bids_examples import empty_like, flair_path, listing, mask_path, t1w_path, write_bids
 from test_thickness_engines import write_stats
 
-from bids_lesionfill import cli, layout, thickness
+from bids_lesionfill import text_files
+from bids_lesionfill.app import cli, exit_codes, options
+from bids_lesionfill.layout import derivatives, naming
+from bids_lesionfill.thickness import engine, registry
+from bids_lesionfill.thickness import tables as thickness_tables
 
 ROOT = Path(__file__).parent.parent
 DATASET_FILES = [
@@ -73,7 +77,7 @@ def flair_dataset(dataset, make_phantom):
 @pytest.fixture
 def run_modalities(model_dirs, monkeypatch):
     """Run with the tiny models in place of the bundled ones."""
-    monkeypatch.setattr(cli.Options, 'model_of', lambda self, modality: str(model_dirs[modality]))
+    monkeypatch.setattr(options.Options, 'model_of', lambda self, modality: str(model_dirs[modality]))
 
     def call(bids_dir, output_dir, *modalities, more=()):
         return cli.main([str(bids_dir), str(output_dir), 'participant', *more, '--modality', *modalities])
@@ -87,7 +91,7 @@ def data_hashes(folder, pattern='**/*'):
 
 
 def test_outputs_are_exactly_those_of_the_list(dataset, run, tmp_path):
-    assert run(dataset(), tmp_path / 'out') == cli.OK
+    assert run(dataset(), tmp_path / 'out') == exit_codes.OK
     expected = DATASET_FILES + [file for s in ('01', '02') for file in subject_files(s) + closing_files(s)]
     assert listing(tmp_path / 'out') == sorted(expected)
 
@@ -97,16 +101,16 @@ def test_sessions_are_written_apart(tmp_path, make_phantom, run):
     images = {path('01', session): img for session in 'ab'
               for path, img in ((t1w_path, phantom.t1w_img), (mask_path, phantom.lesion_mask_img))}  # fmt: skip
     root = write_bids(tmp_path / 'data', images)
-    assert run(root, tmp_path / 'out', '--session-label', 'ses-b') == cli.OK
+    assert run(root, tmp_path / 'out', '--session-label', 'ses-b') == exit_codes.OK
     assert listing(tmp_path / 'out') == sorted(DATASET_FILES + subject_files('01', 'b') + closing_files('01'))
-    assert run(root, tmp_path / 'out') == cli.OK
+    assert run(root, tmp_path / 'out') == exit_codes.OK
     expected = DATASET_FILES + subject_files('01', 'a') + subject_files('01', 'b') + closing_files('01')
     assert sorted(set(listing(tmp_path / 'out'))) == sorted(expected)
 
 
 def test_promise_1_outside_the_used_mask_nothing_changes(dataset, run, tmp_path):
     root = dataset(('01',))
-    assert run(root, tmp_path / 'out') == cli.OK
+    assert run(root, tmp_path / 'out') == exit_codes.OK
     before = nib.load(root / t1w_path('01'))
     after = nib.load(tmp_path / 'out/sub-01/anat/sub-01_desc-filled_T1w.nii.gz')
     used_mask = np.asarray(nib.load(tmp_path / 'out/sub-01/anat/sub-01_label-lesion_desc-used_mask.nii.gz').dataobj) > 0
@@ -122,7 +126,7 @@ def test_promise_1_outside_the_used_mask_nothing_changes(dataset, run, tmp_path)
 def test_promise_2_raw_data_are_never_touched(dataset, run, tmp_path):
     root = dataset(('01',))
     before = data_hashes(root)
-    assert run(root, tmp_path / 'out') == cli.OK
+    assert run(root, tmp_path / 'out') == exit_codes.OK
     assert data_hashes(root) == before
 
 
@@ -139,7 +143,7 @@ def test_promise_2_runs_without_a_network(dataset, tmp_path, model_dir):
 def test_promise_3_same_input_options_and_seed_give_same_bytes(dataset, run, tmp_path):
     root = dataset()
     for name, arguments in {'a': [], 'b': ['--participant-label', '02'], 'c': ['--random-seed', '1']}.items():
-        assert run(root, tmp_path / name, *arguments) == cli.OK
+        assert run(root, tmp_path / name, *arguments) == exit_codes.OK
     a, b, c = (data_hashes(tmp_path / name, 'sub-02/anat/*.nii.gz') for name in 'abc')
     assert len(a) == 2
     assert a == b  # whoever else is in the run
@@ -149,13 +153,13 @@ def test_promise_3_same_input_options_and_seed_give_same_bytes(dataset, run, tmp
 
 def test_promise_4_one_bad_subject_never_stops_the_others(dataset, run, tmp_path):
     root = dataset(('01', '02', '03'), **{t1w_path('02'): b'not an image'})
-    assert run(root, tmp_path / 'out') == cli.SOME_FAILED
+    assert run(root, tmp_path / 'out') == exit_codes.SOME_FAILED
     files = listing(tmp_path / 'out')
     for subject in ('01', '03'):
         assert set(subject_files(subject) + closing_files(subject)) <= set(files)
     assert 'sub-02/log/RUN/crash-sub-02_T1w.txt' in files
     assert not any(file.startswith('sub-02/anat') for file in files)
-    rows = {row['participant_id']: row for row in layout.read_tsv(tmp_path / 'out/participants.tsv')}
+    rows = {row['participant_id']: row for row in text_files.read_tsv(tmp_path / 'out/participants.tsv')}
     assert {name: row['status'] for name, row in rows.items()} == {
         'sub-01': 'filled', 'sub-02': 'failed', 'sub-03': 'filled'}  # fmt: skip
     assert 'sub-02_T1w.nii.gz' in rows['sub-02']['message']
@@ -164,28 +168,28 @@ def test_promise_4_one_bad_subject_never_stops_the_others(dataset, run, tmp_path
 
 def test_promise_4_stop_on_first_crash_stops(dataset, run, tmp_path):
     root = dataset(('01', '02'), **{t1w_path('01'): b'not an image'})
-    assert run(root, tmp_path / 'out', '--stop-on-first-crash') == cli.SOME_FAILED
+    assert run(root, tmp_path / 'out', '--stop-on-first-crash') == exit_codes.SOME_FAILED
     assert not (tmp_path / 'out/sub-02').exists()
 
 
 def test_promise_4_what_is_done_is_not_done_again(dataset, run, tmp_path):
     root = dataset(('01',))
     filled = tmp_path / 'out/sub-01/anat/sub-01_desc-filled_T1w.nii.gz'
-    assert run(root, tmp_path / 'out') == cli.OK
+    assert run(root, tmp_path / 'out') == exit_codes.OK
     first = filled.stat().st_mtime_ns
     measured = filled.with_name('sub-01_seg-DK_desc-filled_morph.tsv')
     measured.write_text('engine\tname\n')
-    assert run(root, tmp_path / 'out') == cli.OK
+    assert run(root, tmp_path / 'out') == exit_codes.OK
     assert filled.stat().st_mtime_ns == first
     assert measured.exists()
-    assert run(root, tmp_path / 'out', '--dilate', '0') == cli.OK
+    assert run(root, tmp_path / 'out', '--dilate', '0') == exit_codes.OK
     assert filled.stat().st_mtime_ns != first
     assert not measured.exists()  # its thickness was that of the other filling
 
 
 def test_promise_5_every_number_is_explained(dataset, run, tmp_path, model_dir):
-    assert run(dataset(('01',)), tmp_path / 'out') == cli.OK
-    info = layout.read_sidecar(tmp_path / 'out/sub-01/anat/sub-01_desc-filled_T1w.nii.gz')
+    assert run(dataset(('01',)), tmp_path / 'out') == exit_codes.OK
+    info = derivatives.read_sidecar(tmp_path / 'out/sub-01/anat/sub-01_desc-filled_T1w.nii.gz')
     used_mask = nib.load(tmp_path / 'out/sub-01/anat/sub-01_label-lesion_desc-used_mask.nii.gz').get_fdata() > 0
     weights_file = model_dir / 'unet/diffusion_pytorch_model.safetensors'
     assert info['WeightsSHA256'] == hashlib.sha256(weights_file.read_bytes()).hexdigest()
@@ -203,8 +207,8 @@ def test_promise_5_every_number_is_explained(dataset, run, tmp_path, model_dir):
 ], ids=['no NIfTI', 'three volumes', 'black'])  # fmt: skip
 def test_promise_6_unusable_input_gives_one_clear_sentence(dataset, run, tmp_path, caplog, content, words):
     root = dataset(('01',), **{t1w_path('01'): content})
-    assert run(root, tmp_path / 'out') == cli.SOME_FAILED
-    (row,) = layout.read_tsv(tmp_path / 'out/participants.tsv')
+    assert run(root, tmp_path / 'out') == exit_codes.SOME_FAILED
+    (row,) = text_files.read_tsv(tmp_path / 'out/participants.tsv')
     assert words in row['message']
     assert 'Traceback' not in caplog.text
 
@@ -213,8 +217,8 @@ def test_no_lesion_mask_is_reported_and_skipped(tmp_path, make_phantom, run):
     phantom = make_phantom()
     root = write_bids(tmp_path / 'data', {t1w_path('01'): phantom.t1w_img, t1w_path('02'): phantom.t1w_img,
                                           mask_path('02'): phantom.lesion_mask_img})  # fmt: skip
-    assert run(root, tmp_path / 'out') == cli.OK
-    rows = layout.read_tsv(tmp_path / 'out/participants.tsv')
+    assert run(root, tmp_path / 'out') == exit_codes.OK
+    rows = text_files.read_tsv(tmp_path / 'out/participants.tsv')
     assert [row['status'] for row in rows] == ['no lesion mask', 'filled']
     assert not (tmp_path / 'out/sub-01/anat').exists()
     assert 'no lesion mask' in (tmp_path / 'out/sub-01.html').read_text()
@@ -222,35 +226,35 @@ def test_no_lesion_mask_is_reported_and_skipped(tmp_path, make_phantom, run):
 
 def test_nothing_to_do_has_its_own_exit_code(tmp_path, make_phantom, run):
     root = write_bids(tmp_path / 'data', {t1w_path('01'): make_phantom().t1w_img})
-    assert run(root, tmp_path / 'out') == cli.NOTHING_TO_DO
+    assert run(root, tmp_path / 'out') == exit_codes.NOTHING_TO_DO
 
 
 def test_empty_mask_gives_a_copy_and_the_sidecar_says_so(dataset, run, tmp_path, make_phantom):
     root = dataset(('01',), **{mask_path('01'): empty_like(make_phantom().t1w_img)})
-    assert run(root, tmp_path / 'out') == cli.OK
+    assert run(root, tmp_path / 'out') == exit_codes.OK
     before = nib.load(root / t1w_path('01'))
     after = nib.load(tmp_path / 'out/sub-01/anat/sub-01_desc-filled_T1w.nii.gz')
     assert np.array_equal(before.dataobj.get_unscaled(), after.dataobj.get_unscaled())
-    info = layout.read_sidecar(tmp_path / 'out/sub-01/anat/sub-01_desc-filled_T1w.nii.gz')
+    info = derivatives.read_sidecar(tmp_path / 'out/sub-01/anat/sub-01_desc-filled_T1w.nii.gz')
     assert 'copy of the input' in info['Description']
-    assert layout.read_tsv(tmp_path / 'out/participants.tsv')[0]['status'] == 'copied'
+    assert text_files.read_tsv(tmp_path / 'out/participants.tsv')[0]['status'] == 'copied'
 
 
 def test_several_candidates_are_an_error_that_names_them(dataset, run, tmp_path, make_phantom):
     other = mask_path('01', name='label-lesion_desc-rater2_mask')
     root = dataset(('01',), **{other: make_phantom().lesion_mask_img})
-    assert run(root, tmp_path / 'out') == cli.SOME_FAILED
-    message = layout.read_tsv(tmp_path / 'out/participants.tsv')[0]['message']
+    assert run(root, tmp_path / 'out') == exit_codes.SOME_FAILED
+    message = text_files.read_tsv(tmp_path / 'out/participants.tsv')[0]['message']
     assert 'sub-01_label-lesion_mask.nii.gz' in message
     assert 'sub-01_label-lesion_desc-rater2_mask.nii.gz' in message
 
 
 def test_several_samples_write_a_deviation_map_and_one_sample_removes_it(dataset, run, tmp_path):
     root, sd = dataset(('01',)), tmp_path / 'out/sub-01/anat/sub-01_desc-filledsd_T1w.nii.gz'
-    assert run(root, tmp_path / 'out', '--n-samples', '2', '--num-inference-steps', '2') == cli.OK
+    assert run(root, tmp_path / 'out', '--n-samples', '2', '--num-inference-steps', '2') == exit_codes.OK
     assert nib.load(sd).get_fdata().max() > 0
-    assert layout.sidecar(sd).is_file()
-    assert run(root, tmp_path / 'out') == cli.OK
+    assert naming.sidecar(sd).is_file()
+    assert run(root, tmp_path / 'out') == exit_codes.OK
     assert not sd.exists()
 
 
@@ -258,23 +262,23 @@ def test_uncompressed_images_are_read(dataset, run, tmp_path, make_phantom):
     root = dataset(('01',))
     nib.save(nib.load(root / t1w_path('01')), root / 'sub-01/anat/sub-01_T1w.nii')
     (root / t1w_path('01')).unlink()
-    assert run(root, tmp_path / 'out') == cli.OK
+    assert run(root, tmp_path / 'out') == exit_codes.OK
     assert (tmp_path / 'out/sub-01/anat/sub-01_desc-filled_T1w.nii.gz').is_file()
 
 
 def test_reports_only_writes_reports_and_fills_nothing(dataset, run, tmp_path):
     root = dataset(('01',))
-    assert run(root, tmp_path / 'out') == cli.OK
+    assert run(root, tmp_path / 'out') == exit_codes.OK
     filled = data_hashes(tmp_path / 'out', 'sub-01/anat/*')
     (tmp_path / 'out/sub-01.html').unlink()
-    assert run(root, tmp_path / 'out', '--reports-only') == cli.OK
+    assert run(root, tmp_path / 'out', '--reports-only') == exit_codes.OK
     assert (tmp_path / 'out/sub-01.html').is_file()
     assert data_hashes(tmp_path / 'out', 'sub-01/anat/*') == filled
 
 
 def test_flair_outputs_are_exactly_those_of_the_list(flair_dataset, model_dirs, tmp_path):
     arguments = ['participant', '--modality', 'FLAIR', '--model', str(model_dirs['FLAIR'])]
-    assert cli.main([str(flair_dataset()), str(tmp_path / 'out'), *arguments]) == cli.OK
+    assert cli.main([str(flair_dataset()), str(tmp_path / 'out'), *arguments]) == exit_codes.OK
     expected = [file for s in ('01', '02') for file in subject_files(s, modality='FLAIR') + closing_files(s)]
     assert listing(tmp_path / 'out') == sorted(DATASET_FILES + expected)
     assert 'Lesions of FLAIR images were filled' in (tmp_path / 'out/logs/CITATION.md').read_text()
@@ -282,13 +286,13 @@ def test_flair_outputs_are_exactly_those_of_the_list(flair_dataset, model_dirs, 
 
 def test_both_modalities_in_one_run_share_a_report(flair_dataset, run_modalities, tmp_path):
     out = tmp_path / 'out'
-    assert run_modalities(flair_dataset(), out, 'T1w', 'FLAIR') == cli.OK
+    assert run_modalities(flair_dataset(), out, 'T1w', 'FLAIR') == exit_codes.OK
     expected = [file for s in ('01', '02') for file in closing_files(s)]
     expected += [file for s in ('01', '02') for m in ('T1w', 'FLAIR') for file in subject_files(s, modality=m)]
     assert listing(out) == sorted(DATASET_FILES + expected)
-    tables = [layout.read_tsv(out / f'sub-01/anat/sub-01_{name}_qc.tsv')
+    tables = [text_files.read_tsv(out / f'sub-01/anat/sub-01_{name}_qc.tsv')
               for name in ('desc-lesions', 'space-FLAIR_desc-lesions')]  # fmt: skip
-    row, _ = layout.read_tsv(out / 'participants.tsv')
+    row, _ = text_files.read_tsv(out / 'participants.tsv')
     assert (row['status'], row['images'], row['lesions'], row['message']) == ('filled', 2, 4, None)
     assert row['volume_filled_ml'] == pytest.approx(sum(r['volume_mm3'] for t in tables for r in t) / 1000, abs=1e-3)
     page = (out / 'sub-01.html').read_text()
@@ -298,7 +302,7 @@ def test_both_modalities_in_one_run_share_a_report(flair_dataset, run_modalities
 
 def test_promise_1_holds_for_flair_on_a_grid_of_its_own(flair_dataset, run_modalities, tmp_path):
     root, anat = flair_dataset(('01',)), tmp_path / 'out/sub-01/anat'
-    assert run_modalities(root, tmp_path / 'out', 'FLAIR') == cli.OK
+    assert run_modalities(root, tmp_path / 'out', 'FLAIR') == exit_codes.OK
     before, after = nib.load(root / flair_path('01')), nib.load(anat / 'sub-01_desc-filled_FLAIR.nii.gz')
     used_mask = np.asarray(nib.load(anat / 'sub-01_space-FLAIR_label-lesion_desc-used_mask.nii.gz').dataobj) > 0
     stored = [img.dataobj.get_unscaled() for img in (before, after)]
@@ -307,15 +311,15 @@ def test_promise_1_holds_for_flair_on_a_grid_of_its_own(flair_dataset, run_modal
     assert (stored[0] != stored[1])[used_mask].mean() > 0.9
     assert (after.dataobj.slope, after.dataobj.inter) == (before.dataobj.slope, before.dataobj.inter)
     assert np.array_equal(after.affine, before.affine)
-    for row in layout.read_tsv(anat / 'sub-01_space-FLAIR_desc-lesions_qc.tsv'):
+    for row in text_files.read_tsv(anat / 'sub-01_space-FLAIR_desc-lesions_qc.tsv'):
         assert row['mean_after'] < row['mean_before']  # lesions are bright
 
 
 def test_promises_2_and_3_hold_for_flair_alone_and_beside_t1w(flair_dataset, run_modalities, tmp_path):
     root = flair_dataset(('01',))
     raw = data_hashes(root)
-    assert run_modalities(root, tmp_path / 'alone', 'FLAIR') == cli.OK
-    assert run_modalities(root, tmp_path / 'both', 'FLAIR', 'T1w') == cli.OK
+    assert run_modalities(root, tmp_path / 'alone', 'FLAIR') == exit_codes.OK
+    assert run_modalities(root, tmp_path / 'both', 'FLAIR', 'T1w') == exit_codes.OK
     assert data_hashes(root) == raw
     alone, both = (data_hashes(tmp_path / name, 'sub-01/anat/*') for name in ('alone', 'both'))
     assert len(alone) == 6
@@ -325,8 +329,8 @@ def test_promises_2_and_3_hold_for_flair_alone_and_beside_t1w(flair_dataset, run
 def test_promise_4_flair_without_t1w_fails_and_the_others_go_on(flair_dataset, run_modalities, tmp_path):
     root = flair_dataset()
     (root / t1w_path('01')).unlink()
-    assert run_modalities(root, tmp_path / 'out', 'T1w', 'FLAIR') == cli.SOME_FAILED
-    first, second = layout.read_tsv(tmp_path / 'out/participants.tsv')
+    assert run_modalities(root, tmp_path / 'out', 'T1w', 'FLAIR') == exit_codes.SOME_FAILED
+    first, second = text_files.read_tsv(tmp_path / 'out/participants.tsv')
     reason = 'no T1w of the same session, in which white matter is found'
     assert (first['status'], first['message']) == ('failed', f'{reason}; no T1w image')
     assert (second['status'], second['images']) == ('filled', 2)
@@ -342,10 +346,10 @@ def test_promise_4_what_is_done_is_done_again_if_the_t1w_or_the_rim_is_another(
 
     def is_done_again(*more):
         before = filled.stat().st_mtime_ns
-        assert run_modalities(root, tmp_path / 'out', 'FLAIR', more=more) == cli.OK
+        assert run_modalities(root, tmp_path / 'out', 'FLAIR', more=more) == exit_codes.OK
         return filled.stat().st_mtime_ns != before
 
-    assert run_modalities(root, tmp_path / 'out', 'FLAIR') == cli.OK
+    assert run_modalities(root, tmp_path / 'out', 'FLAIR') == exit_codes.OK
     assert not is_done_again()
     assert is_done_again('--rim-voxels', '0')
     nib.save(make_phantom(seed=7).t1w_img, root / t1w_path('01'))
@@ -354,16 +358,16 @@ def test_promise_4_what_is_done_is_done_again_if_the_t1w_or_the_rim_is_another(
 
 def test_promise_5_every_number_of_a_flair_is_explained(flair_dataset, run_modalities, tmp_path, model_dirs):
     more = ('--rim-voxels', '1')
-    assert run_modalities(flair_dataset(('01',)), tmp_path / 'out', 'FLAIR', more=more) == cli.OK
+    assert run_modalities(flair_dataset(('01',)), tmp_path / 'out', 'FLAIR', more=more) == exit_codes.OK
     anat = tmp_path / 'out/sub-01/anat'
-    info = layout.read_sidecar(anat / 'sub-01_desc-filled_FLAIR.nii.gz')
+    info = derivatives.read_sidecar(anat / 'sub-01_desc-filled_FLAIR.nii.gz')
     assert info['Sources'] == ['bids:raw:sub-01/anat/sub-01_FLAIR.nii.gz',
                                'bids:lesions:sub-01/anat/sub-01_label-lesion_mask.nii.gz',
                                'bids:raw:sub-01/anat/sub-01_T1w.nii.gz']  # fmt: skip
     assert info['WhiteMatterMedian'] == pytest.approx(350, rel=0.05)
     assert info['Options']['model'] == str(model_dirs['FLAIR'])
     assert (info['RimVoxels'], info['Options']['rim_voxels']) == (1, 1)
-    mask = layout.read_sidecar(anat / 'sub-01_space-FLAIR_label-lesion_desc-used_mask.nii.gz')
+    mask = derivatives.read_sidecar(anat / 'sub-01_space-FLAIR_label-lesion_desc-used_mask.nii.gz')
     assert (mask['Dilation'], mask['RimVoxels']) == (1, 1)
     assert mask['SpatialReference'] == info['Sources'][0]
 
@@ -377,8 +381,8 @@ def test_promise_6_unusable_t1w_of_a_flair_gives_one_clear_sentence(
     flair_dataset, run_modalities, tmp_path, content, words
 ):
     root = flair_dataset(('01',), **{t1w_path('01'): content})
-    assert run_modalities(root, tmp_path / 'out', 'FLAIR') == cli.SOME_FAILED
-    (row,) = layout.read_tsv(tmp_path / 'out/participants.tsv')
+    assert run_modalities(root, tmp_path / 'out', 'FLAIR') == exit_codes.SOME_FAILED
+    (row,) = text_files.read_tsv(tmp_path / 'out/participants.tsv')
     assert words in row['message']
     assert 'sub-01/log/RUN/crash-sub-01_FLAIR.txt' in listing(tmp_path / 'out')
 
@@ -390,8 +394,8 @@ def test_reasons_name_their_image_if_a_participant_has_several(flair_dataset, ru
     for path in (other, rater):
         shutil.copy(root / mask_path('01'), root / path)
     (root / mask_path('01')).rename(root / mask_path('01', name='space-FLAIR_label-lesion_mask'))
-    assert run_modalities(root, tmp_path / 'out', 'T1w', 'FLAIR') == cli.SOME_FAILED
-    (row,) = layout.read_tsv(tmp_path / 'out/participants.tsv')
+    assert run_modalities(root, tmp_path / 'out', 'T1w', 'FLAIR') == exit_codes.SOME_FAILED
+    (row,) = text_files.read_tsv(tmp_path / 'out/participants.tsv')
     assert row['message'].startswith('sub-01_T1w: 2 lesion masks fit sub-01_T1w')
     assert row['images'] == 1
     assert 'sub-01_FLAIR' not in row['message']
@@ -403,48 +407,48 @@ class Ruler:
     name, has_noise, reads_results = 'ruler', True, False
 
     def check(self):
-        return thickness.Availability(True, '1')
+        return engine.Availability(True, '1')
 
     def run(self, scan):
         if scan.name == 'sub-02':
             raise ValueError('no cortex in sight')
         mm = float(scan.t1w_img.get_fdata().mean()) / 100
-        table = thickness.table_of(dict.fromkeys(thickness.REGIONS, (mm, 1)), {'lh': mm, 'rh': mm})
-        return thickness.Measurement(table)
+        table = thickness_tables.table_of(dict.fromkeys(thickness_tables.REGIONS, (mm, 1)), {'lh': mm, 'rh': mm})
+        return engine.Measurement(table)
 
 
 @pytest.fixture
 def ruler(monkeypatch):
-    monkeypatch.setitem(thickness.ENGINES, 'ruler', ('', ''))
-    monkeypatch.setitem(thickness.METHODS, 'ruler', 'a ruler')
-    monkeypatch.setattr(thickness, 'make_engine', lambda name, settings=None: Ruler())
+    monkeypatch.setitem(registry.ENGINES, 'ruler', ('', ''))
+    monkeypatch.setitem(registry.METHODS, 'ruler', 'a ruler')
+    monkeypatch.setattr(registry, 'make_engine', lambda name, settings=None: Ruler())
     return 'ruler'
 
 
 def thickness_files(subject):
     names = [f'desc-{desc}_dseg.{end}' for desc in ('original', 'filled') for end in ('nii.gz', 'json')]
-    names += [f'seg-DK_desc-{desc}_morph.{end}' for desc in layout.THICKNESS_DESCS for end in ('tsv', 'json')]
+    names += [f'seg-DK_desc-{desc}_morph.{end}' for desc in naming.THICKNESS_DESCS for end in ('tsv', 'json')]
     return [f'sub-{subject}/anat/sub-{subject}_{name}' for name in names]
 
 
 def test_thickness_is_written_reported_and_aggregated_and_its_failure_spares_the_filling(dataset, run, ruler, tmp_path):
     root, out = dataset(), tmp_path / 'out'
-    assert run(root, out, '--thickness', ruler) == cli.SOME_FAILED
+    assert run(root, out, '--thickness', ruler) == exit_codes.SOME_FAILED
     files = listing(out)
     assert set(thickness_files('01') + subject_files('01')) <= set(files)
     assert set(subject_files('02')) <= set(files)
     assert not any('morph' in file for file in files if 'sub-02' in file)
-    first, second = layout.read_tsv(out / 'participants.tsv')
+    first, second = text_files.read_tsv(out / 'participants.tsv')
     assert (first['status'], second['status']) == ('filled', 'failed')
     assert second['message'].startswith('thickness by ruler (original): no cortex in sight')
     assert 'Cortical thickness, ruler' in (out / 'sub-01.html').read_text()
     assert 'before and after filling by a ruler;' in (out / 'logs/CITATION.md').read_text()
     assert 'Filled, but the thickness was not measured' in (out / 'sub-02.html').read_text()
-    assert run(root, out, level='group') == cli.OK
+    assert run(root, out, level='group') == exit_codes.OK
     group_files = ['group.html', 'group_reproducibility.tsv', 'group_reproducibility.json',
                    'group_reproducibility_roi.tsv', 'phenotype/thickness.tsv', 'phenotype/thickness.json']  # fmt: skip
     assert set(group_files) <= set(listing(out))
-    row, _ = layout.read_tsv(out / 'group_reproducibility.tsv')
+    row, _ = text_files.read_tsv(out / 'group_reproducibility.tsv')
     assert (row['engine'], row['n']) == ('ruler', 1)
     assert row['error_global_percent'] > row['noise_global_percent'] == 0
     assert 'no cortex in sight' in (out / 'group.html').read_text()
@@ -452,7 +456,7 @@ def test_thickness_is_written_reported_and_aggregated_and_its_failure_spares_the
 
 def test_results_of_freesurfer_are_read_for_the_filling_that_they_measured_alone(dataset, run, tmp_path):
     root, out = dataset(('01',)), tmp_path / 'out'
-    assert run(root, out) == cli.OK
+    assert run(root, out) == exit_codes.OK
     filled = out / 'sub-01/anat/sub-01_desc-filled_T1w.nii.gz'
     first = filled.read_bytes()
     for name, thick in (('fs_raw', 2.0), ('fs_filled', 2.2)):
@@ -460,15 +464,15 @@ def test_results_of_freesurfer_are_read_for_the_filling_that_they_measured_alone
         (tmp_path / name / 'sub-01/mri').mkdir()
         (tmp_path / name / 'sub-01/mri/aseg.mgz').write_text('labels that nobody should read')
     reading = ['--thickness', 'freesurfer', '-d', f'original={tmp_path / "fs_raw"}', f'filled={tmp_path / "fs_filled"}']
-    assert run(root, out, *reading, '--dilate', '0') == cli.SOME_FAILED
-    (row,) = layout.read_tsv(out / 'participants.tsv')
+    assert run(root, out, *reading, '--dilate', '0') == exit_codes.SOME_FAILED
+    (row,) = text_files.read_tsv(out / 'participants.tsv')
     assert 'filled from other inputs or with other options, and freesurfer measured that' in row['message']
-    assert run(root, out, *reading) == cli.OK
+    assert run(root, out, *reading) == exit_codes.OK
     assert filled.read_bytes() == first
-    assert run(root, out, level='group') == cli.OK
-    row = layout.read_tsv(out / 'phenotype/thickness.tsv')[0]
+    assert run(root, out, level='group') == exit_codes.OK
+    row = text_files.read_tsv(out / 'phenotype/thickness.tsv')[0]
     assert (row['engine'], row['scan'], row['noise_global_percent']) == ('freesurfer', 'sub-01', None)
-    regions = layout.read_tsv(out / 'group_reproducibility_roi.tsv')
+    regions = text_files.read_tsv(out / 'group_reproducibility_roi.tsv')
     assert regions[0]['error_percent'] == pytest.approx(100 * 0.2 / 4.2)  # 2.0 against 2.2 mm
 
 
@@ -481,8 +485,8 @@ def validator():
 def test_output_and_demo_are_valid_bids(flair_dataset, run_modalities, ruler, run, tmp_path):
     more = ('--n-samples', '2', '--num-inference-steps', '1', '--thickness', ruler)
     root = flair_dataset(('01', '03'))
-    assert run_modalities(root, tmp_path / 'out', 'T1w', 'FLAIR', more=more) == cli.OK
-    assert run(root, tmp_path / 'out', level='group') == cli.OK
+    assert run_modalities(root, tmp_path / 'out', 'T1w', 'FLAIR', more=more) == exit_codes.OK
+    assert run(root, tmp_path / 'out', level='group') == exit_codes.OK
     for folder in (tmp_path / 'out', ROOT / 'demo', ROOT / 'demo/derivatives/lesions'):
         command = [validator(), '--ignoreWarnings', str(folder)]
         result = subprocess.run(command, capture_output=True, text=True, timeout=300)
@@ -491,10 +495,13 @@ def test_output_and_demo_are_valid_bids(flair_dataset, run_modalities, ruler, ru
 
 @pytest.mark.slow
 def test_demo_patient_is_filled_by_the_bundled_model(tmp_path):
-    assert cli.main([str(ROOT / 'demo'), str(tmp_path / 'out'), 'participant', '--participant-label', '07']) == cli.OK
+    assert (
+        cli.main([str(ROOT / 'demo'), str(tmp_path / 'out'), 'participant', '--participant-label', '07'])
+        == exit_codes.OK
+    )
     anat = tmp_path / 'out/sub-07/anat'
-    rows = layout.read_tsv(anat / 'sub-07_desc-lesions_qc.tsv')
-    info = layout.read_sidecar(anat / 'sub-07_desc-filled_T1w.nii.gz')
+    rows = text_files.read_tsv(anat / 'sub-07_desc-lesions_qc.tsv')
+    info = derivatives.read_sidecar(anat / 'sub-07_desc-filled_T1w.nii.gz')
     assert len(rows) == info['Lesions'] == 36
     changed_most = sorted(rows, key=lambda row: (row['mean_before'] - row['mean_after']) * row['volume_mm3'])[:5]
     for row in changed_most:  # lesions are dark, and end near the white matter around them
@@ -510,7 +517,7 @@ def test_small_lesions_and_other_labels_are_kept_as_they_are(dataset, run, tmp_p
     labels = np.where(phantom.lesion_mask, 3, 0).astype(np.uint8)
     labels[:20][phantom.lesion_mask[:20]] = 7
     root = dataset(('01',), **{mask_path('01'): phantom.img(labels)})
-    assert run(root, tmp_path / 'out', '--lesion-labels', '7') == cli.OK
+    assert run(root, tmp_path / 'out', '--lesion-labels', '7') == exit_codes.OK
     anat = tmp_path / 'out/sub-01/anat'
     before, after = nib.load(root / t1w_path('01')), nib.load(anat / 'sub-01_desc-filled_T1w.nii.gz')
     changed = before.dataobj.get_unscaled() != after.dataobj.get_unscaled()
@@ -518,11 +525,11 @@ def test_small_lesions_and_other_labels_are_kept_as_they_are(dataset, run, tmp_p
     assert changed[labels == 7].mean() > 0.9
     used_mask = np.asarray(nib.load(anat / 'sub-01_label-lesion_desc-used_mask.nii.gz').dataobj) > 0
     assert not used_mask[labels == 3].any()
-    info = layout.read_sidecar(anat / 'sub-01_desc-filled_T1w.nii.gz')
+    info = derivatives.read_sidecar(anat / 'sub-01_desc-filled_T1w.nii.gz')
     assert info['LesionVoxelsKept'] == (labels == 3).sum()
     assert info['Options']['lesion_labels'] == [7]
-    assert run(root, tmp_path / 'none', '--min-lesion-volume', '1e6') == cli.OK
-    row = layout.read_tsv(tmp_path / 'none/participants.tsv')[0]
+    assert run(root, tmp_path / 'none', '--min-lesion-volume', '1e6') == exit_codes.OK
+    row = text_files.read_tsv(tmp_path / 'none/participants.tsv')[0]
     assert (row['status'], row['message']) == (
         'copied', 'All lesions are to be kept: the output is a copy of the input.')  # fmt: skip
 
@@ -534,15 +541,15 @@ def test_labels_of_freesurfer_are_used_and_the_report_says_so(dataset, run, tmp_
     canonical = nib.as_closest_canonical(phantom.tissue_seg_img)
     aseg = np.array([0, 24, 3, 2], np.int32)[np.asarray(canonical.dataobj)]
     nib.save(nib.MGHImage(aseg, canonical.affine), mri / 'aseg.mgz')
-    assert run(root, tmp_path / 'out') == cli.OK
-    info = layout.read_sidecar(tmp_path / 'out/sub-01/anat/sub-01_desc-filled_T1w.nii.gz')
+    assert run(root, tmp_path / 'out') == exit_codes.OK
+    info = derivatives.read_sidecar(tmp_path / 'out/sub-01/anat/sub-01_desc-filled_T1w.nii.gz')
     assert info['WhiteMatterSource'] == 'labels of FreeSurfer in aseg.mgz'
     assert 'bids:freesurfer:sub-01/mri/aseg.mgz' in info['Sources']
     assert 'labels of FreeSurfer in aseg.mgz' in (tmp_path / 'out/sub-01.html').read_text()
     filters = tmp_path / 'filters.json'
     filters.write_text('{"tissue": null}')
-    assert run(root, tmp_path / 'out', '--bids-filter-file', str(filters)) == cli.OK
-    info = layout.read_sidecar(tmp_path / 'out/sub-01/anat/sub-01_desc-filled_T1w.nii.gz')
+    assert run(root, tmp_path / 'out', '--bids-filter-file', str(filters)) == exit_codes.OK
+    info = derivatives.read_sidecar(tmp_path / 'out/sub-01/anat/sub-01_desc-filled_T1w.nii.gz')
     assert info['WhiteMatterSource'].startswith('mixture of three normal distributions')
 
 
@@ -555,12 +562,12 @@ def test_mask_on_a_flair_that_lies_elsewhere_is_registered_and_shown(tmp_path, r
     root = write_bids(tmp_path / 'data', {t1w_path('01'): phantom.t1w_img, flair_path('01'): nib.Nifti1Image(
         flair, moved), mask_path('01', name=name): nib.Nifti1Image(mask, moved)})  # fmt: skip
     out = tmp_path / 'out'
-    assert run(root, out) == cli.OK
+    assert run(root, out) == exit_codes.OK
     anat = out / 'sub-01/anat'
     used_mask = np.asarray(nib.load(anat / 'sub-01_label-lesion_desc-used_mask.nii.gz').dataobj) > 0
     assert used_mask[phantom.lesion_mask].mean() > 0.8
     assert (anat / 'sub-01_from-FLAIR_to-T1w_mode-image_xfm.txt').is_file()
-    info = layout.read_sidecar(anat / 'sub-01_desc-filled_T1w.nii.gz')
+    info = derivatives.read_sidecar(anat / 'sub-01_desc-filled_T1w.nii.gz')
     assert info['FlairRegistration']['ShiftMm'] == pytest.approx(np.linalg.norm((12, -8, 8)), abs=4)
     assert 'bids:raw:sub-01/anat/sub-01_FLAIR.nii.gz' in info['Sources']
     page = (out / 'sub-01.html').read_text()
@@ -581,14 +588,14 @@ def of_patients(folder):
 @pytest.mark.slow
 def test_results_of_several_processes_are_those_of_one(dataset, run, tmp_path):
     root = dataset(('01', '02', '03'), **{t1w_path('02'): b'not an image'})
-    assert run(root, tmp_path / 'one') == cli.SOME_FAILED
-    assert run(root, tmp_path / 'two', '--nprocs', '2', '-w', str(tmp_path / 'work')) == cli.SOME_FAILED
+    assert run(root, tmp_path / 'one') == exit_codes.SOME_FAILED
+    assert run(root, tmp_path / 'two', '--nprocs', '2', '-w', str(tmp_path / 'work')) == exit_codes.SOME_FAILED
     one, two = (of_patients(tmp_path / name) for name in ('one', 'two'))
     assert len(one) == 2 * 6 + 2 * 9 + 1
     assert one == two
     filled = tmp_path / 'two/sub-01/anat/sub-01_desc-filled_T1w.nii.gz'
     before = filled.stat().st_mtime_ns
-    assert run(root, tmp_path / 'two', '--nprocs', '2', '-w', str(tmp_path / 'elsewhere')) == cli.SOME_FAILED
+    assert run(root, tmp_path / 'two', '--nprocs', '2', '-w', str(tmp_path / 'elsewhere')) == exit_codes.SOME_FAILED
     assert filled.stat().st_mtime_ns == before  # a run that goes on does nothing twice
 
 
@@ -600,8 +607,8 @@ def test_sessions_are_nodes_of_their_own_and_the_participant_waits_for_them(run,
         images |= {t1w_path('01', session): phantom.t1w_img, mask_path('01', session): phantom.lesion_mask_img}
     root = write_bids(tmp_path / 'data', images | {t1w_path('02', 'a'): b'not an image', mask_path('02', 'a'): b'no'})
     caplog.set_level(logging.INFO, 'bids_lesionfill')
-    assert run(root, tmp_path / 'one') == cli.SOME_FAILED
-    assert run(root, tmp_path / 'two', '--nprocs', '2', '-w', str(tmp_path / 'work')) == cli.SOME_FAILED
+    assert run(root, tmp_path / 'one') == exit_codes.SOME_FAILED
+    assert run(root, tmp_path / 'two', '--nprocs', '2', '-w', str(tmp_path / 'work')) == exit_codes.SOME_FAILED
     nodes = {path.name for path in (tmp_path / 'work').glob('*/*/participants/*')}
     assert {'sub_01', 'sub_01_ses_a', 'sub_01_ses_b', 'sub_02'} <= nodes
     assert not any('sub_02_ses' in name for name in nodes)
@@ -614,7 +621,7 @@ def test_sessions_are_nodes_of_their_own_and_the_participant_waits_for_them(run,
 @pytest.mark.slow
 def test_raw_layout_is_a_valid_raw_dataset_with_filled_images(dataset, run, tmp_path):
     root, raw = dataset(), tmp_path / 'raw'
-    assert run(root, raw, '--output-layout', 'raw') == cli.OK
+    assert run(root, raw, '--output-layout', 'raw') == exit_codes.OK
     filled = raw / 'derivatives/bids_lesionfill/sub-01/anat/sub-01_desc-filled_T1w.nii.gz'
     assert (raw / t1w_path('01')).read_bytes() == filled.read_bytes()
     assert (raw / t1w_path('02')).is_file()

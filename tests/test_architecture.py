@@ -1,4 +1,4 @@
-"""The house (design, section 5): who may import whom, and what pure modules must not touch."""
+"""The house (docs/design.md): which package may import which, and what pure packages must not touch."""
 
 import ast
 from pathlib import Path
@@ -7,140 +7,38 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / 'bids_lesionfill'
 
-EMBEDDED = {'thickness', 'thickness.anatomy'}  # what engines need that measure on our segmentation
-
-# Each module may import those named; modules that are not named here are an error: give them a floor first.
+# Each package may import those named, and itself. `app` may import all but the research tools; nothing imports `app`.
+GROUND = {'modality', 'statistics', 'text_files'}
+RESEARCH = {*GROUND, 'layout', 'lesions', 'diffusion', 'images'}
 MAY_IMPORT = {
-    # top
-    '__init__': {'fill', 'synth'},
-    '__main__': {'cli'},
-    'cli': {
-        *('config', 'entry', 'group', 'layout', 'participant', 'raw_layout', 'thickness', 'tool_outputs', 'validation'),
-        *('weights', 'workflow'),
-    },
-    'single_file': {'entry', 'fill', 'inputs', 'layout'},
-    # stories
-    'participant': {
-        *('boilerplate', 'fill', 'inputs', 'layout', 'progress', 'raw_layout', 'registration', 'report'),
-        *('thickness', 'thickness.measure', 'tool_outputs', 'verdict', 'visits'),
-        'weights',
-    },
-    'group': {'group_page', 'layout', 'reproducibility', 'thickness'},
-    'workflow': {'layout', 'participant', 'progress'},
-    'inputs': {'fill', 'layout', 'masks', 'preprocess', 'registration', 'segmentations'},
-    'fill': {'inpaint', 'masks', 'preprocess', 'tissues', 'verdict', 'weights'},
-    'visits': {'fill', 'inputs', 'layout', 'progress', 'registration', 'synth', 'weights'},
-    'synth': {
-        *('baselines', 'deformable', 'fill', 'inpaint', 'lesion_masks', 'masks', 'preprocess', 'registration'),
-        *('synthesis', 'tissues', 'verdict', 'weights'),
-    },
-    'train': {'dataset', 'diffusion', 'inpaint', 'layout', 'lpips', 'metrics', 'unet', 'weights'},
-    'evaluate': {
-        *('baselines', 'dataset', 'discriminability', 'evaluation_app', 'evaluation_cases', 'evaluation_page'),
-        *('inpaint', 'layout', 'lpips', 'metrics', 'weights'),
-    },
-    'evaluation_app': {
-        *('dataset', 'deformable', 'discriminability', 'evaluation_appeared', 'evaluation_cases'),
-        *('evaluation_confluent', 'evaluation_real', 'fill', 'layout', 'masks', 'preprocess'),
-        *('tissues', 'weights'),
-    },
-    'score': set(),
-    'score.__main__': {'cli', 'layout', 'score.cases', 'score.outputs', 'score.page', 'score.tables'},
-    'score.cases': {'fill', 'inputs', 'layout', 'preprocess', 'tool_outputs'},
-    'score.outputs': {'layout'},
-    'score.page': {'layout', 'report', 'score.matching', 'score.tables'},
-    'score.tables': {'masks', 'metrics', 'score.contrast', 'score.matching'},
-    'readerstudy': {'fill', 'layout', 'metrics', 'readerstudy_cases', 'weights'},
-    'readerstudy_cases': {'dataset', 'fill', 'masks', 'preprocess', 'synth', 'synthesis'},
-    # edge
-    'layout': {'tool_outputs'},
-    'tool_outputs': set(),
-    'validation': {'layout'},
-    'config': {'layout'},
-    'raw_layout': {'layout'},
-    'entry': set(),
-    'progress': set(),
-    'report': {'layout'},
-    'evaluation_page': {'layout'},
-    'group_page': {'layout', 'report', 'thickness', 'thickness.anatomy'},
-    'thickness.measure': {
-        *('fill', 'inputs', 'layout', 'preprocess', 'registration', 'reproducibility', 'thickness', 'tissues'),
-    },
-    'thickness.pbt': {'thickness', 'thickness.anatomy', 'thickness.cortex'},
-    'thickness.ants': {
-        *(*EMBEDDED, 'masks', 'progress', 'thickness.cortex', 'thickness.direct', 'thickness.tools'),
-    },
-    'thickness.direct': {'deformable'},
-    'thickness.antspynet': {*EMBEDDED, 'deformable'},
-    'thickness.dldirect': {'thickness', 'thickness.tools'},
-    'thickness.freesurfer': {'thickness', 'thickness.tools'},
-    'thickness.anatomy': {
-        *('deformable', 'masks', 'preprocess', 'registration', 'thickness', 'thickness.cortex', 'tissues'),
-        'thickness.segmentation',
-    },
-    'deformable': {'registration'},
-    'thickness.tools': {'thickness'},
-    'thickness': set(),  # its engines are imported by name
-    'lpips': set(),
-    'weights': {'inpaint', 'lesion_masks', 'unet'},
-    'dataset': {'inpaint', 'masks', 'preprocess', 'randomisation', 'synthesis', 'tissues'},
-    'randomisation': {'masks', 'tissues'},
-    # pure
-    'boilerplate': {'inpaint', 'thickness'},
-    'inpaint': {'baselines', 'diffusion', 'masks'},
-    'lesion_masks': {'masks', 'registration', 'tissues'},
-    'tissues': {'masks', 'mixture'},
-    'mixture': set(),
-    'segmentations': {'tissues'},
-    'registration': set(),
-    'baselines': {'masks'},
-    'diffusion': set(),
-    'masks': set(),
-    'metrics': set(),
-    'preprocess': set(),
-    'reproducibility': {'metrics'},
-    'score.contrast': set(),
-    'score.matching': {'masks'},
-    'thickness.cortex': set(),
-    'thickness.segmentation': set(),
-    'evaluation_cases': {'inpaint', 'masks', 'synthesis', 'tissues'},
-    'evaluation_confluent': {'evaluation_cases', 'masks', 'registration', 'synthesis', 'tissues'},
-    'evaluation_real': {'masks', 'tissues'},
-    'evaluation_appeared': {'masks'},
-    'discriminability': set(),
-    'synthesis': {'baselines', 'inpaint', 'masks'},
-    'unet': set(),
-    'verdict': set(),
+    **{module: set() for module in GROUND},
+    'images': set(),
+    'layout': GROUND,
+    'diffusion': {*GROUND, 'images'},
+    'lesions': {*GROUND, 'diffusion', 'images'},
+    'thickness': {*GROUND, 'images'},
+    'report': {*GROUND, 'layout', 'lesions', 'thickness', 'images', 'diffusion'},
+    'train': RESEARCH,
+    'evaluate': {*RESEARCH, 'train', 'report'},
+    'readerstudy': RESEARCH,
+    'score': {*RESEARCH, 'report'},
+    'app': {*RESEARCH, 'report', 'thickness'},
+    '__init__': {'lesions'},
+    '__main__': {'app'},
 }
-PURE = [
-    'boilerplate',
-    'inpaint',
-    'evaluation_cases',
-    'evaluation_confluent',
-    'evaluation_real',
-    'evaluation_appeared',
-    'discriminability',
-    'lesion_masks',
-    'mixture',
-    'tissues',
-    'segmentations',
-    'registration',
-    'baselines',
-    'diffusion',
-    'masks',
-    'metrics',
-    'preprocess',
-    'randomisation',
-    'reproducibility',
-    'score.contrast',
-    'score.matching',
-    'score.tables',
-    'thickness.cortex',
-    'thickness.segmentation',
-    'synthesis',
-    'unet',
-    'verdict',
-]
+PURE = {'modality', 'statistics', 'images', 'diffusion', 'lesions', 'thickness'}
+NOT_PURE = {
+    'diffusion/models.py',
+    'lesions/library.py',
+    'thickness/engines',
+    'thickness/registry.py',
+    'thickness/engine.py',
+}
+NOT_PURE |= {
+    'diffusion/lpips.py',
+    'images/syn.py',
+    'thickness/anatomy.py',
+}  # files of weights; ANTs' environment; caches
 EFFECTS = {
     'os',
     'sys',
@@ -154,6 +52,7 @@ EFFECTS = {
     'random',
     'tempfile',
 }
+CALLS = {'open', 'print', 'manual_seed_all', 'write_text', 'read_text', 'set_num_threads', 'save', 'load'}
 HEAVY = {
     'torch',
     'diffusers',
@@ -167,21 +66,31 @@ HEAVY = {
     'numpy',
     'pandas',
 }
+# What `--help`, `--version` and a usage error import before anything heavy may be.
+LIGHT = [
+    *('__init__.py', '__main__.py', 'app/cli.py', 'app/config.py', 'app/exit_codes.py', 'app/options.py'),
+    *('app/parser.py', 'app/validation.py', 'diffusion/models.py', 'thickness/registry.py', 'thickness/engine.py'),
+    'layout',
+]
 
 
-def source_of(module):
-    """The file of a module (`thickness.pbt`) or package (`thickness`)."""
-    path = PACKAGE.joinpath(*module.split('.'))
-    return (path / '__init__.py' if path.is_dir() else path.with_suffix('.py')).read_text()
+def modules():
+    """Return all modules as paths relative to the package."""
+    return sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob('*.py'))
+
+
+def package_of(module):
+    """Return the first part of a module's path: its package, or its own name on the ground floor."""
+    return module.partition('/')[0].removesuffix('.py')
 
 
 def imports(module, top_level_only=False):
-    """Names imported by a module: (own modules, foreign top-level packages)."""
-    tree = ast.parse(source_of(module))
+    """Return the names that a module imports: (own packages, foreign top-level packages)."""
+    tree = ast.parse((PACKAGE / module).read_text(encoding='utf-8'))
     own, foreign = set(), set()
     for node in tree.body if top_level_only else ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:
-            own |= own_modules(module, node)
+            own |= own_packages(module, node)
         elif isinstance(node, ast.ImportFrom):
             foreign.add(node.module.split('.')[0])
         elif isinstance(node, ast.Import):
@@ -189,72 +98,58 @@ def imports(module, top_level_only=False):
     return own, foreign
 
 
-def own_modules(module, node):
-    """Modules of the package that a relative import names; names from a package's `__init__` count as the package."""
-    package = module if (PACKAGE / module).is_dir() else module.rpartition('.')[0]
-    parents = package.split('.') if package else []
-    parents = parents[: len(parents) + 1 - node.level]
-    base = '.'.join(parents + ([node.module] if node.module else []))
-    found = {f'{base}.{alias.name}'.lstrip('.') for alias in node.names}
-    return {name if name in all_modules() else base for name in found}
+def own_packages(module, node):
+    """Return the packages that a relative import names, without the module's own."""
+    parents = module.split('/')[:-1]
+    if node.level > len(parents) + 1:
+        raise ValueError(f'{module} imports from outside the package: {ast.unparse(node)}')
+    base = parents[: len(parents) + 1 - node.level] + (node.module.split('.') if node.module else [])
+    found = {base[0]} if base else {alias.name for alias in node.names}
+    return found - {package_of(module)}
 
 
-def all_modules():
-    """Names of all modules and packages, dotted."""
-    paths = [path.relative_to(PACKAGE) for path in PACKAGE.rglob('*.py')]
-    names = ['.'.join(path.with_suffix('').parts) for path in paths]
-    return {name if name == '__init__' else name.removesuffix('.__init__') for name in names}
+def is_in(module, paths):
+    return any(module == path or module.startswith(f'{path}/') for path in paths)
 
 
-def test_every_module_has_its_place():
-    assert all_modules() == set(MAY_IMPORT)
+def test_every_package_has_its_place():
+    assert {package_of(module) for module in modules()} <= set(MAY_IMPORT)
 
 
-def test_relative_imports_of_a_subpackage_are_understood():
-    (node,) = ast.parse('from .. import masks, tissues').body
-    assert own_modules('thickness.pbt', node) == {'masks', 'tissues'}
-    (node,) = ast.parse('from . import Scan, cortex').body
-    assert own_modules('thickness.pbt', node) == {'thickness', 'thickness.cortex'}
-    (node,) = ast.parse('from .thickness import measure, REGIONS').body
-    assert own_modules('participant', node) == {'thickness', 'thickness.measure'}
-    (node,) = ast.parse('from .layout import UsageError').body
-    assert own_modules('cli', node) == {'layout'}
+def test_relative_imports_are_understood():
+    (node,) = ast.parse('from ..images import masks, tissues').body
+    assert own_packages('lesions/fill.py', node) == {'images'}
+    (node,) = ast.parse('from .. import modality').body
+    assert own_packages('lesions/fill.py', node) == {'modality'}
+    (node,) = ast.parse('from ...images import masks').body
+    assert own_packages('thickness/engines/ants.py', node) == {'images'}
+    (node,) = ast.parse('from . import tables').body
+    assert own_packages('lesions/fill.py', node) == set()
+    (node,) = ast.parse('from .lesions.fill import fill_lesions').body
+    assert own_packages('__init__.py', node) == {'lesions'}
 
 
-@pytest.mark.parametrize('module', MAY_IMPORT)
-def test_imports_point_down(module):
-    own, _ = imports(module)
-    assert own <= MAY_IMPORT[module]
+@pytest.mark.parametrize('package', MAY_IMPORT)
+def test_imports_of_a_package_point_down(package):
+    own = {module: imports(module)[0] for module in modules() if package_of(module) == package}
+    breaches = {module: names - MAY_IMPORT[package] for module, names in own.items() if names - MAY_IMPORT[package]}
+    assert not breaches
 
 
-@pytest.mark.parametrize('module', PURE)
-def test_pure_modules_have_no_side_effects_at_hand(module):
-    _, foreign = imports(module)
-    assert not foreign & EFFECTS
-    calls = [node for node in ast.walk(ast.parse(source_of(module))) if isinstance(node, ast.Call)]
-    names = {getattr(call.func, 'id', getattr(call.func, 'attr', '')) for call in calls}
-    assert not names & {
-        'open',
-        'print',
-        'manual_seed_all',
-        'write_text',
-        'read_text',
-        'set_num_threads',
-        'save',
-        'load',
-    }
+def test_pure_packages_have_no_side_effects_at_hand():
+    pure = [module for module in modules() if package_of(module) in PURE and not is_in(module, NOT_PURE)]
+    assert len(pure) > 20
+    for module in pure:
+        assert not imports(module)[1] & EFFECTS, module
+        tree = ast.parse((PACKAGE / module).read_text(encoding='utf-8'))
+        calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        assert not {getattr(call, 'id', getattr(call, 'attr', '')) for call in calls} & CALLS, module
 
 
-@pytest.mark.parametrize(
-    'module',
-    [
-        *('cli', '__init__', '__main__', 'config', 'layout', 'raw_layout', 'thickness', 'tool_outputs', 'validation'),
-        *('score', 'score.__main__', 'score.cases', 'score.outputs', 'weights'),
-    ],
-)
-def test_help_and_version_wait_for_no_heavy_import(module):
-    _, foreign = imports(module, top_level_only=True)
-    assert not foreign & HEAVY
+def test_help_and_version_wait_for_no_heavy_import():
+    light = [module for module in modules() if is_in(module, LIGHT)]
+    assert len(light) > 20
+    assert not {module: found for module in light if (found := imports(module, top_level_only=True)[1] & HEAVY)}
 
 
 def test_version_is_one_line_and_run_is_short():

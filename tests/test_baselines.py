@@ -3,9 +3,9 @@ import pytest
 from scipy import ndimage
 from skimage.restoration import inpaint_biharmonic
 
-from bids_lesionfill import baselines
+from bids_lesionfill.diffusion import classical
 
-INTERPOLATORS = [baselines.membrane, baselines.biharmonic]
+INTERPOLATORS = [classical.membrane, classical.biharmonic]
 
 
 def hole_in(shape, start=5, stop=9):
@@ -73,7 +73,7 @@ def test_membrane_of_one_voxel_is_the_mean_of_its_six_neighbours(rng):
     mask = np.zeros(image.shape, dtype=bool)
     mask[2, 2, 2] = True
     neighbours = [image[1, 2, 2], image[3, 2, 2], image[2, 1, 2], image[2, 3, 2], image[2, 2, 1], image[2, 2, 3]]
-    assert baselines.membrane(image, mask)[2, 2, 2] == pytest.approx(np.mean(neighbours), abs=1e-4)
+    assert classical.membrane(image, mask)[2, 2, 2] == pytest.approx(np.mean(neighbours), abs=1e-4)
 
 
 def test_membrane_at_the_border_is_the_mean_of_the_neighbours_that_exist(rng):
@@ -81,14 +81,14 @@ def test_membrane_at_the_border_is_the_mean_of_the_neighbours_that_exist(rng):
     mask = np.zeros(image.shape, dtype=bool)
     mask[0, 0, 2] = True
     neighbours = [image[1, 0, 2], image[0, 1, 2], image[0, 0, 1], image[0, 0, 3]]
-    assert baselines.membrane(image, mask)[0, 0, 2] == pytest.approx(np.mean(neighbours), abs=1e-4)
+    assert classical.membrane(image, mask)[0, 0, 2] == pytest.approx(np.mean(neighbours), abs=1e-4)
 
 
 def test_membrane_stays_between_the_smallest_and_largest_neighbour(rng):
     image = rng.random((14, 14, 14))
     mask = hole_in(image.shape)
     ring = image[ndimage.binary_dilation(mask) & ~mask]
-    inside = baselines.membrane(image, mask)[mask]
+    inside = classical.membrane(image, mask)[mask]
     assert ring.min() <= inside.min() <= inside.max() <= ring.max()
 
 
@@ -96,8 +96,8 @@ def test_biharmonic_agrees_with_scikit_image(rng):
     image = smooth_image((14, 15, 13), rng)
     mask = hole_in(image.shape)
     reference = inpaint_biharmonic(image, mask)
-    np.testing.assert_allclose(baselines.biharmonic(image, mask)[mask], reference[mask], atol=2e-3)
-    assert np.abs(baselines.membrane(image, mask)[mask] - reference[mask]).max() > 0.02  # the membrane is another
+    np.testing.assert_allclose(classical.biharmonic(image, mask)[mask], reference[mask], atol=2e-3)
+    assert np.abs(classical.membrane(image, mask)[mask] - reference[mask]).max() > 0.02  # the membrane is another
 
 
 def test_biharmonic_reproduces_a_bowl_that_the_membrane_flattens():
@@ -105,8 +105,8 @@ def test_biharmonic_reproduces_a_bowl_that_the_membrane_flattens():
     x, y, z = np.meshgrid(*map(np.arange, (14, 15, 13)), indexing='ij')
     bowl = ((x - 6.5) ** 2 + (y - 7) ** 2 - (z - 6) ** 2) / 40
     mask = hole_in(bowl.shape)
-    np.testing.assert_allclose(baselines.biharmonic(bowl, mask)[mask], bowl[mask], atol=5e-3)
-    assert np.abs(baselines.membrane(bowl, mask)[mask] - bowl[mask]).max() > 0.05
+    np.testing.assert_allclose(classical.biharmonic(bowl, mask)[mask], bowl[mask], atol=5e-3)
+    assert np.abs(classical.membrane(bowl, mask)[mask] - bowl[mask]).max() > 0.05
 
 
 def test_two_lesions_are_filled_as_each_alone(phantom):
@@ -115,9 +115,9 @@ def test_two_lesions_are_filled_as_each_alone(phantom):
     second = phantom.lesion_mask & ~first
     assert first.any()
     assert second.any()
-    both = baselines.biharmonic(phantom.t1w, phantom.lesion_mask)
-    np.testing.assert_allclose(both[first], baselines.biharmonic(phantom.t1w, first)[first], atol=1)
-    np.testing.assert_allclose(both[second], baselines.biharmonic(phantom.t1w, second)[second], atol=1)
+    both = classical.biharmonic(phantom.t1w, phantom.lesion_mask)
+    np.testing.assert_allclose(both[first], classical.biharmonic(phantom.t1w, first)[first], atol=1)
+    np.testing.assert_allclose(both[second], classical.biharmonic(phantom.t1w, second)[second], atol=1)
 
 
 # Local white matter
@@ -125,7 +125,7 @@ def test_two_lesions_are_filled_as_each_alone(phantom):
 
 def test_local_white_matter_of_flat_white_matter_is_its_value(phantom):
     image = np.where(phantom.wm_mask, np.float32(0.5), np.float32(-7))
-    mean = baselines.local_white_matter(image, phantom.lesion_mask, phantom.wm_mask)
+    mean = classical.local_white_matter(image, phantom.lesion_mask, phantom.wm_mask)
     assert mean.dtype == np.float32
     assert mean.shape == image.shape
     np.testing.assert_allclose(mean, 0.5, atol=1e-4)
@@ -133,22 +133,22 @@ def test_local_white_matter_of_flat_white_matter_is_its_value(phantom):
 
 @pytest.mark.parametrize('garbage', [np.nan, 1e6])
 def test_local_white_matter_reads_neither_lesion_nor_grey_matter(phantom, garbage):
-    usual = baselines.local_white_matter(phantom.t1w, phantom.lesion_mask, phantom.wm_mask)
+    usual = classical.local_white_matter(phantom.t1w, phantom.lesion_mask, phantom.wm_mask)
     hidden = phantom.lesion_mask | ~phantom.wm_mask
     spoilt = np.where(hidden, np.float32(garbage), phantom.t1w)
-    assert np.array_equal(baselines.local_white_matter(spoilt, phantom.lesion_mask, phantom.wm_mask), usual)
+    assert np.array_equal(classical.local_white_matter(spoilt, phantom.lesion_mask, phantom.wm_mask), usual)
 
 
 def test_local_white_matter_does_not_trust_the_gap_around_the_lesion(phantom):
-    usual = baselines.local_white_matter(phantom.t1w, phantom.lesion_mask, phantom.wm_mask, gap_voxels=2)
+    usual = classical.local_white_matter(phantom.t1w, phantom.lesion_mask, phantom.wm_mask, gap_voxels=2)
     gap = ndimage.binary_dilation(phantom.lesion_mask, iterations=2)
     spoilt = np.where(gap, np.float32(1e6), phantom.t1w)
     assert np.array_equal(
-        baselines.local_white_matter(spoilt, phantom.lesion_mask, phantom.wm_mask, gap_voxels=2), usual
+        classical.local_white_matter(spoilt, phantom.lesion_mask, phantom.wm_mask, gap_voxels=2), usual
     )
     further = np.where(ndimage.binary_dilation(gap), np.float32(1e6), phantom.t1w)
     assert not np.array_equal(
-        baselines.local_white_matter(further, phantom.lesion_mask, phantom.wm_mask, gap_voxels=2), usual
+        classical.local_white_matter(further, phantom.lesion_mask, phantom.wm_mask, gap_voxels=2), usual
     )
 
 
@@ -157,7 +157,7 @@ def test_local_white_matter_is_local():
     image[30:] = 1
     mask = np.zeros(image.shape, dtype=bool)
     mask[8:10, 5:7, 5:7] = mask[50:52, 5:7, 5:7] = True
-    mean = baselines.local_white_matter(image, mask, np.ones_like(mask))
+    mean = classical.local_white_matter(image, mask, np.ones_like(mask))
     np.testing.assert_allclose(mean[8:10, 5:7, 5:7], 0, atol=1e-4)
     np.testing.assert_allclose(mean[50:52, 5:7, 5:7], 1, atol=1e-4)
 
@@ -168,7 +168,7 @@ def test_local_white_matter_far_from_all_white_matter_is_the_global_mean():
     wm_mask[:4] = True
     image[:2] = 1
     image[2:4] = 2
-    mean = baselines.local_white_matter(image, np.zeros_like(wm_mask), wm_mask)
+    mean = classical.local_white_matter(image, np.zeros_like(wm_mask), wm_mask)
     np.testing.assert_allclose(mean[30:], 1.5, atol=1e-4)
 
 
@@ -178,18 +178,18 @@ def test_local_white_matter_uses_the_gap_where_there_is_nothing_else():
     lesion_mask = np.zeros_like(wm_mask)
     lesion_mask[4, 4, 4] = True
     image = np.where(wm_mask, np.float32(2), np.float32(0))
-    np.testing.assert_allclose(baselines.local_white_matter(image, lesion_mask, wm_mask), 2, atol=1e-4)
+    np.testing.assert_allclose(classical.local_white_matter(image, lesion_mask, wm_mask), 2, atol=1e-4)
 
 
 def test_local_white_matter_without_healthy_white_matter_says_so(phantom):
     with pytest.raises(ValueError, match='wm_mask'):
-        baselines.local_white_matter(phantom.t1w, phantom.wm_mask, phantom.wm_mask)
+        classical.local_white_matter(phantom.t1w, phantom.wm_mask, phantom.wm_mask)
 
 
 # Fillers that take their values from the white matter
 
-BLIND_FILLERS = [baselines.normal_white_matter, baselines.local_white_matter_voxels, baselines.patch_match]
-FILLERS = [*BLIND_FILLERS, baselines.ants_rule]  # ANTs' rule reads the lesion
+BLIND_FILLERS = [classical.normal_white_matter, classical.local_white_matter_voxels, classical.patch_match]
+FILLERS = [*BLIND_FILLERS, classical.ants_rule]  # ANTs' rule reads the lesion
 
 
 def seeded(seed=1):
@@ -281,7 +281,7 @@ def test_filler_takes_white_matter_from_nearby(two_tones, fill):
 @pytest.mark.parametrize('share', [0.5, 1.0])
 def test_normal_white_matter_has_the_mean_and_the_share_of_deviation_of_its_slice(two_tones, share):
     image, mask = two_tones
-    filled = baselines.normal_white_matter(image, mask, np.ones_like(mask), seeded(), deviation_share=share)
+    filled = classical.normal_white_matter(image, mask, np.ones_like(mask), seeded(), deviation_share=share)
     for z in (6, 32):
         white_matter, lesion = image[..., z][~mask[..., z]], filled[..., z][mask[..., z]]
         assert lesion.mean() == pytest.approx(white_matter.mean(), abs=0.01)
@@ -293,16 +293,16 @@ def test_normal_white_matter_of_a_slice_with_hardly_any_is_that_of_the_volume(tw
     wm_mask = np.ones_like(mask)
     wm_mask[..., 6] = False
     wm_mask[0, :19, 6] = True  # 19 voxels
-    few = baselines.normal_white_matter(image, mask, wm_mask, seeded(), deviation_share=0)
+    few = classical.normal_white_matter(image, mask, wm_mask, seeded(), deviation_share=0)
     np.testing.assert_allclose(few[..., 6][mask[..., 6]], image[wm_mask & ~mask].mean(), atol=1e-6)
     wm_mask[0, 19, 6] = True  # 20
-    enough = baselines.normal_white_matter(image, mask, wm_mask, seeded(), deviation_share=0)
+    enough = classical.normal_white_matter(image, mask, wm_mask, seeded(), deviation_share=0)
     np.testing.assert_allclose(enough[..., 6][mask[..., 6]], image[0, :, 6].mean(), atol=1e-6)
 
 
 def test_local_voxels_are_values_of_the_white_matter_within_the_radius_of_each_lesion(phantom):
     image = phantom.normalised
-    filled = baselines.local_white_matter_voxels(image, phantom.lesion_mask, phantom.wm_mask, seeded())
+    filled = classical.local_white_matter_voxels(image, phantom.lesion_mask, phantom.wm_mask, seeded())
     labels, n_lesions = ndimage.label(phantom.lesion_mask)
     assert n_lesions == 2
     for number in (1, 2):
@@ -316,7 +316,7 @@ def test_local_voxels_look_further_where_white_matter_is_sparse():
     wm_mask = np.zeros_like(mask)
     wm_mask[20:] = True  # 17 voxels away
     image = np.where(np.arange(40)[:, None, None] <= 27, 1.0, 2.0) * wm_mask
-    filled = baselines.local_white_matter_voxels(image, mask, wm_mask, seeded())
+    filled = classical.local_white_matter_voxels(image, mask, wm_mask, seeded())
     assert (filled[mask] == 1).all()  # the doubled radius, 24 voxels, reaches no further than that
 
 
@@ -325,7 +325,7 @@ def test_ants_rule_leaves_a_lesion_brighter_than_its_surroundings(phantom):
     bright[:20] = False  # one of the two
     assert bright.any()
     image = np.where(bright, np.float32(0.51), phantom.normalised)  # brighter than most of them, but not than all
-    filled = baselines.ants_rule(image, phantom.lesion_mask, phantom.wm_mask, seeded())
+    filled = classical.ants_rule(image, phantom.lesion_mask, phantom.wm_mask, seeded())
     dark = phantom.lesion_mask & ~bright
     assert np.array_equal(filled[~dark], image[~dark])
     assert (filled[dark] > image[dark].mean()).all()
@@ -336,7 +336,7 @@ def test_ants_rule_draws_from_adjacent_white_matter_brighter_than_the_lesion(rng
     mask = np.zeros(image.shape, dtype=bool)
     mask[5:11, 5:11, 5:11] = True
     image[mask] = rng.uniform(0.3, 0.4, mask.sum())  # brighter than a third of its surroundings
-    filled = baselines.ants_rule(image, mask, np.ones_like(mask), seeded())
+    filled = classical.ants_rule(image, mask, np.ones_like(mask), seeded())
     edge = image[ndimage.binary_dilation(mask, structure=np.ones((3, 3, 3))) & ~mask]
     assert set(filled[mask]) <= set(edge[edge > image[mask].mean()])
     assert len(set(filled[mask])) > 50
@@ -344,7 +344,7 @@ def test_ants_rule_draws_from_adjacent_white_matter_brighter_than_the_lesion(rng
 
 def test_ants_rule_leaves_a_lesion_that_touches_no_white_matter(phantom):
     wm_mask = phantom.wm_mask & ~ndimage.binary_dilation(phantom.lesion_mask, structure=np.ones((3, 3, 3)))
-    filled = baselines.ants_rule(phantom.normalised, phantom.lesion_mask, wm_mask, seeded())
+    filled = classical.ants_rule(phantom.normalised, phantom.lesion_mask, wm_mask, seeded())
     assert np.array_equal(filled, phantom.normalised)
 
 
@@ -366,11 +366,11 @@ def test_patch_match_continues_a_pattern(rng, pattern, share_of_error):
     def error(fill):
         return ((fill(np.where(mask, -1, image), mask, np.ones_like(mask), seeded()) - truth)[mask] ** 2).mean()
 
-    assert error(baselines.patch_match) < share_of_error * error(baselines.normal_white_matter)
+    assert error(classical.patch_match) < share_of_error * error(classical.normal_white_matter)
 
 
 def test_patch_match_copies_white_matter_only(phantom):
-    filled = baselines.patch_match(phantom.normalised, phantom.lesion_mask, phantom.wm_mask, seeded())
+    filled = classical.patch_match(phantom.normalised, phantom.lesion_mask, phantom.wm_mask, seeded())
     white_matter = phantom.normalised[phantom.wm_mask & ~phantom.lesion_mask]
     assert np.isin(filled[phantom.lesion_mask], white_matter).all()
     assert len(np.unique(filled[phantom.lesion_mask])) > 0.3 * phantom.lesion_mask.sum()  # not one for all
@@ -382,7 +382,7 @@ def test_patch_match_of_the_core_builds_on_the_layers_filled_before(rng):
     truth = truth.astype(np.float32)
     mask = np.zeros(truth.shape, dtype=bool)
     mask[11:18, 9:16, 9:16] = True
-    filled = baselines.patch_match(
+    filled = classical.patch_match(
         np.where(mask, -1, truth), mask, np.ones_like(mask), seeded(), radius_voxels=1, n_candidates=2000
     )
     assert (filled[mask] == truth[mask]).mean() > 0.9

@@ -5,9 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from bids_lesionfill import boilerplate, cli, inpaint, participant, thickness, tool_outputs, weights
+from bids_lesionfill.app import options as app_options
+from bids_lesionfill.app import participant
+from bids_lesionfill.diffusion import inpaint, models
+from bids_lesionfill.layout import tools as layout_tools
+from bids_lesionfill.report import methods, references
+from bids_lesionfill.thickness import registry
 
-VERSIONS = dict.fromkeys(boilerplate.SOFTWARE, '9.9')
+VERSIONS = dict.fromkeys(methods.SOFTWARE, '9.9')
 EVERY_RUN = {'uhr2024', 'gorgolewski2017', 'fisch2024', 'tustison2010', 'mattes2003'}
 EVERY_RUN |= {'paszke2019', 'vonplaten2022', 'lowekamp2013'}
 EVERY_RUN |= {'marcus2007', 'lesjak2018', 'guarnera2025'}  # whose images the models were trained on
@@ -21,7 +26,7 @@ RUNS = {
         {*DDIM, 'cerri2021', 'wiltgen2024', 'billot2023'},
     ),
     'thickness': (
-        {'thickness': tuple(thickness.ENGINES)},
+        {'thickness': tuple(registry.ENGINES)},
         (),
         {*DDIM, 'dahnke2013', 'fonov2011', 'avants2008', 'das2009', 'tustison2021', 'rebsamen2020'}
         | {'fischl2012', 'henschel2020', 'desikan2006'},
@@ -37,9 +42,9 @@ RUNS = {
 
 
 def text_of(tools=(), plans=None, **options):
-    options = cli.Options(Path('in'), Path('out'), version='1.2', **options)
+    options = app_options.Options(Path('in'), Path('out'), version='1.2', **options)
     plans = plans or {modality: participant.plan_of(options, modality) for modality in options.modalities}
-    return boilerplate.methods_text(options, plans, VERSIONS, tools)
+    return methods.methods_text(options, plans, VERSIONS, tools)
 
 
 def test_methods_text_says_what_each_model_starts_from():
@@ -52,11 +57,11 @@ def test_methods_text_says_what_each_model_starts_from():
 @pytest.mark.parametrize(('options', 'tools', 'works'), RUNS.values(), ids=RUNS)
 def test_works_that_are_listed_are_those_that_the_text_cites(options, tools, works):
     text = text_of(tools, **options)
-    files = boilerplate.citation(text)
+    files = references.citation(text)
     listed = set(re.findall(r'@\w+\{(\w+),', files['bib']))
     assert listed == EVERY_RUN | works
     mentions = re.findall(r'((?:von )?[A-Z][a-z]+(?: et al\.| and [A-Z][a-z]+)?, (?:19|20)\d\d)', text)
-    assert set(mentions) == {boilerplate.REFERENCES[key].cited for key in listed}
+    assert set(mentions) == {references.REFERENCES[key].cited for key in listed}
     assert files['md'].count('\n- ') == len(listed)
 
 
@@ -87,16 +92,16 @@ def test_an_unconditional_model_is_one_of_repaint():
     text = text_of(plans={'T1w': plan})
     assert 'pseudo-3D diffusion model (Uhr, 2024; fill-T1w), sampled by RePaint (Lugmayr et al., 2022)' in text
     assert 'v-prediction' not in text
-    assert 'song2021' not in boilerplate.citation(text)['bib']
+    assert 'song2021' not in references.citation(text)['bib']
 
 
 def test_text_credits_the_training_data_of_the_models_of_the_app_alone():
-    assert set(boilerplate.BUNDLED) == set(weights.list_models())
+    assert set(methods.BUNDLED) == set(models.list_models())
     both = text_of(modalities=('T1w', 'FLAIR'))
     assert 'The models fill-T1w and fill-FLAIR had been trained on images of OASIS-1 (Marcus et al., 2007' in both
     own = text_of(model='/models/mine', plans={'T1w': {}})
     assert 'OASIS' not in own
-    assert 'marcus2007' not in boilerplate.citation(own)['bib']
+    assert 'marcus2007' not in references.citation(own)['bib']
 
 
 def test_versions_are_said_of_what_was_used():
@@ -111,11 +116,11 @@ def test_a_package_that_is_not_installed_has_no_version():
 
 
 def test_every_tool_and_engine_has_its_work():
-    cited = {reference.cited for reference in boilerplate.REFERENCES.values()}
-    assert len(cited) == len(boilerplate.REFERENCES)
-    assert {*boilerplate.TOOLS.values(), *boilerplate.SOFTWARE.values()} <= cited
-    assert set(boilerplate.TOOLS) == {*tool_outputs.LABEL_FILES.values(), 'LST-AI'}
-    assert set(boilerplate.WITH_ANTS) < set(thickness.ENGINES)
+    cited = {reference.cited for reference in references.REFERENCES.values()}
+    assert len(cited) == len(references.REFERENCES)
+    assert {*methods.TOOLS.values(), *methods.SOFTWARE.values()} <= cited
+    assert set(methods.TOOLS) == {*layout_tools.LABEL_FILES.values(), 'LST-AI'}
+    assert set(methods.WITH_ANTS) < set(registry.ENGINES)
 
 
 def test_tools_are_those_whose_files_are_there(tmp_path):
@@ -123,6 +128,6 @@ def test_tools_are_those_whose_files_are_there(tmp_path):
     for path in ('a/sub-01/ses-1/seg.mgz', 'b/sub-01/space-t1w_seg-lst.nii.gz', of_freesurfer):
         (tmp_path / path).parent.mkdir(parents=True)
         (tmp_path / path).touch()
-    assert tool_outputs.tools_in(tmp_path / name for name in 'abc') == ['FreeSurfer', 'SAMSEG', 'LST-AI']
-    assert tool_outputs.tools_in([tmp_path / 'b']) == ['LST-AI']
-    assert tool_outputs.tools_in([]) == []
+    assert layout_tools.tools_in(tmp_path / name for name in 'abc') == ['FreeSurfer', 'SAMSEG', 'LST-AI']
+    assert layout_tools.tools_in([tmp_path / 'b']) == ['LST-AI']
+    assert layout_tools.tools_in([]) == []

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from bids_examples import write_description
 
-from bids_lesionfill import cli, participant, weights
-from bids_lesionfill.layout import UsageError
+from bids_lesionfill.app import cli, exit_codes, parser, participant, validation
+from bids_lesionfill.app import options as app_options
+from bids_lesionfill.diffusion import models
+from bids_lesionfill.layout.errors import UsageError
 
 ROOT = Path(__file__).parent.parent
 
@@ -62,14 +64,14 @@ def test_abbreviations_are_not_guessed(bids_dir, tmp_path):
 ])  # fmt: skip
 def test_wrong_paths_are_2_and_say_what_was_expected(bids_dir, tmp_path, caplog, bids, out, words):
     (tmp_path / 'file').write_text('')
-    assert cli.main([str(tmp_path / bids), str(tmp_path / out), 'participant']) == cli.USAGE
+    assert cli.main([str(tmp_path / bids), str(tmp_path / out), 'participant']) == exit_codes.USAGE
     assert words in caplog.text
 
 
 def test_output_that_cannot_be_written_is_2_and_names_the_user(bids_dir, tmp_path, caplog, monkeypatch):
     asked = []
     monkeypatch.setattr(os, 'access', lambda path, mode: asked.append((path, mode)))
-    assert cli.main([str(bids_dir), str(tmp_path / 'new' / 'out'), 'participant']) == cli.USAGE
+    assert cli.main([str(bids_dir), str(tmp_path / 'new' / 'out'), 'participant']) == exit_codes.USAGE
     assert asked == [(tmp_path, os.W_OK)]
     assert f'cannot be written to by user {os.getuid()}' in caplog.text
 
@@ -80,7 +82,7 @@ def test_output_that_cannot_be_written_is_2_and_names_the_user(bids_dir, tmp_pat
     (['--bids-filter-file', 'nowhere.json'], 'nowhere.json'),
 ])  # fmt: skip
 def test_wrong_options_are_2(bids_dir, tmp_path, caplog, arguments, words):
-    assert cli.main([str(bids_dir), str(tmp_path / 'out'), 'participant', *arguments]) == cli.USAGE
+    assert cli.main([str(bids_dir), str(tmp_path / 'out'), 'participant', *arguments]) == exit_codes.USAGE
     assert words in caplog.text
     assert not (tmp_path / 'out').exists()
 
@@ -96,12 +98,14 @@ def test_numbers_out_of_range_are_2(bids_dir, tmp_path, arguments):
 
 
 def test_unknown_participant_is_2(bids_dir, tmp_path, caplog):
-    assert cli.main([str(bids_dir), str(tmp_path / 'out'), 'participant', '--participant-label', '99']) == cli.USAGE
+    assert (
+        cli.main([str(bids_dir), str(tmp_path / 'out'), 'participant', '--participant-label', '99']) == exit_codes.USAGE
+    )
     assert '99' in caplog.text
 
 
 def test_group_level_says_that_there_is_nothing_to_do(bids_dir, tmp_path, caplog):
-    assert cli.main([str(bids_dir), str(tmp_path / 'out'), 'group']) == cli.NOTHING_TO_DO
+    assert cli.main([str(bids_dir), str(tmp_path / 'out'), 'group']) == exit_codes.NOTHING_TO_DO
     assert 'no table of thickness' in caplog.text
 
 
@@ -110,7 +114,7 @@ def test_an_engine_that_is_missing_stops_the_run_before_any_work_and_says_how_to
 ):
     monkeypatch.setenv('PATH', str(tmp_path))
     arguments = [str(bids_dir), str(tmp_path / 'out'), 'participant', '--thickness', 'pbt', 'dldirect', 'freesurfer']
-    assert cli.main(arguments) == cli.ENGINE_UNAVAILABLE == 69
+    assert cli.main(arguments) == exit_codes.ENGINE_UNAVAILABLE == 69
     (message,) = [record.getMessage() for record in caplog.records if record.levelname == 'ERROR']
     assert 'dldirect: no dl+direct on the PATH' in message
     assert 'freesurfer' in message
@@ -124,7 +128,7 @@ def test_an_engine_that_is_missing_stops_the_run_before_any_work_and_says_how_to
 ])  # fmt: skip
 def test_thickness_alone_is_measured_by_pbt(bids_dir, tmp_path, given, engines):
     arguments = [str(bids_dir), str(tmp_path / 'o'), 'participant', *given]
-    assert cli.options_of(cli.build_parser().parse_args(arguments), arguments).thickness == engines
+    assert validation.options_of(parser.build_parser().parse_args(arguments), arguments).thickness == engines
 
 
 def test_list_engines_says_of_each_whether_it_is_usable(capsys, tmp_path, monkeypatch):
@@ -142,7 +146,7 @@ def test_list_engines_says_of_each_whether_it_is_usable(capsys, tmp_path, monkey
 
 def test_thickness_of_flair_alone_is_refused(bids_dir, tmp_path, caplog):
     arguments = [str(bids_dir), str(tmp_path / 'out'), 'participant', '--modality', 'FLAIR', '--thickness', 'pbt']
-    assert cli.main(arguments) == cli.USAGE
+    assert cli.main(arguments) == exit_codes.USAGE
     assert 'T1w' in caplog.text
 
 
@@ -157,7 +161,7 @@ def test_labels_lose_their_prefix_and_underscores_are_accepted(bids_dir, tmp_pat
         '--session_id',
         'ses-1',
     ]
-    options = cli.options_of(cli.build_parser().parse_args(arguments), arguments)
+    options = validation.options_of(parser.build_parser().parse_args(arguments), arguments)
     assert options.participant_labels == ('01', '02')
     assert options.session_labels == ('1',)
 
@@ -173,7 +177,7 @@ def test_derivatives_get_names(bids_dir, tmp_path):
         str(tmp_path / 'a'),
         f'rater={tmp_path / "b"}',
     ]
-    options = cli.options_of(cli.build_parser().parse_args(arguments), arguments)
+    options = validation.options_of(parser.build_parser().parse_args(arguments), arguments)
     assert options.derivatives == {'a': tmp_path / 'a', 'rater': tmp_path / 'b'}
 
 
@@ -189,22 +193,25 @@ def test_folders_that_are_read_for_thickness_are_not_used_for_filling(bids_dir, 
     arguments = [str(bids_dir), str(tmp_path / 'o'), 'participant', '-d', f'original={tmp_path / "fs_raw"}',
                  f'filled={tmp_path / "fs_filled"}']  # fmt: skip
     reading = [*arguments, '--thickness', 'freesurfer']
-    options = cli.options_of(cli.build_parser().parse_args(reading), reading)
+    options = validation.options_of(parser.build_parser().parse_args(reading), reading)
     assert options.derivatives is None
     assert set(options.thickness_results) == {'original', 'filled'}
-    options = cli.options_of(cli.build_parser().parse_args(arguments), arguments)  # a source of tissue labels
+    options = validation.options_of(parser.build_parser().parse_args(arguments), arguments)  # a source of tissue labels
     assert set(options.derivatives) == {'original', 'filled'}
     others = [*arguments, '--thickness', 'dldirect']  # which does not read them
-    assert set(cli.options_of(cli.build_parser().parse_args(others), others).derivatives) == {'original', 'filled'}
+    assert set(validation.options_of(parser.build_parser().parse_args(others), others).derivatives) == {
+        'original',
+        'filled',
+    }
     labels = [*reading, '-d', *reading[4:6], f'labels={tmp_path / "fs_raw"}']
-    assert set(cli.options_of(cli.build_parser().parse_args(labels), labels).derivatives) == {'labels'}
+    assert set(validation.options_of(parser.build_parser().parse_args(labels), labels).derivatives) == {'labels'}
 
 
 def test_folders_that_are_read_for_thickness_are_not_found_again_among_the_derivatives(bids_dir, tmp_path):
     folders = {name: bids_dir / 'derivatives' / f'fs_{name}' for name in ('original', 'filled')}
     for folder in folders.values():
         write_freesurfer(folder)
-    options = cli.Options(bids_dir, tmp_path / 'o', thickness=('freesurfer',), thickness_results=folders)
+    options = app_options.Options(bids_dir, tmp_path / 'o', thickness=('freesurfer',), thickness_results=folders)
     assert participant.derivatives_of(options) == {}
 
 
@@ -212,12 +219,12 @@ def test_folders_that_are_read_for_thickness_are_not_found_again_among_the_deriv
 def test_an_index_is_not_written_into_the_dataset(bids_dir, tmp_path, place, is_refused):
     arguments = [str(bids_dir), str(bids_dir / 'derivatives/x'), 'participant', '--bids-database-dir',
                  str(tmp_path / place)]  # fmt: skip
-    parsed = cli.build_parser().parse_args(arguments)
+    parsed = parser.build_parser().parse_args(arguments)
     if is_refused:
         with pytest.raises(UsageError, match='is in BIDS_DIR'):
-            cli.options_of(parsed, arguments)
+            validation.options_of(parsed, arguments)
     else:
-        assert cli.options_of(parsed, arguments).bids_database_dir == tmp_path / place
+        assert validation.options_of(parsed, arguments).bids_database_dir == tmp_path / place
 
 
 def test_folders_that_hold_no_masks_are_searched_beside_those_of_the_dataset(bids_dir, tmp_path):
@@ -229,14 +236,14 @@ def test_folders_that_hold_no_masks_are_searched_beside_those_of_the_dataset(bid
         ({'fs': tmp_path / 'fs'}, {'lesions', 'fs'}),
         ({'masks': tmp_path / 'masks', 'fs': tmp_path / 'fs'}, {'masks', 'fs'}),
     ):
-        options = cli.Options(bids_dir, tmp_path / 'o', derivatives=named or None)
+        options = app_options.Options(bids_dir, tmp_path / 'o', derivatives=named or None)
         assert set(participant.derivatives_of(options)) == searched
 
 
 def test_derivative_named_twice_is_refused(bids_dir, tmp_path, caplog):
     write_description(tmp_path / 'a')
     arguments = ['-d', str(tmp_path / 'a'), str(tmp_path / 'a')]
-    assert cli.main([str(bids_dir), str(tmp_path / 'o'), 'participant', *arguments]) == cli.USAGE
+    assert cli.main([str(bids_dir), str(tmp_path / 'o'), 'participant', *arguments]) == exit_codes.USAGE
     assert 'twice' in caplog.text
 
 
@@ -257,7 +264,7 @@ def test_filter_file_that_is_none_or_goes_too_far_is_refused(tmp_path, content, 
     path = tmp_path / 'filters.json'
     path.write_text(content)
     with pytest.raises(UsageError, match=words):
-        cli.read_filters(path)
+        validation.read_filters(path)
 
 
 def test_filter_file_knows_null_and_any(tmp_path):
@@ -267,7 +274,7 @@ def test_filter_file_knows_null_and_any(tmp_path):
     path.write_text(
         '{"t1w": {"acquisition": null, "run": "*", "session": "1"}, "flair": {"run": 2}, "bold": {"task": "rest"}}'
     )
-    assert cli.read_filters(path) == {
+    assert validation.read_filters(path) == {
         't1w': {'acquisition': Query.NONE, 'run': Query.ANY, 'session': '1'},
         'flair': {'run': 2},
     }
@@ -276,7 +283,7 @@ def test_filter_file_knows_null_and_any(tmp_path):
 def test_filter_file_takes_the_names_that_file_names_have(tmp_path):
     path = tmp_path / 'f.json'
     path.write_text('{"t1w": {"acq": "mprage", "ses": "1", "rec": "norm"}, "lesion_mask": {"seg": "x", "dir": "AP"}}')
-    assert cli.read_filters(path) == {
+    assert validation.read_filters(path) == {
         't1w': {'acquisition': 'mprage', 'session': '1', 'reconstruction': 'norm'},
         'lesion_mask': {'segmentation': 'x', 'direction': 'AP'},
     }
@@ -293,7 +300,7 @@ def test_models_are_listed(capsys):
 
 def parse(bids_dir, tmp_path, *more):
     arguments = [str(bids_dir), str(tmp_path / 'out'), 'participant', *more]
-    return cli.options_of(cli.build_parser().parse_args(arguments), arguments)
+    return validation.options_of(parser.build_parser().parse_args(arguments), arguments)
 
 
 @pytest.fixture
@@ -303,7 +310,7 @@ def write_model(tmp_path):
     def write(task, modality):
         folder = tmp_path / f'{task}-{modality}-model'
         (folder / 'unet').mkdir(parents=True)
-        (folder / weights.WEIGHTS).touch()
+        (folder / models.WEIGHTS).touch()
         (folder / 'plan.json').write_text(json.dumps({'name': 'mine', 'task': task, 'modality': modality}))
         return str(folder)
 
@@ -329,7 +336,7 @@ def test_modality_and_its_model_are_taken(bids_dir, tmp_path, write_model):
 ])  # fmt: skip
 def test_model_that_was_made_for_something_else_is_2(bids_dir, tmp_path, caplog, write_model, made_for, modality):
     arguments = ['--modality', modality, '--model', write_model(*made_for)]
-    assert cli.main([str(bids_dir), str(tmp_path / 'out'), 'participant', *arguments]) == cli.USAGE
+    assert cli.main([str(bids_dir), str(tmp_path / 'out'), 'participant', *arguments]) == exit_codes.USAGE
     assert f'was made for {" ".join(made_for)}, expected one for fill {modality}' in caplog.text
     assert len(caplog.records) == 1
     assert not (tmp_path / 'out').exists()
@@ -337,7 +344,7 @@ def test_model_that_was_made_for_something_else_is_2(bids_dir, tmp_path, caplog,
 
 def test_one_model_for_two_modalities_is_2(bids_dir, tmp_path, caplog, write_model):
     arguments = ['--modality', 'T1w', 'FLAIR', '--model', write_model('fill', 'FLAIR')]
-    assert cli.main([str(bids_dir), str(tmp_path / 'out'), 'participant', *arguments]) == cli.USAGE
+    assert cli.main([str(bids_dir), str(tmp_path / 'out'), 'participant', *arguments]) == exit_codes.USAGE
     assert 'is for one modality, not for T1w and FLAIR; give --modality' in caplog.text
     assert not (tmp_path / 'out').exists()
 
@@ -355,7 +362,7 @@ def test_modality_that_is_not_filled_is_2(bids_dir, tmp_path):
 def synth_models(monkeypatch, write_model):
     """Both modalities have a model of synthesis."""
     folders = {modality: write_model('synth', modality) for modality in ('FLAIR', 'T1w')}
-    monkeypatch.setattr(cli.Options, 'model_of', lambda self, modality: folders[modality])
+    monkeypatch.setattr(app_options.Options, 'model_of', lambda self, modality: folders[modality])
 
 
 def test_synthesis_has_defaults(bids_dir, tmp_path, synth_models):
@@ -368,7 +375,7 @@ def test_synthesis_has_defaults(bids_dir, tmp_path, synth_models):
 
 
 def test_bundled_models_of_synthesis_are_named_by_modality():
-    options = cli.Options(Path('in'), Path('out'), mode='synth')
+    options = app_options.Options(Path('in'), Path('out'), mode='synth')
     assert [options.model_of(modality) for modality in ('T1w', 'FLAIR')] == ['synth-T1w', 'synth-FLAIR']
 
 
@@ -416,7 +423,7 @@ def test_a_second_visit_is_not_the_same_result_as_so_many_lesions(bids_dir, tmp_
     (['--mode', 'synth', '--mask', 'nowhere.nii.gz'], '--mask nowhere.nii.gz is not a file'),
 ])  # fmt: skip
 def test_options_that_contradict_each_other_are_2(bids_dir, tmp_path, caplog, synth_models, arguments, words):
-    assert cli.main([str(bids_dir), str(tmp_path / 'out'), 'participant', *arguments]) == cli.USAGE
+    assert cli.main([str(bids_dir), str(tmp_path / 'out'), 'participant', *arguments]) == exit_codes.USAGE
     assert words in caplog.text
     assert len(caplog.records) == 1
     assert not (tmp_path / 'out').exists()
@@ -441,20 +448,20 @@ def test_values_that_no_lesion_can_have_are_2(bids_dir, tmp_path, capsys, argume
 
 
 def test_internal_error_is_70(bids_dir, tmp_path, monkeypatch):
-    from bids_lesionfill import participant
+    from bids_lesionfill.app import participant
 
     monkeypatch.setattr(participant, 'run', lambda options: 1 / 0)
-    assert cli.main([str(bids_dir), str(tmp_path / 'out'), 'participant']) == cli.INTERNAL
+    assert cli.main([str(bids_dir), str(tmp_path / 'out'), 'participant']) == exit_codes.INTERNAL
 
 
 def test_interrupt_is_130(bids_dir, tmp_path, monkeypatch):
-    from bids_lesionfill import participant
+    from bids_lesionfill.app import participant
 
     def interrupt(options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(participant, 'run', interrupt)
-    assert cli.main([str(bids_dir), str(tmp_path / 'out'), 'participant']) == cli.INTERRUPTED
+    assert cli.main([str(bids_dir), str(tmp_path / 'out'), 'participant']) == exit_codes.INTERRUPTED
 
 
 def test_help_of_the_readme_is_the_real_one():

@@ -1,8 +1,10 @@
 import pytest
 from bids_examples import write_description
 
-from bids_lesionfill import cli, config
-from bids_lesionfill.layout import UsageError
+from bids_lesionfill.app import cli, config, exit_codes, parser, validation
+from bids_lesionfill.app import options as app_options
+from bids_lesionfill.diffusion import models
+from bids_lesionfill.layout.errors import UsageError
 
 
 @pytest.fixture
@@ -17,7 +19,7 @@ def options_with(places, content, *more):
         file.write(content)
     arguments, unknown = cli.parse([*places, '--config-file', path, *more], path)
     assert not unknown
-    return cli.options_of(arguments, [])
+    return validation.options_of(arguments, [])
 
 
 def test_options_of_a_file_are_those_of_the_command_line(places):
@@ -35,16 +37,16 @@ def test_the_command_line_comes_first(places):
 
 
 def test_what_is_written_is_read_as_the_same(places, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli.weights, 'check_model', lambda *_: None)
+    monkeypatch.setattr(models, 'check_model', lambda *_: None)
     given = [*places, '--mode', 'synth', '--lesion-location', 'deep,juxtacortical', '--lesion-intensity', '0.5',
              '--mem', '4G', '--session-label', 'a', 'b', '-vv', '--stop-on-first-crash']  # fmt: skip
     arguments, _ = cli.parse(given)
-    first = cli.options_of(arguments, [])
-    text = config.as_toml(arguments, cli.build_parser(), '1.2')
-    assert text == first.config.replace(cli.version(), '1.2')
+    first = validation.options_of(arguments, [])
+    text = config.as_toml(arguments, parser.build_parser(), '1.2')
+    assert text == first.config.replace(app_options.version(), '1.2')
     (tmp_path / 'again.toml').write_text(text)
     again, _ = cli.parse(places, tmp_path / 'again.toml')
-    assert cli.options_of(again, []) == first
+    assert validation.options_of(again, []) == first
     assert again.verbose == 2
     assert config.read_toml(text)['run']['version'] == '1.2'
     assert config.read_toml(text)['lesion_location'] == ['deep', 'juxtacortical']
@@ -61,9 +63,9 @@ def test_what_is_no_option_is_named(places, content, words):
 
 def test_a_wrong_config_file_is_2(places, tmp_path, caplog):
     (tmp_path / 'c.toml').write_text('fill_everything = true\n')
-    assert cli.main([*places, '--config-file', str(tmp_path / 'c.toml')]) == cli.USAGE
+    assert cli.main([*places, '--config-file', str(tmp_path / 'c.toml')]) == exit_codes.USAGE
     assert "'fill_everything' is no option" in caplog.text
-    assert cli.main([*places, '--config-file', str(tmp_path / 'nowhere.toml')]) == cli.USAGE
+    assert cli.main([*places, '--config-file', str(tmp_path / 'nowhere.toml')]) == exit_codes.USAGE
 
 
 def test_an_empty_list_is_as_if_it_was_not_there(places):
@@ -79,7 +81,7 @@ def test_a_value_out_of_range_is_2(places):
 @pytest.mark.parametrize(('text', 'gb'), [('4000', 4), ('4G', 4), ('4gb', 4), ('512M', 0.512), ('0.5T', 500)])
 def test_memory_has_suffixes(places, text, gb):
     arguments, _ = cli.parse([*places, '--mem', text])
-    assert cli.options_of(arguments, []).mem_gb == pytest.approx(gb)
+    assert validation.options_of(arguments, []).mem_gb == pytest.approx(gb)
 
 
 @pytest.mark.parametrize('text', ['0', '-3', '4X', 'G'])
@@ -90,17 +92,17 @@ def test_memory_that_is_none_is_2(places, text):
 
 
 def test_a_work_folder_in_the_dataset_is_2(places, caplog):
-    assert cli.main([*places, '--work-dir', places[0] + '/work']) == cli.USAGE
+    assert cli.main([*places, '--work-dir', places[0] + '/work']) == exit_codes.USAGE
     assert 'is in BIDS_DIR' in caplog.text
 
 
 def test_a_plugin_file_that_is_not_there_is_2(places, caplog):
-    assert cli.main([*places, '--use-plugin', 'nowhere.yml']) == cli.USAGE
+    assert cli.main([*places, '--use-plugin', 'nowhere.yml']) == exit_codes.USAGE
     assert '--use-plugin nowhere.yml is not a file' in caplog.text
 
 
 def test_boilerplate_only_writes_the_text_and_nothing_else(places, tmp_path):
-    assert cli.main([*places, '--boilerplate-only']) == cli.OK
+    assert cli.main([*places, '--boilerplate-only']) == exit_codes.OK
     written = sorted(path.name for path in (tmp_path / 'out').rglob('*') if path.is_file())
     assert written == ['CITATION.bib', 'CITATION.md']
     assert 'Lesions of T1w images were filled' in (tmp_path / 'out/logs/CITATION.md').read_text()
@@ -110,6 +112,6 @@ def test_boilerplate_only_writes_the_text_and_nothing_else(places, tmp_path):
 def test_quiet_and_verbose_set_the_level(places, monkeypatch, flags, level):
     asked = []
     monkeypatch.setattr(cli.logging, 'basicConfig', lambda **options: asked.append(options['level']))
-    monkeypatch.setattr(cli, 'start', lambda *_: cli.OK)
-    assert cli.main([*places, *flags]) == cli.OK
+    monkeypatch.setattr(cli, 'start', lambda *_: exit_codes.OK)
+    assert cli.main([*places, *flags]) == exit_codes.OK
     assert asked == [level]

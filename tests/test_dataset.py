@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from bids_lesionfill import dataset, diffusion, inpaint, masks, tissues
-from bids_lesionfill.dataset import Brain, CasePlan, TrainingCases
-from bids_lesionfill.inpaint import Form
+from bids_lesionfill.diffusion import forms, process
+from bids_lesionfill.diffusion.forms import Form
+from bids_lesionfill.images import anatomy, masks, tissues
+from bids_lesionfill.lesions import contrasts as lesions_contrasts
+from bids_lesionfill.train import brains as train_brains
+from bids_lesionfill.train import cases as train_cases
+from bids_lesionfill.train.brains import Brain
+from bids_lesionfill.train.cases import CasePlan, TrainingCases
 
 PLAN = CasePlan(crop=(16, 16, 4))
 
@@ -21,7 +26,7 @@ def filler(modality):
         form=Form(base='local_white_matter'),
         tile=(8, 8, 8),
         unet=lambda slabs, timesteps: 0 * slabs[:, :1],
-        scheduler=diffusion.build_scheduler('linear', 'v_prediction'),
+        scheduler=process.build_scheduler('linear', 'v_prediction'),
     )
 
 
@@ -52,7 +57,7 @@ def draw(brain, shapes, rng, form=None, **changes):
     """The first case that finds a place."""
     case = None
     while case is None:
-        case = dataset.draw_fill_case(brain, shapes, replace(PLAN, **changes), form or Form(), rng)
+        case = train_cases.draw_fill_case(brain, shapes, replace(PLAN, **changes), form or Form(), rng)
     return case
 
 
@@ -67,7 +72,7 @@ def files(phantom, tmp_path):
 
 
 def test_healthy_brains_are_normalised_1mm_and_ras(phantom, files):
-    ((image, wm_mask, lesion_mask, *_),) = dataset.read_healthy_brains(
+    ((image, wm_mask, lesion_mask, *_),) = train_brains.read_healthy_brains(
         [(files / 'healthy.nii.gz', files / 'tissue_seg.nii.gz')]
     )
     assert lesion_mask is None
@@ -87,7 +92,9 @@ def test_healthy_brains_are_cropped_to_white_matter_and_12_voxels(make_phantom, 
     for name in ('healthy', 'tissue_seg'):
         padded = np.pad(getattr(phantom, name), margin)
         nib.save(nib.Nifti1Image(padded, affine), tmp_path / f'{name}.nii.gz')
-    ((_, wm_mask, *_),) = dataset.read_healthy_brains([(tmp_path / 'healthy.nii.gz', tmp_path / 'tissue_seg.nii.gz')])
+    ((_, wm_mask, *_),) = train_brains.read_healthy_brains(
+        [(tmp_path / 'healthy.nii.gz', tmp_path / 'tissue_seg.nii.gz')]
+    )
     assert wm_mask.sum() == phantom.wm_mask.sum()
     voxels = np.argwhere(wm_mask)
     assert voxels.min(axis=0).tolist() == [12, 10, 12]  # along Y the volume ends earlier
@@ -97,16 +104,16 @@ def test_healthy_brains_are_cropped_to_white_matter_and_12_voxels(make_phantom, 
 def test_lesion_shapes_are_the_lesions_of_all_masks(files, phantom):
     canonical = nib.Nifti1Image(phantom.lesion_mask.astype(np.uint8), np.eye(4))
     nib.save(canonical, files / '1mm.nii.gz')
-    shapes = dataset.read_lesion_shapes([files / '1mm.nii.gz', files / 'lesion_mask.nii.gz'])
+    shapes = train_brains.read_lesion_shapes([files / '1mm.nii.gz', files / 'lesion_mask.nii.gz'])
     assert len(shapes) == 4
     expected = masks.split_lesions(phantom.lesion_mask)
     assert equal(shapes[:2], expected)
 
 
 def test_lesion_shapes_below_min_voxels_are_left_out(files, phantom):
-    sizes = sorted(shape.sum() for shape in dataset.read_lesion_shapes([files / 'lesion_mask.nii.gz']))
+    sizes = sorted(shape.sum() for shape in train_brains.read_lesion_shapes([files / 'lesion_mask.nii.gz']))
     assert len(sizes) == 2
-    assert len(dataset.read_lesion_shapes([files / 'lesion_mask.nii.gz'], min_voxels=sizes[0] + 1)) == 1
+    assert len(train_brains.read_lesion_shapes([files / 'lesion_mask.nii.gz'], min_voxels=sizes[0] + 1)) == 1
 
 
 # Augmentation
@@ -114,14 +121,14 @@ def test_lesion_shapes_below_min_voxels_are_left_out(files, phantom):
 
 def test_augmentation_keeps_white_matter_near_one_half(phantom, rng):
     for _ in range(40):
-        (image,) = dataset.augment_intensity([phantom.normalised_healthy], rng)
+        (image,) = train_cases.augment_intensity([phantom.normalised_healthy], rng)
         assert image.dtype == np.float32
         assert np.median(image[phantom.wm_mask]) == pytest.approx(0.5, abs=0.06)
 
 
 def test_augmentation_changes_contrast_blur_and_noise_but_not_the_anatomy(phantom, rng):
     original = phantom.normalised_healthy
-    drawn = [dataset.augment_intensity([original], rng)[0] for _ in range(30)]
+    drawn = [train_cases.augment_intensity([original], rng)[0] for _ in range(30)]
     contrast = [np.median(image[phantom.wm_mask]) - np.median(image[phantom.tissue_seg == 2]) for image in drawn]
     assert np.ptp(contrast) > 0.1
     deep = ndimage.binary_erosion(phantom.wm_mask, iterations=3)
@@ -136,14 +143,14 @@ def test_augmentation_leaves_its_argument_alone(phantom, rng):
     image = phantom.normalised_healthy
     before = image.copy()
     for _ in range(5):
-        dataset.augment_intensity([image], rng)
+        train_cases.augment_intensity([image], rng)
     assert np.array_equal(image, before)
 
 
 def test_augmentation_is_the_same_for_all_images(phantom, rng):
     image = phantom.normalised_healthy
     for _ in range(20):
-        one, other = dataset.augment_intensity([image, image.copy()], rng)
+        one, other = train_cases.augment_intensity([image, image.copy()], rng)
         assert np.array_equal(one, other)
 
 
@@ -207,8 +214,8 @@ def test_conditions_are_made_of_the_padded_crop_then_cut(brain, shapes, rng, mon
         calls.append((arguments, inpaint_condition(*arguments)))
         return calls[-1][1]
 
-    inpaint_condition = inpaint.condition
-    monkeypatch.setattr(dataset.inpaint, 'condition', condition)
+    inpaint_condition = forms.condition
+    monkeypatch.setattr(forms, 'condition', condition)
     case = draw(brain, shapes, rng, rim_share=0.0)
     (seen, lesion_mask, wm_mask, form, contrast), (base, channels) = calls[-1]
     core = (slice(8, -8),) * 3
@@ -224,7 +231,7 @@ def test_conditions_are_made_of_the_padded_crop_then_cut(brain, shapes, rng, mon
 def test_case_without_a_place_for_a_lesion_is_none(brain, rng):
     image = brain.image
     nowhere = np.zeros(image.shape, dtype=bool)
-    assert dataset.draw_fill_case(Brain(image, nowhere), [], replace(PLAN, ellipsoid_share=1), Form(), rng) is None
+    assert train_cases.draw_fill_case(Brain(image, nowhere), [], replace(PLAN, ellipsoid_share=1), Form(), rng) is None
 
 
 def test_case_without_healthy_white_matter_left_is_none(brain, rng):
@@ -232,7 +239,7 @@ def test_case_without_healthy_white_matter_left_is_none(brain, rng):
     wm_mask = np.zeros(image.shape, dtype=bool)
     wm_mask[18:21, 16:19, 14:16] = True  # 18 voxels
     plan = replace(PLAN, ellipsoid_share=0)
-    assert dataset.draw_fill_case(Brain(image, wm_mask), [np.ones((9, 9, 9), bool)], plan, Form(), rng) is None
+    assert train_cases.draw_fill_case(Brain(image, wm_mask), [np.ones((9, 9, 9), bool)], plan, Form(), rng) is None
 
 
 def test_case_with_fewer_than_4_lesion_voxels_in_the_crop_is_none(brain, rng):
@@ -243,7 +250,7 @@ def test_case_with_fewer_than_4_lesion_voxels_in_the_crop_is_none(brain, rng):
     wm_mask[36:39, 15:18, 14:17] = True  # healthy white matter in the padding of the other side
     plan = replace(PLAN, ellipsoid_share=0, max_lesions=1)
     for _ in range(20):
-        assert dataset.draw_fill_case(Brain(image, wm_mask), [np.ones((9, 5, 5), bool)], plan, Form(), rng) is None
+        assert train_cases.draw_fill_case(Brain(image, wm_mask), [np.ones((9, 5, 5), bool)], plan, Form(), rng) is None
 
 
 # The numbered set
@@ -426,7 +433,7 @@ def test_synthesis_case_has_whole_lesions_to_paint_and_shows_the_others(patient,
     assert n_lesions == 4
     chosen = []
     for _ in range(30):
-        case = dataset.draw_synthesis_case(patient, WHOLE, form, rng)
+        case = train_cases.draw_synthesis_case(patient, WHOLE, form, rng)
         lesion_mask = case['lesion_mask']
         assert np.array_equal(case['image'], patient.image[CORE])  # with all its lesions
         assert np.array_equal(case['seen'][~lesion_mask], case['image'][~lesion_mask])
@@ -449,7 +456,7 @@ def test_what_synthesis_sees_does_not_depend_on_the_lesions_to_paint(patient):
     hidden = patient._replace(image=np.where(patient.lesion_mask, 7, patient.image).astype(np.float32))
     for seed in range(5):
         one, other = (
-            dataset.draw_synthesis_case(brain, WHOLE, Form(kind='plain'), np.random.default_rng(seed))
+            train_cases.draw_synthesis_case(brain, WHOLE, Form(kind='plain'), np.random.default_rng(seed))
             for brain in (patient, hidden)
         )
         others = patient.lesion_mask[CORE] & ~one['lesion_mask']
@@ -473,16 +480,16 @@ def test_synthesis_items_are_slabs_of_crops_around_lesions(patient):
 def test_synthesis_without_a_lesion_large_enough_ends_in_an_error(patient, monkeypatch):
     speck = np.zeros_like(patient.lesion_mask)
     speck[20, 18, 15] = True
-    monkeypatch.setattr(dataset, 'MAX_TRIES', 5)
+    monkeypatch.setattr(train_cases, 'MAX_TRIES', 5)
     cases = TrainingCases([patient._replace(lesion_mask=speck)], [], WHOLE, Form(), seed=3, n_cases=1)
     with pytest.raises(ValueError, match='no lesion found a place in 5 crops'):
         cases[0]
     nothing = patient._replace(lesion_mask=np.zeros_like(speck))
-    assert dataset.draw_synthesis_case(nothing, WHOLE, Form(), np.random.default_rng(0)) is None
+    assert train_cases.draw_synthesis_case(nothing, WHOLE, Form(), np.random.default_rng(0)) is None
 
 
 def test_validation_cases_of_patients_are_synth(patient):
-    cases = dataset.validation_cases([patient], [], PLAN, Form(kind='plain'), n_cases=4, seed=5)
+    cases = train_cases.validation_cases([patient], [], PLAN, Form(kind='plain'), n_cases=4, seed=5)
     assert [case['kind'] for case in cases] == ['synth'] * 4
     for case in cases:
         outside = ~case['lesion_mask']
@@ -501,7 +508,7 @@ def test_masks_of_synthesis_grow_into_white_matter_by_the_plan(patient, rng):
     """New lesions have no rim outside their mask, so in part of the cases the rim of the real ones is inside."""
     plan, seen = replace(PLAN, max_dilation=2), set()
     for _ in range(20):
-        lesion_mask = dataset.draw_synthesis_case(patient, plan, Form(kind='plain'), rng)['lesion_mask']
+        lesion_mask = train_cases.draw_synthesis_case(patient, plan, Form(kind='plain'), rng)['lesion_mask']
         whole = whole_lesions(patient, lesion_mask)
         others = masks.dilate_within(patient.lesion_mask & ~whole, np.ones_like(whole), 3)
         grown = [masks.dilate_within(whole, patient.wm_mask & ~others, n)[CORE] for n in range(3)]
@@ -516,7 +523,7 @@ def test_around_lesions_to_be_painted_the_tissue_is_healthy(patient, rng):
     patient = patient._replace(image=patient.image + np.float32(0.3) * rim)
     everywhere = []
     for _ in range(20):
-        case = dataset.draw_synthesis_case(patient, WHOLE, Form(kind='plain'), rng)
+        case = train_cases.draw_synthesis_case(patient, WHOLE, Form(kind='plain'), rng)
         others = ndimage.binary_dilation(patient.lesion_mask[CORE] & ~case['lesion_mask'], iterations=1)
         around = rim[CORE] & ~case['lesion_mask'] & ~ndimage.binary_dilation(others, np.ones((3, 3, 3)), iterations=3)
         assert np.array_equal(case['seen'][around], patient.filled[CORE][around])
@@ -526,7 +533,7 @@ def test_around_lesions_to_be_painted_the_tissue_is_healthy(patient, rng):
 
 def test_contrast_of_lesions_is_scaled_by_the_plan(patient):
     plan = replace(WHOLE, contrast_scale=(2.0, 2.0))
-    case = dataset.draw_synthesis_case(patient, plan, Form(base='lesion'), np.random.default_rng(0))
+    case = train_cases.draw_synthesis_case(patient, plan, Form(base='lesion'), np.random.default_rng(0))
     lesion = case['lesion_mask']
     assert case['image'][lesion].mean() - patient.filled[CORE][lesion].mean() == pytest.approx(0.8, abs=1e-5)
 
@@ -534,9 +541,9 @@ def test_contrast_of_lesions_is_scaled_by_the_plan(patient):
 def test_synthesis_case_asks_for_the_contrast_that_the_lesions_have(patient, rng):
     """The base `lesion` is even, and as bright as the lesion on the mean."""
     for _ in range(5):
-        case = dataset.draw_synthesis_case(patient, WHOLE, Form(base='lesion'), rng)
+        case = train_cases.draw_synthesis_case(patient, WHOLE, Form(base='lesion'), rng)
         whole = whole_lesions(patient, case['lesion_mask'])
-        expected = inpaint.contrast_of(patient.image, whole, patient.wm_mask)[0][CORE]
+        expected = lesions_contrasts.contrast_of(patient.image, whole, patient.wm_mask)[0][CORE]
         labels, n_lesions = masks.label_lesions(case['lesion_mask'])
         for number in range(1, n_lesions + 1):
             lesion = labels == number
@@ -550,7 +557,7 @@ def test_small_lesions_are_in_the_middle_of_crops_in_proportion_to_their_diamete
     lesion_mask[12:14, 16:18, 14:16] = True  # 2 voxels wide
     lesion_mask[20:26, 15:21, 12:18] = True  # 6 voxels wide
     brain = Brain(phantom.normalised, phantom.wm_mask & ~lesion_mask, lesion_mask)
-    groups, chances = dataset.crop_centres(brain)
+    groups, chances = train_cases.crop_centres(brain)
     assert [len(group) for group in groups] == [8, 216]
     np.testing.assert_allclose(chances, [0.25, 0.75])
     assert groups[0].min(axis=0).tolist() == [12, 16, 14]
@@ -566,7 +573,7 @@ def test_small_lesions_are_in_the_middle_of_crops_in_proportion_to_their_diamete
 
 
 def test_all_white_matter_of_a_healthy_brain_may_be_in_the_middle_of_a_crop(brain):
-    (centres,), chances = dataset.crop_centres(brain)
+    (centres,), chances = train_cases.crop_centres(brain)
     assert chances == [1.0]
     assert np.array_equal(centres, np.argwhere(brain.wm_mask))
 
@@ -578,7 +585,7 @@ def test_contrasts_of_all_lesions_of_all_patients_are_measured_but_specks(rng):
         lesion_mask = np.zeros(everywhere.shape, dtype=bool)
         lesion_mask[4:7, 4:7, 4:7] = lesion_mask[12, 12, 12:15] = lesion_mask[20, 20, 19:21] = True
         brains.append(Brain(everywhere + contrast * lesion_mask, ~lesion_mask, lesion_mask))
-    volumes, contrasts = dataset.lesion_contrasts(brains)
+    volumes, contrasts = train_brains.lesion_contrasts(brains)
     assert volumes.tolist() == [27, 3, 27, 3]  # the one of two voxels is left out
     np.testing.assert_allclose(contrasts, [0.4, 0.4, -0.2, -0.2], atol=1e-5)
 
@@ -596,7 +603,8 @@ def patient_files(make_phantom, tmp_path):
 def test_patients_are_normalised_by_their_white_matter_and_keep_their_lesions(patient_files):
     phantom, (flair, t1w, mask) = patient_files
     (on_flair,), (on_t1w,) = (
-        dataset.read_patients([(image, t1w, mask)], filler) for image, filler in ((flair, FILL_FLAIR), (t1w, FILL_T1W))
+        train_brains.read_patients([(image, t1w, mask)], filler)
+        for image, filler in ((flair, FILL_FLAIR), (t1w, FILL_T1W))
     )
     for brain in (on_flair, on_t1w):
         assert brain.image.shape == brain.wm_mask.shape == brain.lesion_mask.shape
@@ -612,7 +620,7 @@ def test_patients_are_normalised_by_their_white_matter_and_keep_their_lesions(pa
 def test_patients_come_with_their_image_without_lesions(patient_files):
     """The filler predicts no residual: what is filled in is its base."""
     _, (flair, t1w, mask) = patient_files
-    (brain,) = dataset.read_patients([(flair, t1w, mask)], FILL_FLAIR)
+    (brain,) = train_brains.read_patients([(flair, t1w, mask)], FILL_FLAIR)
     changed = brain.filled != brain.image
     assert changed[brain.lesion_mask].mean() > 0.99
     assert not changed[ndimage.distance_transform_edt(~brain.lesion_mask) > 6].any()
@@ -623,7 +631,8 @@ def test_patients_without_lesions_are_left_out(patient_files, tmp_path):
     phantom, (flair, t1w, mask) = patient_files
     nib.save(phantom.img(np.zeros_like(phantom.lesion_mask)), tmp_path / 'empty.nii.gz')
     assert (
-        len(dataset.read_patients([(flair, t1w, str(tmp_path / 'empty.nii.gz')), (flair, t1w, mask)], FILL_FLAIR)) == 1
+        len(train_brains.read_patients([(flair, t1w, str(tmp_path / 'empty.nii.gz')), (flair, t1w, mask)], FILL_FLAIR))
+        == 1
     )
 
 
@@ -631,7 +640,7 @@ def test_patients_without_lesions_are_left_out(patient_files, tmp_path):
 
 
 def test_validation_cases_are_half_clean_half_rim_and_not_augmented(brain, shapes):
-    cases = dataset.validation_cases([brain], shapes, PLAN, Form(), n_cases=6, seed=5)
+    cases = train_cases.validation_cases([brain], shapes, PLAN, Form(), n_cases=6, seed=5)
     assert sorted(case['kind'] for case in cases) == ['clean'] * 3 + ['rim'] * 3
     for case in cases:
         assert np.array_equal(case['seen'], case['image']) == (case['kind'] == 'clean')
@@ -641,7 +650,7 @@ def test_validation_cases_are_half_clean_half_rim_and_not_augmented(brain, shape
 
 def test_validation_cases_depend_on_the_seed_only(brain, shapes):
     first, again, other = (
-        dataset.validation_cases([brain], shapes, PLAN, Form(), n_cases=3, seed=seed) for seed in (5, 5, 6)
+        train_cases.validation_cases([brain], shapes, PLAN, Form(), n_cases=3, seed=seed) for seed in (5, 5, 6)
     )
     for a, b in zip(first, again, strict=True):
         assert a.keys() == b.keys()
@@ -650,7 +659,7 @@ def test_validation_cases_depend_on_the_seed_only(brain, shapes):
 
 
 def test_more_validation_cases_begin_with_the_same(brain, shapes):
-    few, many = (dataset.validation_cases([brain], shapes, PLAN, Form(), n, seed=5) for n in (2, 4))
+    few, many = (train_cases.validation_cases([brain], shapes, PLAN, Form(), n, seed=5) for n in (2, 4))
     for a, b in zip(few, many, strict=False):
         assert np.array_equal(a['channels'], b['channels'])
 
@@ -660,7 +669,7 @@ def test_validation_cases_hold_real_shapes_whatever_the_plan(brain):
     bar = np.ones((5, 5, 5), dtype=bool)
     everywhere = np.ones_like(brain[1])
     plan = replace(PLAN, ellipsoid_share=1.0, max_lesions=1, crop=(16, 16, 8))
-    for case in dataset.validation_cases([Brain(brain[0], everywhere)], [bar], plan, Form(), 6, seed=5)[::2]:
+    for case in train_cases.validation_cases([Brain(brain[0], everywhere)], [bar], plan, Form(), 6, seed=5)[::2]:
         box = ndimage.find_objects(case['lesion_mask'].astype(np.uint8))[0]
         assert case['lesion_mask'][box].all()
         assert max(case['lesion_mask'][box].shape) <= 5  # as it is: not grown by the plan's dilation
@@ -670,7 +679,7 @@ def test_clean_validation_cases_have_an_exact_mask_and_rim_cases_a_painted_lesio
     # The bar lies somewhere in a white matter that is everywhere.
     bar, everywhere = np.ones((5, 5, 5), dtype=bool), np.ones_like(brain.wm_mask)
     plan = replace(PLAN, crop=(16, 16, 8), max_lesions=1, max_dilation=2, rim_share=0.5)
-    cases = dataset.validation_cases([Brain(brain.image, everywhere)], [bar], plan, Form(), 12, seed=5)
+    cases = train_cases.validation_cases([Brain(brain.image, everywhere)], [bar], plan, Form(), 12, seed=5)
     assert [case['kind'] for case in cases] == ['clean', 'rim'] * 6
     rims = []
     for case in cases:
@@ -686,17 +695,17 @@ def test_clean_validation_cases_have_an_exact_mask_and_rim_cases_a_painted_lesio
 
 
 def test_validation_cases_that_find_no_place_end_in_an_error(brain, monkeypatch):
-    monkeypatch.setattr(dataset, 'MAX_TRIES', 3)
+    monkeypatch.setattr(train_cases, 'MAX_TRIES', 3)
     with pytest.raises(ValueError, match='0 of 2 validation cases'):
-        dataset.validation_cases([brain], [np.ones((1, 1, 1), bool)], PLAN, Form(), 2, seed=5)
+        train_cases.validation_cases([brain], [np.ones((1, 1, 1), bool)], PLAN, Form(), 2, seed=5)
 
 
 def test_crop_larger_than_the_brain_is_padded_with_background(rng):
     wm_mask = np.zeros((20, 24, 18), dtype=bool)
     wm_mask[6:-6, 6:-6, 6:-6] = True
     image = np.zeros(wm_mask.shape, dtype=np.float32)
-    plan = dataset.CasePlan(crop=(24, 24, 8), intensity_augmentation=False)
-    cases = dataset.TrainingCases([Brain(image, wm_mask)], [], plan, inpaint.Form(), 0, 1)
+    plan = train_cases.CasePlan(crop=(24, 24, 8), intensity_augmentation=False)
+    cases = train_cases.TrainingCases([Brain(image, wm_mask)], [], plan, forms.Form(), 0, 1)
     crop, white, *_ = cases.draw_crop(rng)
     assert crop.shape == white.shape == (40, 40, 24)
     assert (crop == -1).sum() == crop.size - image.size
@@ -723,7 +732,7 @@ def test_ellipsoids_have_the_radii_of_the_plan(rng):
     largest = []
     for radii in ((1.5, 3.0), (12.0, 14.0)):
         plan = CasePlan((8, 8, 8), 1.0, radii, 1, 0.0, 0)
-        cases = [dataset.draw_fill_case(brain, [], plan, Form(kind='plain'), rng) for _ in range(8)]
+        cases = [train_cases.draw_fill_case(brain, [], plan, Form(kind='plain'), rng) for _ in range(8)]
         largest.append(max(case['lesion_mask'].sum() for case in cases if case is not None))
     assert largest[0] < 320 < 1500 < largest[1]
 
@@ -733,7 +742,7 @@ def test_lesions_and_their_rims_are_not_normal_appearing():
     tissue_seg[:2] = 0
     lesion_mask = np.zeros(tissue_seg.shape, dtype=bool)
     lesion_mask[4, 10, 10] = True
-    found = dataset.normal_appearing(dataset.Patient(np.zeros(tissue_seg.shape), tissue_seg, lesion_mask))
+    found = anatomy.normal_appearing(anatomy.Patient(np.zeros(tissue_seg.shape), tissue_seg, lesion_mask))
     excluded = np.zeros_like(lesion_mask)
     excluded[2:8, 7:14, 7:14] = True  # three voxels around, but not outside the brain
     assert np.array_equal(found == tissues.EXCLUDED, excluded)
@@ -742,15 +751,15 @@ def test_lesions_and_their_rims_are_not_normal_appearing():
 
 def test_no_mask_is_drawn_into_a_patients_lesions(make_phantom, rng):
     phantom = make_phantom(affine=np.eye(4))
-    patient = dataset.Patient(phantom.normalised, phantom.tissue_seg, phantom.lesion_mask)
-    wm_mask = dataset.normal_appearing(patient) == tissues.WHITE_MATTER
-    brain = dataset.Brain(phantom.normalised, wm_mask)
-    plan = dataset.CasePlan(crop=phantom.t1w.shape, ellipsoid_share=1.0, grow_share=1.0)
+    patient = anatomy.Patient(phantom.normalised, phantom.tissue_seg, phantom.lesion_mask)
+    wm_mask = anatomy.normal_appearing(patient) == tissues.WHITE_MATTER
+    brain = train_brains.Brain(phantom.normalised, wm_mask)
+    plan = train_cases.CasePlan(crop=phantom.t1w.shape, ellipsoid_share=1.0, grow_share=1.0)
     far = ~ndimage.binary_dilation(phantom.lesion_mask, iterations=2)
     n_drawn = 0
     for _ in range(6):
-        wide = dataset.Brain(*(np.pad(a, dataset.PADDING) for a in brain[:2]))
-        case = dataset.draw_fill_case(wide, [], plan, inpaint.Form(), rng)
+        wide = train_brains.Brain(*(np.pad(a, train_cases.PADDING) for a in brain[:2]))
+        case = train_cases.draw_fill_case(wide, [], plan, forms.Form(), rng)
         n_drawn += case is not None
         assert case is None or far[case['lesion_mask']].all()
     assert n_drawn >= 3
@@ -758,11 +767,11 @@ def test_no_mask_is_drawn_into_a_patients_lesions(make_phantom, rng):
 
 def test_grown_masks_leave_less_of_the_rim(make_phantom):
     phantom = make_phantom(affine=np.eye(4))
-    brain = dataset.Brain(*(np.pad(a, dataset.PADDING) for a in (phantom.normalised_healthy, phantom.wm_mask)))
+    brain = train_brains.Brain(*(np.pad(a, train_cases.PADDING) for a in (phantom.normalised_healthy, phantom.wm_mask)))
     left = []
     for grow_share in (0.0, 1.0):
-        plan = dataset.CasePlan(ellipsoid_share=1.0, rim_share=1.0, max_dilation=0, grow_share=grow_share)
-        cases = [dataset.draw_fill_case(brain, [], plan, inpaint.Form(), np.random.default_rng(n)) for n in range(8)]
+        plan = train_cases.CasePlan(ellipsoid_share=1.0, rim_share=1.0, max_dilation=0, grow_share=grow_share)
+        cases = [train_cases.draw_fill_case(brain, [], plan, forms.Form(), np.random.default_rng(n)) for n in range(8)]
         left.append([((c['image'] - c['seen'])[~c['lesion_mask']]).sum() for c in cases if c is not None])
     assert len(left[0]) == len(left[1]) > 3
     assert sum(left[1]) < 0.6 * sum(left[0])

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bids_lesionfill import cli, single_file
+from bids_lesionfill.app import exit_codes, single_file
+from bids_lesionfill.app import parser as app_parser
 from bids_lesionfill.score.__main__ import build_parser as score_parser
 
 DOCS = Path(__file__).parent.parent / 'docs'
@@ -37,17 +38,16 @@ def options_of(parser):
 
 def test_every_option_and_exit_code_is_on_the_page_of_options(hooks):
     page = hooks.on_page_markdown((DOCS / 'options.md').read_text())
-    for name in options_of(cli.build_parser()) - {'-h', '--help'}:
+    for name in options_of(app_parser.build_parser()) - {'-h', '--help'}:
         assert '_' in name or f'`{name}`' in page, name
-    for code in (cli.OK, cli.SOME_FAILED, cli.USAGE, cli.UNKNOWN_ARGUMENT, cli.INVALID, cli.NOTHING_TO_DO,
-                 cli.INTERNAL, cli.INTERRUPTED):  # fmt: skip
+    for code in (value for name, value in vars(exit_codes).items() if name.isupper() and isinstance(value, int)):
         assert f'| {code} |' in page
     assert '%(default)' not in page
 
 
 @pytest.mark.parametrize('name', [name for name in PAGES if name not in OTHER_PROGRAMS])
 def test_options_that_a_page_names_exist(name):
-    known = options_of(cli.build_parser()) | options_of(single_file.build_parser()) | options_of(score_parser())
+    known = options_of(app_parser.build_parser()) | options_of(single_file.build_parser()) | options_of(score_parser())
     foreign = {'--array', '--cpus-per-task', '--time', '--output', '--cleanenv', '--containall', '--dependency', '--t1',
                '--sid', '--sd', '--lesion', '--lesion_mask', '--plan', '--fsaparc'}  # fmt: skip
     for option in re.findall(r'(?<![\w-])--[a-z][a-z0-9_-]+', (DOCS / name).read_text()):

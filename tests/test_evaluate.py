@@ -11,9 +11,16 @@ import torch
 from bids_examples import listing, mask_path, t1w_path, write_bids
 from conftest import ellipsoid
 
-from bids_lesionfill import dataset, evaluate, metrics, tissues, train
-from bids_lesionfill.evaluate import BASELINES, METRICS, TRUTH, UNFILLED, ModelMethod
-from bids_lesionfill.evaluation_cases import Case, Unit
+from bids_lesionfill.evaluate import cases as evaluate_cases
+from bids_lesionfill.evaluate import cli, methods
+from bids_lesionfill.evaluate import scores as evaluate_scores
+from bids_lesionfill.evaluate.cases import Case, Unit
+from bids_lesionfill.evaluate.methods import BASELINES, TRUTH, UNFILLED, ModelMethod
+from bids_lesionfill.evaluate.scores import METRICS
+from bids_lesionfill.images import metrics, tissues
+from bids_lesionfill.layout import datasets
+from bids_lesionfill.train import cases as train_cases
+from bids_lesionfill.train import loop, plans
 
 # A tiny case: white matter in a box of cortex, two lesions
 
@@ -71,7 +78,7 @@ def test_no_baseline_sees_the_truth_beneath_the_mask(name, case):
 def test_skimage_biharmonic_is_that_of_the_whole_volume(case):
     from skimage.restoration import inpaint_biharmonic
 
-    filled = evaluate.skimage_biharmonic(case.seen, case.lesion_mask, case.wm_mask, None)
+    filled = methods.skimage_biharmonic(case.seen, case.lesion_mask, case.wm_mask, None)
     np.testing.assert_allclose(filled, inpaint_biharmonic(case.seen, case.lesion_mask), atol=1e-6)
 
 
@@ -79,7 +86,7 @@ def test_skimage_biharmonic_is_that_of_the_whole_volume(case):
 
 
 def score(case, filled, unit=0, window=(-1, 1)):
-    return evaluate.score_unit(case, case.units[unit], filled, window)
+    return evaluate_scores.score_unit(case, case.units[unit], filled, window)
 
 
 def test_truth_has_no_error(case):
@@ -122,7 +129,7 @@ def test_perceptual_distance_is_that_of_the_slices_with_this_unit_filled_alone(c
         return torch.arange(len(images), dtype=torch.float32)
 
     unit, filled = case.units[0], case.image + np.float32(0.1)
-    scores = evaluate.score_unit(case, unit, filled, (-1, 1), distance)
+    scores = evaluate_scores.score_unit(case, unit, filled, (-1, 1), distance)
     ((images, others),) = given
     z = np.flatnonzero(unit.score_mask.any(axis=(0, 1)))
     assert images.shape == others.shape == (len(z), 1, *case.image.shape[:2])
@@ -157,7 +164,7 @@ def test_lesion_at_the_edge_of_the_image_is_scored(case, corner):
     mask = np.zeros(case.image.shape, dtype=bool)
     mask[corner] = True
     unit = Unit(1, mask, mask, 0.001, 'deep')
-    scores = evaluate.score_unit(case, unit, case.image + np.float32(0.1), (-1, 1))
+    scores = evaluate_scores.score_unit(case, unit, case.image + np.float32(0.1), (-1, 1))
     assert scores['mse'] == pytest.approx(0.01, rel=1e-5)
     assert np.isfinite(scores['m2_ssim'])
 
@@ -165,7 +172,7 @@ def test_lesion_at_the_edge_of_the_image_is_scored(case, corner):
 def test_box_around_a_mask():
     mask = np.zeros((50, 50, 14), dtype=bool)
     mask[20:23, 1:4, 13] = True
-    box = evaluate.box_around(mask, 8)
+    box = evaluate_scores.box_around(mask, 8)
     cut = np.zeros(mask.shape)[box].shape
     assert (box[0].start, box[0].stop) == (12, 31)
     assert (box[1].start, box[1].stop) == (0, 12)
@@ -196,11 +203,11 @@ def row_of(subject='sub-01', unit=1, method='a', mse=0.0, **more):
 )
 def test_groups_of_a_lesion(volume_ml, group):
     row = row_of(volume_ml=volume_ml, place='juxtacortical')
-    assert evaluate.groups_of(row) == ['all', group, 'juxtacortical']
+    assert evaluate_scores.groups_of(row) == ['all', group, 'juxtacortical']
 
 
 def test_patient_is_in_no_group_of_lesions():
-    assert evaluate.groups_of(row_of(kind='patient', place='all', volume_ml=12.0)) == ['all']
+    assert evaluate_scores.groups_of(row_of(kind='patient', place='all', volume_ml=12.0)) == ['all']
 
 
 def test_summary_by_hand():
@@ -212,7 +219,7 @@ def test_summary_by_hand():
         row_of(unit=1, mse=7, kind='rim', dilation=1),
         row_of(unit=1, mse=9, kind='rim', dilation=2),
     ]
-    summary = evaluate.summarise(rows)
+    summary = evaluate_scores.summarise(rows)
     found = {(r['kind'], r['dilation'], r['group'], r['method']): (r['n'], r['mse']) for r in summary}
     assert found == {
         ('clean', 0, 'all', 'a'): (3, pytest.approx(0.4)),
@@ -233,17 +240,17 @@ def test_summary_by_hand():
 
 def test_summary_is_the_same_twice_and_every_row_has_every_column():
     rows = [row_of(unit=unit, mse=unit**2) for unit in range(9)]
-    assert repr(evaluate.summarise(rows)) == repr(evaluate.summarise(rows))
+    assert repr(evaluate_scores.summarise(rows)) == repr(evaluate_scores.summarise(rows))
     keys = {'kind', 'dilation', 'group', 'method', 'family', 'n'}
     keys |= {metric + end for metric in METRICS for end in ('', '_low', '_high')}
-    assert all(set(row) == keys for row in evaluate.summarise(rows))
+    assert all(set(row) == keys for row in evaluate_scores.summarise(rows))
 
 
 def test_comparisons_are_of_shared_cases_method_minus_other():
     rows = [row_of(unit=unit, mse=unit) for unit in (1, 2, 3)]
     rows += [row_of(unit=unit, mse=unit + 0.5, method='b') for unit in (3, 2, 7)]  # another order, others missing
     rows += [row_of(subject='sub-02', unit=1, mse=100, method='b')]
-    comparisons = evaluate.compare(rows)
+    comparisons = evaluate_scores.compare(rows)
     found = {(c['method'], c['other'], c['metric']): [c[key] for key in INTERVAL] for c in comparisons}
     assert found == {('a', 'b', 'mse'): [-0.5, -0.5, -0.5, 2], ('b', 'a', 'mse'): [0.5, 0.5, 0.5, 2]}
     assert all((c['kind'], c['dilation']) == ('clean', 0) for c in comparisons)
@@ -257,27 +264,27 @@ def test_comparisons_keep_kinds_and_dilations_apart():
         row_of(mse=50, kind='rim', dilation=1, method='b'),
         row_of(mse=7),
     ]
-    found = {(c['kind'], c['dilation'], c['method']): c['difference'] for c in evaluate.compare(rows)}
+    found = {(c['kind'], c['dilation'], c['method']): c['difference'] for c in evaluate_scores.compare(rows)}
     assert found == {('rim', 0, 'a'): -2, ('rim', 0, 'b'): 2, ('rim', 1, 'a'): -40, ('rim', 1, 'b'): 40}
 
 
 def test_comparisons_leave_out_pairs_that_one_has_no_value_for_and_seconds():
     rows = [row_of(unit=unit, mse=1, border=1, seconds=1) for unit in (1, 2)]
     rows += [row_of(unit=1, mse=np.nan, border=3, seconds=2, method='b'), row_of(unit=2, mse=4, method='b')]
-    found = {(c['metric'], c['method']): (c['difference'], c['n']) for c in evaluate.compare(rows)}
+    found = {(c['metric'], c['method']): (c['difference'], c['n']) for c in evaluate_scores.compare(rows)}
     assert found == {('mse', 'a'): (-3, 1), ('mse', 'b'): (3, 1), ('border', 'a'): (-2, 1), ('border', 'b'): (2, 1)}
 
 
 def test_cases_are_counted_once_whatever_their_dilations_and_methods():
     rows = [row_of(unit=unit, method=method) for unit in (1, 2) for method in 'ab']
     rows += [row_of(kind='rim', subject=s, dilation=d) for s in ('sub-01', 'sub-02', 'sub-03') for d in (0, 1, 2)]
-    assert evaluate.count_cases(rows) == {'clean': 2, 'rim': 3}
+    assert cli.count_cases(rows) == {'clean': 2, 'rim': 3}
 
 
 def test_json_gets_no_nan_and_keeps_names():
     rows = [{'method': 'NaNo-diffusion', 'mse': np.nan, 'psnr': np.float32(0.5), 'n': np.int64(3), 'border': np.inf}]
     expected = {'method': 'NaNo-diffusion', 'mse': None, 'psnr': 0.5, 'n': 3, 'border': None}
-    assert evaluate.without_nan(rows) == [expected]
+    assert cli.without_nan(rows) == [expected]
 
 
 # Pictures
@@ -293,7 +300,7 @@ def test_artefacts_are_stripes_of_a_clean_and_borders_of_a_rim_example():
         example('clean', ['2D', 'deep', 'RePaint', 'biharmonic']),
         example('rim', []),
     ]
-    borders_first = evaluate.artefacts_of(examples, ['RePaint'], ['2D'], ['deep', 'other', 'third'])
+    borders_first = evaluate_scores.artefacts_of(examples, ['RePaint'], ['2D'], ['deep', 'other', 'third'])
     stripes, borders = sorted(borders_first, key=lambda artefact: artefact['title'], reverse=True)
     assert (stripes['title'], stripes['kind'], stripes['view']) == ('Stripes', 'clean', 'sagittal')
     assert stripes['methods'] == ['healthy truth', '2D', 'deep']
@@ -301,22 +308,24 @@ def test_artefacts_are_stripes_of_a_clean_and_borders_of_a_rim_example():
     assert borders['methods'] == ['healthy truth', 'with lesion', 'deep', 'other', 'biharmonic']  # no RePaint of rims
     assert all(artefact['caption'] for artefact in borders_first)
     examples[0]['images']['RePaint'] = None
-    (borders,) = evaluate.artefacts_of(examples[:1], ['RePaint'], ['2D'], ['deep'])
+    (borders,) = evaluate_scores.artefacts_of(examples[:1], ['RePaint'], ['2D'], ['deep'])
     assert borders['methods'] == ['healthy truth', 'with lesion', 'RePaint', 'deep', 'biharmonic']
 
 
 def test_artefacts_show_but_what_there_is():
     clean, rim = example('clean', ['deep']), example('rim', ['deep'])
-    assert evaluate.artefacts_of([], ['r'], ['2D'], ['deep']) == []
-    assert evaluate.artefacts_of([clean], [], [], ['deep']) == []
-    assert evaluate.artefacts_of([clean], [], ['2D (RePaint)'], ['deep']) == []  # was not sampled for clean cases
-    (borders,) = evaluate.artefacts_of([rim], [], [], ['deep'])
+    assert evaluate_scores.artefacts_of([], ['r'], ['2D'], ['deep']) == []
+    assert evaluate_scores.artefacts_of([clean], [], [], ['deep']) == []
+    assert (
+        evaluate_scores.artefacts_of([clean], [], ['2D (RePaint)'], ['deep']) == []
+    )  # was not sampled for clean cases
+    (borders,) = evaluate_scores.artefacts_of([rim], [], [], ['deep'])
     assert borders['methods'] == ['healthy truth', 'with lesion', 'deep']
 
 
 # Models and options
 
-PLAN = train.Plan(
+PLAN = plans.Plan(
     name='tiny',
     unet_options={
         'block_out_channels': (8, 8),
@@ -324,14 +333,14 @@ PLAN = train.Plan(
         'up_block_types': ('UpBlock2D',) * 2,
         'norm_num_groups': 4,
     },
-    cases=dataset.CasePlan(crop=(16, 16, 4)),
+    cases=train_cases.CasePlan(crop=(16, 16, 4)),
     num_inference_steps=2,
 )
 TINY_PLANS = {
     'conditional': PLAN,
     'flat': replace(PLAN, name='flat', pseudo_3d=False, num_inference_steps=1),
     'repaint': replace(
-        PLAN, name='loops', form=train.UNCONDITIONAL, num_inference_steps=3, jump_length=1, jump_n_sample=2
+        PLAN, name='loops', form=plans.UNCONDITIONAL, num_inference_steps=3, jump_length=1, jump_n_sample=2
     ),
 }
 
@@ -343,7 +352,7 @@ def models(tmp_path_factory):
     for name, plan in TINY_PLANS.items():
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            train.save_model(plan.build_unet(), plan, folder / name)
+            loop.save_model(plan.build_unet(), plan, folder / name)
     return {name: str(folder / name) for name in TINY_PLANS}
 
 
@@ -388,7 +397,7 @@ def test_models_fill_inside_the_mask_from_the_outside_alone(text, name, repaint,
 
 
 def test_options_have_defaults_that_are_known():
-    options = evaluate.parse_options(['in', 'out'])
+    options = cli.parse_options(['in', 'out'])
     assert options.models == ['fill-T1w']
     assert options.baselines == list(BASELINES)
     assert options.kinds == ['clean', 'rim', 'patient']
@@ -411,7 +420,7 @@ def test_options_have_defaults_that_are_known():
 )
 def test_options_that_make_no_sense_are_usage_errors(arguments, message, capsys):
     with pytest.raises(SystemExit) as stop:
-        evaluate.parse_options(['in', 'out', *arguments])
+        cli.parse_options(['in', 'out', *arguments])
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert 'usage: ' in error
@@ -451,7 +460,7 @@ SMALL = ['--baselines', 'white-matter normal', 'local white-matter mean', '--n-l
 def run(bids_dir, output_dir, models, *options):
     """Evaluate; return `scores.tsv` as rows without the time."""
     arguments = [str(bids_dir / 'bids'), str(output_dir), '--lesion-masks', str(bids_dir / 'shapes'), *SMALL]
-    evaluate.main([*arguments, '--models', *models, *options])
+    cli.main([*arguments, '--models', *models, *options])
     rows = read_tsv(output_dir / 'scores.tsv')
     return [{name: value for name, value in row.items() if name != 'seconds'} for row in rows]
 
@@ -582,15 +591,17 @@ def test_run_without_models_and_without_repaint(bids_dir, models, tmp_path):
 
 
 def test_models_of_one_name_are_refused_before_anything_is_filled(bids_dir, models, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, 'evaluate_brain', lambda job: pytest.fail('too late'))
+    monkeypatch.setattr(evaluate_scores, 'evaluate_brain', lambda job: pytest.fail('too late'))
     with pytest.raises(SystemExit, match='tiny, 2 steps'):
         run(bids_dir, tmp_path, [models['conditional'], models['conditional'] + '@2'])
 
 
 @pytest.mark.slow
 def test_nothing_of_a_filling_outside_the_mask_is_taken(bids_dir, tmp_path, monkeypatch):
-    given, states, score_unit = [], [], evaluate.score_unit
-    monkeypatch.setattr(evaluate, 'score_unit', lambda *arguments: given.append(arguments) or score_unit(*arguments))
+    given, states, score_unit = [], [], evaluate_scores.score_unit
+    monkeypatch.setattr(
+        evaluate_scores, 'score_unit', lambda *arguments: given.append(arguments) or score_unit(*arguments)
+    )
 
     def fill(image, lesion_mask, wm_mask, rng):
         states.append(rng.bit_generator.state)
@@ -611,8 +622,8 @@ def test_nothing_of_a_filling_outside_the_mask_is_taken(bids_dir, tmp_path, monk
 
 
 def job_of(bids_dir, n_examples, *arguments):
-    options = evaluate.parse_options(['in', 'out', '--models', *arguments])
-    files = evaluate.layout.find_training(bids_dir / 'bids', 'validation')[0]
+    options = cli.parse_options(['in', 'out', '--models', *arguments])
+    files = datasets.find_training(bids_dir / 'bids', 'validation')[0]
     shapes = [np.ones((3, 3, n), dtype=bool) for n in range(2, 10)]
     return options, 0, 'sub-01', 'sub-01', files, shapes, None, n_examples
 
@@ -627,8 +638,8 @@ def test_every_brain_gets_the_threads_that_are_asked_for(bids_dir, threads, monk
     job = job_of(bids_dir, 0, '--kinds', 'clean', '--n-lesions', '1', '--threads', threads, '--baselines', 'membrane')
     before = torch.get_num_threads()
     try:
-        evaluate.evaluate_brain(job)
-        evaluate.evaluate_brain(job)
+        evaluate_scores.evaluate_brain(job)
+        evaluate_scores.evaluate_brain(job)
     finally:
         torch.set_num_threads(before)
     assert found == [int(threads)] * 2
@@ -636,11 +647,11 @@ def test_every_brain_gets_the_threads_that_are_asked_for(bids_dir, threads, monk
 
 @pytest.mark.parametrize('wanted_ml', [0, 9])
 def test_examples_show_one_lesion_of_the_wanted_size_by_every_method(bids_dir, models, wanted_ml, monkeypatch):
-    monkeypatch.setattr(evaluate, 'EXAMPLE_ML', wanted_ml)
+    monkeypatch.setattr(evaluate_scores, 'EXAMPLE_ML', wanted_ml)
     arguments = ['--kinds', 'clean', 'rim', '--dilate', '1', '--n-lesions', '2', '--baselines', 'membrane']
     job = job_of(bids_dir, 5, *arguments)
     job[0].models.extend([models['flat'], models['repaint']])
-    rows, (clean, rim) = evaluate.evaluate_brain(job)
+    rows, (clean, rim) = evaluate_scores.evaluate_brain(job)
     assert (clean['kind'], clean['dilation'], rim['kind'], rim['dilation']) == ('clean', 0, 'rim', 1)
     assert {row['method'] for row in rows if row['kind'] == 'rim'} == {UNFILLED, TRUTH, 'membrane', 'flat, 1 step'}
     names = ['membrane', 'flat, 1 step', 'loops, 3 steps (RePaint)']
@@ -660,31 +671,31 @@ def test_examples_show_one_lesion_of_the_wanted_size_by_every_method(bids_dir, m
 def test_number_of_examples(bids_dir):
     arguments = ['--kinds', 'clean', 'rim', '--n-lesions', '1', '--baselines', 'membrane']
     for n_examples in (0, 1, 3):
-        assert len(evaluate.evaluate_brain(job_of(bids_dir, n_examples, *arguments))[1]) == n_examples
+        assert len(evaluate_scores.evaluate_brain(job_of(bids_dir, n_examples, *arguments))[1]) == n_examples
 
 
 def test_examples_are_as_many_as_asked_for_of_the_first_two_brains(bids_dir, tmp_path, monkeypatch):
-    asked, evaluate_brain = [], evaluate.evaluate_brain
-    monkeypatch.setattr(evaluate, 'evaluate_brain', lambda job: asked.append(job[-1]) or evaluate_brain(job))
-    files = evaluate.layout.find_training(bids_dir / 'bids', 'validation')
-    monkeypatch.setattr(evaluate.layout, 'find_training', lambda bids_dir, split: [*files, files[0]])
+    asked, evaluate_brain = [], evaluate_scores.evaluate_brain
+    monkeypatch.setattr(evaluate_scores, 'evaluate_brain', lambda job: asked.append(job[-1]) or evaluate_brain(job))
+    files = datasets.find_training(bids_dir / 'bids', 'validation')
+    monkeypatch.setattr(datasets, 'find_training', lambda bids_dir, split: [*files, files[0]])
     run(bids_dir, tmp_path, [], '--kinds', 'clean', '--n-examples', '1')
     assert asked == [1, 1, 0]
 
 
 def test_brain_without_room_for_its_lesions_says_so(bids_dir, tmp_path, monkeypatch):
-    scatter = evaluate.evaluation_cases.scatter_lesions
-    monkeypatch.setattr(evaluate.evaluation_cases, 'scatter_lesions', functools.partial(scatter, tries=50))
+    scatter = evaluate_cases.scatter_lesions
+    monkeypatch.setattr(evaluate_cases, 'scatter_lesions', functools.partial(scatter, tries=50))
     with pytest.raises(ValueError, match=r'of 99 lesions of 2 shapes found a place'):
         run(bids_dir, tmp_path, [], '--n-lesions', '99', '--kinds', 'clean')
 
 
 def test_masks_of_a_patient_are_those_of_the_brain_that_is_evaluated(bids_dir):
     """`make_cases` reads the mask in the database's space, where its affine says, whatever the brain's grid."""
-    files = evaluate.layout.find_training(bids_dir / 'bids', 'validation')[0]
+    files = datasets.find_training(bids_dir / 'bids', 'validation')[0]
     mask_file = bids_dir / 'shapes' / '4_label-lesion_mask.nii.gz'
-    options = evaluate.parse_options(['in', 'out', '--kinds', 'patient', '--models'])
-    (case,) = evaluate.make_cases('sub-01', files, [], mask_file, options, 0)
+    options = cli.parse_options(['in', 'out', '--kinds', 'patient', '--models'])
+    (case,) = evaluate_scores.make_cases('sub-01', files, [], mask_file, options, 0)
     assert case.image.shape == SHAPE
     found = np.argwhere(case.image - case.seen > 0.1)
     # The larger lesion is at x = 70 - 85 = -15 mm: left of the middle; the smaller one at 25 mm.
@@ -709,15 +720,15 @@ def patients_dir(make_phantom, tmp_path_factory):
 def test_patients_are_evaluated_in_their_normal_appearing_white_matter(patients_dir, bids_dir, tmp_path):
     arguments = [str(patients_dir), str(tmp_path), '--lesion-masks', str(bids_dir / 'shapes'), *SMALL, '--models']
     options = ['--modality', 'FLAIR', '--participant-label', 'sub-02', '--kinds', 'clean', 'rim', '--dilate', '1']
-    evaluate.main([*arguments, *options])
+    cli.main([*arguments, *options])
     rows = read_tsv(tmp_path / 'scores.tsv')
     assert {row['subject'] for row in rows} == {'sub-02'}
     assert {row['kind'] for row in rows} == {'clean', 'rim'}
     assert json.loads((tmp_path / 'evaluation.json').read_text())['info']['modality'] == 'FLAIR'
-    (files,), _ = evaluate.find_brains(evaluate.parse_options([*arguments, *options]))
-    options = evaluate.parse_options([*arguments, *options])
+    (files,), _ = cli.find_brains(cli.parse_options([*arguments, *options]))
+    options = cli.parse_options([*arguments, *options])
     shapes = [np.ones((3, 3, 3), dtype=bool)]
-    for case in evaluate.make_cases('sub-02', files, shapes, None, options, 0):
+    for case in evaluate_scores.make_cases('sub-02', files, shapes, None, options, 0):
         real = np.asarray(nib.load(files[2]).dataobj) > 0
         assert not (case.lesion_mask & real).any()
         assert (case.seen >= case.image).all()  # bright
@@ -725,18 +736,18 @@ def test_patients_are_evaluated_in_their_normal_appearing_white_matter(patients_
 
 def test_flair_needs_patients_and_patients_must_be_there(patients_dir):
     with pytest.raises(SystemExit, match='give patients by --participant-label'):
-        evaluate.find_brains(evaluate.parse_options([str(patients_dir), 'out', '--modality', 'FLAIR']))
+        cli.find_brains(cli.parse_options([str(patients_dir), 'out', '--modality', 'FLAIR']))
     with pytest.raises(SystemExit, match="'09'"):
-        evaluate.find_brains(evaluate.parse_options([str(patients_dir), 'out', '--participant-label', '09']))
+        cli.find_brains(cli.parse_options([str(patients_dir), 'out', '--participant-label', '09']))
 
 
 def test_rule_for_dark_lesions_is_left_out_on_flair(patients_dir, bids_dir):
-    options = evaluate.parse_options(
+    options = cli.parse_options(
         [str(patients_dir), 'out', '--models', '--modality', 'FLAIR', '--participant-label', '01', '--n-lesions', '1']
         + ['--kinds', 'clean', '--baselines', 'ANTs rule', 'membrane']
     )
-    (files, _), _ = evaluate.find_brains(
-        evaluate.parse_options([str(patients_dir), 'out', '--participant-label', '01', '02'])
+    (files, _), _ = cli.find_brains(cli.parse_options([str(patients_dir), 'out', '--participant-label', '01', '02']))
+    rows, _ = evaluate_scores.evaluate_brain(
+        (options, 0, 'sub-01', '01', files, [np.ones((3, 3, 3), dtype=bool)], None, 0)
     )
-    rows, _ = evaluate.evaluate_brain((options, 0, 'sub-01', '01', files, [np.ones((3, 3, 3), dtype=bool)], None, 0))
     assert {row['method'] for row in rows} == {UNFILLED, TRUTH, 'membrane'}

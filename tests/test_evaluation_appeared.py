@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from conftest import ellipsoid
 
-from bids_lesionfill import evaluation_appeared as appeared
+from bids_lesionfill.evaluate import appeared as evaluate_appeared
 
 SHAPE = (40, 40, 30)
 VOXEL_MM = (1.0, 1.0, 1.0)
@@ -24,7 +24,7 @@ def visits():
 def test_changes_are_judged(visits):
     first, second, changed, masks, _ = visits
     white = np.ones(SHAPE, dtype=bool)
-    labels, changes = appeared.find_changes(first, second, changed, white, VOXEL_MM)
+    labels, changes = evaluate_appeared.find_changes(first, second, changed, white, VOXEL_MM)
     verdicts = {name: changes[labels[LESIONS[name]] - 1].verdict for name in masks}
     assert verdicts == {'new': 'appeared', 'grown': 'grew', 'gone': 'vanished', 'noise': 'unclear'}
     new = changes[labels[LESIONS['new']] - 1]
@@ -38,7 +38,7 @@ def test_changes_are_judged(visits):
     [(0, 2, 'appeared'), (1.5, 3, 'grew'), (3, 0, 'vanished'), (0, 0.9, 'unclear'), (-2, 0, 'grew')],
 )
 def test_verdicts_by_hand(first, second, verdict):
-    assert appeared.judge(first, second) == verdict
+    assert evaluate_appeared.judge(first, second) == verdict
 
 
 def test_small_changes_and_lonely_ones_are_left_out(visits):
@@ -46,14 +46,14 @@ def test_small_changes_and_lonely_ones_are_left_out(visits):
     white = np.ones(SHAPE, dtype=bool)
     crumb = np.zeros(SHAPE, dtype=bool)
     crumb[20, 20, 15] = True
-    assert len(appeared.find_changes(first, second, changed | crumb, white, VOXEL_MM)[1]) == 4
-    assert appeared.find_changes(first, second, changed, ~white, VOXEL_MM)[1] == []
+    assert len(evaluate_appeared.find_changes(first, second, changed | crumb, white, VOXEL_MM)[1]) == 4
+    assert evaluate_appeared.find_changes(first, second, changed, ~white, VOXEL_MM)[1] == []
 
 
 def test_matching_undoes_a_change_of_scale(rng):
     reference = np.cumsum(rng.standard_normal((20, 20, 20)), axis=0)
     mask = np.ones(reference.shape, dtype=bool)
-    np.testing.assert_allclose(appeared.match(3 * reference + 50, reference, mask), reference, atol=1e-9)
+    np.testing.assert_allclose(evaluate_appeared.match(3 * reference + 50, reference, mask), reference, atol=1e-9)
 
 
 def test_perfect_fill_has_the_error_of_a_second_scan(visits):
@@ -64,17 +64,17 @@ def test_perfect_fill_has_the_error_of_a_second_scan(visits):
     flat = np.where(masks['new'], structure + 300, second)
     arguments = (second, masks['new'], changed, white, VOXEL_MM)
     for scale in (1, 2.5):  # another scanner's units
-        scores = appeared.score(scale * first + 7, perfect, *arguments)
+        scores = evaluate_appeared.score(scale * first + 7, perfect, *arguments)
         assert scores['ratio'] == pytest.approx(1, abs=0.15)
         assert scores['bias'] == pytest.approx(0, abs=0.15)
         assert scores['error_unfilled'] > 3 * scores['error']
-    mean = appeared.score(first, flat, *arguments)
+    mean = evaluate_appeared.score(first, flat, *arguments)
     assert mean['ratio'] == pytest.approx(1 / np.sqrt(2), abs=0.1)  # a perfect mean has the noise of one scan alone
-    assert appeared.score(first, perfect + 20 * masks['new'], *arguments)['bias'] > 0.8
+    assert evaluate_appeared.score(first, perfect + 20 * masks['new'], *arguments)['bias'] > 0.8
 
 
 def test_without_tissue_around_nothing_is_said(visits):
     first, second, changed, masks, _ = visits
     nothing = np.zeros(SHAPE, dtype=bool)
-    scores = appeared.score(first, second, second, masks['new'], changed, nothing, VOXEL_MM)
+    scores = evaluate_appeared.score(first, second, second, masks['new'], changed, nothing, VOXEL_MM)
     assert np.isnan(list(scores.values())).all()

@@ -3,8 +3,11 @@ import pytest
 from conftest import ellipsoid
 from scipy import ndimage
 
-from bids_lesionfill import evaluation_cases, masks, synthesis, tissues
-from bids_lesionfill.evaluation_cases import LESION_MASKS_BRAIN_BOX_MM, SEPARATION_VOXELS, TOUCHED
+from bids_lesionfill.evaluate import cases as evaluate_cases
+from bids_lesionfill.evaluate.cases import LESION_MASKS_BRAIN_BOX_MM, SEPARATION_VOXELS, TOUCHED
+from bids_lesionfill.images import masks, tissues
+from bids_lesionfill.lesions import contrasts as lesions_contrasts
+from bids_lesionfill.lesions import places as lesions_places
 
 LJUBLJANA_AFFINE = np.array([[-1.0, 0, 0, 90], [0, 1, 0, -126], [0, 0, 1, -72], [0, 0, 0, 1]])
 CSF, GREY, WHITE = tissues.CSF, tissues.GREY_MATTER, tissues.WHITE_MATTER
@@ -45,7 +48,7 @@ def deep_head():
 
 def test_ventricles_are_the_deep_csf_and_not_the_shell(deep_head):
     tissue_seg, ventricles = deep_head
-    assert np.array_equal(evaluation_cases.find_ventricles(tissue_seg), ventricles)
+    assert np.array_equal(evaluate_cases.find_ventricles(tissue_seg), ventricles)
 
 
 def test_ventricles_end_where_a_channel_to_the_shell_leaves_the_depth(deep_head):
@@ -53,7 +56,7 @@ def test_ventricles_end_where_a_channel_to_the_shell_leaves_the_depth(deep_head)
     connected = tissue_seg.copy()
     connected[39:41, 39:41, 40:] = np.where(connected[39:41, 39:41, 40:] > 0, CSF, 0)
     assert masks.label_lesions(connected == CSF)[1] == 1
-    found = evaluation_cases.find_ventricles(connected)
+    found = evaluate_cases.find_ventricles(connected)
     assert within(ventricles, found)
     assert not (found & (tissue_seg == CSF) & ~ventricles).any()  # nothing of the shell
     assert found.sum() < ventricles.sum() + 4 * 6  # and but the deepest voxels of the channel
@@ -63,18 +66,18 @@ def test_the_largest_deep_csf_is_the_ventricles(deep_head):
     tissue_seg, ventricles = deep_head
     with_cyst = tissue_seg.copy()
     with_cyst[30:32, 39:41, 39:41] = CSF  # the first that is found
-    assert np.array_equal(evaluation_cases.find_ventricles(with_cyst), ventricles)
+    assert np.array_equal(evaluate_cases.find_ventricles(with_cyst), ventricles)
 
 
 def test_open_sulcus_of_background_does_not_lift_the_surface_to_the_ventricles(deep_head):
     tissue_seg, ventricles = deep_head
     cut = tissue_seg.copy()
     cut[37:43, :, 48:] = 0  # six voxels wide, and two voxels above the ventricle
-    assert np.array_equal(evaluation_cases.find_ventricles(cut), ventricles)
+    assert np.array_equal(evaluate_cases.find_ventricles(cut), ventricles)
 
 
 def test_brain_without_deep_csf_has_no_ventricles(phantom):
-    found = evaluation_cases.find_ventricles(phantom.tissue_seg)
+    found = evaluate_cases.find_ventricles(phantom.tissue_seg)
     assert found.shape == phantom.tissue_seg.shape
     assert found.dtype == bool
     assert not found.any()
@@ -92,7 +95,7 @@ def head():
 
 
 def scatter(head, seed=0, shapes=SHAPES, n_lesions=4, **options):
-    return evaluation_cases.scatter_lesions(*head, shapes, np.random.default_rng(seed), n_lesions, **options)
+    return evaluate_cases.scatter_lesions(*head, shapes, np.random.default_rng(seed), n_lesions, **options)
 
 
 @pytest.mark.parametrize('seed', range(3))
@@ -189,7 +192,7 @@ def brain(head):
 def painted(brain, head):
     labels = scatter(head, seed=1)
     wm_mask = brain[1] == WHITE
-    return labels, wm_mask, *evaluation_cases.paint(brain[0], labels, wm_mask, np.random.default_rng(2))
+    return labels, wm_mask, *evaluate_cases.paint(brain[0], labels, wm_mask, np.random.default_rng(2))
 
 
 def test_painting_darkens_white_matter_around_the_lesions_and_nothing_else(brain, painted):
@@ -215,13 +218,13 @@ def test_lesions_have_one_contrast_each_and_different_ones(brain, painted):
         assert np.ptp(ratio) < 1e-4
         contrasts.append(ratio.mean())
     assert min(contrasts) >= 0.15 - 1e-4  # something is to be seen of every lesion
-    assert max(contrasts) <= max(synthesis.CONTRAST_PERCENTILES['T1w'].values()) + 1e-4
+    assert max(contrasts) <= max(lesions_contrasts.CONTRAST_PERCENTILES['T1w'].values()) + 1e-4
     assert min(abs(a - b) for i, a in enumerate(contrasts) for b in contrasts[:i]) > 1e-4
 
 
 def test_paint_without_edge_is_the_mask(brain, painted):
     labels, wm_mask, *_ = painted
-    seen, alpha = evaluation_cases.paint(brain[0], labels, wm_mask, np.random.default_rng(2), (0, 0))
+    seen, alpha = evaluate_cases.paint(brain[0], labels, wm_mask, np.random.default_rng(2), (0, 0))
     assert np.array_equal(alpha > 0, labels > 0)
     np.testing.assert_allclose(alpha[labels > 0], 1, atol=1e-6)
     assert np.array_equal(seen != brain[0], labels > 0)
@@ -235,7 +238,7 @@ def test_tightening_never_grows_and_never_empties_a_mask(rng):
     for mask in (single, flat, ball((9, 9, 9), (4, 4, 4), 3)):
         before = mask.copy()
         for _ in range(30):
-            tight = evaluation_cases.tighten(mask, rng)
+            tight = evaluate_cases.tighten(mask, rng)
             assert within(tight, mask)
             assert tight.any()
         assert np.array_equal(mask, before)
@@ -247,7 +250,7 @@ def test_tightened_masks_are_a_voxel_too_small_or_lack_half_of_their_border(rng)
     border = mask & ~core
     shares = []
     for _ in range(60):
-        tight = evaluation_cases.tighten(mask, rng)
+        tight = evaluate_cases.tighten(mask, rng)
         assert within(core, tight)
         shares.append((tight & border).sum() / border.sum())
     ragged = [share for share in shares if share > 0]
@@ -260,7 +263,7 @@ def test_tightened_masks_are_a_voxel_too_small_or_lack_half_of_their_border(rng)
 
 def draw(brain, kind, dilations=(0,), seed=0, n_lesions=3, shapes=SHAPES):
     rng = np.random.default_rng(seed)
-    return evaluation_cases.draw_cases('sub-01', *brain, shapes, rng, n_lesions, kind, dilations)
+    return evaluate_cases.draw_cases('sub-01', *brain, shapes, rng, n_lesions, kind, dilations)
 
 
 @pytest.fixture(scope='module')
@@ -272,7 +275,7 @@ def clean_case(brain):
 @pytest.fixture(scope='module')
 def rim_cases(brain):
     """With the lesions' share of every voxel, as `paint` returned it."""
-    paint, alphas = evaluation_cases.paint, []
+    paint, alphas = evaluate_cases.paint, []
 
     def spy(*arguments):
         seen, alpha = paint(*arguments)
@@ -280,7 +283,7 @@ def rim_cases(brain):
         return seen, alpha
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation_cases, 'paint', spy)
+        patch.setattr(evaluate_cases, 'paint', spy)
         cases = draw(brain, 'rim', dilations=(0, 1, 2))
     ((labels, alpha),) = alphas
     return cases, labels, alpha
@@ -334,8 +337,8 @@ def test_rim_mask_is_inside_the_lesion_and_misses_a_part_of_each(rim_cases):
 
 def test_rim_mask_before_it_is_tightened_is_the_half_maximum_of_each_lesion(brain, monkeypatch):
     handed = []
-    monkeypatch.setattr(evaluation_cases, 'EDGE_VOXELS', (0.9, 0.9))
-    monkeypatch.setattr(evaluation_cases, 'tighten', lambda mask, rng: handed.append(mask) or mask)
+    monkeypatch.setattr(evaluate_cases, 'EDGE_VOXELS', (0.9, 0.9))
+    monkeypatch.setattr(evaluate_cases, 'tighten', lambda mask, rng: handed.append(mask) or mask)
     (case,) = draw(brain, 'rim', shapes=[np.ones((5, 5, 5), dtype=bool)])
     assert len(handed) == 3
     assert np.array_equal(case.lesion_mask, np.any(handed, axis=0))
@@ -350,7 +353,7 @@ def test_units_are_what_was_touched_or_is_filled_shared_out_to_the_nearest_lesio
     labels[5:8, 3:6, 3:6], labels[22:25, 3:6, 3:6] = 1, 2
     touched, filled = grown(labels == 1, 1) | (labels == 2), (labels == 1) | grown(labels == 2, 2)
     tissue_seg = np.full(labels.shape, WHITE)
-    units = evaluation_cases.make_units(labels, touched, filled, labels < 0, tissue_seg)
+    units = evaluate_cases.make_units(labels, touched, filled, labels < 0, tissue_seg)
     assert [(unit.number, unit.volume_ml, unit.place) for unit in units] == [(1, 0.027, 'deep'), (2, 0.027, 'deep')]
     assert np.array_equal(units[0].score_mask, grown(labels == 1, 1))
     assert np.array_equal(units[0].lesion_mask, labels == 1)
@@ -391,10 +394,10 @@ def test_units_of_all_dilations_are_the_same_lesions(rim_cases):
 def test_places_of_units_are_those_of_the_lesions(rim_cases, head):
     (case, *_), labels, _ = rim_cases
     tissue_seg, _ = head
-    ventricles = evaluation_cases.find_ventricles(tissue_seg)
-    places = tissues.map_places(ventricles, tissue_seg == GREY)
+    ventricles = evaluate_cases.find_ventricles(tissue_seg)
+    places = lesions_places.map_places(ventricles, tissue_seg == GREY)
     for unit in case.units:
-        assert tissues.PLACES[unit.place] == tissues.place_of(labels == unit.number, places)
+        assert lesions_places.PLACES[unit.place] == lesions_places.place_of(labels == unit.number, places)
 
 
 @pytest.mark.parametrize('kind', ['clean', 'rim'])
@@ -432,7 +435,7 @@ def build_brain(shape, low, high):
 
 
 def move(mask, image, affine=LJUBLJANA_AFFINE):
-    return evaluation_cases.move_lesions(mask, affine, image > -0.9)
+    return evaluate_cases.move_lesions(mask, affine, image > -0.9)
 
 
 def centroid(mask):
@@ -503,15 +506,15 @@ def patient(brain):
     lesion_mask[30, 45, 32:35] = True  # 3 voxels
     lesion_mask[31, 44, 10:13] = True  # 3 voxels
     lesion_mask[30:34, 30:34, 2:12] = True  # from outside through the cortex into white matter
-    paint, given = evaluation_cases.paint, []
+    paint, given = evaluate_cases.paint, []
 
     def spy(image, labels, *rest, **options):
         given.append((labels, *paint(image, labels, *rest, **options)))
         return given[-1][1:]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation_cases, 'paint', spy)
-        case = evaluation_cases.patient_case('sub-02', image, tissue_seg, lesion_mask, np.random.default_rng(1))
+        patch.setattr(evaluate_cases, 'paint', spy)
+        case = evaluate_cases.patient_case('sub-02', image, tissue_seg, lesion_mask, np.random.default_rng(1))
     return case, lesion_mask, *given[0]
 
 
@@ -550,7 +553,7 @@ def test_patient_without_lesions_in_white_matter_is_refused(brain, where, rng):
     lesion_mask = np.zeros(brain[1].shape, dtype=bool)
     lesion_mask[where] = True
     with pytest.raises(ValueError, match=rf'sub-02: none of the {lesion_mask.sum()} lesion voxels'):
-        evaluation_cases.patient_case('sub-02', *brain, lesion_mask, rng)
+        evaluate_cases.patient_case('sub-02', *brain, lesion_mask, rng)
 
 
 def test_mask_grows_by_voxels_and_then_into_the_rim():
@@ -559,14 +562,14 @@ def test_mask_grows_by_voxels_and_then_into_the_rim():
     lesion_mask[18:22, 18:22, 18:22] = True
     image[15:26, 18:22, 18:22] = 0.2  # the rim goes on along one axis
     wm_mask = np.ones_like(lesion_mask)
-    assert np.array_equal(evaluation_cases.grow(lesion_mask, image, wm_mask, 0), lesion_mask)
+    assert np.array_equal(evaluate_cases.grow(lesion_mask, image, wm_mask, 0), lesion_mask)
     by_one = masks.dilate_within(lesion_mask, wm_mask, 1)
-    assert np.array_equal(evaluation_cases.grow(lesion_mask, image, wm_mask, 1), by_one)
-    grown = evaluation_cases.grow(lesion_mask, image, wm_mask, '1+2')
+    assert np.array_equal(evaluate_cases.grow(lesion_mask, image, wm_mask, 1), by_one)
+    grown = evaluate_cases.grow(lesion_mask, image, wm_mask, '1+2')
     assert grown[by_one].all()
     assert grown[15:25, 18:22, 18:22].all()
     assert grown.sum() < by_one.sum() + 3 * 16 + 30
-    bright = evaluation_cases.grow(lesion_mask, 1 - image, wm_mask, '1+2', modality='FLAIR')
+    bright = evaluate_cases.grow(lesion_mask, 1 - image, wm_mask, '1+2', modality='FLAIR')
     assert np.array_equal(bright, grown)
 
 
@@ -574,6 +577,6 @@ def test_lesions_on_flair_are_painted_bright(rng):
     image = np.full((20, 20, 20), 0.5)
     labels = np.zeros(image.shape, dtype=int)
     labels[8:12, 8:12, 8:12] = 1
-    painted, alpha = evaluation_cases.paint(image, labels, np.ones(image.shape, bool), rng, modality='FLAIR')
+    painted, alpha = evaluate_cases.paint(image, labels, np.ones(image.shape, bool), rng, modality='FLAIR')
     assert (painted >= image).all()
     assert 0.25 < (painted - image)[labels == 1].max() < 1.2

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from matplotlib import image as mpl_image
 
-from bids_lesionfill import evaluation_page
+from bids_lesionfill.evaluate import page as evaluate_page
+from bids_lesionfill.layout import derivatives
 
 METHODS = {
     'fill-T1w': ('model', 0.0010),
@@ -63,7 +64,7 @@ def make_page(tmp_path):
 
     def make(summary=None, comparisons=(), examples=(), info=INFO, **options):
         summary = make_summary() if summary is None else summary
-        path = evaluation_page.write_page(tmp_path / 'out', summary, comparisons, examples, info, **options)
+        path = evaluate_page.write_page(tmp_path / 'out', summary, comparisons, examples, info, **options)
         assert path == tmp_path / 'out/evaluation.html'
         return path.read_text(encoding='utf-8')
 
@@ -175,7 +176,7 @@ def test_matrix_is_coloured_by_the_interval(make_page):
 
 
 def test_unknown_values_are_dashes(make_page):
-    nowhere = dict.fromkeys([metric.key for metric in evaluation_page.METRICS], np.nan)
+    nowhere = dict.fromkeys([metric.key for metric in evaluate_page.METRICS], np.nan)
     summary = [make_row('fill-T1w', 'model', 0.001), make_row('biharmonic', 'baseline', 0.002, **nowhere)]
     page = make_page(summary, [make_pair(difference=np.nan)])
     assert rows_of(page)['biharmonic'] == ['–'] * 9 + ['48']
@@ -235,7 +236,7 @@ def test_scores_survive_odd_values(make_page):
 def test_gallery_wraps_into_bands_that_repeat_the_truth():
     def size(n_others):
         example = make_example(['healthy truth', *(f'method {n}' for n in range(n_others))])
-        return mpl_image.imread(io.BytesIO(evaluation_page.draw_example(example, {}))).shape[:2]
+        return mpl_image.imread(io.BytesIO(evaluate_page.draw_example(example, {}))).shape[:2]
 
     height, width = size(6)
     assert size(8) == (2 * height, size(4)[1])
@@ -248,11 +249,11 @@ def test_example_shows_the_patients_right_and_the_top_where_they_belong():
     dark[15:, 18:, :] = 1.0  # right, front
     dark[:, :, 15:] = 1.0  # top
     example['images'] = {'healthy truth': dark}
-    picture = mpl_image.imread(io.BytesIO(evaluation_page.draw_example(example, {})))[..., :3].mean(axis=2)
-    scale = round(evaluation_page.CELL_PX / 24)
-    top, left = evaluation_page.TITLE_PX, evaluation_page.LABEL_PX
+    picture = mpl_image.imread(io.BytesIO(evaluate_page.draw_example(example, {})))[..., :3].mean(axis=2)
+    scale = round(evaluate_page.CELL_PX / 24)
+    top, left = evaluate_page.TITLE_PX, evaluate_page.LABEL_PX
     axial = picture[top : top + 24 * scale, left + 2 * scale : left + 22 * scale]
-    sagittal_top = top + 24 * scale + evaluation_page.GAP_PX
+    sagittal_top = top + 24 * scale + evaluate_page.GAP_PX
     sagittal = picture[sagittal_top : sagittal_top + 18 * scale, left : left + 24 * scale]
     assert axial[scale, scale] > 0.9
     assert axial[scale, -scale] < 0.1
@@ -263,14 +264,14 @@ def test_example_shows_the_patients_right_and_the_top_where_they_belong():
 def test_voxels_of_a_gallery_are_whole_pixels():
     checks = np.indices((24, 24, 24)).sum(axis=0) % 2 * 2.0 - 1
     example = make_example() | {'mask': np.zeros(checks.shape, dtype=bool), 'images': {'healthy truth': checks}}
-    picture = mpl_image.imread(io.BytesIO(evaluation_page.draw_example(example, {})))[..., 0]
-    line = picture[evaluation_page.TITLE_PX + 2, evaluation_page.LABEL_PX :][: 8 * 24]
+    picture = mpl_image.imread(io.BytesIO(evaluate_page.draw_example(example, {})))[..., 0]
+    line = picture[evaluate_page.TITLE_PX + 2, evaluate_page.LABEL_PX :][: 8 * 24]
     assert np.array_equal(line.reshape(24, 8), np.repeat(line[::8, None], 8, axis=1))
 
 
 def test_figures_are_the_same_bytes_every_time():
     example = make_example()
-    assert evaluation_page.draw_example(example, {}) == evaluation_page.draw_example(example, {})
+    assert evaluate_page.draw_example(example, {}) == evaluate_page.draw_example(example, {})
 
 
 def test_failed_write_keeps_the_old_page_and_leaves_no_temporary_file(make_page, tmp_path, monkeypatch):
@@ -279,7 +280,7 @@ def test_failed_write_keeps_the_old_page_and_leaves_no_temporary_file(make_page,
 
     make_page()
     before = sorted(path.name for path in tmp_path.rglob('*'))
-    monkeypatch.setattr(evaluation_page.layout.os, 'replace', refuse)
+    monkeypatch.setattr(derivatives.os, 'replace', refuse)
     with pytest.raises(OSError, match='disk full'):
         make_page()
     assert sorted(path.name for path in tmp_path.rglob('*')) == before

@@ -3,8 +3,8 @@ import pytest
 from conftest import ellipsoid
 from scipy import ndimage
 
-from bids_lesionfill import discriminability
-from bids_lesionfill import evaluation_real as real
+from bids_lesionfill.evaluate import discriminability
+from bids_lesionfill.evaluate import real as evaluate_real
 
 SHAPE = (56, 52, 48)
 FLUID, GREY, WHITE, SD = 200.0, 500.0, 800.0, 10.0
@@ -31,13 +31,13 @@ def head():
 @pytest.fixture(scope='module')
 def untouched(head):
     t1w, brain, lesions, *_ = head
-    return real.find_untouched(t1w, brain, lesions, lesions)
+    return evaluate_real.find_untouched(t1w, brain, lesions, lesions)
 
 
 def rows_of(head, untouched, filled, modality='T1w'):
     """Rows by group of one filling of the head."""
     t1w, _, lesions, *_ = head
-    rows = real.measure_fills(t1w, {'one': filled}, lesions, lesions, untouched, modality)
+    rows = evaluate_real.measure_fills(t1w, {'one': filled}, lesions, lesions, untouched, modality)
     return {row['group']: row for row in rows}
 
 
@@ -52,7 +52,7 @@ def test_tissues_of_the_untouched_are_found(head, untouched):
 def test_no_white_matter_is_said(head):
     t1w, brain, *_ = head
     with pytest.raises(ValueError, match='voxels of the brain lie outside'):
-        real.find_untouched(t1w, brain, brain, brain)
+        evaluate_real.find_untouched(t1w, brain, brain, brain)
 
 
 def test_untouched_tissue_measures_as_itself(head, untouched):
@@ -110,16 +110,16 @@ def test_rim_that_stays_is_an_outline(head):
     t1w, brain, lesions, *_ = head
     ring = ndimage.binary_dilation(lesions, np.ones((3, 3, 3))) & ~lesions
     dark = np.where(ring, t1w - 2 * SD, t1w)
-    untouched = real.find_untouched(dark, brain, lesions, lesions)
+    untouched = evaluate_real.find_untouched(dark, brain, lesions, lesions)
     for modality, sign in (('T1w', 1), ('FLAIR', -1)):
-        rows = real.measure_fills(dark, {'one': dark}, lesions, lesions, untouched, modality)
+        rows = evaluate_real.measure_fills(dark, {'one': dark}, lesions, lesions, untouched, modality)
         assert rows[0]['outline_sd'] == pytest.approx(2 * sign, abs=0.4)
 
 
 def test_groups_are_by_given_volume_and_contact(head, untouched):
     t1w, _, lesions, _, _, apart = head
     used = ndimage.binary_dilation(lesions, iterations=1) & ~untouched.fluid
-    groups = real.group_lesions(lesions, used, untouched.fluid)
+    groups = evaluate_real.group_lesions(lesions, used, untouched.fluid)
     assert {name: count for name, (_, count) in groups.items()} == {
         **{'all': 2, 'over 0.5 ml': 1, 'volume 0.1 to 1 ml': 1, 'volume over 1 ml': 1},
         **{'touches fluid': 1, 'away from fluid': 1},
@@ -133,7 +133,7 @@ def test_growing_a_mask_moves_no_lesion_to_another_class():
     given[8:12, 8:12, 8:12] = True  # 64 voxels
     used = ndimage.binary_dilation(given, iterations=4)
     assert used.sum() > 100
-    assert 'volume 0 to 0.1 ml' in real.group_lesions(given, used, np.zeros_like(given))
+    assert 'volume 0 to 0.1 ml' in evaluate_real.group_lesions(given, used, np.zeros_like(given))
 
 
 def test_wall_faces_by_hand():
@@ -141,18 +141,18 @@ def test_wall_faces_by_hand():
     image[:, 0, 0] = (0, 1, 9, 10)
     everywhere = np.ones(image.shape, dtype=bool)
     touched = np.zeros_like(everywhere)
-    at_fill, elsewhere = real.wall_faces(image, 5, everywhere, touched)
+    at_fill, elsewhere = evaluate_real.wall_faces(image, 5, everywhere, touched)
     assert at_fill.size == 0
     assert elsewhere.tolist() == [8]
     touched[1] = True
-    assert real.wall_faces(image, 5, everywhere, touched)[0].tolist() == [8]
-    assert real.wall_faces(image, 0.5, everywhere, touched)[0].tolist() == [1]
+    assert evaluate_real.wall_faces(image, 5, everywhere, touched)[0].tolist() == [8]
+    assert evaluate_real.wall_faces(image, 0.5, everywhere, touched)[0].tolist() == [1]
 
 
 def test_grain_of_few_voxels_is_not_known():
     region = np.zeros((12, 12, 12), dtype=bool)
     region[3:10, 3:10, 3:10] = True  # 27 inside
-    assert np.isnan(real.grain(np.ones(region.shape), region))
+    assert np.isnan(evaluate_real.grain(np.ones(region.shape), region))
 
 
 # Discriminability
@@ -223,7 +223,7 @@ def test_features_by_hand():
 
 def test_patches_of_a_patient_keep_away_from_other_tissue(head, untouched):
     t1w, _, lesions, ventricle, white, _ = head
-    mean, deviation, filled_mask, untouched_mask = real.patch_grounds(t1w, lesions, untouched)
+    mean, deviation, filled_mask, untouched_mask = evaluate_real.patch_grounds(t1w, lesions, untouched)
     assert deviation == pytest.approx(SD, rel=0.1)
     assert mean[filled_mask].mean() == pytest.approx(WHITE, abs=2)
     assert not (filled_mask & ndimage.binary_dilation(ventricle)).any()

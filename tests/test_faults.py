@@ -14,7 +14,9 @@ import app_processes
 import pytest
 from bids_examples import mask_path, t1w_path, write_description
 
-from bids_lesionfill import cli, layout, raw_layout
+from bids_lesionfill import text_files
+from bids_lesionfill.app import cli, exit_codes
+from bids_lesionfill.layout import errors, files, naming, raw
 
 KILLS = int(os.environ.get('KILLS', 4))  # more of them: benchmarks/README.md
 
@@ -74,10 +76,10 @@ def test_promise_4_a_killed_run_leaves_no_half_file_and_the_next_one_gives_the_s
 ):
     out, log, counted = tmp_path / 'out', tmp_path / 'log.txt', tmp_path / 'count'
     arguments = [dataset(('01', '02', '03')), out, 'participant', '--model', model_dir]
-    assert app_processes.run(arguments, log) == cli.OK  # the first one also starts the server
+    assert app_processes.run(arguments, log) == exit_codes.OK  # the first one also starts the server
     shutil.rmtree(out)
     started = time.monotonic()
-    assert app_processes.run(arguments, log, partial(count_writes, counted)) == cli.OK
+    assert app_processes.run(arguments, log, partial(count_writes, counted)) == exit_codes.OK
     seconds, n_writes = time.monotonic() - started, int(counted.read_text())
     undisturbed = contents(out)
     n_killed = 0
@@ -96,7 +98,7 @@ def test_promise_4_a_killed_run_leaves_no_half_file_and_the_next_one_gives_the_s
         for name, content in contents(out).items():
             if name != 'participants.tsv' and not name.endswith('.tmp'):  # this grows, whole line by line
                 assert content == undisturbed[name], name
-        assert app_processes.run(arguments, log) == cli.OK
+        assert app_processes.run(arguments, log) == exit_codes.OK
         assert contents(out) == undisturbed
         assert not leftovers(out)
     assert n_killed >= KILLS // 4
@@ -106,13 +108,13 @@ def test_promise_4_a_killed_run_leaves_no_half_file_and_the_next_one_gives_the_s
 def test_two_runs_at_once_on_one_output_folder_end_well_and_give_the_bytes_of_one(dataset, model_dir, tmp_path):
     out = tmp_path / 'out'
     arguments = [dataset(), out, 'participant', '--model', model_dir]
-    assert app_processes.run(arguments, tmp_path / 'log.txt') == cli.OK
+    assert app_processes.run(arguments, tmp_path / 'log.txt') == exit_codes.OK
     alone = contents(out)
     shutil.rmtree(out)
     processes = [app_processes.start(arguments, tmp_path / f'{number}.txt') for number in range(3)]
     for process in processes:
         process.join()
-    assert [process.exitcode for process in processes] == [cli.OK] * 3
+    assert [process.exitcode for process in processes] == [exit_codes.OK] * 3
     assert contents(out) == alone
     said = ''.join((tmp_path / f'{number}.txt').read_text() for number in range(3))
     assert said.count('lesion(s) filled in') == 2  # whoever comes second waits, and finds it done
@@ -136,12 +138,12 @@ def test_out_of_memory_fails_one_participant_names_the_remedy_and_spares_the_oth
     images = {t1w_path('02'): large.t1w_img, mask_path('02'): large.lesion_mask_img}
     root, out, log = dataset(('01', '02', '03'), **images), tmp_path / 'out', tmp_path / 'log.txt'
     arguments = [root, out, 'participant', '--model', model_dir]
-    assert app_processes.run(arguments, log, partial(limit_memory, 400)) == cli.SOME_FAILED
-    rows = {row['participant_id']: row for row in layout.read_tsv(out / 'participants.tsv')}
+    assert app_processes.run(arguments, log, partial(limit_memory, 400)) == exit_codes.SOME_FAILED
+    rows = {row['participant_id']: row for row in text_files.read_tsv(out / 'participants.tsv')}
     assert {name: row['status'] for name, row in rows.items()} == {
         'sub-01': 'filled', 'sub-02': 'failed', 'sub-03': 'filled'}  # fmt: skip
     assert rows['sub-02']['message'].startswith('out of memory: what helps is a smaller --batch-size')
-    assert layout.LESS_MEMORY in log.read_text()
+    assert errors.LESS_MEMORY in log.read_text()
     assert 'Traceback' not in log.read_text()
     assert not leftovers(out)
 
@@ -160,24 +162,24 @@ def errors_of_memory():
 
 def test_every_way_to_say_that_memory_is_short_names_the_remedy():
     for error in errors_of_memory():
-        sentence = layout.in_words(error)
+        sentence = errors.in_words(error)
         assert sentence.startswith('out of memory: what helps is a smaller --batch-size'), error
         assert '--mem ' in sentence
-        assert layout.in_words(RuntimeError(sentence)) == sentence  # told once
-    assert layout.in_words(ValueError('no\n such label')) == 'no such label'
-    assert layout.in_words(ValueError()) == 'ValueError'
+        assert errors.in_words(RuntimeError(sentence)) == sentence  # told once
+    assert errors.in_words(ValueError('no\n such label')) == 'no such label'
+    assert errors.in_words(ValueError()) == 'ValueError'
 
 
 def test_out_of_memory_before_the_first_participant_is_one_sentence(dataset, model_dir, tmp_path, monkeypatch, caplog):
-    from bids_lesionfill import participant
+    from bids_lesionfill.app import participant
 
     def fail(*_):
         raise MemoryError
 
     monkeypatch.setattr(participant, 'load_models', fail)
     code = cli.main([str(dataset()), str(tmp_path / 'out'), 'participant', '--model', str(model_dir)])
-    assert code == cli.INTERNAL
-    assert layout.LESS_MEMORY in caplog.text
+    assert code == exit_codes.INTERNAL
+    assert errors.LESS_MEMORY in caplog.text
     assert 'Traceback' not in caplog.text
 
 
@@ -195,22 +197,22 @@ def folder(tmp_path):
 
 
 def test_what_a_killed_run_left_is_removed_at_once_and_nothing_else(folder):
-    layout.remove_leftovers(folder)
+    files.remove_leftovers(folder)
     assert sorted(path.name for path in folder.rglob('*')) == ['.mine.tmp', 'sub-01', 'x.json.12-0123abcd.tmp']
 
 
 def test_what_a_run_beside_this_one_may_still_write_stays_until_it_is_old(folder):
-    with layout.lock(folder, shared=True):
-        layout.remove_leftovers(folder)
+    with files.lock(folder, shared=True):
+        files.remove_leftovers(folder)
         assert (folder / 'sub-01/.x.json.12-0123abcd.tmp').is_file()
-        layout.remove_leftovers(folder, older_than_seconds=-1)
+        files.remove_leftovers(folder, older_than_seconds=-1)
         assert not (folder / 'sub-01/.x.json.12-0123abcd.tmp').exists()
 
 
 def test_names_of_temporary_files_are_known_and_never_the_same(tmp_path):
-    names = {layout.temporary_name(tmp_path / 'sub-01_T1w.nii.gz').name for _ in range(50)}
+    names = {files.temporary_name(tmp_path / 'sub-01_T1w.nii.gz').name for _ in range(50)}
     assert len(names) == 50
-    assert all(layout.TEMPORARY.fullmatch(name) for name in names)
+    assert all(files.TEMPORARY.fullmatch(name) for name in names)
 
 
 def is_free(folder, kind):
@@ -226,10 +228,10 @@ def is_free(folder, kind):
 
 
 def test_a_folder_is_held_by_one_or_shared_by_many(tmp_path):
-    with layout.lock(tmp_path / 'sub-01'):
+    with files.lock(tmp_path / 'sub-01'):
         assert not is_free(tmp_path / 'sub-01', fcntl.LOCK_SH)
     assert is_free(tmp_path / 'sub-01', fcntl.LOCK_EX)
-    with layout.lock(tmp_path, shared=True), layout.lock(tmp_path, shared=True):
+    with files.lock(tmp_path, shared=True), files.lock(tmp_path, shared=True):
         assert not is_free(tmp_path, fcntl.LOCK_EX)
 
 
@@ -237,10 +239,10 @@ def test_a_file_system_without_locks_is_worked_on_all_the_same(folder, monkeypat
     def refuse(*_):
         raise OSError(9, 'Bad file descriptor')  # as NFS says of folders
 
-    monkeypatch.setattr(layout.fcntl, 'flock', refuse)
-    with layout.lock(folder):
-        layout.write_bytes(folder / 'x.json', b'{}')
-    layout.remove_leftovers(folder)
+    monkeypatch.setattr(fcntl, 'flock', refuse)
+    with files.lock(folder):
+        files.write_bytes(folder / 'x.json', b'{}')
+    files.remove_leftovers(folder)
     assert (folder / 'sub-01/.x.json.12-0123abcd.tmp').is_file()  # it may be of a run that goes on
 
 
@@ -260,7 +262,7 @@ def test_usage_errors_come_before_anything_is_written(dataset, model_dir, tmp_pa
     (tmp_path / 'no_plugin.yml').write_text('a: b')
     more = [str(tmp_path / 'no_plugin.yml') if word == 'NO_PLUGIN' else word for word in more]
     arguments = [str(dataset()), str(tmp_path / 'out'), 'participant', '--model', str(model_dir)]
-    assert cli.main([*arguments, *more]) == cli.USAGE
+    assert cli.main([*arguments, *more]) == exit_codes.USAGE
     assert not (tmp_path / 'out').exists()
 
 
@@ -268,7 +270,7 @@ def test_weights_that_are_missing_are_a_usage_error(dataset, model_dir, tmp_path
     shutil.copytree(model_dir, tmp_path / 'model')
     (tmp_path / 'model/unet/diffusion_pytorch_model.safetensors').unlink()
     arguments = [str(dataset()), str(tmp_path / 'out'), 'participant', '--model', str(tmp_path / 'model')]
-    assert cli.main(arguments) == cli.USAGE
+    assert cli.main(arguments) == exit_codes.USAGE
     assert not (tmp_path / 'out').exists()
 
 
@@ -281,25 +283,27 @@ def test_a_folder_of_the_output_that_leads_into_the_dataset_is_refused(dataset, 
     (out / 'sub-01').symlink_to(root / 'sub-01')
     before = contents(root)
     arguments = [str(root), str(out), 'participant', '--model', str(model_dir)]
-    assert cli.main(arguments) == cli.USAGE
-    assert cli.main([*arguments, '--output-layout', 'raw']) == cli.USAGE
+    assert cli.main(arguments) == exit_codes.USAGE
+    assert cli.main([*arguments, '--output-layout', 'raw']) == exit_codes.USAGE
     assert contents(root) == before
     (out / 'sub-01').unlink()
     (out / 'sub-01').symlink_to(tmp_path / 'elsewhere')  # a disk of one's own is one's own affair
-    layout.check_links(out, root)
+    files.check_links(out, root)
 
 
 def test_a_file_where_a_participants_folder_is_to_be_is_refused(dataset, model_dir, tmp_path, caplog):
-    write_description(tmp_path / 'out', DatasetType='derivative', GeneratedBy=[{'Name': layout.APP_NAME}])
+    write_description(tmp_path / 'out', DatasetType='derivative', GeneratedBy=[{'Name': naming.APP_NAME}])
     (tmp_path / 'out' / 'sub-01').write_text('of the user')
-    assert cli.main([str(dataset()), str(tmp_path / 'out'), 'participant', '--model', str(model_dir)]) == cli.USAGE
+    assert (
+        cli.main([str(dataset()), str(tmp_path / 'out'), 'participant', '--model', str(model_dir)]) == exit_codes.USAGE
+    )
     assert 'sub-01 is a file, expected a folder: remove it' in caplog.text
     assert (tmp_path / 'out' / 'sub-01').read_text() == 'of the user'
 
 
 def test_a_file_that_is_a_link_is_replaced_and_not_written_through(tmp_path):
     (tmp_path / 'raw.json').write_text('raw')
-    for write in (lambda path: layout.write_bytes(path, b'new'), lambda path: raw_layout.place(tmp_path / 'new', path)):
+    for write in (lambda path: files.write_bytes(path, b'new'), lambda path: raw.place(tmp_path / 'new', path)):
         (tmp_path / 'link.json').unlink(missing_ok=True)
         (tmp_path / 'link.json').symlink_to('raw.json')
         (tmp_path / 'new').write_text('new')

@@ -7,20 +7,23 @@ import pytest
 from bids_examples import without_place
 from scipy import ndimage
 
-from bids_lesionfill import diffusion, fill, fill_lesions, inpaint, masks, weights
+from bids_lesionfill import fill_lesions
+from bids_lesionfill.diffusion import forms, inpaint, models, process
+from bids_lesionfill.images import grid, masks, nifti, placement, tissues
+from bids_lesionfill.lesions import contrasts, fill, tables
 
 
 @pytest.fixture(scope='module')
 def model(tiny_unet):
-    form = inpaint.Form()
-    return weights.Model(
+    form = forms.Form()
+    return models.Model(
         'tiny',
         'abc',
         {'num_inference_steps': 1, 'modality': 'T1w'},
         form,
         (16, 16, 8),
         tiny_unet(form.n_channels),
-        diffusion.build_scheduler(prediction_type='v_prediction'),
+        process.build_scheduler(prediction_type='v_prediction'),
     )
 
 
@@ -72,7 +75,7 @@ def test_public_function_returns_scaled_values_of_the_same_image(phantom, model)
     img = images(phantom)['int16 with scaling']
     filled = fill_lesions(img, phantom.lesion_mask_img, model=model, wm_mask_img=phantom.wm_mask_img, rim_voxels=0)
     assert filled.shape == img.shape
-    grown = fill.masks.dilate_within(phantom.lesion_mask, phantom.wm_mask, 1)
+    grown = masks.dilate_within(phantom.lesion_mask, phantom.wm_mask, 1)
     assert np.array_equal(filled.get_fdata()[~grown], img.get_fdata()[~grown])
     assert 600 < filled.get_fdata()[phantom.lesion_mask].mean() < 900
 
@@ -121,9 +124,9 @@ def test_dilation_zero_fills_the_mask_as_it_is(phantom, model):
 
 
 def test_mask_on_another_grid_is_resampled(phantom, model):
-    fine = fill.preprocess.conform(phantom.lesion_mask_img, order=0)
+    fine = grid.conform(phantom.lesion_mask_img, order=0)
     assert fine.shape != phantom.lesion_mask.shape
-    on_grid = fill.mask_on_grid(fine, phantom.t1w_img)
+    on_grid = placement.mask_on_grid(fine, phantom.t1w_img)
     assert on_grid.shape == phantom.lesion_mask.shape
     assert 2 * (on_grid & phantom.lesion_mask).sum() / (on_grid.sum() + phantom.lesion_mask.sum()) > 0.8
 
@@ -131,25 +134,25 @@ def test_mask_on_another_grid_is_resampled(phantom, model):
 def test_flipped_mask_lands_on_the_same_place(phantom):
     flipped = nib.as_closest_canonical(phantom.lesion_mask_img)
     assert not np.array_equal(flipped.affine, phantom.affine)
-    assert np.array_equal(fill.mask_on_grid(flipped, phantom.t1w_img), phantom.lesion_mask)
+    assert np.array_equal(placement.mask_on_grid(flipped, phantom.t1w_img), phantom.lesion_mask)
 
 
 def test_mask_elsewhere_in_space_is_refused(phantom):
     far = phantom.affine.copy()
     far[:3, 3] += 500
     with pytest.raises(ValueError, match='outside the image'):
-        fill.mask_on_grid(nib.Nifti1Image(phantom.lesion_mask.astype(np.uint8), far), phantom.t1w_img)
+        placement.mask_on_grid(nib.Nifti1Image(phantom.lesion_mask.astype(np.uint8), far), phantom.t1w_img)
 
 
 def test_probabilities_are_cut_at_the_threshold(phantom):
     probability = nib.Nifti1Image((phantom.lesion_mask * 0.4).astype(np.float32), phantom.affine)
-    assert not fill.mask_on_grid(probability, phantom.t1w_img).any()
-    assert np.array_equal(fill.mask_on_grid(probability, phantom.t1w_img, 0.3), phantom.lesion_mask)
+    assert not placement.mask_on_grid(probability, phantom.t1w_img).any()
+    assert np.array_equal(placement.mask_on_grid(probability, phantom.t1w_img, 0.3), phantom.lesion_mask)
 
 
 def test_labels_above_one_are_lesions(phantom):
     labels = nib.Nifti1Image((phantom.lesion_mask * 7).astype(np.int16), phantom.affine)
-    assert np.array_equal(fill.mask_on_grid(labels, phantom.t1w_img), phantom.lesion_mask)
+    assert np.array_equal(placement.mask_on_grid(labels, phantom.t1w_img), phantom.lesion_mask)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +172,7 @@ def test_labels_above_one_are_lesions(phantom):
 )
 def test_unusable_image_is_refused_in_a_sentence(img):
     with pytest.raises(ValueError, match='expected|affine'):
-        fill.check_image(img, 'image')
+        nifti.check_image(img, 'image')
 
 
 def test_four_dimensions_with_one_volume_stay_four(phantom, model):
@@ -232,7 +235,7 @@ def test_hand_made_table():
     mask = np.zeros((8, 8, 8), bool)
     mask[2:4, 3, 3] = True
     before[mask], after[mask] = 4, 9
-    (row,) = fill.describe_lesions(before, after, mask, mask, ~mask, np.diag([2, 1, 1, 1]), -before, 5)
+    (row,) = tables.describe_lesions(before, after, mask, mask, ~mask, np.diag([2, 1, 1, 1]), -before, 5)
     assert row == {
         'label': 1,
         'volume_mm3': 4.0,
@@ -255,10 +258,10 @@ def test_table_tells_white_matter_next_to_a_lesion_from_that_beyond_and_counts_f
     touching = ndimage.binary_dilation(used, np.ones((3, 3, 3))) & ~used
     before[touching] = 9
     before[6, 6, 5:7], before[6, 6, 7] = 4, 8.5
-    (row,) = fill.describe_lesions(before, before, given, used, ~used, np.eye(4), -before, 2)
+    (row,) = tables.describe_lesions(before, before, given, used, ~used, np.eye(4), -before, 2)
     assert (row['mean_touching'], row['mean_beyond']) == (9, 10)
     assert row['faint_percent'] == pytest.approx(100 / 3, abs=1e-3)  # of the voxels of the given mask
-    (row,) = fill.describe_lesions(before, before, given, used, np.zeros_like(used), np.eye(4), -before, 2)
+    (row,) = tables.describe_lesions(before, before, given, used, np.zeros_like(used), np.eye(4), -before, 2)
     assert all(np.isnan(row[name]) for name in ('mean_surrounding', 'mean_touching', 'mean_beyond', 'faint_percent'))
 
 
@@ -330,9 +333,7 @@ def test_a_lesion_that_no_voxel_of_the_working_grid_meets_is_filled(model):
         lesion[tuple(20 + 9 * np.array(corner))] = True
     t1w = np.where(lesion, 300, 800 * wm).astype(np.float32)
     wm_img, mask_img = (nib.Nifti1Image(mask.astype(np.uint8), affine) for mask in (wm, lesion))
-    filling = fill.fill(
-        nib.Nifti1Image(t1w, affine), mask_img, model=model, wm_mask_img=wm_img, dilate=0, rim_voxels=0
-    )
+    filling = fill.fill(nib.Nifti1Image(t1w, affine), mask_img, model=model, wm_mask_img=wm_img, dilate=0, rim_voxels=0)
     filled = filling.filled_img.get_fdata()
     assert np.array_equal(filled[~lesion], t1w[~lesion])
     assert (filled[lesion] > 650).all()
@@ -360,7 +361,7 @@ def test_mask_that_follows_the_qform_of_its_image_lies_on_its_voxels(phantom, mo
     assert (np.asarray(filling.used_mask_img.dataobj) > 0)[phantom.lesion_mask].all()
     assert any('lies where the qform puts the image' in warning for warning in filling.warnings)
     elsewhere = nib.Nifti1Image(np.asarray(mask_img.dataobj), np.eye(4))
-    assert not fill.follows_qform(elsewhere, img)
+    assert not placement.follows_qform(elsewhere, img)
 
 
 def test_dark_ringing_around_the_brain_survives(phantom, flair_model):
@@ -431,7 +432,7 @@ def test_what_the_mask_grows_by_hangs_together_with_it_on_another_grid(make_phan
         grown = masks.dilate_within(hole, wm_mask, 4)
         return hole | (grown & (np.indices(hole.shape) % 3 == 0).all(axis=0))
 
-    monkeypatch.setattr(fill.inpaint, 'grow_to_rim', ragged)
+    monkeypatch.setattr(contrasts, 'grow_to_rim', ragged)
     options = {'model': model, 'wm_mask_img': phantom.wm_mask_img, 'dilate': 0}
     filling = fill.fill(phantom.t1w_img, phantom.lesion_mask_img, **options)
     used = np.asarray(filling.used_mask_img.dataobj) > 0
@@ -440,7 +441,7 @@ def test_what_the_mask_grows_by_hangs_together_with_it_on_another_grid(make_phan
 
 
 def test_skull_of_the_image_counts_not_that_of_the_t1w(phantom, flair_model, monkeypatch):
-    monkeypatch.setattr(fill.tissues, 'LARGEST_BRAIN_ML', 30)  # the phantom's brain has 19 ml
+    monkeypatch.setattr(tissues, 'LARGEST_BRAIN_ML', 30)  # the phantom's brain has 19 ml
     full = np.where(phantom.brain_mask, phantom.flair, 100).astype(np.float32)
     filling = fill.fill(phantom.img(full), phantom.lesion_mask_img, tissue_img=phantom.t1w_img, model=flair_model)
     assert filling.info['SkullStripped'] is False
@@ -452,5 +453,5 @@ def test_cuda_that_is_not_there_is_refused(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     with pytest.raises(ValueError, match='no usable GPU'):
-        fill.choose_device('cuda')
-    assert fill.choose_device('auto') == 'cpu'
+        models.choose_device('cuda')
+    assert models.choose_device('auto') == 'cpu'

@@ -8,8 +8,14 @@ import numpy as np
 import pytest
 from bids_examples import write_description
 
-from bids_lesionfill import cli, group_page, layout
-from bids_lesionfill.thickness import REGIONS, measure, table_of
+from bids_lesionfill import text_files
+from bids_lesionfill.app import cli, exit_codes
+from bids_lesionfill.layout import derivatives, files, naming
+from bids_lesionfill.layout import status as layout_status
+from bids_lesionfill.layout import tables as layout_tables
+from bids_lesionfill.report import group
+from bids_lesionfill.thickness import tables as thickness_tables
+from bids_lesionfill.thickness.tables import REGIONS, table_of
 
 
 @pytest.fixture
@@ -26,10 +32,10 @@ def write_tables(tmp_path):
     """
 
     def write(scan, values, engine='pbt', juxtacortical=0, out='out', about_desc=None):
-        entities = layout.name_entities(scan)
+        entities = naming.name_entities(scan)
         session = [f'ses-{entities["ses"]}'] if 'ses' in entities else []
         folder = tmp_path.joinpath(out, f'sub-{entities["sub"]}', *session, 'anat')
-        maker = {'DatasetType': 'derivative', 'GeneratedBy': [{'Name': layout.APP_NAME}]}
+        maker = {'DatasetType': 'derivative', 'GeneratedBy': [{'Name': naming.APP_NAME}]}
         write_description(tmp_path / out, **maker)
         for desc, (lh, rh, regions) in values.items():
             regions = np.broadcast_to(regions, 68)
@@ -38,7 +44,9 @@ def write_tables(tmp_path):
             if juxtacortical is not None:
                 about['LesionVoxels'] = {'outside_white_matter': juxtacortical}
             path = folder / f'{scan}_seg-DK_desc-{desc}_morph.tsv'
-            layout.write_thickness(path, engine, measure.table_rows(table, engine), about, ['bids:raw:x'])
+            layout_tables.write_thickness(
+                path, engine, thickness_tables.table_rows(table, engine), about, ['bids:raw:x']
+            )
 
     return write
 
@@ -54,12 +62,12 @@ def run_group(bids_dir, tmp_path):
 @pytest.fixture
 def quick_group(run_group, monkeypatch):
     """The same without the pictures of the cortex."""
-    monkeypatch.setattr(group_page, 'draw_cortex', lambda *_: b'a picture')
+    monkeypatch.setattr(group, 'draw_cortex', lambda *_: b'a picture')
     return run_group
 
 
 def read(tmp_path, name):
-    return layout.read_tsv(tmp_path / 'out' / name)
+    return text_files.read_tsv(tmp_path / 'out' / name)
 
 
 def test_tables_4_3_and_4_4_of_a_hand_made_study(write_tables, run_group, tmp_path):
@@ -68,7 +76,7 @@ def test_tables_4_3_and_4_4_of_a_hand_made_study(write_tables, run_group, tmp_pa
     write_tables('sub-02', {'original': (2.0, 2.0, 2.0), 'filled': (2.2, 2.2, 2.2), 'rerun': (2.0, 2.1, 2.0)})
     one_region = np.where(np.arange(68) == 5, 3.0, 2.0)
     write_tables('sub-03', {'original': (2.0, 2.0, 2.0), 'filled': (2.0, 2.4, one_region)}, juxtacortical=70)
-    assert run_group() == cli.OK
+    assert run_group() == exit_codes.OK
     everybody, without = read(tmp_path, 'group_reproducibility.tsv')
     a_fifth = 100 * 0.2 / 4.2
     assert (everybody['participants'], everybody['n'], everybody['n_noise']) == ('all', 3, 1)
@@ -102,15 +110,15 @@ def test_errors_that_look_alike_are_a_shift_or_none(write_tables, quick_group, t
     for number, mm in enumerate((2.02, 2.02, 1.98, 1.98), start=1):
         write_tables(f'sub-{number:02}', {'original': (2, 2, 2), 'filled': (2.02, 2.02, 2.02)})
         write_tables(f'sub-{number:02}', {'original': (2, 2, 2), 'filled': (mm, mm, mm)}, engine='ants')
-    assert quick_group() == cli.OK
+    assert quick_group() == exit_codes.OK
     rows = {row['engine']: row for row in read(tmp_path, 'group_reproducibility.tsv') if row['participants'] == 'all'}
     assert rows['pbt']['error_global_percent'] == pytest.approx(rows['ants']['error_global_percent'], rel=0.02)
     assert rows['pbt']['change_global_percent'] == pytest.approx(1, abs=1e-9)
     assert rows['pbt']['change_global_low'] > 0
     assert rows['ants']['change_global_percent'] == pytest.approx(0, abs=1e-9)
     assert rows['ants']['change_global_low'] < 0 < rows['ants']['change_global_high']
-    words = layout.read_sidecar(tmp_path / 'out/group_reproducibility.tsv')
-    assert set(words) == {*layout.ERROR_COLUMNS, *layout.REGION_ERROR_COLUMNS}
+    words = derivatives.read_sidecar(tmp_path / 'out/group_reproducibility.tsv')
+    assert set(words) == {*layout_tables.ERROR_COLUMNS, *layout_tables.REGION_ERROR_COLUMNS}
     page = (tmp_path / 'out/group.html').read_text()
     assert '(+1.000 to +1.000)' in page
     assert 'says nothing about filling' not in page
@@ -120,7 +128,7 @@ def test_juxta_min_voxels_is_a_threshold(write_tables, run_group, tmp_path):
     for subject, n_voxels in (('01', 0), ('02', 63), ('03', 64)):
         write_tables(f'sub-{subject}', {'original': (2, 2, 2), 'filled': (2, 2, 2)}, juxtacortical=n_voxels)
     for arguments, n_left in (([], 1), (['--juxta-min-voxels', '64'], 2), (['--juxta-min-voxels', '65'], 3)):
-        assert run_group(*arguments) == cli.OK
+        assert run_group(*arguments) == exit_codes.OK
         assert read(tmp_path, 'group_reproducibility.tsv')[1]['n'] == n_left
 
 
@@ -131,8 +139,8 @@ def test_who_is_missing_or_failed_is_left_out_and_the_page_says_why(write_tables
     write_tables('sub-02', {'original': (2, 2, 2)})
     write_tables('sub-03', {'original': (2, 2, 2), 'filled': (np.nan, 2, 2)})
     status = {'status': 'failed', 'message': 'the scanner was off'}
-    layout.write_status(tmp_path / 'out', '04', 'run', status)
-    assert run_group() == cli.OK
+    layout_status.write_status(tmp_path / 'out', '04', 'run', status)
+    assert run_group() == exit_codes.OK
     assert read(tmp_path, 'group_reproducibility.tsv')[0]['n'] == 1
     page = (tmp_path / 'out/group.html').read_text()
     assert 'class="interval"' not in page  # of one participant
@@ -151,9 +159,9 @@ def test_a_scan_that_one_engine_failed_on_is_left_out_for_that_engine(write_tabl
         write_tables(f'sub-{subject}', same)
     write_tables('sub-01', same, engine='ants')
     status = {'status': 'failed', 'message': 'thickness by ants (original): the scanner was off'}
-    layout.write_status(tmp_path / 'out', '02', 'run', status)
-    layout.write_status(tmp_path / 'out', '03', 'run', {'status': 'filled', 'message': 'no FLAIR image'})
-    assert quick_group() == cli.OK
+    layout_status.write_status(tmp_path / 'out', '02', 'run', status)
+    layout_status.write_status(tmp_path / 'out', '03', 'run', {'status': 'filled', 'message': 'no FLAIR image'})
+    assert quick_group() == exit_codes.OK
     left_out = rows_of_the_left_out(tmp_path)
     assert left_out == [
         ['sub-02', 'sub-02', 'ants', f'no table of this engine (failed: {status["message"]})'],
@@ -167,7 +175,7 @@ def test_only_the_sessions_asked_for_count(write_tables, quick_group, tmp_path, 
     write_tables('sub-01_ses-a', {'original': (2, 2, 2), 'filled': (2.2, 2.2, 2.2)})
     write_tables('sub-01_ses-b', {'original': (2, 2, 2), 'filled': (2, 2, 2)})
     write_tables('sub-02_ses-b', {'original': (2, 2, 2), 'filled': (2, 2, 2)})
-    assert quick_group('--session-label', 'ses-a') == cli.OK
+    assert quick_group('--session-label', 'ses-a') == exit_codes.OK
     assert [row['scan'] for row in read(tmp_path, 'phenotype/thickness.tsv')] == ['sub-01_ses-a']
     assert rows_of_the_left_out(tmp_path) == [['sub-02', 'all', 'all', 'no table of the sessions asked for']]
     assert quick_group('--session-label', 'c') == 66
@@ -179,7 +187,7 @@ def test_original_and_filled_of_two_seeds_are_no_pair(write_tables, quick_group,
     for subject, seeds in (('01', (4, 5)), ('02', (4, 4)), ('03', (4, None))):
         about = {desc: {'RandomSeed': seed} for desc, seed in zip(values, seeds) if seed is not None}
         write_tables(f'sub-{subject}', values, about_desc=about)
-    assert quick_group() == cli.OK
+    assert quick_group() == exit_codes.OK
     assert [row['scan'] for row in read(tmp_path, 'phenotype/thickness.tsv')] == ['sub-02', 'sub-03']
     reason = 'original and filled were measured with different seeds'
     assert rows_of_the_left_out(tmp_path) == [['sub-01', 'sub-01', 'pbt', reason]]
@@ -192,7 +200,7 @@ def test_who_has_nothing_filled_counts_for_the_noise_and_not_for_the_errors(writ
     write_tables('sub-02', values)  # an older output, which does not say it
     write_tables('sub-03', copy, about_desc={'filled': {'FilledVoxels': 0}})
     write_tables('sub-03', copy, about_desc={'filled': {'FilledVoxels': 0}}, engine='ants')
-    assert quick_group() == cli.OK
+    assert quick_group() == exit_codes.OK
     rows = {row['engine']: row for row in read(tmp_path, 'group_reproducibility.tsv') if row['participants'] == 'all'}
     everybody, of_ants = rows['pbt'], rows['ants']
     assert (everybody['n'], everybody['n_scans'], everybody['n_noise']) == (2, 2, 1)
@@ -212,7 +220,7 @@ def rows_of_the_left_out(tmp_path):
 
 def test_one_participant_has_an_error_and_no_interval(write_tables, run_group, tmp_path):
     write_tables('sub-01', {'original': (2, 2, 2), 'filled': (2.2, 2.2, 2.2)}, juxtacortical=5)
-    assert run_group() == cli.OK
+    assert run_group() == exit_codes.OK
     everybody, without = read(tmp_path, 'group_reproducibility.tsv')
     assert everybody['error_global_percent'] == pytest.approx(4.761904761904762, abs=1e-9)
     assert everybody['error_global_low'] is None
@@ -223,7 +231,7 @@ def test_sessions_are_rows_of_their_own_and_one_participant(write_tables, run_gr
     for session, filled in (('a', 2.2), ('b', 2.0)):
         write_tables(f'sub-01_ses-{session}', {'original': (2, 2, 2), 'filled': (filled,) * 3})
     write_tables('sub-02_ses-a', {'original': (2, 2, 2), 'filled': (2, 2, 2)})
-    assert run_group() == cli.OK
+    assert run_group() == exit_codes.OK
     everybody = read(tmp_path, 'group_reproducibility.tsv')[0]
     assert (everybody['n'], everybody['n_scans']) == (2, 3)
     assert everybody['error_global_percent'] == pytest.approx(4.761904761904762 / 4, abs=1e-9)
@@ -237,7 +245,7 @@ def test_engines_share_a_file_and_tables_of_other_runs_are_read(write_tables, ru
     write_description(tmp_path / 'elsewhere')
     write_tables('sub-02', changed, out='elsewhere')
     write_tables('sub-01', changed, out='elsewhere')  # the output folder counts first
-    assert run_group('--derivatives', str(tmp_path / 'elsewhere')) == cli.OK
+    assert run_group('--derivatives', str(tmp_path / 'elsewhere')) == exit_codes.OK
     rows = {(row['engine'], row['participants']): row for row in read(tmp_path, 'group_reproducibility.tsv')}
     assert rows['ants', 'all']['n'] == 1
     assert rows['pbt', 'all']['n'] == 2
@@ -254,7 +262,7 @@ def test_both_images_of_a_scan_come_from_one_folder(write_tables, quick_group, t
     write_tables('sub-01', same, out='elsewhere')
     write_tables('sub-02', {'filled': (2, 2, 2)}, out='elsewhere')
     write_tables('sub-04', same, out='elsewhere')
-    assert quick_group('--derivatives', str(tmp_path / 'elsewhere')) == cli.OK
+    assert quick_group('--derivatives', str(tmp_path / 'elsewhere')) == exit_codes.OK
     rows = {row['scan']: row for row in read(tmp_path, 'phenotype/thickness.tsv')}
     assert set(rows) == {'sub-01', 'sub-03', 'sub-04'}
     assert (rows['sub-01']['original_mm'], rows['sub-01']['rerun_mm']) == (2, None)
@@ -269,17 +277,17 @@ def test_both_images_of_a_scan_come_from_one_folder(write_tables, quick_group, t
 
 def test_the_output_folder_given_once_more_is_no_second_folder(write_tables, quick_group, tmp_path, caplog):
     write_tables('sub-01', {'original': (2, 2, 2), 'filled': (2, 2, 2)})
-    write_description(tmp_path / 'out', DatasetType='derivative', GeneratedBy=[{'Name': layout.APP_NAME}])
-    assert quick_group('--derivatives', str(tmp_path / 'out')) == cli.OK
+    write_description(tmp_path / 'out', DatasetType='derivative', GeneratedBy=[{'Name': naming.APP_NAME}])
+    assert quick_group('--derivatives', str(tmp_path / 'out')) == exit_codes.OK
     assert 'two folders' not in caplog.text
 
 
 @pytest.mark.parametrize(('engines', 'labels'), [(('freesurfer', 'pbt'), 2), (('freesurfer',), 1), ((), 0)])
 def test_every_colour_of_the_distribution_is_explained(monkeypatch, engines, labels):
     """Also where the first engine has no noise."""
-    monkeypatch.setattr(group_page, 'png_of', lambda figure: figure)
+    monkeypatch.setattr(group, 'png_of', lambda figure: figure)
     noise = {'pbt': [0.1, 0.2], 'freesurfer': [np.nan]}
-    drawn = group_page.draw_distribution(
+    drawn = group.draw_distribution(
         [{'engine': name, 'participant_errors': [0.2, 0.3], 'participant_noise': noise[name]} for name in engines]
     )
     legend = drawn.axes[0].get_legend()
@@ -292,10 +300,10 @@ def test_an_engine_measured_again_replaces_its_rows_and_leaves_those_of_others(w
     write_tables('sub-01', {'original': (3, 3, 3)}, engine='ants')
     write_tables('sub-01', {'original': (2.5, 2.5, 2.5)})
     path = tmp_path / 'out/sub-01/anat/sub-01_seg-DK_desc-original_morph.tsv'
-    rows = layout.read_tsv(path)
+    rows = text_files.read_tsv(path)
     assert len(rows) == 2 * 70
     assert {(row['engine'], row['thickness_mm']) for row in rows} == {('ants', 3), ('pbt', 2.5)}
-    assert set(json.loads(layout.sidecar(path).read_text())['Engines']) == {'ants', 'pbt'}
+    assert set(json.loads(naming.sidecar(path).read_text())['Engines']) == {'ants', 'pbt'}
     by_name = {row['name']: row for row in rows}
     assert (by_name['lh_cuneus']['index'], by_name['rh_insula']['index']) == (1005, 2035)
     assert by_name['rh_insula']['hemisphere'] == 'R'
@@ -304,14 +312,14 @@ def test_an_engine_measured_again_replaces_its_rows_and_leaves_those_of_others(w
 def test_rows_without_a_word_in_the_sidecar_are_not_read(write_tables, tmp_path, run_group):
     write_tables('sub-01', {'original': (2, 2, 2), 'filled': (2, 2, 2)})
     path = tmp_path / 'out/sub-01/anat/sub-01_seg-DK_desc-filled_morph.tsv'
-    layout.write_json(layout.sidecar(path), {})  # as a killed run leaves it
-    assert run_group() == cli.OK
+    files.write_json(naming.sidecar(path), {})  # as a killed run leaves it
+    assert run_group() == exit_codes.OK
     assert read(tmp_path, 'phenotype/thickness.tsv') == []
 
 
 @pytest.mark.slow
 def test_a_thousand_participants_take_seconds(write_tables, run_group, tmp_path):
-    write_tables('sub-0000', {desc: (2, 2, 2) for desc in layout.THICKNESS_DESCS})
+    write_tables('sub-0000', {desc: (2, 2, 2) for desc in naming.THICKNESS_DESCS})
     source = tmp_path / 'out/sub-0000/anat'
     for number in range(1, 1000):
         folder = tmp_path / f'out/sub-{number:04}/anat'
@@ -319,7 +327,7 @@ def test_a_thousand_participants_take_seconds(write_tables, run_group, tmp_path)
         for path in source.iterdir():
             (folder / path.name.replace('0000', f'{number:04}')).write_bytes(path.read_bytes())
     started = time.process_time()
-    assert run_group() == cli.OK
+    assert run_group() == exit_codes.OK
     assert time.process_time() - started < 30
     assert read(tmp_path, 'group_reproducibility.tsv')[0]['n'] == 1000
 
@@ -343,7 +351,7 @@ def test_a_damaged_table_is_left_out_and_listed_and_the_rest_is_aggregated(
     end, change = DAMAGED[damage]
     (path,) = tmp_path.glob(f'out/sub-02/anat/*desc-filled_morph.{end}')
     path.write_bytes(change(path.read_bytes()))
-    assert quick_group() == cli.OK
+    assert quick_group() == exit_codes.OK
     assert [row['scan'] for row in read(tmp_path, 'phenotype/thickness.tsv')] == ['sub-01']
     page = (tmp_path / 'out/group.html').read_text(encoding='utf-8')
     assert 'sub-02' in page
@@ -356,4 +364,4 @@ def test_a_damaged_table_is_left_out_and_listed_and_the_rest_is_aggregated(
 def test_a_damaged_table_of_participants_does_not_stop_the_group(write_tables, quick_group, tmp_path, text):
     write_tables('sub-01', {'original': (2.5, 2.5, 2.5), 'filled': (2.5, 2.6, 2.7)})
     (tmp_path / 'out/participants.tsv').write_bytes(text)
-    assert quick_group() == cli.OK
+    assert quick_group() == exit_codes.OK

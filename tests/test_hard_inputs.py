@@ -28,7 +28,11 @@ from conftest import PHANTOM_AFFINE, build_phantom
 from nibabel.affines import from_matvec
 from scipy import ndimage
 
-from bids_lesionfill import cli, layout, participant, preprocess, single_file
+from bids_lesionfill import text_files
+from bids_lesionfill.app import cli, exit_codes, single_file
+from bids_lesionfill.images import grid as images_grid
+from bids_lesionfill.layout import derivatives, indexing, pairing
+from bids_lesionfill.report import participant as report_participant
 
 P = build_phantom()
 SHEAR = np.array([[1, 0.1, 0, 0], [0, 1, 0, 0], [0.05, 0, 1, 0], [0, 0, 0, 1]])
@@ -146,7 +150,7 @@ def on_sheared_grid():
     """The mask on a finer grid whose axes are not at right angles; all but its surface must come back."""
     affine = from_matvec(np.eye(3), (-24, -24, -22)) @ SHEAR @ np.diag([0.8, 0.8, 0.8, 1])
     grid = nib.Nifti1Image(np.zeros((60, 60, 56), np.uint8), affine)
-    mask = preprocess.resample_to(P.lesion_mask_img, grid, order=1) >= 0.5
+    mask = images_grid.resample_to(P.lesion_mask_img, grid, order=1) >= 0.5
     inner = ndimage.binary_erosion(P.lesion_mask)
     assert inner.sum() > 20
     return Row(mask=nib.Nifti1Image(mask.astype(np.uint8), affine), fills=inner, leaves=HEALTHY)
@@ -299,14 +303,16 @@ def table(tmp_path_factory, model_dirs):
     (root / t1w_path('pair')).unlink()
     nib.save(nib.Nifti1Pair(P.t1w, P.affine), root / 'sub-pair/anat/sub-pair_T1w.img')
     out = root.parent / 'out put ß'
-    draw = participant.draw_figures
+    draw = report_participant.draw_figures
     with pytest.MonkeyPatch.context() as patch:  # pictures of all would take as long as the fillings
         is_drawn = lambda path: any(f'sub-{name}_' in path.name for name in DRAWN)  # noqa: E731
-        patch.setattr(participant, 'draw_figures', lambda path, *rest: draw(path, *rest) if is_drawn(path) else [])
+        patch.setattr(
+            report_participant, 'draw_figures', lambda path, *rest: draw(path, *rest) if is_drawn(path) else []
+        )
         arguments = [str(root), str(out), 'participant', '--model', str(model_dirs['T1w']), '--skip-bids-validation']
-        assert cli.main(arguments) == cli.SOME_FAILED
+        assert cli.main(arguments) == exit_codes.SOME_FAILED
     return root, out, {row['participant_id'].removeprefix('sub-'): row
-                       for row in layout.read_tsv(out / 'participants.tsv')}  # fmt: skip
+                       for row in text_files.read_tsv(out / 'participants.tsv')}  # fmt: skip
 
 
 @pytest.mark.parametrize('name', ROWS)
@@ -322,13 +328,13 @@ def test_row(table, name):
         assert '\n' not in message
         assert not (out / f'sub-{name}/anat').exists()
         return
-    info = layout.read_sidecar(out / f'sub-{name}/anat/sub-{name}_desc-filled_T1w.nii.gz')
+    info = derivatives.read_sidecar(out / f'sub-{name}/anat/sub-{name}_desc-filled_T1w.nii.gz')
     assert row.words in ' '.join(info['Warnings'])
     used_mask = check_promise_1(root, out, name)
     if row.status == 'copied':
         assert not used_mask.any()
         return
-    assert status['lesions'] == len(layout.read_tsv(out / f'sub-{name}/anat/sub-{name}_desc-lesions_qc.tsv')) > 0
+    assert status['lesions'] == len(text_files.read_tsv(out / f'sub-{name}/anat/sub-{name}_desc-lesions_qc.tsv')) > 0
     assert used_mask[row.fills].all()
     assert row.leaves is None or not used_mask[row.leaves].any()
     assert bool(list(out.glob(f'sub-{name}/figures/*.png'))) == (name in DRAWN)
@@ -422,8 +428,8 @@ def test_input_that_may_not_be_written_to_is_filled_and_a_file_that_may_not_be_r
     for path in (data, *data.rglob('*')):
         path.chmod(0o555 if path.is_dir() else 0o444)
     (data / t1w_path('02')).chmod(0)
-    assert run(out) == cli.SOME_FAILED
-    first, second = layout.read_tsv(out / 'participants.tsv')
+    assert run(out) == exit_codes.SOME_FAILED
+    first, second = text_files.read_tsv(out / 'participants.tsv')
     assert first['status'] == 'filled'
     assert second['status'] == 'failed'
     assert 'sub-02_T1w.nii.gz cannot be read by user' in second['message']
@@ -433,7 +439,7 @@ def test_input_that_may_not_be_written_to_is_filled_and_a_file_that_may_not_be_r
 def test_a_folder_that_may_not_be_read_is_named(open_folder, run, caplog):
     folder = open_folder / 'data/sub-02/anat'
     folder.chmod(0)
-    assert run(open_folder / 'out') == cli.USAGE
+    assert run(open_folder / 'out') == exit_codes.USAGE
     (message,) = [record.getMessage() for record in caplog.records if record.levelname == 'ERROR']
     assert str(folder) in message
     assert message.endswith('Permission denied')
@@ -442,7 +448,7 @@ def test_a_folder_that_may_not_be_read_is_named(open_folder, run, caplog):
 
 def test_output_in_the_raw_data_is_refused(open_folder, run, caplog):
     data = open_folder / 'data'
-    assert run(data / 'out') == cli.USAGE
+    assert run(data / 'out') == exit_codes.USAGE
     assert f'is in BIDS_DIR, where it would be read as raw data; use for example {data}/derivatives' in caplog.text
     assert not (data / 'out').exists()
 
@@ -463,7 +469,7 @@ def test_a_full_disk_is_named_and_leaves_no_half_file(open_folder, run, caplog, 
     out = open_folder / 'out'
     with room_for_files_of(n_bytes):
         code = run(out)
-    assert code == (cli.SOME_FAILED if n_bytes else cli.USAGE)
+    assert code == (exit_codes.SOME_FAILED if n_bytes else exit_codes.USAGE)
     assert 'File too large' in caplog.text
     assert 'Traceback' not in caplog.text
     assert not list(out.rglob('*.tmp'))
@@ -471,7 +477,7 @@ def test_a_full_disk_is_named_and_leaves_no_half_file(open_folder, run, caplog, 
     for path in out.rglob('*.nii.gz'):  # masks are small enough, and whole
         nib.load(path).get_fdata()
     if n_bytes == 20_000:
-        rows = layout.read_tsv(out / 'participants.tsv')
+        rows = text_files.read_tsv(out / 'participants.tsv')
         assert [row['status'] for row in rows] == ['failed', 'failed']
         assert rows[0]['message'] == f"[Errno 27] File too large: '{out}/sub-01/anat/sub-01_desc-filled_T1w.nii.gz'"
 
@@ -483,12 +489,12 @@ def test_an_image_or_mask_that_is_there_twice_fails_in_one_sentence(tmp_path, mo
     for path in (t1w_path('01'), mask_path('02')):
         (root / path.removesuffix('.gz')).write_bytes(gzip.decompress((root / path).read_bytes()))
     arguments = [str(root), str(tmp_path / 'out'), 'participant', '--model', str(model_dir)]
-    assert cli.main(arguments) == cli.SOME_FAILED
-    rows = layout.read_tsv(tmp_path / 'out/participants.tsv')
+    assert cli.main(arguments) == exit_codes.SOME_FAILED
+    rows = text_files.read_tsv(tmp_path / 'out/participants.tsv')
     names = [path.rpartition('/')[2].removesuffix('.gz') for path in (t1w_path('01'), mask_path('02'))]
     assert [row['message'] for row in rows] == [
         f'{name} and {name}.gz are two files of one name: remove one' for name in names
     ]
-    bids_layout = layout.open_layout(root)
-    (image,) = layout.find_inputs(bids_layout, {}, 'T1w', ['01'], needs_mask=False)['01']  # for synthesis
+    bids_layout = indexing.open_layout(root)
+    (image,) = pairing.find_inputs(bids_layout, {}, 'T1w', ['01'], needs_mask=False)['01']  # for synthesis
     assert 'are two files of one name' in image.problem

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from bids_lesionfill import diffusion, inpaint
+from bids_lesionfill.diffusion import forms, inpaint, process, tiles
+from bids_lesionfill.lesions import contrasts
 
 TILE = (16, 16, 8)
 
@@ -43,7 +44,7 @@ def rim_phantom(sign=1.0, seed=0):
 @pytest.mark.parametrize('bright_lesions', [False, True])
 def test_mask_grows_into_the_rim_that_it_missed(bright_lesions):
     image, lesion_mask, share, wm_mask = rim_phantom(-1.0 if bright_lesions else 1.0)
-    grown = inpaint.grow_to_rim(image, lesion_mask, wm_mask, 3, bright_lesions)
+    grown = contrasts.grow_to_rim(image, lesion_mask, wm_mask, 3, bright_lesions)
     assert grown[lesion_mask].all()
     assert grown[share > 0.2].mean() > 0.98  # 0.1 is five deviations of the noise
     assert (grown & (share == 0)).sum() < 0.01 * grown.sum()
@@ -52,23 +53,23 @@ def test_mask_grows_into_the_rim_that_it_missed(bright_lesions):
 def test_mask_does_not_grow_where_nothing_is_left_or_where_the_contrast_is_the_other_way():
     image, lesion_mask, share, wm_mask = rim_phantom()
     whole = share > 0.01
-    assert inpaint.grow_to_rim(image, whole, wm_mask, 2).sum() < 1.03 * whole.sum()
-    grown = inpaint.grow_to_rim(image, lesion_mask, wm_mask, 2, bright_lesions=True)
+    assert contrasts.grow_to_rim(image, whole, wm_mask, 2).sum() < 1.03 * whole.sum()
+    grown = contrasts.grow_to_rim(image, lesion_mask, wm_mask, 2, bright_lesions=True)
     assert grown.sum() < 1.03 * lesion_mask.sum()
 
 
 def test_growth_into_the_rim_does_not_depend_on_the_unit_of_intensity():
     image, lesion_mask, _, wm_mask = rim_phantom()
-    grown = inpaint.grow_to_rim(image, lesion_mask, wm_mask)
-    again = inpaint.grow_to_rim(image * 1000 + 3000, lesion_mask, wm_mask)
+    grown = contrasts.grow_to_rim(image, lesion_mask, wm_mask)
+    again = contrasts.grow_to_rim(image * 1000 + 3000, lesion_mask, wm_mask)
     assert (grown != again).sum() <= 2
-    assert np.array_equal(inpaint.grow_to_rim(image, lesion_mask, wm_mask, 0), lesion_mask)
-    assert np.array_equal(inpaint.grow_to_rim(image, lesion_mask, lesion_mask), lesion_mask)  # no white matter left
+    assert np.array_equal(contrasts.grow_to_rim(image, lesion_mask, wm_mask, 0), lesion_mask)
+    assert np.array_equal(contrasts.grow_to_rim(image, lesion_mask, lesion_mask), lesion_mask)  # no white matter left
 
 
 def test_small_lesion_gets_one_tile_around_it():
     mask = mask_of((64, 64, 40), [(30, 34), (28, 33), (20, 22)])
-    (corner,) = inpaint.plan_tiles(mask, TILE)
+    (corner,) = tiles.plan_tiles(mask, TILE)
     assert (cover_of([corner], TILE, mask.shape) >= mask).all()
 
 
@@ -76,19 +77,19 @@ def test_tiles_cover_every_lesion_with_a_margin():
     mask = mask_of(
         (90, 90, 60), [(20, 60), (20, 44), (16, 40)], [(70, 72), (70, 72), (20, 21)], [(62, 63), (20, 21), (16, 17)]
     )
-    corners = inpaint.plan_tiles(mask, TILE)
+    corners = tiles.plan_tiles(mask, TILE)
     assert (cover_of(corners, TILE, mask.shape) >= mask).all()
 
 
 def test_tiles_leave_out_what_has_no_lesion():
     mask = mask_of((120, 120, 60), [(20, 24), (20, 24), (16, 18)], [(90, 94), (90, 94), (40, 42)])
-    assert len(inpaint.plan_tiles(mask, TILE)) == 2
+    assert len(tiles.plan_tiles(mask, TILE)) == 2
 
 
 def test_neighbouring_small_lesions_share_a_tile():
     mask = mask_of((64, 64, 40), [(30, 36), (30, 36), (20, 24)], [(37, 38), (32, 33), (21, 22)])
-    assert len(inpaint.plan_tiles(mask, TILE)) <= 2
-    assert len(inpaint.plan_tiles(mask_of((64, 64, 40), [(30, 36), (30, 36), (20, 24)]), TILE)) == 1
+    assert len(tiles.plan_tiles(mask, TILE)) <= 2
+    assert len(tiles.plan_tiles(mask_of((64, 64, 40), [(30, 36), (30, 36), (20, 24)]), TILE)) == 1
 
 
 OVERLAPPING = [np.array(corner) for corner in [(0, 0, 0), (10, 0, 0), (0, 9, 3), (10, 9, 3)]]
@@ -105,7 +106,7 @@ def test_sampled_voxels_are_listed_in_c_order_of_the_region(region, rng, batch_s
     """A network that names a condition channel, and a sampler that asks once: each voxel gets its own value."""
     channels = rng.normal(size=(2, *region.shape)).astype(np.float32)
     noise = torch.randn(int(region.sum()), generator=torch.Generator().manual_seed(1))
-    sampled = inpaint.sample_volume(
+    sampled = tiles.sample_volume(
         lambda slabs, _: slabs[:, 2:3],
         channels,
         region,
@@ -126,11 +127,11 @@ def test_noise_reaches_its_voxel_in_every_tile_and_zero_the_others(region):
 
     def unet(slabs, timesteps):
         assert timesteps.tolist() == [5] * len(slabs)
-        seen.extend(inpaint.from_slab(slab[0].numpy()) for slab in slabs)
+        seen.extend(tiles.from_slab(slab[0].numpy()) for slab in slabs)
         return slabs[:, :1]
 
     channels = np.empty((0, *region.shape), dtype=np.float32)  # an unconditional model has none
-    sampled = inpaint.sample_volume(
+    sampled = tiles.sample_volume(
         unet, channels, region, OVERLAPPING, TILE, noise, lambda predict, noise: predict(noise, torch.tensor(5)), 3
     )
     torch.testing.assert_close(sampled, noise)
@@ -143,7 +144,7 @@ def test_predictions_are_blended_by_the_window_where_tiles_overlap(region):
     region = region & cover_of(corners, TILE, region.shape, shrink=False)
     calls = iter([1.0, 3.0])  # the first tile predicts 1, the second one 3
 
-    sampled = inpaint.sample_volume(
+    sampled = tiles.sample_volume(
         lambda slabs, _: torch.full_like(slabs[:, :1], next(calls)),
         np.empty((0, *region.shape), dtype=np.float32),
         region,
@@ -153,7 +154,7 @@ def test_predictions_are_blended_by_the_window_where_tiles_overlap(region):
         lambda predict, noise: predict(noise, torch.tensor(5)),
         batch_size=1,
     )
-    window = inpaint.blending_window(TILE)
+    window = tiles.blending_window(TILE)
     weights = np.zeros((2, *region.shape))
     weights[0, :16, :16, :8] = weights[1, 10:26, :16, :8] = window
     expected = (weights[0] + 3 * weights[1])[region] / weights.sum(axis=0)[region]
@@ -163,12 +164,12 @@ def test_predictions_are_blended_by_the_window_where_tiles_overlap(region):
 
 @pytest.fixture
 def model(tiny_unet):
-    form = inpaint.Form()
+    form = forms.Form()
     return SimpleNamespace(
         unet=tiny_unet(in_channels=form.n_channels),
         form=form,
         tile=TILE,
-        scheduler=diffusion.build_scheduler(prediction_type='v_prediction'),
+        scheduler=process.build_scheduler(prediction_type='v_prediction'),
     )
 
 
@@ -179,12 +180,12 @@ def volume(phantom):
 
 @pytest.fixture
 def unconditional(tiny_unet):
-    form = inpaint.Form(kind='unconditional', inside_mask_only=False)
+    form = forms.Form(kind='unconditional', inside_mask_only=False)
     return SimpleNamespace(
         unet=tiny_unet(in_channels=1),
         form=form,
         tile=TILE,
-        scheduler=diffusion.build_scheduler(prediction_type='v_prediction'),
+        scheduler=process.build_scheduler(prediction_type='v_prediction'),
         jump_length=2,
         jump_n_sample=2,
     )
@@ -207,8 +208,8 @@ class Oracle:
 @pytest.mark.parametrize('steps', [1, 5])
 def test_oracle_fills_with_the_truth_in_every_tile(volume, steps):
     image, lesion_mask, wm_mask = volume
-    form = inpaint.Form(kind='plain')
-    scheduler = diffusion.build_scheduler(prediction_type='v_prediction')
+    form = forms.Form(kind='plain')
+    scheduler = process.build_scheduler(prediction_type='v_prediction')
     model = SimpleNamespace(unet=Oracle(0.42, scheduler, form), form=form, tile=TILE, scheduler=scheduler)
     filled = inpaint.fill_volume(image, lesion_mask, wm_mask, model, steps, [1])
     assert filled.shape == (1, lesion_mask.sum())
@@ -221,7 +222,7 @@ def test_network_that_predicts_nothing_at_the_last_step_leaves_the_base(volume, 
         model.unet.conv_out.weight.zero_()
         model.unet.conv_out.bias.zero_()
     filled = inpaint.fill_volume(image, lesion_mask, wm_mask, model, 1, [0])
-    base, _ = inpaint.condition(image, lesion_mask, wm_mask, model.form)
+    base, _ = forms.condition(image, lesion_mask, wm_mask, model.form)
     assert np.allclose(filled[0], base[lesion_mask], atol=1e-3)
 
 
@@ -249,7 +250,7 @@ def test_progress_counts_every_tile_of_every_step_and_seed(volume, kind, request
     told, model = [], request.getfixturevalue(kind)
     inpaint.fill_volume(*volume, model, 3, [1, 2], batch_size=1, progress=lambda *numbers: told.append(numbers))
     n_all = told[0][1]
-    assert n_all % (2 * len(inpaint.plan_tiles(np.pad(volume[1], 16), model.tile))) == 0
+    assert n_all % (2 * len(tiles.plan_tiles(np.pad(volume[1], 16), model.tile))) == 0
     assert told == [(n, n_all) for n in range(1, n_all + 1)]
 
 
@@ -263,8 +264,8 @@ def test_lesion_at_the_border_of_the_volume_is_filled(model, rng):
 
 def test_thesis_form_noises_whole_tiles(volume, tiny_unet):
     image, lesion_mask, wm_mask = volume
-    form = inpaint.Form(kind='plain', inside_mask_only=False)
-    model = SimpleNamespace(unet=tiny_unet(in_channels=3), form=form, tile=TILE, scheduler=diffusion.build_scheduler())
+    form = forms.Form(kind='plain', inside_mask_only=False)
+    model = SimpleNamespace(unet=tiny_unet(in_channels=3), form=form, tile=TILE, scheduler=process.build_scheduler())
     filled = inpaint.fill_volume(image, lesion_mask, wm_mask, model, 2, [1])
     assert filled.shape == (1, lesion_mask.sum())
     assert np.isfinite(filled).all()
@@ -273,10 +274,10 @@ def test_thesis_form_noises_whole_tiles(volume, tiny_unet):
 def test_filling_lists_the_voxels_of_the_mask_in_c_order(volume):
     """One step of v-prediction names the image: a network that names its third condition fills with that."""
     image, lesion_mask, wm_mask = volume
-    form = inpaint.Form(kind='prior')
-    scheduler = diffusion.build_scheduler(prediction_type='v_prediction')
+    form = forms.Form(kind='prior')
+    scheduler = process.build_scheduler(prediction_type='v_prediction')
     model = SimpleNamespace(unet=lambda slabs, _: -slabs[:, 3:4], form=form, tile=TILE, scheduler=scheduler)
-    _, channels = inpaint.condition(image, lesion_mask, wm_mask, form)
+    _, channels = forms.condition(image, lesion_mask, wm_mask, form)
     filled = inpaint.fill_volume(image, lesion_mask, wm_mask, model, 1, [1])
     assert np.ptp(channels[2][lesion_mask]) > 0.1
     np.testing.assert_allclose(filled[0], channels[2][lesion_mask], atol=1e-3)
@@ -321,7 +322,7 @@ class KnowsTheTruth:
     def __init__(self, image, lesion_mask, scheduler, oracle):
         self.tiles = [
             image[tuple(slice(c, c + n) for c, n in zip(corner, TILE, strict=True))]
-            for corner in inpaint.plan_tiles(lesion_mask, TILE)
+            for corner in tiles.plan_tiles(lesion_mask, TILE)
         ]
         self.scheduler, self.oracle, self.n_seen = scheduler, oracle, 0
 
@@ -329,14 +330,14 @@ class KnowsTheTruth:
         assert slabs.shape[1:] == (1, TILE[2], *TILE[:2])
         truth = np.stack([self.tiles[(self.n_seen + i) % len(self.tiles)] for i in range(len(slabs))])
         self.n_seen += len(slabs)
-        truth = torch.from_numpy(inpaint.to_slab(truth).copy())[:, None]
+        truth = torch.from_numpy(tiles.to_slab(truth).copy())[:, None]
         return self.oracle(truth, self.scheduler)(slabs, timesteps[0])
 
 
 @pytest.mark.parametrize('prediction_type', ['epsilon', 'v_prediction'])
 def test_unconditional_oracle_fills_a_large_lesion_with_the_truth(large_lesion, unconditional, oracle, prediction_type):
     image, lesion_mask, wm_mask = large_lesion
-    unconditional.scheduler = diffusion.build_scheduler(prediction_type=prediction_type)
+    unconditional.scheduler = process.build_scheduler(prediction_type=prediction_type)
     unconditional.unet = network = KnowsTheTruth(image, lesion_mask, unconditional.scheduler, oracle)
     voided = np.where(lesion_mask, np.float32(np.nan), image)
     filled = inpaint.fill_volume(voided, lesion_mask, wm_mask, unconditional, 5, [1], batch_size=3)
@@ -382,12 +383,12 @@ def test_start_step_reads_the_painting_and_without_it_nothing_does(volume, uncon
 def test_fewer_steps_stay_closer_to_the_painting(volume, kind):
     """A network that predicts no noise at all: one step leaves the painting nearly as it is, all steps do not."""
     image, lesion_mask, wm_mask = volume
-    form = inpaint.Form(kind=kind, inside_mask_only=kind != 'unconditional')
+    form = forms.Form(kind=kind, inside_mask_only=kind != 'unconditional')
     model = SimpleNamespace(
         unet=lambda slabs, _: torch.zeros_like(slabs[:, :1]),
         form=form,
         tile=TILE,
-        scheduler=diffusion.build_scheduler(),
+        scheduler=process.build_scheduler(),
         jump_length=2,
         jump_n_sample=2,
     )
@@ -418,7 +419,7 @@ class SmallMemory:
 
 def test_batches_shrink_to_what_the_memory_holds_and_stay_small(large_lesion, model):
     expected = inpaint.fill_volume(*large_lesion, model, 2, [1], batch_size=1)
-    n_tiles = len(inpaint.plan_tiles(large_lesion[1], TILE))
+    n_tiles = len(tiles.plan_tiles(large_lesion[1], TILE))
     assert n_tiles >= 8
     model.unet = SmallMemory(model.unet, holds=3)
     with pytest.warns(UserWarning, match='no memory for 8 tiles at once, going on with 4') as said:
@@ -438,15 +439,15 @@ def test_memory_that_holds_no_tile_is_an_error(volume, model):
 
 @pytest.mark.filterwarnings('ignore:CUDA is not available')
 def test_cpu_runs_in_single_precision_and_gpu_in_half():
-    with inpaint.autocast(torch.device('cpu')):
+    with tiles.autocast(torch.device('cpu')):
         assert not torch.is_autocast_enabled('cpu')
-    on_gpu = inpaint.autocast(torch.device('cuda'))
+    on_gpu = tiles.autocast(torch.device('cuda'))
     assert (on_gpu.device, on_gpu.fast_dtype) == ('cuda', torch.float16)
 
 
 def test_half_precision_fills_nearly_the_same(volume, model, monkeypatch):
     expected = inpaint.fill_volume(*volume, model, 2, [1])
-    monkeypatch.setattr(inpaint, 'autocast', lambda device: torch.autocast(device.type, dtype=torch.bfloat16))
+    monkeypatch.setattr(tiles, 'autocast', lambda device: torch.autocast(device.type, dtype=torch.bfloat16))
     filled = inpaint.fill_volume(*volume, model, 2, [1])
     assert filled.dtype == np.float32
     assert not np.array_equal(filled, expected)

@@ -7,8 +7,9 @@ import pytest
 import torch
 from scipy import ndimage
 
-from bids_lesionfill import baselines, diffusion, inpaint
-from bids_lesionfill.inpaint import Form
+from bids_lesionfill.diffusion import classical, forms, inpaint, process, tiles
+from bids_lesionfill.diffusion.forms import Form
+from bids_lesionfill.lesions import contrasts as lesions_contrasts
 
 FORMS = [Form(), Form(kind='plain'), Form(kind='plain', inside_mask_only=False)]
 UNCONDITIONAL = Form(kind='unconditional', inside_mask_only=False)
@@ -16,8 +17,8 @@ BASES = ['biharmonic', 'membrane', 'local_white_matter']
 
 
 def ddim(num_inference_steps):
-    scheduler = diffusion.build_scheduler('linear', 'v_prediction')
-    return functools.partial(diffusion.sample_ddim, scheduler=scheduler, num_inference_steps=num_inference_steps)
+    scheduler = process.build_scheduler('linear', 'v_prediction')
+    return functools.partial(process.sample_ddim, scheduler=scheduler, num_inference_steps=num_inference_steps)
 
 
 @pytest.fixture(params=['residual', 'prior', 'plain'])
@@ -74,7 +75,7 @@ def test_channels_of_the_network_by_hand():
 
 
 def test_channels_and_noisy_image_are_as_many_as_the_form_says(phantom, form):
-    _, channels = inpaint.condition(phantom.normalised, phantom.lesion_mask, phantom.wm_mask, form)
+    _, channels = forms.condition(phantom.normalised, phantom.lesion_mask, phantom.wm_mask, form)
     assert channels.shape == (form.n_channels - 1, *phantom.t1w.shape)
     assert channels.dtype == np.float32
 
@@ -82,16 +83,14 @@ def test_channels_and_noisy_image_are_as_many_as_the_form_says(phantom, form):
 @pytest.mark.parametrize('garbage', [np.nan, np.inf, -1e6])
 def test_conditions_never_read_the_image_inside_the_mask(phantom, form, garbage):
     spoilt = np.where(phantom.lesion_mask, np.float32(garbage), phantom.normalised)
-    usual = inpaint.condition(phantom.normalised, phantom.lesion_mask, phantom.wm_mask, form)
-    for given, expected in zip(
-        inpaint.condition(spoilt, phantom.lesion_mask, phantom.wm_mask, form), usual, strict=True
-    ):
+    usual = forms.condition(phantom.normalised, phantom.lesion_mask, phantom.wm_mask, form)
+    for given, expected in zip(forms.condition(spoilt, phantom.lesion_mask, phantom.wm_mask, form), usual, strict=True):
         assert np.isfinite(given).all()
         assert np.array_equal(given, expected)
 
 
 def test_first_channel_is_the_voided_image_and_second_the_mask(phantom, form):
-    _, channels = inpaint.condition(phantom.normalised, phantom.lesion_mask, phantom.wm_mask, form)
+    _, channels = forms.condition(phantom.normalised, phantom.lesion_mask, phantom.wm_mask, form)
     assert not channels[0][phantom.lesion_mask].any()
     assert np.array_equal(channels[0][~phantom.lesion_mask], phantom.normalised[~phantom.lesion_mask])
     assert np.array_equal(channels[1], phantom.lesion_mask.astype(np.float32))
@@ -100,20 +99,20 @@ def test_first_channel_is_the_voided_image_and_second_the_mask(phantom, form):
 def test_hot_voxels_are_clipped_for_the_network_only(phantom, form):
     image = phantom.normalised
     image[0, 0, 0] = 80
-    base, channels = inpaint.condition(image, phantom.lesion_mask, phantom.wm_mask, form)
+    base, channels = forms.condition(image, phantom.lesion_mask, phantom.wm_mask, form)
     assert channels[0, 0, 0, 0] == 1.5
     assert base[0, 0, 0] == 80
 
 
 def test_base_equals_the_image_outside_the_mask(phantom, form):
-    base, _ = inpaint.condition(phantom.normalised, phantom.lesion_mask, phantom.wm_mask, form)
+    base, _ = forms.condition(phantom.normalised, phantom.lesion_mask, phantom.wm_mask, form)
     assert base.dtype == np.float32
     assert np.array_equal(base[~phantom.lesion_mask], phantom.normalised[~phantom.lesion_mask])
 
 
 def test_base_of_the_residual_form_is_the_biharmonic_fill(phantom):
-    base, _ = inpaint.condition(phantom.normalised, phantom.lesion_mask, phantom.wm_mask, Form())
-    fill = baselines.biharmonic(phantom.normalised, phantom.lesion_mask)
+    base, _ = forms.condition(phantom.normalised, phantom.lesion_mask, phantom.wm_mask, Form())
+    fill = classical.biharmonic(phantom.normalised, phantom.lesion_mask)
     np.testing.assert_allclose(base, fill, atol=1e-5)
 
 
@@ -121,12 +120,12 @@ def test_base_of_the_residual_form_is_the_biharmonic_fill(phantom):
 @pytest.mark.parametrize('base_name', BASES)
 def test_base_is_the_baseline_that_the_form_names(phantom, kind, base_name):
     arguments = phantom.normalised, phantom.lesion_mask
-    base, channels = inpaint.condition(*arguments, phantom.wm_mask, Form(kind=kind, base=base_name))
+    base, channels = forms.condition(*arguments, phantom.wm_mask, Form(kind=kind, base=base_name))
     lesion = phantom.lesion_mask
     fills = {
-        'biharmonic': baselines.biharmonic(*arguments),
-        'membrane': baselines.membrane(*arguments),
-        'local_white_matter': baselines.local_white_matter(*arguments, phantom.wm_mask),
+        'biharmonic': classical.biharmonic(*arguments),
+        'membrane': classical.membrane(*arguments),
+        'local_white_matter': classical.local_white_matter(*arguments, phantom.wm_mask),
     }
     assert base.dtype == channels.dtype == np.float32
     np.testing.assert_allclose(base[lesion], fills[base_name][lesion], atol=1e-5)
@@ -141,13 +140,13 @@ def test_base_is_the_baseline_that_the_form_names(phantom, kind, base_name):
 def test_no_base_reads_the_image_inside_the_mask(phantom, base_name):
     form = Form(kind='prior', base=base_name)
     spoilt = np.where(phantom.lesion_mask, np.float32(np.nan), phantom.normalised)
-    usual = inpaint.condition(phantom.normalised, phantom.lesion_mask, phantom.wm_mask, form)
-    given = inpaint.condition(spoilt, phantom.lesion_mask, phantom.wm_mask, form)
+    usual = forms.condition(phantom.normalised, phantom.lesion_mask, phantom.wm_mask, form)
+    given = forms.condition(spoilt, phantom.lesion_mask, phantom.wm_mask, form)
     assert all(np.array_equal(a, b) for a, b in zip(given, usual, strict=True))
 
 
 def test_unconditional_form_is_told_nothing(phantom):
-    base, channels = inpaint.condition(phantom.normalised, phantom.lesion_mask, phantom.wm_mask, UNCONDITIONAL)
+    base, channels = forms.condition(phantom.normalised, phantom.lesion_mask, phantom.wm_mask, UNCONDITIONAL)
     assert channels.shape == (0, *phantom.t1w.shape)
     assert channels.dtype == base.dtype == np.float32
     assert not base[phantom.lesion_mask].any()
@@ -155,14 +154,14 @@ def test_unconditional_form_is_told_nothing(phantom):
 
 
 def test_base_of_the_plain_form_is_zero_inside_the_mask(phantom):
-    base, _ = inpaint.condition(phantom.normalised, phantom.lesion_mask, phantom.wm_mask, Form(kind='plain'))
+    base, _ = forms.condition(phantom.normalised, phantom.lesion_mask, phantom.wm_mask, Form(kind='plain'))
     assert not base[phantom.lesion_mask].any()
 
 
 def test_detail_is_the_base_minus_local_white_matter_at_full_contrast(phantom):
     form = Form(detail_scale=0.1)
-    base, channels = inpaint.condition(phantom.normalised, phantom.lesion_mask, phantom.wm_mask, form)
-    white_matter = baselines.local_white_matter(phantom.normalised, phantom.lesion_mask, phantom.wm_mask)
+    base, channels = forms.condition(phantom.normalised, phantom.lesion_mask, phantom.wm_mask, form)
+    white_matter = classical.local_white_matter(phantom.normalised, phantom.lesion_mask, phantom.wm_mask)
     expected = ((base - white_matter) / 0.1).clip(-3, 3)
     np.testing.assert_allclose(channels[2], expected, atol=1e-5)
     assert np.abs(channels[2]).max() == 3  # the cortex is far from white matter
@@ -172,22 +171,22 @@ def test_detail_shows_a_rim_that_the_mask_misses(phantom):
     tight = ndimage.binary_erosion(phantom.lesion_mask)
     ring = phantom.lesion_mask & ~tight
     channel = 2
-    dirty = inpaint.condition(phantom.normalised, tight, phantom.wm_mask, Form())[1][channel]
-    clean = inpaint.condition(phantom.normalised_healthy, tight, phantom.wm_mask, Form())[1][channel]
+    dirty = forms.condition(phantom.normalised, tight, phantom.wm_mask, Form())[1][channel]
+    clean = forms.condition(phantom.normalised_healthy, tight, phantom.wm_mask, Form())[1][channel]
     assert dirty[ring].mean() < clean[ring].mean() - 1
 
 
 def test_conditions_leave_the_image_alone(phantom, form):
     image = phantom.normalised
     before = image.copy()
-    base, channels = inpaint.condition(image, phantom.lesion_mask, phantom.wm_mask, form)
+    base, channels = forms.condition(image, phantom.lesion_mask, phantom.wm_mask, form)
     base[:] = channels[:] = 9
     assert np.array_equal(image, before)
 
 
 def test_conditions_of_an_empty_mask_are_the_image(phantom, form):
     empty = np.zeros_like(phantom.lesion_mask)
-    base, channels = inpaint.condition(phantom.normalised, empty, phantom.wm_mask, form)
+    base, channels = forms.condition(phantom.normalised, empty, phantom.wm_mask, form)
     assert np.array_equal(base, phantom.normalised)
     assert np.array_equal(channels[0], phantom.normalised)
     assert not channels[1].any()
@@ -199,13 +198,13 @@ def test_conditions_of_an_empty_mask_are_the_image(phantom, form):
 def test_from_slab_inverts_to_slab(rng):
     for shape in ((3, 4, 5), (2, 3, 4, 5), (6, 2, 3, 4, 5)):
         volume = rng.normal(size=shape)
-        assert np.array_equal(inpaint.from_slab(inpaint.to_slab(volume)), volume)
-        assert np.array_equal(inpaint.to_slab(inpaint.from_slab(volume)), volume)
+        assert np.array_equal(tiles.from_slab(tiles.to_slab(volume)), volume)
+        assert np.array_equal(tiles.to_slab(tiles.from_slab(volume)), volume)
 
 
 def test_slices_of_a_slab_are_axial(rng):
     volume = rng.normal(size=(2, 3, 4, 5))  # channels, X, Y, Z
-    slab = inpaint.to_slab(volume)
+    slab = tiles.to_slab(volume)
     assert slab.shape == (2, 5, 3, 4)
     for z in range(5):
         assert np.array_equal(slab[:, z], volume[..., z])
@@ -216,8 +215,8 @@ def test_slices_of_a_slab_are_axial(rng):
 
 @pytest.fixture
 def slab_channels(form, phantom):
-    _, channels = inpaint.condition(phantom.normalised, phantom.lesion_mask, phantom.wm_mask, form)
-    return torch.from_numpy(inpaint.to_slab(channels).copy())[None].repeat(2, 1, 1, 1, 1)
+    _, channels = forms.condition(phantom.normalised, phantom.lesion_mask, phantom.wm_mask, form)
+    return torch.from_numpy(tiles.to_slab(channels).copy())[None].repeat(2, 1, 1, 1, 1)
 
 
 @pytest.fixture
@@ -230,10 +229,10 @@ def slab_noise(slab_channels):
 def test_sampling_a_slab_with_an_oracle_returns_the_healthy_image(
     phantom, form, slab_channels, slab_noise, oracle, num_inference_steps
 ):
-    base, _ = inpaint.condition(phantom.normalised, phantom.lesion_mask, phantom.wm_mask, form)
+    base, _ = forms.condition(phantom.normalised, phantom.lesion_mask, phantom.wm_mask, form)
     diffused = form.to_diffusion(phantom.normalised_healthy, base).astype(np.float32)
-    truth = torch.from_numpy(inpaint.to_slab(diffused[None]).copy())
-    scheduler = diffusion.build_scheduler('linear', 'v_prediction')
+    truth = torch.from_numpy(tiles.to_slab(diffused[None]).copy())
+    scheduler = process.build_scheduler('linear', 'v_prediction')
     denoiser = oracle(truth, scheduler)
 
     def unet(slabs, timesteps):
@@ -246,7 +245,7 @@ def test_sampling_a_slab_with_an_oracle_returns_the_healthy_image(
     sampled = inpaint.sample_slab(unet, slab_channels, slab_noise, form, ddim(num_inference_steps))
     assert sampled.shape == slab_noise.shape
     for brain in range(2):
-        filled = form.from_diffusion(inpaint.from_slab(sampled[brain, 0].numpy()), base)
+        filled = form.from_diffusion(tiles.from_slab(sampled[brain, 0].numpy()), base)
         lesion = phantom.lesion_mask
         np.testing.assert_allclose(filled[lesion], phantom.normalised_healthy[lesion], atol=1e-3)
 
@@ -290,13 +289,13 @@ def test_sampler_of_a_slab_is_given_the_noise_and_its_sample_is_returned(slab_ch
 
 def test_unconditional_slab_is_inpainted_where_the_mask_is(phantom, oracle):
     """RePaint through `sample_slab`: the network sees one channel; the truth inside, the image itself outside."""
-    truth = torch.from_numpy(inpaint.to_slab(phantom.normalised_healthy[None]).copy())[None]
-    mask = torch.from_numpy(inpaint.to_slab(phantom.lesion_mask[None]).copy())[None]
-    scheduler = diffusion.build_scheduler('linear', 'epsilon')
+    truth = torch.from_numpy(tiles.to_slab(phantom.normalised_healthy[None]).copy())[None]
+    mask = torch.from_numpy(tiles.to_slab(phantom.lesion_mask[None]).copy())[None]
+    scheduler = process.build_scheduler('linear', 'epsilon')
     denoiser = oracle(truth, scheduler)
     generator = torch.Generator().manual_seed(1)
     sampler = functools.partial(
-        diffusion.sample_repaint,
+        process.sample_repaint,
         scheduler=scheduler,
         num_inference_steps=5,
         image=torch.where(mask, torch.nan, truth),
@@ -331,7 +330,7 @@ def two_lesions():
 
 def test_contrast_is_the_mean_of_every_connected_lesion_over_white_matter(two_lesions):
     image, lesion_mask, wm_mask = two_lesions
-    contrast, volumes, contrasts = inpaint.contrast_of(image, lesion_mask, wm_mask)
+    contrast, volumes, contrasts = lesions_contrasts.contrast_of(image, lesion_mask, wm_mask)
     assert volumes.tolist() == [9, 1]
     np.testing.assert_allclose(contrasts, [0.3, -0.4], atol=1e-5)
     assert contrast.dtype == np.float32
@@ -344,13 +343,13 @@ def test_contrast_does_not_depend_on_what_is_not_white_matter(two_lesions):
     image, lesion_mask, wm_mask = two_lesions
     cortex = np.zeros_like(wm_mask)
     cortex[10:12] = True
-    other = inpaint.contrast_of(np.where(cortex, -7, image), lesion_mask, wm_mask & ~cortex)[2]
+    other = lesions_contrasts.contrast_of(np.where(cortex, -7, image), lesion_mask, wm_mask & ~cortex)[2]
     np.testing.assert_allclose(other, [0.3, -0.4], atol=1e-5)
 
 
 def test_image_without_lesions_has_no_contrasts(two_lesions):
     image, lesion_mask, wm_mask = two_lesions
-    contrast, volumes, contrasts = inpaint.contrast_of(image, np.zeros_like(lesion_mask), wm_mask)
+    contrast, volumes, contrasts = lesions_contrasts.contrast_of(image, np.zeros_like(lesion_mask), wm_mask)
     assert not contrast.any()
     assert len(volumes) == len(contrasts) == 0
 
@@ -360,7 +359,7 @@ def test_base_lesion_is_white_matter_and_the_contrast_that_is_asked_for(two_lesi
     image, lesion_mask, wm_mask = two_lesions
     form, contrast = Form(kind=kind, base='lesion', detail_scale=0.4), np.where(lesion_mask, 0.6, 0)
     hidden = np.where(lesion_mask, np.nan, image)
-    base, (voided, mask, detail) = inpaint.condition(hidden, lesion_mask, wm_mask, form, contrast)
+    base, (voided, mask, detail) = forms.condition(hidden, lesion_mask, wm_mask, form, contrast)
     np.testing.assert_allclose(base, np.where(lesion_mask, 1.1, 0.5), atol=1e-5)
     np.testing.assert_allclose(detail, np.where(lesion_mask, 1.5, 0), atol=1e-5)
     assert not voided[lesion_mask].any()
@@ -372,4 +371,4 @@ def test_form_that_asks_for_a_contrast_is_not_sampled_without(two_lesions):
     assert form.asks_contrast
     assert not Form(base='lesion', kind='plain').asks_contrast
     with pytest.raises(ValueError, match="base 'lesion' needs the contrast"):
-        inpaint.condition(*two_lesions, form)
+        forms.condition(*two_lesions, form)

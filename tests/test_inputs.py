@@ -8,7 +8,9 @@ import pytest
 from bids_examples import find, flair_path, mask_path, t1w_path, write_bids
 from nibabel.affines import from_matvec
 
-from bids_lesionfill import inputs, layout, registration
+from bids_lesionfill.app import loading
+from bids_lesionfill.images import registration
+from bids_lesionfill.layout import inputs
 
 
 def with_files(root, files):
@@ -76,7 +78,7 @@ def test_samseg_brings_lesions_if_it_segmented_them(tmp_path, img, stats, labels
     (found,) = find(root)['01']
     assert found.segmentation.source == 'labels of SAMSEG in seg.mgz'
     if labels is None:
-        assert found.problem == layout.NO_MASK
+        assert found.problem == inputs.NO_MASK
     else:
         assert found.lesion_labels == labels
         assert found.lesion_mask_file == root / 'derivatives/samseg/sub-01/seg.mgz'
@@ -98,7 +100,7 @@ def test_a_mask_comes_before_its_probabilities(tmp_path, img):
 def test_a_mask_in_the_space_of_a_template_is_not_used_unless_asked_for(tmp_path, img, caplog):
     name = 'space-MNI152NLin2009cAsym_label-lesion_mask'
     root = write_bids(tmp_path, {t1w_path('01'): img, mask_path('01', name=name): img})
-    assert find(root)['01'][0].problem == layout.NO_MASK
+    assert find(root)['01'][0].problem == inputs.NO_MASK
     assert 'MNI152NLin2009cAsym, not of the patient' in caplog.text
     filters = {'lesion_mask': {'space': 'MNI152NLin2009cAsym'}}
     assert find(root, filters=filters)['01'][0].problem == ''
@@ -188,28 +190,28 @@ def numbered(phantom):
 
 def test_lesions_with_these_labels_are_filled_and_the_others_kept(phantom):
     mask_img, labels = numbered(phantom)
-    wanted, kept = inputs.select_lesions(mask_img, labels=(7, 12))
+    wanted, kept = loading.select_lesions(mask_img, labels=(7, 12))
     assert np.array_equal(np.asarray(wanted.dataobj) > 0, labels == 7)
     assert np.array_equal(np.asarray(kept.dataobj) > 0, labels == 3)
 
 
 def test_labels_that_are_not_there_are_named(phantom):
     with pytest.raises(ValueError, match=r'--lesion-labels \[5\]: the lesion mask has none of them, but 3, 7'):
-        inputs.select_lesions(numbered(phantom)[0], labels=(5,))
+        loading.select_lesions(numbered(phantom)[0], labels=(5,))
 
 
 def test_small_lesions_are_kept(phantom):
     voxel_mm3 = 0.9 * 1.0 * 1.2
     sizes = sorted(count * voxel_mm3 for count in np.unique(numbered(phantom)[1], return_counts=True)[1][1:])
-    wanted, kept = inputs.select_lesions(phantom.lesion_mask_img, min_volume_mm3=sizes[1])
+    wanted, kept = loading.select_lesions(phantom.lesion_mask_img, min_volume_mm3=sizes[1])
     assert np.asarray(kept.dataobj).sum() * voxel_mm3 == pytest.approx(sizes[0])
     assert np.asarray(wanted.dataobj).sum() * voxel_mm3 == pytest.approx(sizes[1])
-    assert inputs.select_lesions(phantom.lesion_mask_img, min_volume_mm3=sizes[0])[1] is None
+    assert loading.select_lesions(phantom.lesion_mask_img, min_volume_mm3=sizes[0])[1] is None
 
 
 def test_of_labels_of_a_whole_brain_only_lesions_count(phantom):
     labels = np.where(phantom.lesion_mask, 99, 2 * phantom.brain_mask).astype(np.int32)
-    wanted, kept = inputs.select_lesions(phantom.img(labels), holds=(99,))
+    wanted, kept = loading.select_lesions(phantom.img(labels), holds=(99,))
     assert np.array_equal(np.asarray(wanted.dataobj) > 0, phantom.lesion_mask)
     assert kept is None
 
@@ -218,12 +220,12 @@ def test_all_lesions_of_a_file_of_labels_are_one_mask(tmp_path, phantom):
     labels = np.where(phantom.lesion_mask, 99, 2 * phantom.brain_mask).astype(np.int32)
     nib.save(phantom.img(labels), tmp_path / 'seg.nii.gz')
     t1w_file = tmp_path / 'seg.nii.gz'  # its grid will do
-    image = layout.Inputs('01', None, 'sub-01_T1w', t1w_file, 'x', tmp_path / 'seg.nii.gz', lesion_labels=(99,))
-    assert np.array_equal(np.asarray(inputs.lesions_of(image).dataobj) > 0, phantom.lesion_mask)
+    image = inputs.Inputs('01', None, 'sub-01_T1w', t1w_file, 'x', tmp_path / 'seg.nii.gz', lesion_labels=(99,))
+    assert np.array_equal(np.asarray(loading.lesions_of(image).dataobj) > 0, phantom.lesion_mask)
     shifted, on_flair = from_matvec(np.eye(3), (1, 2, 3)), replace(image, flair_file=tmp_path / 'flair.nii.gz')
-    assert np.allclose(inputs.lesions_of(on_flair, to_t1w=shifted).affine, shifted @ phantom.affine)
-    assert np.allclose(inputs.lesions_of(image, to_t1w=shifted).affine, phantom.affine)
-    assert inputs.lesions_of(replace(image, lesion_mask_file=None)) is None
+    assert np.allclose(loading.lesions_of(on_flair, to_t1w=shifted).affine, shifted @ phantom.affine)
+    assert np.allclose(loading.lesions_of(image, to_t1w=shifted).affine, phantom.affine)
+    assert loading.lesions_of(replace(image, lesion_mask_file=None)) is None
 
 
 # Tissues, read
@@ -231,7 +233,7 @@ def test_all_lesions_of_a_file_of_labels_are_one_mask(tmp_path, phantom):
 
 def segmentation_of(tmp_path, phantom, array, table=None):
     nib.save(phantom.img(array.astype(np.int16)), tmp_path / 'seg.nii.gz')
-    return layout.Segmentation((tmp_path / 'seg.nii.gz',), 'classes in seg.nii.gz', table)
+    return inputs.Segmentation((tmp_path / 'seg.nii.gz',), 'classes in seg.nii.gz', table)
 
 
 def test_classes_of_fmriprep_are_read_with_and_without_their_table(tmp_path, phantom):
@@ -239,7 +241,7 @@ def test_classes_of_fmriprep_are_read_with_and_without_their_table(tmp_path, pha
     rows = ({'index': 1.0, 'name': 'GM'}, {'index': 2.0, 'name': 'WM'}, {'index': 3.0, 'name': 'CSF'})
     for table in (None, rows):
         segmentation = segmentation_of(tmp_path, phantom, order[phantom.tissue_seg], table)
-        seg_img, source, notes = inputs.load_segmentation(segmentation, phantom.t1w_img)
+        seg_img, source, notes = loading.load_segmentation(segmentation, phantom.t1w_img)
         assert np.array_equal(np.asarray(seg_img.dataobj), phantom.tissue_seg)
         assert (source, notes) == ('classes in seg.nii.gz', [])
 
@@ -247,7 +249,7 @@ def test_classes_of_fmriprep_are_read_with_and_without_their_table(tmp_path, pha
 def test_a_segmentation_that_does_not_fit_is_left_out_with_a_word(tmp_path, phantom):
     wrong = np.array([0, 42, 4, 2])[phantom.tissue_seg]  # CSF and grey matter exchanged
     segmentation = segmentation_of(tmp_path, phantom, wrong, 'freesurfer')
-    seg_img, source, (note,) = inputs.load_segmentation(segmentation, phantom.t1w_img)
+    seg_img, source, (note,) = loading.load_segmentation(segmentation, phantom.t1w_img)
     assert (seg_img, source) == (None, '')
     assert note.startswith('seg.nii.gz is not used as tissue segmentation: its classes do not rise')
 
@@ -256,8 +258,8 @@ def test_a_segmentation_on_another_grid_of_the_world_fits(tmp_path, phantom):
     canonical = nib.as_closest_canonical(phantom.tissue_seg_img)
     nib.save(nib.MGHImage(np.array([0, 24, 3, 2], np.int32)[np.asarray(canonical.dataobj)], canonical.affine),
              tmp_path / 'aseg.mgz')  # fmt: skip
-    segmentation = layout.Segmentation((tmp_path / 'aseg.mgz',), 'labels', 'freesurfer')
-    seg_img, source, notes = inputs.load_segmentation(segmentation, phantom.t1w_img)
+    segmentation = inputs.Segmentation((tmp_path / 'aseg.mgz',), 'labels', 'freesurfer')
+    seg_img, source, notes = loading.load_segmentation(segmentation, phantom.t1w_img)
     assert (source, notes) == ('labels', [])
     assert np.array_equal(np.asarray(seg_img.dataobj), np.asarray(canonical.dataobj))
 
@@ -285,7 +287,7 @@ def visit(tmp_path, make_phantom):
         for name, img in files.items():
             nib.save(img, tmp_path / f'{name}.nii.gz')
         paths = {name: tmp_path / f'{name}.nii.gz' for name in files}
-        image = layout.Inputs('01', None, 'sub-01_T1w', paths['T1w'], 'sub-01/anat/sub-01_T1w.nii.gz', paths['mask'],
+        image = inputs.Inputs('01', None, 'sub-01_T1w', paths['T1w'], 'sub-01/anat/sub-01_T1w.nii.gz', paths['mask'],
                               flair_file=paths['FLAIR'], sources=('bids:raw:x',))  # fmt: skip
         return phantom, image
 
@@ -294,9 +296,9 @@ def visit(tmp_path, make_phantom):
 
 def test_a_mask_on_a_flair_that_lies_elsewhere_comes_to_the_t1w(visit):
     phantom, image = visit(TURN)
-    image = inputs.settle(image)
+    image = loading.settle(image)
     assert image.sources[-1] == 'bids:raw:sub-01/anat/FLAIR.nii.gz'
-    loaded = inputs.load(image)
+    loaded = loading.load(image)
     assert loaded.info['FlairRegistration']['Used']
     truth = np.linalg.inv(TURN)
     assert registration.largest_shift_mm(loaded.flair_to_t1w @ TURN, phantom.t1w, phantom.affine) < 2  # half a voxel
@@ -307,7 +309,7 @@ def test_a_mask_on_a_flair_that_lies_elsewhere_comes_to_the_t1w(visit):
 
 def test_a_mask_on_a_flair_whose_world_agrees_stays_where_it_is(visit):
     _, image = visit()
-    loaded = inputs.load(inputs.settle(image))
+    loaded = loading.load(loading.settle(image))
     assert loaded.flair_to_t1w is None
     assert loaded.info['FlairRegistration']['Used'] is False
     assert np.array_equal(loaded.lesion_mask_img.affine, nib.load(image.lesion_mask_file).affine)
@@ -316,10 +318,10 @@ def test_a_mask_on_a_flair_whose_world_agrees_stays_where_it_is(visit):
 
 def test_a_mask_on_the_grid_of_the_t1w_needs_no_flair(visit):
     _, image = visit(TURN, mask_space='T1w')
-    settled = inputs.settle(image)
+    settled = loading.settle(image)
     assert settled.flair_file is None
     assert settled.sources == image.sources
-    assert inputs.load(settled).info == {}
+    assert loading.load(settled).info == {}
 
 
 @pytest.mark.parametrize('mask_space', ['FLAIR', 'T1w'])
@@ -328,10 +330,10 @@ def test_a_flair_that_datalad_did_not_fetch_is_asked_for_only_where_it_is_needed
     image.flair_file.unlink()
     image.flair_file.symlink_to('nowhere')
     if mask_space == 'T1w':
-        assert inputs.settle(image).flair_file is None
+        assert loading.settle(image).flair_file is None
         return
     with pytest.raises(ValueError, match='FLAIR.nii.gz is a link to nowhere, which is not there: .* datalad get'):
-        inputs.settle(image)
+        loading.settle(image)
 
 
 @pytest.mark.parametrize('mask_space', ['FLAIR', 'T1w'])
@@ -339,7 +341,7 @@ def test_of_a_flair_that_lies_elsewhere_the_t1w_comes_to_it(visit, mask_space):
     phantom, image = visit(TURN, mask_space)
     flair = replace(image, image_file=image.flair_file, tissue_file=image.image_file, flair_file=None,
                     name='sub-01_FLAIR')  # fmt: skip
-    loaded = inputs.load(inputs.settle(flair))
+    loaded = loading.load(loading.settle(flair))
     moved = loaded.tissue_img.affine @ np.linalg.inv(phantom.affine)
     assert registration.largest_shift_mm(np.linalg.inv(moved) @ TURN, phantom.t1w, phantom.affine) < 2
     assert np.allclose(loaded.lesion_mask_img.affine, TURN @ phantom.affine, atol=2 + 4 * (mask_space == 'FLAIR'))

@@ -5,7 +5,12 @@ import nibabel as nib
 import pytest
 from bids_examples import find, flair_path, mask_path, t1w_path, write_bids, write_description
 
-from bids_lesionfill import layout
+from bids_lesionfill import text_files
+from bids_lesionfill.layout import datasets, errors, indexing, naming, pairing
+from bids_lesionfill.layout import derivatives as layout_derivatives
+from bids_lesionfill.layout import files as layout_files
+from bids_lesionfill.layout import inputs as layout_inputs
+from bids_lesionfill.layout import status as layout_status
 
 
 def test_image_gets_its_mask_and_bids_uris(tmp_path, img):
@@ -98,7 +103,7 @@ def test_filters_choose_images(tmp_path, img):
 
 def test_unknown_participant_is_named(tmp_path, img):
     root = write_bids(tmp_path, {t1w_path('01'): img})
-    with pytest.raises(layout.UsageError, match='99'):
+    with pytest.raises(errors.UsageError, match='99'):
         find(root, participant_labels=['99'])
 
 
@@ -106,7 +111,7 @@ def test_own_output_in_derivatives_is_not_searched(tmp_path, img):
     root = write_bids(tmp_path, {t1w_path('01'): img, mask_path('01'): img})
     own = root / 'derivatives' / 'filled'
     write_description(own, DatasetType='derivative', GeneratedBy=[{'Name': 'bids_lesionfill'}])
-    assert list(layout.find_derivatives(root)) == ['lesions']
+    assert list(indexing.find_derivatives(root)) == ['lesions']
 
 
 # FLAIR
@@ -199,11 +204,11 @@ def test_run_depends_on_every_file_that_it_reads(tmp_path):
     files = {name: tmp_path / name for name in names}
     for name, path in files.items():
         path.write_text(name)
-    inputs = layout.Inputs('01', None, 'sub-01_FLAIR', relative_path='x', **files)
-    hashes = [layout.hash_run(inputs, {}, 'abc', '1')]
+    inputs = layout_inputs.Inputs('01', None, 'sub-01_FLAIR', relative_path='x', **files)
+    hashes = [layout_derivatives.hash_run(inputs, {}, 'abc', '1')]
     for path in files.values():
         path.write_text('another')
-        hashes.append(layout.hash_run(inputs, {}, 'abc', '1'))
+        hashes.append(layout_derivatives.hash_run(inputs, {}, 'abc', '1'))
     assert len(set(hashes)) == 5
 
 
@@ -219,11 +224,11 @@ def test_patients_have_image_t1w_and_lesion_mask(tmp_path, img):
     images |= {path('01', session): img for path in (t1w_path, flair_path, mask_path) for session in '12'}
     root = write_bids(tmp_path, images)
     where = [('01', '1'), ('01', '2'), ('02', None)]
-    assert relative(layout.find_patients(root, 'FLAIR'), root) == [
+    assert relative(datasets.find_patients(root, 'FLAIR'), root) == [
         (label, flair_path(label, session), t1w_path(label, session), mask_path(label, session))
         for label, session in where
     ]
-    assert relative(layout.find_patients(root, 'T1w'), root) == [
+    assert relative(datasets.find_patients(root, 'T1w'), root) == [
         (label, t1w_path(label, session), t1w_path(label, session), mask_path(label, session))
         for label, session in where
     ]
@@ -237,14 +242,14 @@ def test_patients_who_lack_something_are_left_out(tmp_path, img):
     images |= {t1w_path('05', '1'): img, flair_path('05', '1'): img, mask_path('05', '2'): img}  # of another session
     images |= {t1w_path('06'): img, flair_path('06'): img, mask_path('06', name='label-GM_mask'): img}
     root = write_bids(tmp_path, images)
-    assert [label for label, *_ in layout.find_patients(root, 'FLAIR')] == ['01']
-    assert [label for label, *_ in layout.find_patients(root, 'T1w')] == ['01', '03']
+    assert [label for label, *_ in datasets.find_patients(root, 'FLAIR')] == ['01']
+    assert [label for label, *_ in datasets.find_patients(root, 'T1w')] == ['01', '03']
 
 
 def test_lesion_mask_of_a_patient_is_not_taken_for_another_mask(tmp_path, img):
     masks = {mask_path('01', name=name): img for name in ('desc-brain_mask', 'label-L_mask', 'label-GM_mask')}
     root = write_bids(tmp_path, {t1w_path('01'): img, flair_path('01'): img} | masks)
-    ((*_, mask_file),) = layout.find_patients(root, 'FLAIR')
+    ((*_, mask_file),) = datasets.find_patients(root, 'FLAIR')
     assert mask_file.endswith('sub-01_label-L_mask.nii.gz')
 
 
@@ -253,14 +258,14 @@ def test_patients_with_two_raters_are_left_out(tmp_path, img):
     images = {path('01'): img for path in (t1w_path, flair_path, mask_path)}
     images |= {t1w_path('02'): img, flair_path('02'): img} | {mask_path('02', name=name): img for name in names}
     root = write_bids(tmp_path, images)
-    assert [label for label, *_ in layout.find_patients(root, 'FLAIR')] == ['01']
+    assert [label for label, *_ in datasets.find_patients(root, 'FLAIR')] == ['01']
 
 
 @pytest.mark.parametrize('modality', ['FLAIR', 'T2w'])
 def test_dataset_without_patients_says_what_is_missing(tmp_path, img, modality):
     root = write_bids(tmp_path, {t1w_path('01'): img, mask_path('01'): img})
     with pytest.raises(FileNotFoundError, match=f'no {modality} with T1w and lesion mask'):
-        layout.find_patients(root, modality)
+        datasets.find_patients(root, modality)
 
 
 def test_lesion_masks_are_found_at_any_depth_and_sorted(tmp_path, img):
@@ -273,29 +278,29 @@ def test_lesion_masks_are_found_at_any_depth_and_sorted(tmp_path, img):
     )
     images = {mask_path(subject, name=name): img for subject in ('02', '01') for name in names}
     root = write_bids(tmp_path, images)
-    found = layout.find_lesion_masks(root)
+    found = datasets.find_lesion_masks(root)
     assert [path.relative_to(root).as_posix() for path in found] == [
         mask_path(subject, name=name)
         for subject in ('01', '02')
         for name in ('label-lesion_desc-rater1_mask', 'label-lesion_mask')
     ]
-    assert layout.find_lesion_masks(str(found[0].parent)) == found[:2]
+    assert datasets.find_lesion_masks(str(found[0].parent)) == found[:2]
 
 
 @pytest.mark.parametrize('folder', ['.', 'nowhere'])
 def test_folder_without_lesion_masks_is_named(tmp_path, img, folder):
     root = write_bids(tmp_path, {t1w_path('01'): img, mask_path('01', name='desc-brain_mask'): img})
     with pytest.raises(FileNotFoundError, match=rf'{root}.*--lesion-masks'):
-        layout.find_lesion_masks(root / folder)
+        datasets.find_lesion_masks(root / folder)
 
 
 # Outputs
 
 
 def test_output_names_follow_bids(tmp_path):
-    inputs = layout.Inputs('01', '1', 'sub-01_ses-1_acq-x_run-2_T1w', tmp_path, 'x')
+    inputs = layout_inputs.Inputs('01', '1', 'sub-01_ses-1_acq-x_run-2_T1w', tmp_path, 'x')
     files = {
-        name: path.relative_to(tmp_path).as_posix() for name, path in layout.output_files(tmp_path, inputs, 2).items()
+        name: path.relative_to(tmp_path).as_posix() for name, path in naming.output_files(tmp_path, inputs, 2).items()
     }
     stem = 'sub-01/ses-1/anat/sub-01_ses-1_acq-x_run-2'
     assert files == {
@@ -304,12 +309,12 @@ def test_output_names_follow_bids(tmp_path):
         'used_mask': f'{stem}_label-lesion_desc-used_mask.nii.gz',
         'lesions': f'{stem}_desc-lesions_qc.tsv',
     }
-    assert layout.sidecar(tmp_path / files['filled']).name == 'sub-01_ses-1_acq-x_run-2_desc-filled_T1w.json'
+    assert naming.sidecar(tmp_path / files['filled']).name == 'sub-01_ses-1_acq-x_run-2_desc-filled_T1w.json'
 
 
 def test_outputs_of_t1w_and_flair_never_share_a_name(tmp_path):
     t1w, flair = (
-        layout.output_files(tmp_path, layout.Inputs('01', None, f'sub-01_{modality}', tmp_path, 'x'), 2)
+        naming.output_files(tmp_path, layout_inputs.Inputs('01', None, f'sub-01_{modality}', tmp_path, 'x'), 2)
         for modality in ('T1w', 'FLAIR')
     )
     assert not set(t1w.values()) & set(flair.values())
@@ -322,61 +327,65 @@ def test_outputs_of_t1w_and_flair_never_share_a_name(tmp_path):
 
 
 def test_written_file_is_whole_and_leaves_nothing_else(tmp_path):
-    layout.write_bytes(tmp_path / 'a' / 'b.txt', b'12')
+    layout_files.write_bytes(tmp_path / 'a' / 'b.txt', b'12')
     assert [path.name for path in (tmp_path / 'a').iterdir()] == ['b.txt']
 
 
 def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
-    layout.write_bytes(tmp_path / 'b.txt', b'old')
-    monkeypatch.setattr(layout.os, 'replace', lambda *_: (_ for _ in ()).throw(OSError(28, 'disk full')))
+    layout_files.write_bytes(tmp_path / 'b.txt', b'old')
+    monkeypatch.setattr(layout_derivatives.os, 'replace', lambda *_: (_ for _ in ()).throw(OSError(28, 'disk full')))
     with pytest.raises(OSError, match='disk full'):
-        layout.write_bytes(tmp_path / 'b.txt', b'new')
+        layout_files.write_bytes(tmp_path / 'b.txt', b'new')
     assert (tmp_path / 'b.txt').read_bytes() == b'old'
     assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_same_image_gives_same_bytes(tmp_path, img):
-    layout.write_image(tmp_path / '1.nii.gz', img)
-    layout.write_image(tmp_path / '2.nii.gz', img)
+    layout_files.write_image(tmp_path / '1.nii.gz', img)
+    layout_files.write_image(tmp_path / '2.nii.gz', img)
     assert (tmp_path / '1.nii.gz').read_bytes() == (tmp_path / '2.nii.gz').read_bytes()
     assert gzip.decompress((tmp_path / '1.nii.gz').read_bytes()) == img.to_bytes()
 
 
 def test_tsv_writes_missing_values_as_na_and_reads_them_back(tmp_path):
-    layout.write_tsv(tmp_path / 't.tsv', [{'a': 1.5, 'b': float('nan')}, {'b': 'x'}], ['a', 'b'])
+    layout_files.write_tsv(tmp_path / 't.tsv', [{'a': 1.5, 'b': float('nan')}, {'b': 'x'}], ['a', 'b'])
     assert (tmp_path / 't.tsv').read_text() == 'a\tb\n1.5\tn/a\nn/a\tx\n'
-    assert layout.read_tsv(tmp_path / 't.tsv') == [{'a': 1.5, 'b': None}, {'a': None, 'b': 'x'}]
+    assert text_files.read_tsv(tmp_path / 't.tsv') == [{'a': 1.5, 'b': None}, {'a': None, 'b': 'x'}]
 
 
 def test_tsv_of_a_spreadsheet_is_read(tmp_path):
     """It starts with a byte order mark, and its lines may be shorter or longer than the first."""
     (tmp_path / 't.tsv').write_bytes('a\tb\r\n1\r\n2\té\tx\r\n'.encode('utf-8-sig'))
-    short, long = layout.read_tsv(tmp_path / 't.tsv')
+    short, long = text_files.read_tsv(tmp_path / 't.tsv')
     assert short == {'a': 1, 'b': None}
     assert (long['a'], long['b']) == (2, 'é')
 
 
 def test_seed_depends_on_path_and_random_seed_only(tmp_path):
     def inputs(path, root):
-        return layout.Inputs('01', None, 'sub-01_T1w', root / path, path)
+        return layout_inputs.Inputs('01', None, 'sub-01_T1w', root / path, path)
 
-    assert layout.seed_of(inputs('a', tmp_path), 0) == layout.seed_of(inputs('a', tmp_path / 'elsewhere'), 0)
-    assert layout.seed_of(inputs('a', tmp_path), 0) != layout.seed_of(inputs('b', tmp_path), 0)
-    assert layout.seed_of(inputs('a', tmp_path), 0) != layout.seed_of(inputs('a', tmp_path), 1)
+    assert layout_derivatives.seed_of(inputs('a', tmp_path), 0) == layout_derivatives.seed_of(
+        inputs('a', tmp_path / 'elsewhere'), 0
+    )
+    assert layout_derivatives.seed_of(inputs('a', tmp_path), 0) != layout_derivatives.seed_of(inputs('b', tmp_path), 0)
+    assert layout_derivatives.seed_of(inputs('a', tmp_path), 0) != layout_derivatives.seed_of(inputs('a', tmp_path), 1)
 
 
 def test_status_table_joins_runs_and_keeps_the_latest(tmp_path):
     status = {'status': 'filled', 'images': 1, 'lesions': 2, 'volume_filled_ml': 0.5, 'message': None}
-    layout.write_status(tmp_path, '02', '20260101-000000_a', {**status, 'status': 'failed'})
-    layout.write_status(tmp_path, '01', '20260101-000001_b', status)
-    layout.write_status(tmp_path, '02', '20260101-000002_c', status)
-    rows = layout.read_tsv(tmp_path / 'participants.tsv')
+    layout_status.write_status(tmp_path, '02', '20260101-000000_a', {**status, 'status': 'failed'})
+    layout_status.write_status(tmp_path, '01', '20260101-000001_b', status)
+    layout_status.write_status(tmp_path, '02', '20260101-000002_c', status)
+    rows = text_files.read_tsv(tmp_path / 'participants.tsv')
     assert [(row['participant_id'], row['status']) for row in rows] == [('sub-01', 'filled'), ('sub-02', 'filled')]
 
 
 def test_dataset_description_names_sources(tmp_path, img):
     root = write_bids(tmp_path / 'in', {t1w_path('01'): img, mask_path('01'): img})
-    layout.write_dataset_files(tmp_path / 'out', root, layout.find_derivatives(root), '1.2.3', {'md': 'x'})
+    layout_derivatives.write_dataset_files(
+        tmp_path / 'out', root, indexing.find_derivatives(root), '1.2.3', {'md': 'x'}
+    )
     description = json.loads((tmp_path / 'out' / 'dataset_description.json').read_text())
     assert description['DatasetType'] == 'derivative'
     assert description['GeneratedBy'][0]['Version'] == '1.2.3'
@@ -387,7 +396,7 @@ def test_dataset_description_names_sources(tmp_path, img):
 def test_rescans_are_of_one_person(tmp_path):
     rows = ['participant_id\trescan_of', 'sub-01\tn/a', 'sub-02\tsub-01', 'sub-03\t']
     (tmp_path / 'participants.tsv').write_text('\n'.join(rows) + '\n')
-    assert layout.find_people(tmp_path) == {'sub-01': 'sub-01', 'sub-02': 'sub-01', 'sub-03': 'sub-03'}
+    assert datasets.find_people(tmp_path) == {'sub-01': 'sub-01', 'sub-02': 'sub-01', 'sub-03': 'sub-03'}
 
 
 # Synthesis
@@ -403,7 +412,7 @@ def test_image_without_a_mask_can_be_used_where_none_is_needed(tmp_path, img):
         inputs = inputs_of(root, modality, needs_mask=False)
         assert inputs.problem == ''
         assert inputs.lesion_mask_file is None
-        assert inputs_of(root, modality).problem == layout.NO_MASK
+        assert inputs_of(root, modality).problem == layout_inputs.NO_MASK
 
 
 def test_flair_without_t1w_and_several_masks_stay_problems_where_no_mask_is_needed(tmp_path, img):
@@ -423,8 +432,8 @@ def test_images_of_a_visit_have_one_t1w(tmp_path, img):
 
 def test_names_of_a_synthesis(tmp_path, img):
     root = write_bids(tmp_path, {t1w_path('01', 'a'): img, flair_path('01', 'a'): img})
-    on_t1w = layout.synth_files('out', inputs_of(root, needs_mask=False))
-    on_flair = layout.synth_files('out', inputs_of(root, 'FLAIR', needs_mask=False), 'synth12')
+    on_t1w = naming.synth_files('out', inputs_of(root, needs_mask=False))
+    on_flair = naming.synth_files('out', inputs_of(root, 'FLAIR', needs_mask=False), 'synth12')
     assert {path.parent.as_posix() for path in (on_t1w | on_flair).values()} == {'out/sub-01/ses-a/anat'}
     assert {name: path.name for name, path in on_t1w.items()} == {
         'synth': 'sub-01_ses-a_desc-synth_T1w.nii.gz',
@@ -444,18 +453,18 @@ def test_names_of_a_synthesis(tmp_path, img):
 
 def test_files_are_written_if_they_their_sidecars_and_the_hash_are_there(tmp_path):
     files = [tmp_path / 'a_T1w.nii.gz', tmp_path / 'b_qc.tsv']
-    assert not layout.are_written(files[0], files, 'abc')
+    assert not layout_derivatives.are_written(files[0], files, 'abc')
     for path in files:
         path.write_bytes(b'')
-        layout.write_json(layout.sidecar(path), {'RunHash': 'abc'})
-    assert layout.are_written(files[0], files, 'abc')
-    assert not layout.are_written(files[0], files, 'abd')
-    layout.sidecar(files[1]).unlink()
-    assert not layout.are_written(files[0], files, 'abc')
+        layout_files.write_json(naming.sidecar(path), {'RunHash': 'abc'})
+    assert layout_derivatives.are_written(files[0], files, 'abc')
+    assert not layout_derivatives.are_written(files[0], files, 'abd')
+    naming.sidecar(files[1]).unlink()
+    assert not layout_derivatives.are_written(files[0], files, 'abc')
 
 
 def test_seed_depends_on_the_path_and_the_random_seed():
-    seeds = [layout.seed_of_path(path, seed) for path, seed in (('a', 0), ('a', 0), ('a', 1), ('b', 0))]
+    seeds = [layout_derivatives.seed_of_path(path, seed) for path, seed in (('a', 0), ('a', 0), ('a', 1), ('b', 0))]
     assert seeds[0] == seeds[1]
     assert len(set(seeds)) == 3
     assert all(0 <= seed < 2**60 for seed in seeds)
@@ -465,10 +474,10 @@ def test_crash_is_noted_with_its_traceback_and_told_in_one_line(tmp_path):
     try:
         raise ValueError('two\nlines')
     except ValueError as error:
-        line = layout.note_crash(error, 'sub-01_T1w', '01', 'now', tmp_path)
+        line = layout_status.note_crash(error, 'sub-01_T1w', '01', 'now', tmp_path)
     assert line == 'two lines'
     assert 'Traceback' in (tmp_path / 'sub-01/log/now/crash-sub-01_T1w.txt').read_text()
-    assert layout.note_crash(KeyError(), 'x', '01', 'now', tmp_path) == 'KeyError'
+    assert layout_status.note_crash(KeyError(), 'x', '01', 'now', tmp_path) == 'KeyError'
 
 
 # Derivatives and their index
@@ -492,41 +501,41 @@ def test_derivative_with_a_broken_description_is_named_and_left_out(tmp_path, im
     broken = derivative(root / 'derivatives/broken', img, 'desc-brain_mask', text)
     assert find(root)['01'][0].lesion_mask_file == root / mask_path('01')
     assert f'{broken}/dataset_description.json' in caplog.text
-    with pytest.raises(layout.UsageError, match='derivatives/broken/dataset_description.json'):  # it was asked for
-        layout.open_layout(root, [broken])
+    with pytest.raises(errors.UsageError, match='derivatives/broken/dataset_description.json'):  # it was asked for
+        indexing.open_layout(root, [broken])
 
 
 def test_two_derivatives_in_folders_of_the_same_name_are_both_searched(tmp_path, img):
     root = write_bids(tmp_path / 'data', {t1w_path('01'): img})
     derivatives = {name: derivative(tmp_path / name / 'masks', img, f'label-lesion_desc-{name}_mask') for name in 'ab'}
-    bids_layout = layout.open_layout(root, derivatives.values())
+    bids_layout = indexing.open_layout(root, derivatives.values())
     for name in 'ab':
-        (inputs,) = layout.find_inputs(bids_layout, derivatives, mask_desc=name)['01']
+        (inputs,) = pairing.find_inputs(bids_layout, derivatives, mask_desc=name)['01']
         assert inputs.sources[1] == f'bids:{name}:sub-01/anat/sub-01_label-lesion_desc-{name}_mask.nii.gz'
 
 
 def test_index_of_one_dataset_is_not_used_for_another(tmp_path, img):
     roots = [write_bids(tmp_path / name, {t1w_path(name): img, mask_path(name): img}) for name in ('01', '02')]
     for root in roots:
-        derivatives = layout.find_derivatives(root)
-        bids_layout = layout.open_layout(root, derivatives.values(), tmp_path / 'index')
-        (inputs,) = layout.find_inputs(bids_layout, derivatives)[root.name]
+        derivatives = indexing.find_derivatives(root)
+        bids_layout = indexing.open_layout(root, derivatives.values(), tmp_path / 'index')
+        (inputs,) = pairing.find_inputs(bids_layout, derivatives)[root.name]
         assert inputs.lesion_mask_file == root / mask_path(root.name)
     assert len(list((tmp_path / 'index').glob('*/layout_index.sqlite'))) == 4
 
 
 def test_index_of_a_dataset_is_used_again(tmp_path, img):
     root = write_bids(tmp_path / 'data', {t1w_path('01'): img})
-    layout.open_layout(root, database_dir=tmp_path / 'index')
+    indexing.open_layout(root, database_dir=tmp_path / 'index')
     nib.save(img, root / t1w_path('01', extra='run-2_'))
-    found = layout.open_layout(root, database_dir=tmp_path / 'index').get(suffix='T1w', extension='nii.gz')
+    found = indexing.open_layout(root, database_dir=tmp_path / 'index').get(suffix='T1w', extension='nii.gz')
     assert [file.filename for file in found] == ['sub-01_T1w.nii.gz']
 
 
 def test_index_in_a_container_is_not_that_of_the_dataset_that_was_at_its_place(tmp_path, img):
     for subject in ('01', '02'):
         root = write_bids(tmp_path / 'data', {t1w_path(subject): img})
-        assert layout.open_layout(root, database_dir=tmp_path / 'index').get_subjects() == [subject]
+        assert indexing.open_layout(root, database_dir=tmp_path / 'index').get_subjects() == [subject]
         root.rename(tmp_path / f'other{subject}')
 
 
@@ -628,7 +637,7 @@ def test_mask_of_a_tool_is_not_used_where_another_was_asked_for(tmp_path, img, o
     mask.parent.mkdir(parents=True)
     mask.write_text('')
     assert find(root)['01'][0].lesion_mask_file == mask
-    assert find(root, **options)['01'][0].problem == layout.NO_MASK
+    assert find(root, **options)['01'][0].problem == layout_inputs.NO_MASK
 
 
 @pytest.mark.parametrize('link', [mask_path('01'), 'derivatives/lesions/sub-01'])
@@ -642,8 +651,8 @@ def test_source_that_is_a_link_to_elsewhere_has_its_own_name(tmp_path, img, link
 
 def test_source_in_no_dataset_is_a_file_uri(tmp_path):
     (tmp_path / 'there').symlink_to(tmp_path / 'fs')
-    assert layout.uri(tmp_path / 'there/x', {'fs': tmp_path / 'fs'}, tmp_path / 'raw') == 'bids:fs:x'
-    assert layout.uri(tmp_path / 'a b', {}, tmp_path / 'raw') == f'file://{tmp_path}/a%20b'
+    assert naming.uri(tmp_path / 'there/x', {'fs': tmp_path / 'fs'}, tmp_path / 'raw') == 'bids:fs:x'
+    assert naming.uri(tmp_path / 'a b', {}, tmp_path / 'raw') == f'file://{tmp_path}/a%20b'
 
 
 def test_linked_folder_of_freesurfer_is_named_by_its_place(tmp_path, img):
@@ -669,7 +678,7 @@ def test_mask_that_names_a_flair_is_for_the_only_t1w_of_its_visit(tmp_path, img)
 def test_mask_that_names_flairs_of_two_visits_is_for_no_t1w(tmp_path, img):
     mask = mask_path('01', extra='acq-3D_', name='space-FLAIR_label-lesion_mask')
     paths = [path for s in '12' for path in (t1w_path('01', s), flair_path('01', s, extra='acq-3D_'))]
-    assert find_one(tmp_path, img, [*paths, mask], 'sub-01_ses-1_T1w').problem == layout.NO_MASK
+    assert find_one(tmp_path, img, [*paths, mask], 'sub-01_ses-1_T1w').problem == layout_inputs.NO_MASK
 
 
 def test_two_masks_on_two_flairs_of_a_t1w_are_refused(tmp_path, img):

@@ -4,9 +4,12 @@ import pytest
 from conftest import ellipsoid
 from scipy import ndimage
 
-from bids_lesionfill import lesion_masks, masks, tissues, weights
-from bids_lesionfill.lesion_masks import LesionLibrary
-from bids_lesionfill.tissues import PLACES
+from bids_lesionfill.images import masks, tissues
+from bids_lesionfill.lesions import library as lesions_library
+from bids_lesionfill.lesions import places as lesions_places
+from bids_lesionfill.lesions import sampling
+from bids_lesionfill.lesions.library import LesionLibrary
+from bids_lesionfill.lesions.places import PLACES
 
 SHAPE = (80, 80, 80)
 MIDDLE_MM = np.array((0, -10, 20))  # of the head, in the template
@@ -65,7 +68,7 @@ def head():
 @pytest.fixture(scope='module')
 def anatomy(library, head):
     """What `draw_lesion_mask` takes after the library."""
-    places, frequency, _ = lesion_masks.locate(library, head, VOXEL_TO_TEMPLATE)
+    places, frequency, _ = lesions_places.locate(library, head, VOXEL_TO_TEMPLATE)
     return head == tissues.WHITE_MATTER, places, frequency, VOXEL_TO_TEMPLATE
 
 
@@ -78,15 +81,15 @@ def each(labels):
 
 def test_shapes_come_back_from_their_bits(rng):
     shapes = [rng.random(size) < 0.5 for size in ((1, 1, 1), (3, 5, 2), (8, 1, 4), (2, 2, 2))]
-    bits, sizes = lesion_masks.pack_shapes(shapes)
+    bits, sizes = lesions_library.pack_shapes(shapes)
     assert bits.dtype == np.uint8
     assert len(bits) == 1 + 4 + 4 + 1
-    again = lesion_masks.unpack_shapes(bits, sizes)
+    again = lesions_library.unpack_shapes(bits, sizes)
     assert all(a.dtype == bool and np.array_equal(a, b) for a, b in zip(again, shapes, strict=True))
 
 
 def test_bundled_library_holds_the_thirty_masks():
-    library = weights.load_lesion_library()
+    library = lesions_library.load_lesion_library()
     counts = np.bincount(library.patients)
     loads = np.bincount(library.patients, library.volumes)
     assert len(counts) == 30
@@ -98,7 +101,7 @@ def test_bundled_library_holds_the_thirty_masks():
 
 
 def test_bundled_frequency_and_ventricles_are_where_they_should_be():
-    library = weights.load_lesion_library()
+    library = lesions_library.load_lesion_library()
     assert library.template.shape == library.frequency.shape == library.ventricles.shape
     assert library.frequency.max() == 255
 
@@ -114,12 +117,12 @@ def test_bundled_frequency_and_ventricles_are_where_they_should_be():
 
 
 def test_bundled_library_is_small():
-    assert sum(path.stat().st_size for path in weights.LESIONS_DIR.iterdir()) < 1_500_000
+    assert sum(path.stat().st_size for path in lesions_library.LESIONS_DIR.iterdir()) < 1_500_000
 
 
 def test_library_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"'nobody' .* expected .*nobody\.npz"):
-        weights.load_lesion_library('nobody', tmp_path)
+        lesions_library.load_lesion_library('nobody', tmp_path)
 
 
 # Places
@@ -142,11 +145,11 @@ def test_library_that_is_not_there_is_named(tmp_path):
     ],
 )
 def test_brain_stem_and_cerebellum_are_infratentorial(mm, expected):
-    assert lesion_masks.is_infratentorial(mm) == expected
+    assert lesions_places.is_infratentorial(mm) == expected
 
 
 def test_subject_is_located_in_the_template(library, head):
-    places, frequency, ventricles = lesion_masks.locate(library, head, VOXEL_TO_TEMPLATE)
+    places, frequency, ventricles = lesions_places.locate(library, head, VOXEL_TO_TEMPLATE)
     beside_the_midline = np.abs(np.arange(80) - 40)[:, None, None] >= 3
     assert np.array_equal(ventricles, ellipsoid(SHAPE, (40, 40, 40), (8, 8, 8)) & beside_the_midline)
     assert places[40 + 11, 40, 40] == PLACES['periventricular']
@@ -160,7 +163,7 @@ def test_subject_is_located_in_the_template(library, head):
 def test_deep_nuclei_are_not_cortex(library, head):
     with_nuclei = head.copy()
     with_nuclei[tuple(slice(c - 2, c + 3) for c in to_voxel((25, 0, 15)))] = tissues.GREY_MATTER
-    places, *_ = lesion_masks.locate(library, with_nuclei, VOXEL_TO_TEMPLATE)
+    places, *_ = lesions_places.locate(library, with_nuclei, VOXEL_TO_TEMPLATE)
     assert places[tuple(to_voxel((25, 0, 18)))] == PLACES['deep']
 
 
@@ -169,7 +172,7 @@ def test_deep_nuclei_are_not_cortex(library, head):
 
 @pytest.mark.parametrize('shape', [BALL, STICK, np.ones((4, 6, 5), dtype=bool)], ids=['ball', 'stick', 'even'])
 def test_deformation_of_no_strength_is_the_shape_itself(shape, rng):
-    level = lesion_masks.deform(shape, np.eye(3), rng, strength=0)
+    level = sampling.deform(shape, np.eye(3), rng, strength=0)
     assert all(size % 2 for size in level.shape)
     start = np.array(level.shape) // 2 - np.array(shape.shape) // 2
     expected = np.zeros(level.shape, dtype=bool)
@@ -178,22 +181,22 @@ def test_deformation_of_no_strength_is_the_shape_itself(shape, rng):
 
 
 def test_level_is_the_distance_to_the_border(rng):
-    level = lesion_masks.deform(np.ones((5, 5, 5), dtype=bool), np.eye(3), rng, strength=0)
+    level = sampling.deform(np.ones((5, 5, 5), dtype=bool), np.eye(3), rng, strength=0)
     line = level[:, level.shape[1] // 2, level.shape[2] // 2]
     np.testing.assert_allclose(line[len(line) // 2 :][:6], (2.5, 1.5, 0.5, -0.5, -1.5, -2.5))
 
 
 def test_linear_map_turns_and_scales(rng):
     turn = np.array([[0.0, 1, 0], [1, 0, 0], [0, 0, 1]])
-    turned = lesion_masks.deform(STICK, turn, rng, strength=0) > 0
+    turned = sampling.deform(STICK, turn, rng, strength=0) > 0
     assert (np.ptp(np.argwhere(turned), axis=0) + 1).tolist() == [3, 15, 3]
-    doubled = lesion_masks.deform(BALL, np.eye(3) / 2, rng, strength=0) > 0
+    doubled = sampling.deform(BALL, np.eye(3) / 2, rng, strength=0) > 0
     assert doubled.sum() == pytest.approx(8 * BALL.sum(), rel=0.25)  # corners of voxels are rounded
 
 
 def test_deformation_differs_by_seed_alone_and_keeps_about_the_volume():
     large = ellipsoid((21, 15, 17), (10, 7, 8), (10, 7, 8))
-    levels = [lesion_masks.deform(large, np.eye(3), np.random.default_rng(seed)) for seed in (1, 1, 2, 3)]
+    levels = [sampling.deform(large, np.eye(3), np.random.default_rng(seed)) for seed in (1, 1, 2, 3)]
     assert levels[0].tobytes() == levels[1].tobytes()
     for level in levels:
         assert (level > 0).sum() == pytest.approx(large.sum(), rel=0.25)
@@ -206,11 +209,11 @@ def test_deformation_differs_by_seed_alone_and_keeps_about_the_volume():
 
 @pytest.fixture
 def level(rng):
-    return lesion_masks.deform(BALL, np.eye(3), rng, strength=0)
+    return sampling.deform(BALL, np.eye(3), rng, strength=0)
 
 
 def test_lesion_in_free_white_matter_is_the_shape(level):
-    box, lesion = lesion_masks.cut(level, (15, 16, 17), np.ones((30, 30, 30), dtype=bool), BALL.sum())
+    box, lesion = sampling.cut(level, (15, 16, 17), np.ones((30, 30, 30), dtype=bool), BALL.sum())
     mask = np.zeros((30, 30, 30), dtype=bool)
     mask[box] = lesion
     assert np.array_equal(mask, masks.place(BALL, (15, 16, 17), mask.shape))
@@ -220,7 +223,7 @@ def test_lesion_in_free_white_matter_is_the_shape(level):
 def test_lesion_has_its_volume_in_one_piece_within_free_white_matter(level, volume):
     free = np.zeros((30, 30, 30), dtype=bool)
     free[14:] = True  # cuts two of seven layers away
-    box, lesion = lesion_masks.cut(level, (15, 15, 15), free, volume)
+    box, lesion = sampling.cut(level, (15, 15, 15), free, volume)
     assert lesion.sum() == volume
     assert masks.label_lesions(lesion)[1] == 1
     assert not (lesion & ~free[box]).any()
@@ -229,21 +232,21 @@ def test_lesion_has_its_volume_in_one_piece_within_free_white_matter(level, volu
 def test_too_much_cut_away_is_no_lesion(level):
     free = np.zeros((30, 30, 30), dtype=bool)
     free[17:] = True
-    assert not lesion_masks.cut(level, (15, 15, 15), free, BALL.sum())[1].any()
+    assert not sampling.cut(level, (15, 15, 15), free, BALL.sum())[1].any()
 
 
 def test_lesion_of_which_a_crack_leaves_less_than_three_quarters_is_none(rng):
-    level = lesion_masks.deform(STICK, np.eye(3), rng, strength=0)
+    level = sampling.deform(STICK, np.eye(3), rng, strength=0)
     free = np.zeros((30, 30, 30), dtype=bool)
     free[:, 14:17, 14:17] = True
     free[14:16] = False
-    assert not lesion_masks.cut(level, (15, 15, 15), free, STICK.sum())[1].any()
+    assert not sampling.cut(level, (15, 15, 15), free, STICK.sum())[1].any()
 
 
 @pytest.mark.parametrize('centre', [(0, 0, 0), (29, 15, 29), (-40, 5, 5), (70, 70, 70)])
 def test_places_at_and_beyond_the_border_are_cut(level, centre):
     free = np.ones((30, 30, 30), dtype=bool)
-    box, lesion = lesion_masks.cut(level, centre, free, BALL.sum())
+    box, lesion = sampling.cut(level, centre, free, BALL.sum())
     assert lesion.shape == free[box].shape
     assert lesion.sum() in (0, BALL.sum())
 
@@ -254,7 +257,7 @@ def test_pull_takes_the_sliver_at_the_ventricles(level):
     ventricle_side[18:21] = True
     reaches = []
     for pull in (None, ventricle_side):
-        box, lesion = lesion_masks.cut(level, (15, 15, 15), free, BALL.sum(), pull)
+        box, lesion = sampling.cut(level, (15, 15, 15), free, BALL.sum(), pull)
         assert lesion.sum() == BALL.sum()
         reaches.append(np.argwhere(lesion)[:, 0].max() + box[0].start)
     assert reaches == [18, 19]
@@ -266,7 +269,7 @@ def test_pull_takes_the_sliver_at_the_ventricles(level):
 def test_volumes_are_those_of_a_patient_varied(library):
     seen = set()
     for seed in range(40):
-        volumes, places = lesion_masks.draw_volumes(library, np.random.default_rng(seed))
+        volumes, places = sampling.draw_volumes(library, np.random.default_rng(seed))
         assert (np.diff(volumes) <= 0).all()
         assert 2 <= len(volumes) == len(places) <= 7
         seen.add(bool(volumes[0] > 500))  # only patient 1 has a large one
@@ -275,9 +278,9 @@ def test_volumes_are_those_of_a_patient_varied(library):
 
 @pytest.mark.parametrize(('n_lesions', 'load_ml'), [(3, 0.5), (12, 2.0), (1, 0.1), (40, 0.12), (9, 5.0)])
 def test_count_and_load_are_as_asked_for(library, rng, n_lesions, load_ml):
-    volumes, _ = lesion_masks.draw_volumes(library, rng, n_lesions, load_ml)
+    volumes, _ = sampling.draw_volumes(library, rng, n_lesions, load_ml)
     assert len(volumes) == n_lesions
-    assert volumes.min() >= lesion_masks.MIN_VOXELS
+    assert volumes.min() >= sampling.MIN_VOXELS
     assert volumes.sum() == pytest.approx(1000 * load_ml, abs=n_lesions / 2)
 
 
@@ -285,20 +288,20 @@ def test_load_chooses_patients_who_have_such_a_load():
     dots = [np.ones((n, 1, 1), dtype=bool) for n in (10, 20, 30, 1000)]
     library = build_library(*((patient, 'deep', shape, (0, 0, 0)) for patient, shape in enumerate(dots)))
     rng = np.random.default_rng(0)
-    volumes = [lesion_masks.draw_volumes(library, rng, load_ml=0.01)[0].sum() for _ in range(5)]
+    volumes = [sampling.draw_volumes(library, rng, load_ml=0.01)[0].sum() for _ in range(5)]
     assert volumes == [10] * 5
 
 
 def test_no_confluent_lesion_comes_twice_where_more_lesions_are_asked_for(library):
     for seed in range(20):
-        volumes, _ = lesion_masks.draw_volumes(library, np.random.default_rng(seed), n_lesions=30)
+        volumes, _ = sampling.draw_volumes(library, np.random.default_rng(seed), n_lesions=30)
         assert (volumes > 500).sum() <= 1
         assert volumes.max() <= library.volumes.max()
 
 
 def test_volumes_are_of_the_locations_alone(library, rng):
     for _ in range(10):
-        volumes, places = lesion_masks.draw_volumes(library, rng, locations=('juxtacortical',))
+        volumes, places = sampling.draw_volumes(library, rng, locations=('juxtacortical',))
         assert set(places) == {PLACES['juxtacortical']}
         assert volumes.max() < 2 * BALL.sum()
 
@@ -315,13 +318,13 @@ def test_volumes_are_of_the_locations_alone(library, rng):
 )
 def test_volumes_that_cannot_be_are_refused(library, rng, arguments, message):
     with pytest.raises(ValueError, match=message):
-        lesion_masks.draw_volumes(library, rng, **arguments)
+        sampling.draw_volumes(library, rng, **arguments)
 
 
 def test_locations_that_the_library_does_not_know_are_refused(rng):
     library = build_library((0, 'deep', BALL, (0, 0, 0)))
     with pytest.raises(ValueError, match=r"no lesion in \['infratentorial'\]"):
-        lesion_masks.draw_volumes(library, rng, locations=('infratentorial',))
+        sampling.draw_volumes(library, rng, locations=('infratentorial',))
 
 
 # Whole masks
@@ -329,38 +332,38 @@ def test_locations_that_the_library_does_not_know_are_refused(rng):
 
 def test_lesions_lie_apart_in_white_matter(library, anatomy):
     for seed in range(5):
-        labels = lesion_masks.draw_lesion_mask(library, *anatomy, np.random.default_rng(seed))
+        labels = sampling.draw_lesion_mask(library, *anatomy, np.random.default_rng(seed))
         assert labels.shape == SHAPE
         assert labels.max() >= 2
         assert np.array_equal(np.unique(labels), np.arange(labels.max() + 1))
         assert not (labels[~anatomy[0]]).any()
         assert masks.label_lesions(labels > 0)[1] == labels.max()
         for lesion in each(labels):
-            assert lesion.sum() >= lesion_masks.MIN_VOXELS
+            assert lesion.sum() >= sampling.MIN_VOXELS
 
 
 @pytest.mark.parametrize('locations', [*((place,) for place in PLACES), ('deep', 'infratentorial')])
 def test_every_lesion_obeys_the_locations(library, anatomy, rng, locations):
-    labels = lesion_masks.draw_lesion_mask(library, *anatomy, rng, n_lesions=3, locations=locations)
+    labels = sampling.draw_lesion_mask(library, *anatomy, rng, n_lesions=3, locations=locations)
     assert labels.max() == 3
     allowed = {PLACES[name] for name in locations}
-    assert {tissues.place_of(lesion, anatomy[1]) for lesion in each(labels)} <= allowed
+    assert {lesions_places.place_of(lesion, anatomy[1]) for lesion in each(labels)} <= allowed
 
 
 @pytest.mark.parametrize('load_ml', [0.2, 1.5, 6.0])
 def test_load_is_reached(library, anatomy, rng, load_ml):
-    labels = lesion_masks.draw_lesion_mask(library, *anatomy, rng, load_ml=load_ml)
+    labels = sampling.draw_lesion_mask(library, *anatomy, rng, load_ml=load_ml)
     assert (labels > 0).sum() / 1000 == pytest.approx(load_ml, rel=0.1)
 
 
 def test_count_is_reached(library, anatomy, rng):
-    assert lesion_masks.draw_lesion_mask(library, *anatomy, rng, n_lesions=15).max() == 15
+    assert sampling.draw_lesion_mask(library, *anatomy, rng, n_lesions=15).max() == 15
 
 
 def test_old_lesions_are_avoided(library, anatomy, rng):
     old = ellipsoid(SHAPE, (40, 60, 40), (12, 8, 12))
     before = old.copy()
-    labels = lesion_masks.draw_lesion_mask(library, *anatomy, rng, n_lesions=20, avoid=old, avoid_voxels=4)
+    labels = sampling.draw_lesion_mask(library, *anatomy, rng, n_lesions=20, avoid=old, avoid_voxels=4)
     assert not labels[ndimage.binary_dilation(old, masks.FULL_CONNECTIVITY, iterations=4)].any()
     assert np.array_equal(old, before)
 
@@ -368,7 +371,7 @@ def test_old_lesions_are_avoided(library, anatomy, rng):
 def test_same_seed_same_mask_and_arguments_are_left_alone(library, anatomy):
     before = [array.copy() for array in anatomy]
     first, again, other = (
-        lesion_masks.draw_lesion_mask(library, *anatomy, np.random.default_rng(seed)) for seed in (4, 4, 5)
+        sampling.draw_lesion_mask(library, *anatomy, np.random.default_rng(seed)) for seed in (4, 4, 5)
     )
     assert first.tobytes() == again.tobytes()
     assert not np.array_equal(first, other)
@@ -379,7 +382,7 @@ def test_places_follow_the_frequency(library, anatomy, rng):
     wm_mask, places, _, matrix = anatomy
     frequency = np.zeros(SHAPE, dtype=np.float32)
     frequency[40:] = 255
-    labels = lesion_masks.draw_lesion_mask(
+    labels = sampling.draw_lesion_mask(
         library, wm_mask, places, frequency, matrix, rng, n_lesions=20, locations=('deep', 'juxtacortical')
     )
     right = [np.argwhere(lesion)[:, 0].mean() > 40 for lesion in each(labels)]
@@ -393,7 +396,7 @@ def test_lesions_at_the_ventricles_keep_their_direction_and_others_are_turned(an
         library = build_library((0, place, STICK, centre))
         for seed in range(12):
             rng = np.random.default_rng(seed)
-            labels = lesion_masks.draw_lesion_mask(
+            labels = sampling.draw_lesion_mask(
                 library, *anatomy, rng, n_lesions=1, load_ml=0.135, locations=(place,), strength=0
             )
             voxels = np.argwhere(labels)
@@ -412,16 +415,16 @@ def test_lesions_at_the_ventricles_keep_their_direction_and_others_are_turned(an
     ids=['volume', 'load', 'count'],
 )
 def test_more_than_fits_is_refused_with_numbers(library, anatomy, rng, arguments, message, monkeypatch):
-    monkeypatch.setattr(lesion_masks, 'TRIES', 5)
-    monkeypatch.setattr(lesion_masks, 'HALVINGS', 8)
+    monkeypatch.setattr(sampling, 'TRIES', 5)
+    monkeypatch.setattr(sampling, 'HALVINGS', 8)
     wm_mask, *rest = anatomy
     islands = np.arange(80) % 11 < 5  # white matter in cubes of 5 voxels
     wm_mask = wm_mask & islands[:, None, None] & islands[:, None] & islands
     with pytest.raises(ValueError, match=message):
-        lesion_masks.draw_lesion_mask(library, wm_mask, *rest, rng, **arguments)
+        sampling.draw_lesion_mask(library, wm_mask, *rest, rng, **arguments)
 
 
 def test_brain_without_white_matter_is_refused(library, anatomy, rng):
     nothing = np.zeros(SHAPE, dtype=bool)
     with pytest.raises(ValueError, match='0 of . lesions .* found a place in 0 ml'):
-        lesion_masks.draw_lesion_mask(library, nothing, *anatomy[1:], rng)
+        sampling.draw_lesion_mask(library, nothing, *anatomy[1:], rng)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from bids_lesionfill import masks
+from bids_lesionfill.images import masks
 
 
 def cube(shape, *corners, size=2):

@@ -5,7 +5,8 @@ import pytest
 from scipy import ndimage
 from sklearn.metrics import cohen_kappa_score
 
-from bids_lesionfill import metrics
+from bids_lesionfill import statistics
+from bids_lesionfill.images import metrics
 
 
 @pytest.fixture
@@ -299,7 +300,7 @@ def test_texture_of_a_flat_truth_is_nan():
 
 def test_bootstrap_interval_is_that_of_the_normal_distribution(rng):
     values = rng.normal(3, 2, 400)
-    mean, low, high = metrics.bootstrap_mean(values, rng)
+    mean, low, high = statistics.bootstrap_mean(values, rng)
     assert mean == pytest.approx(values.mean())
     half_width = 1.96 * values.std() / np.sqrt(400)
     assert (low, high) == pytest.approx((mean - half_width, mean + half_width), abs=0.1 * half_width)
@@ -307,24 +308,24 @@ def test_bootstrap_interval_is_that_of_the_normal_distribution(rng):
 
 def test_bootstrap_ignores_nan_and_follows_its_generator():
     values = [1.0, 2.0, 5.0, 8.0]
-    runs = [metrics.bootstrap_mean(v, np.random.default_rng(1), 50) for v in (values, [np.nan, *values, np.nan])]
+    runs = [statistics.bootstrap_mean(v, np.random.default_rng(1), 50) for v in (values, [np.nan, *values, np.nan])]
     assert runs[0] == runs[1]
-    assert metrics.bootstrap_mean(values, np.random.default_rng(2), 50)[1:] != runs[0][1:]
-    assert metrics.bootstrap_mean([7.0, np.nan], np.random.default_rng(1)) == (7, 7, 7)
-    assert np.isnan(metrics.bootstrap_mean([np.nan], np.random.default_rng(1))).all()
+    assert statistics.bootstrap_mean(values, np.random.default_rng(2), 50)[1:] != runs[0][1:]
+    assert statistics.bootstrap_mean([7.0, np.nan], np.random.default_rng(1)) == (7, 7, 7)
+    assert np.isnan(statistics.bootstrap_mean([np.nan], np.random.default_rng(1))).all()
 
 
 def test_paired_bootstrap_of_a_constant_difference_has_no_width(rng):
     values = rng.integers(0, 100, 30) / 4  # differences are exact in binary
-    assert metrics.paired_bootstrap(values + 0.5, values, rng) == (0.5, 0.5, 0.5)
-    _, low, high = metrics.bootstrap_mean(values + 0.5, rng)
+    assert statistics.paired_bootstrap(values + 0.5, values, rng) == (0.5, 0.5, 0.5)
+    _, low, high = statistics.bootstrap_mean(values + 0.5, rng)
     assert high - low > 1  # the cases themselves do vary
 
 
 def test_paired_bootstrap_leaves_out_incomplete_pairs():
     values, others = [1, 2, np.nan, 4, np.inf, 9.0], [0, 4, 3, np.nan, 1, 5.0]
-    complete = metrics.paired_bootstrap([1, 2, 9.0], [0, 4, 5.0], np.random.default_rng(0))
-    assert metrics.paired_bootstrap(values, others, np.random.default_rng(0)) == complete
+    complete = statistics.paired_bootstrap([1, 2, 9.0], [0, 4, 5.0], np.random.default_rng(0))
+    assert statistics.paired_bootstrap(values, others, np.random.default_rng(0)) == complete
     mean, low, high = complete
     assert mean == pytest.approx((1 - 2 + 4) / 3)
     assert low < mean < high
@@ -333,7 +334,7 @@ def test_paired_bootstrap_leaves_out_incomplete_pairs():
 
 def test_resamples_draw_people_first_and_then_their_cases():
     clusters = ['a', 'a', 'a', 'b', 'c', 'c']
-    weights = metrics.bootstrap_weights(clusters, np.random.default_rng(0), 4000)
+    weights = statistics.bootstrap_weights(clusters, np.random.default_rng(0), 4000)
     assert weights.shape == (4000, 6)
     per_person = np.stack([weights[:, :3].sum(axis=1), weights[:, 3], weights[:, 4:].sum(axis=1)])
     people = per_person / np.array([[3], [1], [2]])  # a person brings as many cases as there are of that person
@@ -346,21 +347,21 @@ def test_resamples_draw_people_first_and_then_their_cases():
 def test_interval_over_people_is_wider_than_over_lesions_where_people_differ(rng):
     people = np.repeat(np.arange(4), 30)
     values = rng.normal(size=4)[people] + 0.1 * rng.normal(size=120)
-    _, low, high = metrics.bootstrap_mean(values, rng)
-    _, low_of_people, high_of_people = metrics.bootstrap_mean(values, rng, clusters=people)
+    _, low, high = statistics.bootstrap_mean(values, rng)
+    _, low_of_people, high_of_people = statistics.bootstrap_mean(values, rng, clusters=people)
     assert high_of_people - low_of_people > 2 * (high - low)
 
 
 def test_one_person_gives_the_ordinary_bootstrap(rng):
     values = rng.normal(size=30)
-    one = metrics.bootstrap_mean(values, np.random.default_rng(1), clusters=['me'] * 30)
-    assert one == metrics.bootstrap_mean(values, np.random.default_rng(1))
+    one = statistics.bootstrap_mean(values, np.random.default_rng(1), clusters=['me'] * 30)
+    assert one == statistics.bootstrap_mean(values, np.random.default_rng(1))
 
 
 def test_missing_values_leave_their_person_as_it_is():
     values, people = [1.0, np.nan, 3.0, 5.0], ['a', 'a', 'b', 'b']
-    complete = metrics.bootstrap_mean([1.0, 3.0, 5.0], np.random.default_rng(0), clusters=['a', 'b', 'b'])
-    assert metrics.bootstrap_mean(values, np.random.default_rng(0), clusters=people) == complete
+    complete = statistics.bootstrap_mean([1.0, 3.0, 5.0], np.random.default_rng(0), clusters=['a', 'b', 'b'])
+    assert statistics.bootstrap_mean(values, np.random.default_rng(0), clusters=people) == complete
 
 
 # Readers
@@ -374,28 +375,28 @@ def tail(n, p, at_least):
 @pytest.mark.parametrize(('n_hits', 'low', 'high'), [(3, 0.0321, 0.3789), (1, 0.0013, 0.2487)])
 def test_exact_intervals_of_the_thesis_readers(n_hits, low, high):
     """3 and 1 of 20 (4.1). By definition so many hits or more, so few or fewer, have probability 2.5 % at the ends."""
-    interval = metrics.clopper_pearson(n_hits, 20)
+    interval = statistics.clopper_pearson(n_hits, 20)
     assert interval == pytest.approx((low, high), abs=5e-5)
     assert tail(20, interval[0], n_hits) == pytest.approx(0.025, rel=1e-6)
     assert 1 - tail(20, interval[1], n_hits + 1) == pytest.approx(0.025, rel=1e-6)
 
 
 def test_exact_interval_of_none_and_all():
-    assert metrics.clopper_pearson(0, 20) == pytest.approx((0, 1 - 0.025 ** (1 / 20)))
-    assert metrics.clopper_pearson(20, 20) == pytest.approx((0.025 ** (1 / 20), 1))
+    assert statistics.clopper_pearson(0, 20) == pytest.approx((0, 1 - 0.025 ** (1 / 20)))
+    assert statistics.clopper_pearson(20, 20) == pytest.approx((0.025 ** (1 / 20), 1))
 
 
 def test_chance_of_hits_by_hand():
     # Two cases, of two and of three lesions: both missed 1/2 * 2/3, both hit 1/2 * 1/3.
-    assert metrics.chance_of_hits(0, [1 / 2, 1 / 3]) == pytest.approx(1)
-    assert metrics.chance_of_hits(1, [1 / 2, 1 / 3]) == pytest.approx(2 / 3)
-    assert metrics.chance_of_hits(2, [1 / 2, 1 / 3]) == pytest.approx(1 / 6)
-    assert metrics.chance_of_hits(3, [1 / 2, 1 / 3]) == 0
+    assert statistics.chance_of_hits(0, [1 / 2, 1 / 3]) == pytest.approx(1)
+    assert statistics.chance_of_hits(1, [1 / 2, 1 / 3]) == pytest.approx(2 / 3)
+    assert statistics.chance_of_hits(2, [1 / 2, 1 / 3]) == pytest.approx(1 / 6)
+    assert statistics.chance_of_hits(3, [1 / 2, 1 / 3]) == 0
 
 
 def test_chance_of_hits_is_binomial_where_all_chances_are_equal():
     for n_hits in range(21):
-        assert metrics.chance_of_hits(n_hits, [0.1] * 20) == pytest.approx(tail(20, 0.1, n_hits), rel=1e-6)
+        assert statistics.chance_of_hits(n_hits, [0.1] * 20) == pytest.approx(tail(20, 0.1, n_hits), rel=1e-6)
 
 
 def test_chance_of_hits_counts_every_pattern(rng):
@@ -404,11 +405,11 @@ def test_chance_of_hits_counts_every_pattern(rng):
     weights = np.where(patterns, chances, 1 - chances).prod(axis=1)
     for n_hits in range(7):
         expected = weights[patterns.sum(axis=1) >= n_hits].sum()
-        assert metrics.chance_of_hits(n_hits, chances) == pytest.approx(expected)
+        assert statistics.chance_of_hits(n_hits, chances) == pytest.approx(expected)
 
 
 def test_score_of_a_reader_names_what_guessing_would_do():
-    scores = metrics.score_hits([True, False, True], [1 / 2, 1 / 4, 1 / 4])
+    scores = statistics.score_hits([True, False, True], [1 / 2, 1 / 4, 1 / 4])
     assert (scores['cases'], scores['hits'], scores['hit_percent'], scores['hits_by_chance']) == (3, 2, 66.67, 1)
     # Two or three hits: 1/2 * 1/4 * 3/4 twice, 1/2 * 1/4 * 1/4 for the last two, 1/2 * 1/4 * 1/4 for all.
     assert scores['p_value'] == pytest.approx(2 * 3 / 32 + 1 / 32 + 1 / 32)
@@ -416,9 +417,9 @@ def test_score_of_a_reader_names_what_guessing_would_do():
 
 def test_kappa_by_hand_and_as_sklearn(rng):
     # Agreement in 2 of 4 cases, and 1/4 * 3/4 + 3/4 * 1/4 = 3/8 by chance: (1/2 - 3/8) / (1 - 3/8).
-    assert metrics.cohen_kappa([1, 0, 0, 0], [1, 1, 1, 0]) == pytest.approx(0.2)
-    assert metrics.cohen_kappa([1, 0, 0], [1, 0, 0]) == 1
-    assert metrics.cohen_kappa([1, 0], [0, 1]) == -1
-    assert np.isnan(metrics.cohen_kappa([0, 0], [0, 0]))
+    assert statistics.cohen_kappa([1, 0, 0, 0], [1, 1, 1, 0]) == pytest.approx(0.2)
+    assert statistics.cohen_kappa([1, 0, 0], [1, 0, 0]) == 1
+    assert statistics.cohen_kappa([1, 0], [0, 1]) == -1
+    assert np.isnan(statistics.cohen_kappa([0, 0], [0, 0]))
     one, other = rng.random((2, 30)) < 0.4
-    assert metrics.cohen_kappa(one, other) == pytest.approx(cohen_kappa_score(one, other))
+    assert statistics.cohen_kappa(one, other) == pytest.approx(cohen_kappa_score(one, other))

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from bids_lesionfill import mixture
+from bids_lesionfill.images import mixture
 
 
 @pytest.fixture

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from bids_examples import flair_path, mask_path, t1w_path, write_bids, write_description
 
-from bids_lesionfill import cli, evaluate, layout, ownership, raw_layout, readerstudy, single_file, train
+from bids_lesionfill.app import cli as app_cli
+from bids_lesionfill.app import exit_codes, single_file
+from bids_lesionfill.evaluate import cli as evaluate_cli
+from bids_lesionfill.evaluate import scores
+from bids_lesionfill.layout import derivatives, errors, ownership, raw
+from bids_lesionfill.readerstudy import cli as readerstudy_cli
+from bids_lesionfill.train import cli as train_cli
+from bids_lesionfill.train import plans
 
 MASKS = 'derivatives/lesions'
 
@@ -40,7 +47,7 @@ def site(tmp_path):
 @pytest.fixture
 def call(model_dir):
     def run(root, out, *more, level='participant'):
-        return cli.main([str(root), str(out), level, '--model', str(model_dir), *more])
+        return app_cli.main([str(root), str(out), level, '--model', str(model_dir), *more])
 
     return run
 
@@ -88,7 +95,7 @@ def test_promise_2_a_folder_of_others_is_refused_before_anything_is_written(
     if 'raw' in more and out.is_relative_to(root):
         out = shutil.move(out, tmp_path / 'elsewhere')
     before = contents(tmp_path)
-    assert cli.main([str(root), str(out), level, *more]) == cli.USAGE
+    assert app_cli.main([str(root), str(out), level, *more]) == exit_codes.USAGE
     assert contents(tmp_path) == before
     (error,) = [record.getMessage() for record in caplog.records if record.levelname == 'ERROR']
     assert words in error
@@ -99,7 +106,7 @@ def test_promise_2_a_folder_of_others_is_refused_before_anything_is_written(
 def test_promise_2_another_raw_dataset_is_refused(site, tmp_path, call, caplog, more):
     root, other = site('site1', 1), site('site2', 2)
     before = contents(tmp_path)
-    assert call(root, other, *more) == cli.USAGE
+    assert call(root, other, *more) == exit_codes.USAGE
     assert contents(tmp_path) == before
     assert "another raw dataset ('test', made by nobody known)" in caplog.text
 
@@ -112,28 +119,28 @@ def test_promise_2_own_output_of_another_dataset_is_refused_and_of_the_same_goes
     root, out = dataset(['01']), tmp_path / 'out'
     other = tmp_path / 'other'
     write_bids(other, {t1w_path('01'): make_phantom(seed=9).t1w_img, mask_path('01'): make_phantom().lesion_mask_img})
-    assert call(root, out, *more) == cli.OK
-    folder = out / raw_layout.DERIVATIVES if more else out
+    assert call(root, out, *more) == exit_codes.OK
+    folder = out / raw.DERIVATIVES if more else out
     if version == '0.2.0':
         description = json.loads((folder / 'dataset_description.json').read_text())
         del description['SourceImages']
         (folder / 'dataset_description.json').write_text(json.dumps(description))
     before = contents(out)
     caplog.clear()
-    assert call(other, out, *more) == cli.USAGE
+    assert call(other, out, *more) == exit_codes.USAGE
     assert contents(out) == before
     assert f'is the output of bids_lesionfill for another dataset, {root.resolve()}' in caplog.text
-    assert call(root, out, *more) == cli.OK
+    assert call(root, out, *more) == exit_codes.OK
     assert 'already done' in caplog.text or not caplog.text.count('lesion(s) filled')
 
 
 def test_the_other_layout_in_the_folder_of_one_is_refused(dataset, tmp_path, call):
     root = dataset(['01'])
-    assert call(root, tmp_path / 'raw', '--output-layout', 'raw') == cli.OK
-    assert call(root, tmp_path / 'raw') == cli.USAGE
-    assert call(root, tmp_path / 'out') == cli.OK
+    assert call(root, tmp_path / 'raw', '--output-layout', 'raw') == exit_codes.OK
+    assert call(root, tmp_path / 'raw') == exit_codes.USAGE
+    assert call(root, tmp_path / 'out') == exit_codes.OK
     before = contents(tmp_path)
-    assert call(root, tmp_path / 'out', '--output-layout', 'raw') == cli.USAGE
+    assert call(root, tmp_path / 'out', '--output-layout', 'raw') == exit_codes.USAGE
     assert contents(tmp_path) == before
 
 
@@ -141,7 +148,7 @@ def test_the_other_layout_in_the_folder_of_one_is_refused(dataset, tmp_path, cal
 
 
 def described(root, out):
-    layout.write_description(out, root, {}, '1', ownership.note_source(root))
+    derivatives.write_description(out, root, {}, '1', ownership.note_source(root))
 
 
 def test_a_dataset_that_was_moved_or_copied_is_the_same(site, tmp_path):
@@ -158,7 +165,7 @@ def test_another_dataset_at_the_same_path_is_another(site, tmp_path):
     described(root, out)
     shutil.move(root, tmp_path / 'first')
     site('data', 2)
-    with pytest.raises(layout.UsageError, match='for another dataset'):
+    with pytest.raises(errors.UsageError, match='for another dataset'):
         ownership.check_output(out, root)
 
 
@@ -180,13 +187,13 @@ def test_version_control_logs_and_what_the_user_put_there_count_as_empty(site, t
 
 def test_the_citation_alone_and_the_group_alone_do_not_close_a_folder(dataset, tmp_path, call):
     root = dataset(['01'])
-    assert call(root, tmp_path / 'out', '--boilerplate-only') == cli.OK
-    assert call(root, tmp_path / 'out') == cli.OK
+    assert call(root, tmp_path / 'out', '--boilerplate-only') == exit_codes.OK
+    assert call(root, tmp_path / 'out') == exit_codes.OK
     (tmp_path / 'group/phenotype').mkdir(parents=True)
     (tmp_path / 'group/group.html').write_text('bids_lesionfill 0.2.0')
     ownership.check_output(tmp_path / 'group', root)
     (tmp_path / 'group/sub-01.html').write_text('of others')
-    with pytest.raises(layout.UsageError, match='holds files of others'):
+    with pytest.raises(errors.UsageError, match='holds files of others'):
         ownership.check_output(tmp_path / 'group', root)
 
 
@@ -200,37 +207,37 @@ def test_promise_2_train_evaluate_and_readerstudy_refuse_a_folder_of_others(site
     out = site('other', 2) if foreign == 'raw' else FOREIGN[foreign][0](root)
     before = contents(tmp_path)
     if program == 'train':
-        assert train.main([str(root), str(out)]) == 2
+        assert train_cli.main([str(root), str(out)]) == 2
     elif program == 'evaluate':
-        assert evaluate.main([str(root), str(out)]) == 2
+        assert evaluate_cli.main([str(root), str(out)]) == 2
     else:
-        assert readerstudy.main(['make', str(root), str(out), '--model', 'synth-FLAIR']) == 2
+        assert readerstudy_cli.main(['make', str(root), str(out), '--model', 'synth-FLAIR']) == 2
     assert contents(tmp_path) == before
     assert str(out) in caplog.text
 
 
 def test_train_and_evaluate_go_on_in_folders_of_their_own(tmp_path):
-    (tmp_path / 'plan.json').write_text(train.Plan('x').to_json())
+    (tmp_path / 'plan.json').write_text(plans.Plan('x').to_json())
     (tmp_path / 'notes.txt').write_text('learning rate halved')
-    ownership.check_folder(tmp_path, *train.OWN_FOLDER)
+    ownership.check_folder(tmp_path, *train_cli.OWN_FOLDER)
     (tmp_path / 'evaluation.json').write_text('{"info": {}, "summary": []}')
-    ownership.check_folder(tmp_path, *evaluate.OWN_FOLDER)
+    ownership.check_folder(tmp_path, *scores.OWN_FOLDER)
 
 
 @pytest.mark.parametrize('name', ['scores.tsv', 'scores.json'])
 def test_promise_2_scores_of_others_beside_a_key_are_kept(tmp_path, caplog, name):
     study, key_dir = tmp_path / 'study', tmp_path / 'key'
     cases = {'case-01': {'subject': 'A', 'session': None, 'lesion': 1, 'n_lesions': 3}}
-    readerstudy.write_papers(study, key_dir, {'modality': 'FLAIR', 'cases': cases})
+    readerstudy_cli.write_papers(study, key_dir, {'modality': 'FLAIR', 'cases': cases})
     form = tmp_path / 'anna.tsv'
     form.write_text('case\tlesion\tconfidence\tcomment\ncase-01\t1\t3\t\n')
     (key_dir / name).write_text('{"mine": 1}')
-    assert readerstudy.main(['score', str(study), str(form), '--key', str(key_dir)]) == 2
+    assert readerstudy_cli.main(['score', str(study), str(form), '--key', str(key_dir)]) == 2
     assert (key_dir / name).read_text() == '{"mine": 1}'
     assert f'{key_dir / name} is not by' in caplog.text
     (key_dir / name).unlink()
     for _ in range(2):
-        assert readerstudy.main(['score', str(study), str(form), '--key', str(key_dir)]) == 0
+        assert readerstudy_cli.main(['score', str(study), str(form), '--key', str(key_dir)]) == 0
 
 
 def test_promise_2_a_single_file_never_replaces_without_being_told(phantom, tmp_path, caplog):

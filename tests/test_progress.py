@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from bids_examples import t1w_path, write_bids
 
-from bids_lesionfill import progress
+from bids_lesionfill.app import progress
 
 RUN = Path(__file__).parent.parent / 'run.py'
 

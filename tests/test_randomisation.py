@@ -5,8 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bids_lesionfill import inpaint, randomisation, tissues
-from bids_lesionfill.dataset import Brain, CasePlan, TrainingCases
+from bids_lesionfill.diffusion import forms
+from bids_lesionfill.images import tissues
+from bids_lesionfill.train import randomisation
+from bids_lesionfill.train.brains import Brain
+from bids_lesionfill.train.cases import CasePlan, TrainingCases
 
 SHAPE = (40, 40, 40)
 
@@ -152,7 +155,7 @@ def brain(head, levels):
 
 
 def test_case_depends_on_the_seed_and_the_index_only(brain):
-    first, second = (TrainingCases([brain], SHAPES, PLAN, inpaint.Form(), 3, 20) for _ in range(2))
+    first, second = (TrainingCases([brain], SHAPES, PLAN, forms.Form(), 3, 20) for _ in range(2))
     for index in (0, 7):
         for one, other in zip(first[index], second[index]):
             np.testing.assert_array_equal(one, other)
@@ -161,7 +164,7 @@ def test_case_depends_on_the_seed_and_the_index_only(brain):
 
 def test_loss_counts_part_of_the_mask_and_never_fluid(brain):
     plan = replace(PLAN, confluent_share=1.0, native_thick_share=0.0, rim_share=0.0, fluid_known_share=0.0)
-    cases = TrainingCases([brain], SHAPES, plan, inpaint.Form(), 0, 30)
+    cases = TrainingCases([brain], SHAPES, plan, forms.Form(), 0, 30)
     n_uncounted = 0
     for index in range(30):
         target, channels, mask, counted = cases[index]
@@ -171,13 +174,13 @@ def test_loss_counts_part_of_the_mask_and_never_fluid(brain):
         np.testing.assert_array_equal(channels[1], mask[0])
         n_uncounted += int((mask > counted).sum())
     assert n_uncounted > 0
-    known = TrainingCases([brain], SHAPES, replace(plan, fluid_known_share=1.0), inpaint.Form(), 0, 30)
+    known = TrainingCases([brain], SHAPES, replace(plan, fluid_known_share=1.0), forms.Form(), 0, 30)
     assert all((known[index][2] == known[index][3]).all() for index in range(10))
 
 
 def test_painted_lesions_have_both_signs(brain):
     plan = replace(PLAN, rim_share=1.0, confluent_share=0.0, acquisition_randomisation=0.0, native_thick_share=0.0)
-    cases = TrainingCases([brain], SHAPES, plan, inpaint.Form(), 0, 30)
+    cases = TrainingCases([brain], SHAPES, plan, forms.Form(), 0, 30)
     brighter = []
     for index in range(20):
         case = cases.draw(np.random.default_rng(index))
@@ -188,14 +191,14 @@ def test_painted_lesions_have_both_signs(brain):
 
 
 def test_crop_of_thick_slices_has_the_planned_size(brain, rng):
-    cases = TrainingCases([brain], SHAPES, PLAN, inpaint.Form(), 0, 1)
+    cases = TrainingCases([brain], SHAPES, PLAN, forms.Form(), 0, 1)
     crop = cases.draw_crop(rng, n_slices=3)
     assert crop.image.shape == crop.wm_mask.shape == crop.tissue_seg.shape == (32, 32, 24)
     assert crop.wm_mask.any()
 
 
 def test_no_large_shape_for_confluent_lesions_ends_in_an_error(brain):
-    cases = TrainingCases([brain], SHAPES[:1], replace(PLAN, confluent_share=1.0), inpaint.Form(), 0, 1)
+    cases = TrainingCases([brain], SHAPES[:1], replace(PLAN, confluent_share=1.0), forms.Form(), 0, 1)
     with pytest.raises(ValueError, match='no lesion shape has 500 voxels'):
         cases[0]
 
@@ -203,14 +206,14 @@ def test_no_large_shape_for_confluent_lesions_ends_in_an_error(brain):
 def test_fluid_that_is_not_counted_does_not_change_the_loss():
     import torch
 
-    from bids_lesionfill import diffusion
+    from bids_lesionfill.diffusion import process
 
     generator = torch.Generator().manual_seed(0)
     image, noise = (torch.randn(2, 1, 2, 4, 4, generator=generator) for _ in range(2))
     mask = torch.ones_like(image)
     counted = mask.clone()
     counted[..., 0] = 0
-    scheduler = diffusion.build_scheduler('linear', 'v_prediction')
+    scheduler = process.build_scheduler('linear', 'v_prediction')
     steps = torch.tensor([999, 999])
 
     def loss(extra):
@@ -219,6 +222,6 @@ def test_fluid_that_is_not_counted_does_not_change_the_loss():
             output[..., 0] = extra
             return output
 
-        return diffusion.diffusion_loss(unet, image, mask, mask, scheduler, steps, noise, True, counted)
+        return process.diffusion_loss(unet, image, mask, mask, scheduler, steps, noise, True, counted)
 
     torch.testing.assert_close(loss(0.0), loss(5.0))

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from bids_examples import flair_path, mask_path, t1w_path, write_bids
 
-from bids_lesionfill import cli, layout, raw_layout
+from bids_lesionfill.app import cli, exit_codes, validation
+from bids_lesionfill.layout import files, inputs, naming
+from bids_lesionfill.layout import raw as layout_raw
 
 
 @pytest.fixture
@@ -23,21 +25,21 @@ def dataset(tmp_path, img):
 
 def inputs_of(root, subject, session):
     path = t1w_path(subject, session)
-    return layout.Inputs(subject, session, path.rpartition('/')[2].removesuffix('.nii.gz'), root / path, path)
+    return inputs.Inputs(subject, session, path.rpartition('/')[2].removesuffix('.nii.gz'), root / path, path)
 
 
 def write_filled(out, image):
-    path = layout.output_files(out, image)['filled']
-    layout.write_image(path, nib.Nifti1Image(np.ones((4, 4, 4), np.uint8), np.eye(4)))
-    layout.write_json(layout.sidecar(path), {'SkullStripped': True, 'Lesions': 3})
+    path = naming.output_files(out, image)['filled']
+    files.write_image(path, nib.Nifti1Image(np.ones((4, 4, 4), np.uint8), np.eye(4)))
+    files.write_json(naming.sidecar(path), {'SkullStripped': True, 'Lesions': 3})
 
 
 def write_raw(root, raw, session_labels=()):
-    out = raw / raw_layout.DERIVATIVES
+    out = raw / layout_raw.DERIVATIVES
     images = [inputs_of(root, '01', session) for session in 'ab']
     write_filled(out, images[0])
-    raw_layout.write_top(raw, root, '1')
-    raw_layout.write_participant(raw, root, out, '01', images, session_labels)
+    layout_raw.write_top(raw, root, '1')
+    layout_raw.write_participant(raw, root, out, '01', images, session_labels)
 
 
 def files_of(raw):
@@ -100,10 +102,10 @@ def test_an_uncompressed_image_stays_uncompressed(dataset, tmp_path, img):
     nib.save(img, original)
     (dataset / t1w_path('01', 'a')).unlink()
     image = inputs_of(dataset, '01', 'a')
-    image = layout.Inputs('01', 'a', image.name, original, image.relative_path.removesuffix('.gz'))
+    image = inputs.Inputs('01', 'a', image.name, original, image.relative_path.removesuffix('.gz'))
     raw = tmp_path / 'raw'
-    write_filled(raw / raw_layout.DERIVATIVES, image)
-    raw_layout.write_participant(raw, dataset, raw / raw_layout.DERIVATIVES, '01', [image])
+    write_filled(raw / layout_raw.DERIVATIVES, image)
+    layout_raw.write_participant(raw, dataset, raw / layout_raw.DERIVATIVES, '01', [image])
     assert nib.load(raw / image.relative_path).get_fdata().max() == 1
 
 
@@ -118,11 +120,11 @@ def test_a_second_run_replaces_links_and_files(dataset, tmp_path):
 ])  # fmt: skip
 def test_raw_layout_that_cannot_be_is_2(dataset, tmp_path, caplog, more, words):
     out = dataset / 'derivatives/x' if words == 'is in BIDS_DIR' else tmp_path / 'raw'
-    assert cli.main([str(dataset), str(out), 'participant', '--output-layout', 'raw', *more]) == cli.USAGE
+    assert cli.main([str(dataset), str(out), 'participant', '--output-layout', 'raw', *more]) == exit_codes.USAGE
     assert words in caplog.text
 
 
 def test_raw_layout_has_its_derivatives_inside(dataset, tmp_path):
     arguments = [str(dataset), str(tmp_path / 'raw'), 'participant', '--output-layout', 'raw']
-    options = cli.options_of(cli.parse(arguments)[0], arguments)
+    options = validation.options_of(cli.parse(arguments)[0], arguments)
     assert (options.raw_dir, options.output_dir) == (tmp_path / 'raw', tmp_path / 'raw/derivatives/bids_lesionfill')

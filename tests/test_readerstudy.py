@@ -13,7 +13,13 @@ import pytest
 from bids_examples import listing, mask_path, t1w_path, write_bids
 from conftest import ellipsoid
 
-from bids_lesionfill import fill, inpaint, layout, masks, readerstudy, readerstudy_cases
+from bids_lesionfill import text_files
+from bids_lesionfill.diffusion import forms as diffusion_forms
+from bids_lesionfill.diffusion import inpaint
+from bids_lesionfill.images import masks, nifti
+from bids_lesionfill.layout import files as layout_files
+from bids_lesionfill.readerstudy import cases as readerstudy_cases
+from bids_lesionfill.readerstudy import cli
 
 # Offsets from the middle of the phantom and radii of the lesions, in voxels; all lie in white matter, apart.
 LESIONS = [((-6, 2, 1), (3, 2.5, 2)), ((6, -5, -2), (2.5, 2, 2)), ((4, 6, 2), (2, 1.5, 1.5)), ((0, 0, -7), (1, 1, 1))]
@@ -64,16 +70,16 @@ def make_model(tmp_path_factory):
     """Factory: a model folder with a tiny network whose weights are random."""
     import torch
 
-    from bids_lesionfill import train
+    from bids_lesionfill.train import loop, plans
 
     def build(task='synth', modality='FLAIR'):
         options = {'block_out_channels': (8, 8), 'down_block_types': ('DownBlock2D',) * 2,
                    'up_block_types': ('UpBlock2D',) * 2, 'norm_num_groups': 4}  # fmt: skip
-        plan = train.Plan('tiny', task, modality, unet_options=options, form=inpaint.Form(kind='plain'))
+        plan = plans.Plan('tiny', task, modality, unet_options=options, form=diffusion_forms.Form(kind='plain'))
         with torch.random.fork_rng():
             torch.manual_seed(0)
             folder = tmp_path_factory.mktemp('models') / 'tiny'
-            train.save_model(plan.build_unet(), plan, folder)
+            loop.save_model(plan.build_unet(), plan, folder)
         return folder
 
     return build
@@ -85,7 +91,7 @@ def model_dir(make_model):
 
 
 def make(bids_dir, study_dir, model_dir, *more):
-    return readerstudy.main(['make', str(bids_dir), str(study_dir), '--model', str(model_dir), *more])
+    return cli.main(['make', str(bids_dir), str(study_dir), '--model', str(model_dir), *more])
 
 
 @pytest.fixture(scope='module')
@@ -159,7 +165,7 @@ def test_all_but_the_chosen_lesion_is_bit_identical(bids_dir, study):
 
 
 def test_replaced_lesion_does_not_depend_on_the_lesion_that_was_there(make_phantom, model_dir):
-    from bids_lesionfill import weights
+    from bids_lesionfill.diffusion import models
 
     t1w_img, flair_img, mask_img = patient(make_phantom)
     lesion_mask = np.asarray(mask_img.dataobj) > 0
@@ -167,7 +173,7 @@ def test_replaced_lesion_does_not_depend_on_the_lesion_that_was_there(make_phant
     # On the 1 mm grid: elsewhere interpolation mixes the voxels at the border.
     t1w_img, flair_img = (nib.Nifti1Image(img.get_fdata(dtype=np.float32), np.eye(4)) for img in (t1w_img, flair_img))
     other_img = nib.Nifti1Image(np.where(lesion, 12345, flair_img.get_fdata(dtype=np.float32)), np.eye(4))
-    model = weights.load_model(model_dir)
+    model = models.load_model(model_dir)
     first, other = (
         readerstudy_cases.replace_lesion(img, lesion, lesion_mask, t1w_img, model, 1, 7).get_fdata()
         for img in (flair_img, other_img)
@@ -177,10 +183,10 @@ def test_replaced_lesion_does_not_depend_on_the_lesion_that_was_there(make_phant
 
 
 def test_floats_that_are_whole_numbers_stay_whole(make_phantom, model_dir):
-    from bids_lesionfill import weights
+    from bids_lesionfill.diffusion import models
 
     t1w_img, flair_img, mask_img = patient(make_phantom)
-    lesion_mask, model = np.asarray(mask_img.dataobj) > 0, weights.load_model(model_dir)
+    lesion_mask, model = np.asarray(mask_img.dataobj) > 0, models.load_model(model_dir)
     lesion = masks.largest_lesions(lesion_mask, 10) == 1
     whole = np.rint(flair_img.get_fdata(dtype=np.float32))
     for values, fractions in ((whole, False), (whole + np.float32(0.25), True)):
@@ -198,9 +204,9 @@ def test_no_value_lies_beyond_those_of_the_rest_of_the_image(make_phantom, monke
     t1w_img, flair_img, mask_img = patient(make_phantom)
     lesion_mask = np.asarray(mask_img.dataobj) > 0
     lesion = masks.largest_lesions(lesion_mask, 10) == 1
-    model = SimpleNamespace(form=inpaint.Form(kind='plain'))
+    model = SimpleNamespace(form=diffusion_forms.Form(kind='plain'))
     made_img = readerstudy_cases.replace_lesion(flair_img, lesion, lesion_mask, t1w_img, model, 1, 7)
-    made, rest = fill.as_loaded(made_img).get_fdata(), flair_img.get_fdata()[~lesion]
+    made, rest = nifti.as_loaded(made_img).get_fdata(), flair_img.get_fdata()[~lesion]
     limit = rest.min() if extreme < 0 else rest.max()
     assert np.median(made[lesion]) == limit
 
@@ -219,7 +225,7 @@ def test_big_endian_images_keep_their_values():
 def test_table_points_into_the_lesions_and_has_their_volumes(bids_dir, study):
     for case, entry in study.key['cases'].items():
         flair_img, lesion_mask = original(bids_dir, entry)
-        rows = layout.read_tsv(study.folder / f'{case}_lesions.tsv')
+        rows = text_files.read_tsv(study.folder / f'{case}_lesions.tsv')
         labels = masks.largest_lesions(lesion_mask > 0, 10)
         assert [row['lesion'] for row in rows] == list(range(1, entry['n_lesions'] + 1))
         for row in rows:
@@ -266,7 +272,7 @@ def test_instructions_and_form_name_every_case_and_its_chance(study):
         chance = {3: 33, 4: 25}[entry['n_lesions']]
         assert f'| {case} | {entry["n_lesions"]} | {chance} % |\n' in text
     assert max(map(len, text.splitlines())) <= 120
-    rows = layout.read_tsv(study.folder / 'form.tsv')
+    rows = text_files.read_tsv(study.folder / 'form.tsv')
     assert rows == [{'case': case, 'lesion': None, 'confidence': None, 'comment': None} for case in study.key['cases']]
 
 
@@ -318,7 +324,7 @@ def test_who_is_left_out_is_said(bids_dir, model_dir, tmp_path, caplog):
     assert '_FLAIR.nii.gz: left out, this patient has a case' in caplog.text
     (entry,) = json.loads((tmp_path / 'safe/key.json').read_text())['cases'].values()
     assert (entry['subject'], entry['n_lesions']) == ('Cleopatra', 2)
-    assert len(layout.read_tsv(tmp_path / 'study/case-01_lesions.tsv')) == 2
+    assert len(text_files.read_tsv(tmp_path / 'study/case-01_lesions.tsv')) == 2
 
 
 def test_a_patient_that_cannot_be_read_does_not_stop_the_others(bids_dir, make_phantom, model_dir, tmp_path, caplog):
@@ -376,9 +382,9 @@ def test_missing_model_or_dataset_is_a_matter_of_usage(bids_dir, model_dir, tmp_
 def write_study(root, n_cases=20, n_lesions=10):
     """A study whose synthetic lesion is always number 4, without its images."""
     cases = {f'case-{i:02d}': {'subject': f'{i}', 'lesion': 4, 'n_lesions': n_lesions} for i in range(1, n_cases + 1)}
-    layout.write_json(root / 'study_key/key.json', {'cases': cases})
+    layout_files.write_json(root / 'study_key/key.json', {'cases': cases})
     sha256 = hashlib.sha256((root / 'study_key/key.json').read_bytes()).hexdigest()
-    layout.write_bytes(root / 'study/key.sha256', f'{sha256}  key.json\n'.encode())
+    layout_files.write_bytes(root / 'study/key.sha256', f'{sha256}  key.json\n'.encode())
     return root / 'study'
 
 
@@ -391,7 +397,7 @@ def write_form(path, lesions, confidences=None):
 
 
 def score(study_dir, *forms):
-    code = readerstudy.main(['score', str(study_dir), *map(str, forms)])
+    code = cli.main(['score', str(study_dir), *map(str, forms)])
     scores = study_dir.with_name('study_key') / 'scores.json'
     return code, json.loads(scores.read_text()) if scores.exists() else None
 

@@ -4,7 +4,7 @@ import pytest
 from conftest import ellipsoid
 from nibabel.affines import apply_affine
 
-from bids_lesionfill import registration
+from bids_lesionfill.images import registration
 
 TEMPLATE_AFFINE = np.array([[2.0, 0, 0, -60], [0, 2, 0, -70], [0, 0, 2, -50], [0, 0, 0, 1]])
 TEMPLATE_SHAPE = (60, 70, 56)

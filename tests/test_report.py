@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from matplotlib import image as mpl_image
 
-from bids_lesionfill import report
-from bids_lesionfill.verdict import Check
+from bids_lesionfill.layout import derivatives
+from bids_lesionfill.lesions.checks import Check
+from bids_lesionfill.report import page as report_page
+from bids_lesionfill.report import pictures as report_pictures
 
 MALICE = '<script>alert("x")</script>'
 
@@ -49,7 +51,7 @@ def lesions():
 
 @pytest.fixture(scope='module')
 def figures(volumes, lesions):
-    return report.fill_figures(*volumes, lesions[:1])
+    return report_pictures.fill_figures(*volumes, lesions[:1])
 
 
 @pytest.fixture
@@ -58,7 +60,7 @@ def make_page(tmp_path):
 
     def make(images=(), **options):
         path = tmp_path / 'sub-07.html'
-        report.write_participant(
+        report_page.write_participant(
             path,
             {
                 'label': 'sub-07',
@@ -77,7 +79,7 @@ def make_page(tmp_path):
 
 
 def test_an_overview_and_the_three_lesions_that_changed_most_are_drawn(volumes, lesions):
-    figures = report.fill_figures(*volumes, lesions[::-1])
+    figures = report_pictures.fill_figures(*volumes, lesions[::-1])
     assert [figure['name'] for figure in figures] == ['overview', 'lesion-1', 'lesion-2', 'lesion-3']
     assert figures[1]['title'] == 'Lesion 1: 60 mm³'
 
@@ -90,7 +92,7 @@ def test_pictures_of_one_entry_have_equal_size(figures):
 def test_pictures_of_one_entry_have_one_grey_window(volumes, lesions):
     before, mask, after, voxel_sizes_mm = volumes
     brighter = np.where(mask, 10 * after, before)  # would darken the rest if it had a window of its own
-    figure = report.fill_figures(before, mask, brighter, voxel_sizes_mm, lesions[:1])[1]
+    figure = report_pictures.fill_figures(before, mask, brighter, voxel_sizes_mm, lesions[:1])[1]
     old, new = decode(figure['before']), decode(figure['after'])
     assert (old == new).all(axis=2).mean() > 0.9
     assert (old != new).any()
@@ -111,7 +113,7 @@ def test_image_is_shown_in_radiological_convention(volumes, lesions):
     marked[26:32, 16:20, 14:18] = 2000  # towards the patient's right (+x)
     marked[18:23, 24:30, 14:18] = 2000  # towards the nose (+y)
     lesion = lesions[0] | {'centre_voxel': (20, 18, 15)}
-    picture = decode(report.fill_figures(marked, mask, marked, voxel_sizes_mm, [lesion])[1]['before'])
+    picture = decode(report_pictures.fill_figures(marked, mask, marked, voxel_sizes_mm, [lesion])[1]['before'])
     for first_row in (20, 324):  # axial above, sagittal below it
         columns = picture[first_row : first_row + 260, 30:270].sum(axis=(0, 2))
         assert columns[:120].sum() > columns[120:].sum()
@@ -120,20 +122,20 @@ def test_image_is_shown_in_radiological_convention(volumes, lesions):
 def test_anisotropic_voxels_keep_aspect(lesions):
     image = np.zeros((40, 20, 10))
     image[10:30, 5:15, 3:7] = 100  # a cube: 20 mm on each side
-    figures = report.fill_figures(
+    figures = report_pictures.fill_figures(
         image, image > 200, image, (1.0, 2.0, 5.0), [lesions[0] | {'centre_voxel': (20, 10, 5)}]
     )
     for first_row, first_column in ((0, 0), (0, 304), (304, 0)):
         height, width = block_size(decode(figures[1]['before'])[first_row:, first_column:])
         assert height == pytest.approx(width, abs=4)
-        assert width == pytest.approx(20 * 300 / report.ZOOM_MM, rel=0.1)
+        assert width == pytest.approx(20 * 300 / report_pictures.ZOOM_MM, rel=0.1)
 
 
 def test_slices_of_the_overview_hold_the_mask_and_are_spread():
     mask = np.zeros((8, 8, 60), dtype=bool)
     mask[2, 2, 10:50] = True
     mask[2:5, 2:5, 30] = True
-    slices = report.lesion_slices(mask)
+    slices = report_pictures.lesion_slices(mask)
     assert len(slices) == 8
     assert 30 in slices
     assert mask.any(axis=(0, 1))[slices].all()
@@ -145,36 +147,36 @@ def test_few_bright_lesions_widen_the_grey_window_and_dark_ones_do_not(volumes):
     before, mask, *_ = volumes
     head, lesion = before > 0, np.zeros_like(mask)
     lesion[20, 18, 14:17] = True
-    usual = report.grey_maximum(before, head, np.zeros_like(mask))
-    assert report.grey_maximum(before, head, mask) == usual == pytest.approx(815, abs=15)
-    assert report.grey_maximum(np.where(lesion, 1500, before), head, lesion) == 1500
+    usual = report_pictures.grey_maximum(before, head, np.zeros_like(mask))
+    assert report_pictures.grey_maximum(before, head, mask) == usual == pytest.approx(815, abs=15)
+    assert report_pictures.grey_maximum(np.where(lesion, 1500, before), head, lesion) == 1500
 
 
 def test_missing_mask_works(volumes):
     before, mask, _, voxel_sizes_mm = volumes
-    figures = report.fill_figures(before, np.zeros_like(mask), before, voxel_sizes_mm, [])
+    figures = report_pictures.fill_figures(before, np.zeros_like(mask), before, voxel_sizes_mm, [])
     assert [figure['name'] for figure in figures] == ['overview']
     assert figures[0]['before'] == figures[0]['mask'] == figures[0]['after']
 
 
 def test_image_without_anything_in_it_works():
     empty = np.full((6, 6, 6), np.nan)
-    assert report.fill_figures(empty, empty > 0, empty, (1, 1, 1), [])
+    assert report_pictures.fill_figures(empty, empty > 0, empty, (1, 1, 1), [])
 
 
 def test_lesion_without_intensities_and_outside_the_image_works(volumes):
     lesion = {'label': 1, 'centre_voxel': (99, -3, 5), 'mean_before': None, 'mean_after': np.nan, 'volume_mm3': 0.0}
-    assert len(report.fill_figures(*volumes, [lesion])) == 2
+    assert len(report_pictures.fill_figures(*volumes, [lesion])) == 2
 
 
 def test_shapes_that_differ_are_refused(volumes):
     before, mask, after, voxel_sizes_mm = volumes
     with pytest.raises(ValueError, match='shapes differ'):
-        report.fill_figures(before, mask[1:], after, voxel_sizes_mm, [])
+        report_pictures.fill_figures(before, mask[1:], after, voxel_sizes_mm, [])
 
 
 def test_figures_are_the_same_bytes_every_time(volumes, lesions, figures):
-    assert report.fill_figures(*volumes, lesions[:1]) == figures
+    assert report_pictures.fill_figures(*volumes, lesions[:1]) == figures
 
 
 def test_pictures_are_small_even_of_a_noisy_head():
@@ -185,12 +187,12 @@ def test_pictures_are_small_even_of_a_noisy_head():
     noisy[head] = rng.normal(600, 30, (head.sum(), 20))
     mask = np.zeros(noisy.shape, dtype=bool)
     mask[60:64, 60:64] = True
-    pictures = report.png_files(report.fill_figures(noisy, mask, noisy, (1, 1, 1), []))
+    pictures = report_pictures.png_files(report_pictures.fill_figures(noisy, mask, noisy, (1, 1, 1), []))
     assert max(map(len, pictures.values())) < 250_000
 
 
 def test_png_files_are_named_by_entry_and_picture(figures):
-    files = report.png_files(figures)
+    files = report_pictures.png_files(figures)
     assert list(files) == [
         'overview_before',
         'overview_mask',
@@ -261,7 +263,7 @@ def test_checks_are_shown_above_the_pictures_with_what_is_usual(make_page, figur
 
 def test_unusual_lesions_are_pictured_first_with_the_reason(volumes, lesions, make_page):
     odd = [lesion | {'suspicion': 1 + lesion['label'], 'reason': f'Odd {lesion["label"]}.'} for lesion in lesions[3:]]
-    figures = report.fill_figures(*volumes, lesions[:3] + odd)
+    figures = report_pictures.fill_figures(*volumes, lesions[:3] + odd)
     assert [figure['name'] for figure in figures] == ['overview', 'lesion-5', 'lesion-4', 'lesion-1']
     page = make_page([{'name': 'sub-07_T1w', 'status': 'filled', 'figures': figures}])
     assert page.index('Odd 5.') < page.index('Odd 4.')
@@ -317,7 +319,7 @@ def test_empty_lesion_list_works(make_page, lesions):
 
 
 def test_lesion_table_has_readable_titles_and_every_key():
-    table = report.lesion_table(
+    table = report_page.lesion_table(
         [
             {'label': 1.0, 'volume_mm3': 412.4, 'x_mm': -12.25, 'mean_surrounding': 3.0},
             {'label': 2.0, 'volume_mm3': None, 'x_mm': 3.5, 'sd_before': np.float32(0.5)},
@@ -348,7 +350,7 @@ def test_lesion_table_has_readable_titles_and_every_key():
     ],
 )
 def test_summary_values_are_readable(value, text):
-    assert report.readable(value) == text
+    assert report_page.readable(value) == text
 
 
 def test_page_is_written_whole_and_leaves_no_temporary_file(make_page, tmp_path):
@@ -362,7 +364,7 @@ def test_failed_write_keeps_the_old_page_and_leaves_no_temporary_file(make_page,
         raise OSError('disk full')
 
     (tmp_path / 'sub-07.html').write_text('an older page')
-    monkeypatch.setattr(report.layout.os, 'replace', refuse)
+    monkeypatch.setattr(derivatives.os, 'replace', refuse)
     with pytest.raises(OSError, match='disk full'):
         make_page()
     assert [path.read_text() for path in tmp_path.iterdir()] == ['an older page']

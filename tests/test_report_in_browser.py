@@ -8,8 +8,9 @@ import subprocess
 import numpy as np
 import pytest
 
-from bids_lesionfill import group_page, report
-from bids_lesionfill.verdict import Check
+from bids_lesionfill.lesions.checks import Check
+from bids_lesionfill.report import group, pictures
+from bids_lesionfill.report import page as report_page
 
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason='no Chromium')]
@@ -70,12 +71,12 @@ def page(tmp_path, make_phantom):
         'warnings': ['Lesion 1: a darker border stays around the mask.'],
         'checks': [Check('Border', '2.7 SD', 'up to 1 SD', 'A border stays.')],
         'lesions': rows,
-        'figures': report.fill_figures(phantom.t1w, phantom.lesion_mask, phantom.healthy, (1, 1, 1), [lesion]),
+        'figures': pictures.fill_figures(phantom.t1w, phantom.lesion_mask, phantom.healthy, (1, 1, 1), [lesion]),
         'provenance': {'Model': 'fill-T1w'},
     }
     path = tmp_path / 'sub-07.html'
     content = dict.fromkeys(('version', 'command', 'message', 'methods'), 'x') | {'label': 'sub-07', 'status': 'filled'}
-    report.write_participant(path, content | {'images': [image]})
+    report_page.write_participant(path, content | {'images': [image]})
     return path
 
 
@@ -113,5 +114,5 @@ def test_the_page_of_the_group_opens_without_a_complaint(tmp_path, browse):
     engine = {'engine': 'pbt', 'region_errors': np.linspace(0, 1, 68), 'participant_errors': [0.2, 0.4]}
     engine |= {'participant_noise': [0.1], 'juxtacortical_scans': []}
     content = {'version': '1', 'command': 'run.py', 'rows': [], 'excluded': [], 'juxta_min_voxels': 1}
-    group_page.write(tmp_path / 'group.html', content | {'n_participants': 2, 'n_scans': 2, 'engines': [engine]})
+    group.write(tmp_path / 'group.html', content | {'n_participants': 2, 'n_scans': 2, 'engines': [engine]})
     assert 'Reproducibility error' in browse(tmp_path / 'group.html', '--dump-dom')

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from bids_lesionfill import reproducibility, tissues
+from bids_lesionfill.lesions import places
+from bids_lesionfill.thickness import reproducibility
 
 
 def test_error_of_2_0_and_2_2_mm_is_4_7619_percent_whichever_comes_first():
@@ -98,9 +99,9 @@ def test_juxtacortical_rule_counts_what_the_dilated_mask_has_outside_white_matte
     tissue_seg[..., 8] = 1
     lesion_mask = np.zeros(tissue_seg.shape, dtype=bool)
     lesion_mask[4, 4, 3] = True
-    assert tissues.voxels_beside_white_matter(lesion_mask, tissue_seg) == {'outside_white_matter': 0, 'grey_matter': 0}
+    assert places.voxels_beside_white_matter(lesion_mask, tissue_seg) == {'outside_white_matter': 0, 'grey_matter': 0}
     lesion_mask[4, 4, 5] = True  # along the axis it touches one voxel of cortex; corners do not count
-    assert tissues.voxels_beside_white_matter(lesion_mask, tissue_seg) == {'outside_white_matter': 1, 'grey_matter': 1}
+    assert places.voxels_beside_white_matter(lesion_mask, tissue_seg) == {'outside_white_matter': 1, 'grey_matter': 1}
     lesion_mask[4, 4, 7] = True
-    found = tissues.voxels_beside_white_matter(lesion_mask, tissue_seg)
+    found = places.voxels_beside_white_matter(lesion_mask, tissue_seg)
     assert found == {'outside_white_matter': 7, 'grey_matter': 6}

@@ -15,7 +15,7 @@ from bids_examples import write_description
 from nibabel.processing import resample_from_to
 from scipy import ndimage
 
-from bids_lesionfill import layout
+from bids_lesionfill.layout import files as layout_files
 from bids_lesionfill.score import cases, contrast, matching, outputs, tables
 from bids_lesionfill.score.__main__ import build_parser, main
 
@@ -402,7 +402,7 @@ def synthesis(root, old=NOTHING, new=TRUTH, modality='T1w', space='', base='synt
     for desc, mask in ((base, old | new), (f'{base}new', new), (f'{base}changed', everything)):
         save(anat / f'sub-01_{space}label-lesion_desc-{desc}_mask.nii.gz', mask, affine)
     if places is not None:
-        layout.write_tsv(anat / f'sub-01_{space}desc-{base}lesions_qc.tsv', places, list(places[0]))
+        layout_files.write_tsv(anat / f'sub-01_{space}desc-{base}lesions_qc.tsv', places, list(places[0]))
     return root
 
 

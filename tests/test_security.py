@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 from bids_examples import t1w_path
 
-from bids_lesionfill import cli, group_page, layout
+from bids_lesionfill.app import cli, exit_codes
+from bids_lesionfill.layout import files as layout_files
+from bids_lesionfill.report import group
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [ROOT / 'run.py', *(path for folder in ('bids_lesionfill', 'benchmarks', 'container', 'docs')
@@ -148,7 +150,7 @@ def events(watched, request):
                  '--bids-filter-file', watched / 'filters.json', '--mask-label', 'lesion', '../../evil',
                  '-d', f'../evil <script>alert(1)</script>={watched / "lesions"}']  # fmt: skip
     before = partial(watch, watched / 'events', watched / 'tmp')
-    assert app_processes.run(arguments, watched / 'log.txt', before) == cli.SOME_FAILED
+    assert app_processes.run(arguments, watched / 'log.txt', before) == exit_codes.SOME_FAILED
     assert (watched / 'out/sub-01/anat/sub-01_T1w.nii.gz').is_file()
     return [json.loads(line) for line in (watched / 'events').read_text().splitlines()]
 
@@ -217,7 +219,7 @@ def test_pages_of_a_run_hold_no_code_of_others(events, watched):
 def test_a_name_that_is_a_path_elsewhere_is_refused_before_anything_is_written(dataset, tmp_path, more):
     root = dataset()
     before = sorted(tmp_path.rglob('*'))
-    assert cli.main([str(root), str(tmp_path / 'out'), 'participant', '--modality', 'T1w', *more]) == cli.USAGE
+    assert cli.main([str(root), str(tmp_path / 'out'), 'participant', '--modality', 'T1w', *more]) == exit_codes.USAGE
     assert sorted(tmp_path.rglob('*')) == before
 
 
@@ -228,7 +230,7 @@ def test_a_name_that_is_a_path_elsewhere_is_refused_before_anything_is_written(d
 ])  # fmt: skip
 def test_a_name_that_is_a_path_elsewhere_finds_nothing(dataset, model_dir, tmp_path, more):
     arguments = [str(dataset()), str(tmp_path / 'out'), 'participant', '--model', str(model_dir)]
-    assert cli.main([*arguments, *more]) == cli.NOTHING_TO_DO
+    assert cli.main([*arguments, *more]) == exit_codes.NOTHING_TO_DO
     assert not [path for path in tmp_path.rglob('*') if 'evil' in path.name]
     assert {path.name for path in tmp_path.iterdir()} == {'data', 'out'}
 
@@ -258,7 +260,7 @@ class Tags(HTMLParser):
 
 
 def test_words_in_the_group_page_are_escaped(tmp_path, monkeypatch):
-    monkeypatch.setattr(group_page, 'draw_cortex', lambda *_: b'a picture')
+    monkeypatch.setattr(group, 'draw_cortex', lambda *_: b'a picture')
 
     def page_of(words):
         engine = {'engine': words, 'region_errors': np.ones(68), 'participant_errors': [1.0],
@@ -267,7 +269,7 @@ def test_words_in_the_group_page_are_escaped(tmp_path, monkeypatch):
         content = {'version': words, 'command': words, 'rows': [row], 'juxta_min_voxels': words, 'engines': [engine],
                    'excluded': [dict.fromkeys(('participant', 'scan', 'engine', 'reason'), words)],
                    'n_participants': words, 'n_scans': words}  # fmt: skip
-        group_page.write(tmp_path / 'group.html', content)
+        group.write(tmp_path / 'group.html', content)
         return (tmp_path / 'group.html').read_text()
 
     evil, harmless = page_of(MALICE), page_of('x')
@@ -282,7 +284,7 @@ def test_words_in_the_group_page_are_escaped(tmp_path, monkeypatch):
 def test_files_get_the_rights_that_the_user_wants(tmp_path):
     before = os.umask(0o027)
     try:
-        layout.write_bytes(tmp_path / 'sub-01/x.json', b'{}')
+        layout_files.write_bytes(tmp_path / 'sub-01/x.json', b'{}')
     finally:
         os.umask(before)
     assert (tmp_path / 'sub-01/x.json').stat().st_mode & 0o777 == 0o640
@@ -290,9 +292,9 @@ def test_files_get_the_rights_that_the_user_wants(tmp_path):
 
 
 def test_a_temporary_file_is_not_written_through_a_link_that_lies_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(layout, 'temporary_name', lambda path: tmp_path / 'guessed')
+    monkeypatch.setattr(layout_files, 'temporary_name', lambda path: tmp_path / 'guessed')
     (tmp_path / 'victim').write_text('mine')
     (tmp_path / 'guessed').symlink_to('victim')
     with pytest.raises(FileExistsError):
-        layout.write_bytes(tmp_path / 'x.json', b'{}')
+        layout_files.write_bytes(tmp_path / 'x.json', b'{}')
     assert (tmp_path / 'victim').read_text() == 'mine'

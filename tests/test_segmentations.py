@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from bids_lesionfill import segmentations
+from bids_lesionfill.images import segmentations
 
 
 def test_labels_of_freesurfer_become_tissues():

@@ -2,7 +2,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_lesionfill import fill, single_file
+from bids_lesionfill.app import single_file
+from bids_lesionfill.lesions import fill
 
 
 @pytest.fixture

@@ -9,7 +9,13 @@ import torch
 from bids_examples import without_place
 from scipy import ndimage
 
-from bids_lesionfill import diffusion, fill, inpaint, masks, synth, synthesis, synthesize_lesions, tissues, weights
+from bids_lesionfill import synthesize_lesions
+from bids_lesionfill.diffusion import forms, models, process
+from bids_lesionfill.images import anatomy as images_anatomy
+from bids_lesionfill.images import masks, placement, tissues
+from bids_lesionfill.lesions import contrasts as lesions_contrasts
+from bids_lesionfill.lesions import places
+from bids_lesionfill.lesions import synthesis as lesions_synthesis
 
 MM = nib.affines.from_matvec(np.eye(3), (-20, -18, -15))  # 1 mm, RAS: the image's grid is the working grid
 SIGN = {'FLAIR': 1, 'T1w': -1}
@@ -30,14 +36,14 @@ class ZeroResidual:
 
 def build_model(modality='FLAIR', form=None, unet=None, contrasts=KNOWN, **plan):
     """A model whose lesions are the base alone if no network is given."""
-    scheduler = diffusion.build_scheduler(prediction_type='v_prediction')
+    scheduler = process.build_scheduler(prediction_type='v_prediction')
     if contrasts is not None:
         contrasts = contrasts[0], SIGN[modality] * contrasts[1]
-    return weights.Model(
+    return models.Model(
         name='tiny',
         sha256='abc',
         plan={'num_inference_steps': 2, 'modality': modality, 'task': 'synth'} | plan,
-        form=form or inpaint.Form(base='lesion', residual_scale=0.16, detail_scale=0.3),
+        form=form or forms.Form(base='lesion', residual_scale=0.16, detail_scale=0.3),
         tile=TILE,
         unet=unet or ZeroResidual(scheduler),
         scheduler=scheduler,
@@ -54,7 +60,7 @@ def head(make_phantom):
 
 @pytest.fixture(scope='module')
 def anatomy(head):
-    return synth.look_at(head.t1w_img, head.lesion_mask_img)
+    return images_anatomy.look_at(head.t1w_img, head.lesion_mask_img)
 
 
 @pytest.fixture(scope='module')
@@ -69,7 +75,7 @@ def new_mask(head):
 
 def lesions_at(mask, affine=MM, intensity=0.5, seed=0):
     img = nib.Nifti1Image(mask.astype(np.uint8), affine)
-    return synth.given(img, np.random.default_rng(seed), intensity)
+    return lesions_synthesis.given(img, np.random.default_rng(seed), intensity)
 
 
 def image_of(head, modality):
@@ -83,7 +89,7 @@ def data_of(img):
 def contrasts_in(synthesis, anatomy, mask):
     """Contrast of the painted lesions, measured in the image that came out, in units of the normalised image."""
     normalised = 1.5 / synthesis.info['WhiteMatterMedian'] * synthesis.synth_img.get_fdata(dtype=np.float32) - 1
-    return inpaint.contrast_of(normalised, mask, anatomy.wm_mask & ~mask)[2]
+    return lesions_contrasts.contrast_of(normalised, mask, anatomy.wm_mask & ~mask)[2]
 
 
 # What is changed
@@ -107,7 +113,7 @@ def stored_as(head, kind):
 def oblong(make_phantom):
     """The usual phantom, flipped and anisotropic, and what is seen in its T1w."""
     head = make_phantom()
-    return head, synth.look_at(head.t1w_img, head.lesion_mask_img)
+    return head, images_anatomy.look_at(head.t1w_img, head.lesion_mask_img)
 
 
 @pytest.mark.parametrize('kind', ['int16 with scaling', 'float32', '4D'])
@@ -115,7 +121,9 @@ def test_outside_the_new_lesions_and_their_halo_every_stored_value_is_the_same(o
     head, anatomy = oblong
     img, model = stored_as(head, kind), build_model(unet=tiny_unet(4))
     before = img.to_bytes()
-    synthesis = synth.paint(img, anatomy, lesions_at(new_mask, head.affine), model, head.lesion_mask_img, seed=3)
+    synthesis = lesions_synthesis.paint(
+        img, anatomy, lesions_at(new_mask, head.affine), model, head.lesion_mask_img, seed=3
+    )
     assert img.to_bytes() == before
     written = nib.Nifti1Image.from_bytes(synthesis.synth_img.to_bytes())
     assert np.array_equal(data_of(synthesis.new_mask_img), new_mask)
@@ -132,7 +140,9 @@ def test_outside_the_new_lesions_and_their_halo_every_stored_value_is_the_same(o
 
 
 def test_masks_are_the_new_lesions_and_all_lesions(head, anatomy, new_mask):
-    synthesis = synth.paint(image_of(head, 'FLAIR'), anatomy, lesions_at(new_mask), build_model(), head.lesion_mask_img)
+    synthesis = lesions_synthesis.paint(
+        image_of(head, 'FLAIR'), anatomy, lesions_at(new_mask), build_model(), head.lesion_mask_img
+    )
     assert np.array_equal(data_of(synthesis.new_mask_img), new_mask)
     assert np.array_equal(data_of(synthesis.mask_img), new_mask | head.lesion_mask)
     for img in (synthesis.mask_img, synthesis.new_mask_img, synthesis.changed_mask_img):
@@ -147,8 +157,8 @@ def test_masks_are_the_new_lesions_and_all_lesions(head, anatomy, new_mask):
 
 def test_healthy_head_has_new_lesions_alone(make_phantom, new_mask):
     head = make_phantom(affine=MM)
-    anatomy = synth.look_at(head.healthy_img)
-    synthesis = synth.paint(head.healthy_img, anatomy, lesions_at(new_mask), build_model('T1w'))
+    anatomy = images_anatomy.look_at(head.healthy_img)
+    synthesis = lesions_synthesis.paint(head.healthy_img, anatomy, lesions_at(new_mask), build_model('T1w'))
     assert np.array_equal(data_of(synthesis.mask_img), new_mask)
     assert np.array_equal(data_of(synthesis.new_mask_img), new_mask)
     assert synthesis.info['LesionVoxelsOld'] == 0
@@ -157,7 +167,7 @@ def test_healthy_head_has_new_lesions_alone(make_phantom, new_mask):
 def test_lesions_of_the_t1w_are_painted_into_thick_slices_of_a_flair(oblong, new_mask):
     head, anatomy = oblong
     flair_img, old_img = head.thick_slices(head.flair), head.thick_slices(head.lesion_mask)
-    synthesis = synth.paint(flair_img, anatomy, lesions_at(new_mask, head.affine), build_model(), old_img)
+    synthesis = lesions_synthesis.paint(flair_img, anatomy, lesions_at(new_mask, head.affine), build_model(), old_img)
     painted = data_of(synthesis.new_mask_img) > 0
     expected = data_of(head.thick_slices(new_mask)) > 0
     assert painted.shape == flair_img.shape
@@ -171,7 +181,8 @@ def test_lesions_of_the_t1w_are_painted_into_thick_slices_of_a_flair(oblong, new
 def test_same_seed_same_bytes_and_another_seed_another_lesion_for_one_mask(head, anatomy, new_mask, tiny_unet):
     model, img = build_model(unet=tiny_unet(4)), image_of(head, 'FLAIR')
     first, again, other = (
-        data_of(synth.paint(img, anatomy, lesions_at(new_mask), model, seed=seed).synth_img) for seed in (5, 5, 6)
+        data_of(lesions_synthesis.paint(img, anatomy, lesions_at(new_mask), model, seed=seed).synth_img)
+        for seed in (5, 5, 6)
     )
     assert first.tobytes() == again.tobytes()
     assert (first != other)[new_mask].mean() > 0.9
@@ -186,7 +197,7 @@ def test_contrast_that_is_asked_for_is_obtained(head, anatomy, new_mask, modalit
     for intensity, expected in ((0, 0.2), (0.5, 0.4), (0.875, 0.55)):
         new = lesions_at(new_mask, intensity=intensity)
         arguments = (image_of(head, modality), anatomy, new, build_model(modality), head.lesion_mask_img)
-        synthesis = synth.paint(*arguments, lesion_halo=halo)
+        synthesis = lesions_synthesis.paint(*arguments, lesion_halo=halo)
         found = contrasts_in(synthesis, anatomy, new_mask)
         np.testing.assert_allclose(found, 3 * [SIGN[modality] * expected], atol=2e-3)
     assert synthesis.info['ContrastReference'] == '5 lesions that the model was trained on'
@@ -195,7 +206,7 @@ def test_contrast_that_is_asked_for_is_obtained(head, anatomy, new_mask, modalit
 def test_every_lesion_has_a_contrast_of_its_own_and_that_of_its_size(head, anatomy, new_mask):
     new = replace(lesions_at(new_mask), strengths=np.array([0.0, 1.0, 0.5]))
     known = np.repeat([8.0, 36.0], 20), np.concatenate([np.linspace(0.1, 0.3, 20), np.linspace(0.4, 0.6, 20)])
-    synthesis = synth.paint(image_of(head, 'FLAIR'), anatomy, new, build_model(contrasts=known))
+    synthesis = lesions_synthesis.paint(image_of(head, 'FLAIR'), anatomy, new, build_model(contrasts=known))
     labels = data_of(new.mask_img)
     assert np.bincount(labels.flat).tolist()[1:] == [8, 36, 36]
     found = contrasts_in(synthesis, anatomy, new_mask)  # numbered as in the mask: along the first axis
@@ -204,7 +215,7 @@ def test_every_lesion_has_a_contrast_of_its_own_and_that_of_its_size(head, anato
 
 def test_no_painted_voxel_is_brighter_than_the_brightest_of_the_brain(head, anatomy, new_mask):
     model = build_model(contrasts=(np.full(5, 36.0), np.full(5, 4.0)))
-    synthesis = synth.paint(image_of(head, 'FLAIR'), anatomy, lesions_at(new_mask), model)
+    synthesis = lesions_synthesis.paint(image_of(head, 'FLAIR'), anatomy, lesions_at(new_mask), model)
     painted = data_of(synthesis.synth_img)[new_mask]
     brightest = np.quantile(head.flair[anatomy.brain_mask & ~new_mask], 0.999)
     assert painted.max() <= brightest * (1 + 1e-6)
@@ -221,13 +232,15 @@ def test_contrast_is_the_patients_own_from_ten_lesions_on(head, anatomy):
     old[:, :, 20:22] = False
     old[5, 5, 22] = old[9, 9, 24] = True
     made = replace(anatomy, old_lesions=old, tissue_seg=np.full(old.shape, tissues.WHITE_MATTER))
-    (volumes, contrasts), source = synth.reference_contrasts(image, old, made.wm_mask, build_model(contrasts=None))
+    (volumes, contrasts), source = lesions_contrasts.reference_contrasts(
+        image, old, made.wm_mask, build_model(contrasts=None)
+    )
     assert source == '12 lesions of the patient'
     assert volumes.tolist() == [3] * 12
     np.testing.assert_allclose(np.sort(contrasts), 0.1 * np.arange(1, 13), atol=1e-4)
     few = old & (np.arange(30) > 10)  # two voxels are left of each
     assert (
-        synth.reference_contrasts(image, few, made.wm_mask, build_model())[1]
+        lesions_contrasts.reference_contrasts(image, few, made.wm_mask, build_model())[1]
         == '5 lesions that the model was trained on'
     )
 
@@ -235,14 +248,14 @@ def test_contrast_is_the_patients_own_from_ten_lesions_on(head, anatomy):
 def test_without_contrasts_of_model_or_patient_there_is_nothing_to_ask_for(head, anatomy, new_mask):
     model = build_model(contrasts=None)
     with pytest.raises(ValueError, match=r'tiny brings no contrasts .*lesion_contrasts\.json.* fewer than 10 lesions'):
-        synth.paint(image_of(head, 'FLAIR'), anatomy, lesions_at(new_mask), model, head.lesion_mask_img)
+        lesions_synthesis.paint(image_of(head, 'FLAIR'), anatomy, lesions_at(new_mask), model, head.lesion_mask_img)
 
 
 def test_model_that_takes_no_contrast_paints_without(head, anatomy, new_mask, tiny_unet):
     """The thesis' conditional synthesis: mask and voided image (3.2)."""
-    form = inpaint.Form(kind='plain')
+    form = forms.Form(kind='plain')
     model = build_model(form=form, unet=tiny_unet(form.n_channels), contrasts=None)
-    synthesis = synth.paint(image_of(head, 'FLAIR'), anatomy, lesions_at(new_mask), model)
+    synthesis = lesions_synthesis.paint(image_of(head, 'FLAIR'), anatomy, lesions_at(new_mask), model)
     assert 'cannot be asked' in synthesis.info['ContrastReference']
     assert (data_of(synthesis.synth_img) != head.flair)[new_mask].mean() > 0.9
 
@@ -252,7 +265,7 @@ def test_model_that_takes_no_contrast_paints_without(head, anatomy, new_mask, ti
 
 def test_lesions_fade_into_the_white_matter_around_and_nothing_else_changes(head, anatomy, new_mask):
     paint = [image_of(head, 'FLAIR'), anatomy, lesions_at(new_mask), build_model(), head.lesion_mask_img]
-    painted = synth.paint(*paint)
+    painted = lesions_synthesis.paint(*paint)
     before, after = head.flair, data_of(painted.synth_img)
     changed = data_of(painted.changed_mask_img) > 0
     ring = changed & ~new_mask
@@ -260,7 +273,7 @@ def test_lesions_fade_into_the_white_matter_around_and_nothing_else_changes(head
     assert head.wm_mask[ring].all()
     assert not (ring & head.lesion_mask).any()
     distance = ndimage.distance_transform_edt(~new_mask)
-    assert distance[ring].max() <= synthesis.HALO_REACH_MM
+    assert distance[ring].max() <= lesions_contrasts.HALO_REACH_MM
     contrast = (after - before)[new_mask].mean()
     means = [(after - before)[ring & (distance == mm)].mean() / contrast for mm in (1, 2, 3)]
     np.testing.assert_allclose(means, [0.36, 0.16, 0.07], atol=0.02)  # of FLAIR, e-fold 1.2 mm
@@ -268,7 +281,7 @@ def test_lesions_fade_into_the_white_matter_around_and_nothing_else_changes(head
 
 def test_what_is_no_number_does_not_count_as_changed(head, anatomy, new_mask):
     values = np.where(head.brain_mask, head.flair, np.nan).astype(np.float32)
-    synthesis = synth.paint(head.img(values), anatomy, lesions_at(new_mask), build_model())
+    synthesis = lesions_synthesis.paint(head.img(values), anatomy, lesions_at(new_mask), build_model())
     changed = data_of(synthesis.changed_mask_img) > 0
     assert np.isfinite(values[changed]).all()
     assert synthesis.info['VoxelsChanged'] <= changed.sum()
@@ -280,7 +293,8 @@ def test_old_lesions_of_a_mask_without_a_place_lie_on_the_voxels_of_the_t1w(oblo
     placed = nib.Nifti1Image(head.lesion_mask.astype(np.uint8), affine)
     assert not np.allclose(without_place(placed).affine, affine)
     seen, expected = (
-        synth.look_at(nib.Nifti1Image(head.t1w, affine), mask_img) for mask_img in (without_place(placed), placed)
+        images_anatomy.look_at(nib.Nifti1Image(head.t1w, affine), mask_img)
+        for mask_img in (without_place(placed), placed)
     )
     assert np.array_equal(seen.old_lesions, expected.old_lesions)
     assert seen.old_lesions.any()
@@ -290,20 +304,24 @@ def test_old_lesions_of_a_mask_without_a_place_lie_on_the_voxels_of_the_t1w(oblo
 def test_new_lesions_are_painted_at_their_place_into_an_image_without_one(head, new_mask, size):
     affine = np.diag([size, size, size, 1])
     t1w_img = without_place(nib.Nifti1Image(head.t1w, affine))
-    anatomy = synth.look_at(t1w_img)
-    given_img = fill.beside(nib.Nifti1Image(new_mask.astype(np.uint8), affine), t1w_img, 'mask')
-    new = synth.given(given_img, np.random.default_rng(0), 0.5)
-    synthesis = synth.paint(t1w_img, anatomy, new, build_model('T1w'))
+    anatomy = images_anatomy.look_at(t1w_img)
+    given_img = placement.beside(nib.Nifti1Image(new_mask.astype(np.uint8), affine), t1w_img, 'mask')
+    new = lesions_synthesis.given(given_img, np.random.default_rng(0), 0.5)
+    synthesis = lesions_synthesis.paint(t1w_img, anatomy, new, build_model('T1w'))
     assert np.array_equal(data_of(synthesis.new_mask_img) > 0, new_mask)
-    on_grid = fill.mask_on_grid(given_img, anatomy.grid_img)  # as drawn lesions are, which lie on the anatomy's grid
+    on_grid = placement.mask_on_grid(
+        given_img, anatomy.grid_img
+    )  # as drawn lesions are, which lie on the anatomy's grid
     drawn_img = nib.Nifti1Image(on_grid.astype(np.uint8), anatomy.grid_img.affine)
-    drawn = synth.given(drawn_img, np.random.default_rng(0), 0.5)
-    painted = data_of(synth.paint(t1w_img, anatomy, drawn, build_model('T1w')).new_mask_img) > 0
+    drawn = lesions_synthesis.given(drawn_img, np.random.default_rng(0), 0.5)
+    painted = data_of(lesions_synthesis.paint(t1w_img, anatomy, drawn, build_model('T1w')).new_mask_img) > 0
     assert (painted & new_mask).sum() > 0.6 * (painted | new_mask).sum()
 
 
 def test_halo_of_zero_changes_nothing_outside_the_lesions(head, anatomy, new_mask):
-    painted = synth.paint(image_of(head, 'FLAIR'), anatomy, lesions_at(new_mask), build_model(), lesion_halo=0)
+    painted = lesions_synthesis.paint(
+        image_of(head, 'FLAIR'), anatomy, lesions_at(new_mask), build_model(), lesion_halo=0
+    )
     assert np.array_equal(data_of(painted.changed_mask_img) > 0, new_mask)
     assert np.array_equal(data_of(painted.synth_img)[~new_mask], head.flair[~new_mask])
 
@@ -315,39 +333,41 @@ def test_halo_is_the_patients_own_from_ten_lesions_on():
         old[x : x + 3, y : y + 3, 14:17] = True
     white = np.ones_like(old)
     image = np.where(old, 1.0, 0.5)
-    image = synthesis.fade_out(image, old, white & ~old, 0.5)
-    anatomy = synth.Anatomy(None, white, np.full(old.shape, tissues.WHITE_MATTER), old)
-    assert synth.choose_halo('auto', image, anatomy, build_model()) == pytest.approx(0.5, abs=0.05)
+    image = lesions_contrasts.fade_out(image, old, white & ~old, 0.5)
+    anatomy = images_anatomy.Anatomy(None, white, np.full(old.shape, tissues.WHITE_MATTER), old)
+    assert lesions_contrasts.choose_halo('auto', image, anatomy, build_model()) == pytest.approx(0.5, abs=0.05)
     few = replace(anatomy, old_lesions=old & (np.arange(30) < 0))
-    assert synth.choose_halo('auto', image, few, build_model()) == synthesis.HALO_SHARES['FLAIR']
-    assert synth.choose_halo(0.2, image, anatomy, build_model()) == 0.2
+    assert lesions_contrasts.choose_halo('auto', image, few, build_model()) == lesions_contrasts.HALO_SHARES['FLAIR']
+    assert lesions_contrasts.choose_halo(0.2, image, anatomy, build_model()) == 0.2
     with pytest.raises(ValueError, match='lesion halo is 1.5, expected a share from 0 to 1'):
-        synth.choose_halo(1.5, image, anatomy, build_model())
+        lesions_contrasts.choose_halo(1.5, image, anatomy, build_model())
 
 
 # Unconditional models
 
 
-UNCONDITIONAL = inpaint.Form(kind='unconditional', inside_mask_only=False)
+UNCONDITIONAL = forms.Form(kind='unconditional', inside_mask_only=False)
 
 
 def test_unconditional_model_starts_from_coarse_lesions_of_the_contrast(head, anatomy, new_mask):
     """A network that predicts no noise leaves the painting nearly as it is if it starts one step before the end."""
     model = build_model(form=UNCONDITIONAL, unet=lambda slabs, _: torch.zeros_like(slabs), start_step=1)
-    model = replace(model, scheduler=diffusion.build_scheduler(prediction_type='epsilon'))
+    model = replace(model, scheduler=process.build_scheduler(prediction_type='epsilon'))
     for intensity, expected in ((0, 0.2), (1, 0.6)):
         new = lesions_at(new_mask, intensity=intensity)
-        synthesis = synth.paint(image_of(head, 'FLAIR'), anatomy, new, model, num_inference_steps=20)
+        synthesis = lesions_synthesis.paint(image_of(head, 'FLAIR'), anatomy, new, model, num_inference_steps=20)
         np.testing.assert_allclose(contrasts_in(synthesis, anatomy, new_mask), 3 * [expected], atol=0.06)
 
 
 def test_unconditional_model_keeps_what_is_outside_and_seeds_differ(head, anatomy, new_mask, tiny_unet):
     model = build_model(form=UNCONDITIONAL, unet=tiny_unet(1), num_inference_steps=5)
     images = [
-        data_of(synth.paint(image_of(head, 'FLAIR'), anatomy, lesions_at(new_mask), model, seed=seed).synth_img)
+        data_of(
+            lesions_synthesis.paint(image_of(head, 'FLAIR'), anatomy, lesions_at(new_mask), model, seed=seed).synth_img
+        )
         for seed in (1, 2)
     ]
-    outside = ndimage.distance_transform_edt(~new_mask) > synthesis.HALO_REACH_MM
+    outside = ndimage.distance_transform_edt(~new_mask) > lesions_contrasts.HALO_REACH_MM
     for image in images:
         assert np.array_equal(image[outside], head.flair[outside])
     assert (images[0] != images[1])[new_mask].mean() > 0.9
@@ -359,7 +379,9 @@ def test_unconditional_model_keeps_what_is_outside_and_seeds_differ(head, anatom
 def test_voxels_outside_the_brain_or_in_old_lesions_are_left_out(head, anatomy, new_mask):
     wanted = new_mask | head.lesion_mask
     wanted[1:3, 1:3, 1:3] = True  # a corner of the image
-    synthesis = synth.paint(image_of(head, 'FLAIR'), anatomy, lesions_at(wanted), build_model(), head.lesion_mask_img)
+    synthesis = lesions_synthesis.paint(
+        image_of(head, 'FLAIR'), anatomy, lesions_at(wanted), build_model(), head.lesion_mask_img
+    )
     assert np.array_equal(data_of(synthesis.new_mask_img) > 0, new_mask)
     assert np.array_equal(data_of(synthesis.mask_img) > 0, new_mask | head.lesion_mask)
     assert synthesis.warnings == [
@@ -370,7 +392,7 @@ def test_voxels_outside_the_brain_or_in_old_lesions_are_left_out(head, anatomy, 
 
 def test_new_lesions_that_touch_old_ones_are_counted_and_named(head, anatomy, new_mask):
     beside = ndimage.binary_dilation(head.lesion_mask, np.ones((3, 3, 3)))
-    synthesis = synth.paint(
+    synthesis = lesions_synthesis.paint(
         image_of(head, 'FLAIR'), anatomy, lesions_at(new_mask | beside), build_model(), head.lesion_mask_img
     )
     assert synthesis.info['NewLesionsTouchingOld'] == 2  # the shells of the two old ones; those of `new_mask` lie apart
@@ -381,7 +403,7 @@ def test_lesions_outside_white_matter_are_painted_and_named(head, anatomy):
     cortex = np.zeros_like(head.lesion_mask)
     cortex[18:21, 16:19, 26:28] = True
     cortex &= head.tissue_seg == tissues.GREY_MATTER
-    synthesis = synth.paint(image_of(head, 'FLAIR'), anatomy, lesions_at(cortex), build_model())
+    synthesis = lesions_synthesis.paint(image_of(head, 'FLAIR'), anatomy, lesions_at(cortex), build_model())
     assert np.array_equal(data_of(synthesis.new_mask_img), cortex)
     assert synthesis.warnings == ['100 % of the new lesions lie outside white matter.']
 
@@ -390,7 +412,7 @@ def test_lesions_too_small_for_the_slices_of_an_image_are_named(oblong, new_mask
     """The one of 8 voxels lies between two slices of 3 mm: less than half of any voxel is lesion."""
     head, anatomy = oblong
     new = lesions_at(new_mask, head.affine)
-    synthesis = synth.paint(head.thick_slices(head.flair), anatomy, new, build_model())
+    synthesis = lesions_synthesis.paint(head.thick_slices(head.flair), anatomy, new, build_model())
     assert len(new.strengths) == 3
     assert synthesis.info['Lesions'] == 2
     assert synthesis.warnings == [
@@ -404,40 +426,40 @@ def test_mask_of_which_nothing_is_left_is_refused(head, anatomy, where):
     corner[:3, :3, :3] = True
     mask = head.lesion_mask if where == 'in old lesions' else corner
     with pytest.raises(ValueError, match='no voxel of the new lesions lies in the brain and outside the old lesions'):
-        synth.paint(image_of(head, 'FLAIR'), anatomy, lesions_at(mask), build_model(), head.lesion_mask_img)
+        lesions_synthesis.paint(image_of(head, 'FLAIR'), anatomy, lesions_at(mask), build_model(), head.lesion_mask_img)
 
 
 def test_empty_mask_and_what_is_no_mask_are_refused(head, rng):
     with pytest.raises(ValueError, match='mask of new lesions is empty'):
-        synth.given(head.img(np.zeros_like(head.lesion_mask)), rng)
+        lesions_synthesis.given(head.img(np.zeros_like(head.lesion_mask)), rng)
     with pytest.raises(ValueError, match='mask of new lesions has shape'):
-        synth.given(nib.Nifti1Image(np.ones((4, 4, 4, 2), np.uint8), np.eye(4)), rng)
+        lesions_synthesis.given(nib.Nifti1Image(np.ones((4, 4, 4, 2), np.uint8), np.eye(4)), rng)
 
 
 def test_given_lesions_are_numbered_and_probabilities_are_cut(head, new_mask, rng):
-    new = synth.given(head.img(np.where(new_mask, 0.6, 0.2).astype(np.float32)), rng, mask_threshold=0.5)
+    new = lesions_synthesis.given(head.img(np.where(new_mask, 0.6, 0.2).astype(np.float32)), rng, mask_threshold=0.5)
     labels = data_of(new.mask_img)
     assert np.array_equal(labels > 0, new_mask)
     assert labels.max() == len(new.strengths) == 3
     assert np.array_equal(new.mask_img.affine, head.affine)
-    assert synth.volumes_of(new).tolist() == [8, 36, 36]
+    assert lesions_contrasts.volumes_of(new).tolist() == [8, 36, 36]
 
 
 def test_mask_on_another_grid_finds_its_place(oblong, new_mask):
     head, anatomy = oblong
     mask_img = head.thick_slices(new_mask)
-    new = synth.given(mask_img, np.random.default_rng(0), 0.5)
-    synthesis = synth.paint(head.t1w_img, anatomy, new, build_model('T1w'))
+    new = lesions_synthesis.given(mask_img, np.random.default_rng(0), 0.5)
+    synthesis = lesions_synthesis.paint(head.t1w_img, anatomy, new, build_model('T1w'))
     painted = data_of(synthesis.new_mask_img) > 0
     assert 0.6 < (painted & new_mask).sum() / new_mask.sum() <= 1
     assert (painted & ~masks.dilate_within(new_mask, ~new_mask, 2)).sum() == 0
-    assert synth.volumes_of(new).sum() == pytest.approx(3 * data_of(mask_img).sum())
+    assert lesions_contrasts.volumes_of(new).sum() == pytest.approx(3 * data_of(mask_img).sum())
 
 
 def test_mask_that_lies_elsewhere_is_refused(head, anatomy, new_mask):
     far = nib.affines.from_matvec(np.eye(3), (500, 0, 0))
     with pytest.raises(ValueError, match='do not overlap'):
-        synth.paint(image_of(head, 'FLAIR'), anatomy, lesions_at(new_mask, far), build_model())
+        lesions_synthesis.paint(image_of(head, 'FLAIR'), anatomy, lesions_at(new_mask, far), build_model())
 
 
 # Lesions that are drawn
@@ -445,7 +467,7 @@ def test_mask_that_lies_elsewhere_is_refused(head, anatomy, new_mask):
 
 def test_drawn_lesions_lie_in_white_matter_apart_from_old_ones_and_each_other(anatomy, find_tiny_places):
     for seed in range(4):
-        new = synth.draw(anatomy, find_tiny_places(anatomy), np.random.default_rng(seed), n_lesions=5)
+        new = lesions_synthesis.draw(anatomy, find_tiny_places(anatomy), np.random.default_rng(seed), n_lesions=5)
         labels = data_of(new.mask_img)
         assert labels.max() == len(new.strengths) == masks.label_lesions(labels > 0)[1] == 5
         assert (anatomy.tissue_seg[labels > 0] == tissues.WHITE_MATTER).all()
@@ -455,27 +477,31 @@ def test_drawn_lesions_lie_in_white_matter_apart_from_old_ones_and_each_other(an
 
 def test_drawn_lesions_know_their_place(anatomy, find_tiny_places):
     atlas = find_tiny_places(anatomy)
-    assert synth.draw(anatomy, atlas, np.random.default_rng(1), n_lesions=3).places == ('deep',) * 3
-    atlas = replace(atlas, places=np.full_like(atlas.places, tissues.PLACES['juxtacortical']))
-    assert synth.draw(anatomy, atlas, np.random.default_rng(1), n_lesions=3).places == ('juxtacortical',) * 3
+    assert lesions_synthesis.draw(anatomy, atlas, np.random.default_rng(1), n_lesions=3).places == ('deep',) * 3
+    atlas = replace(atlas, places=np.full_like(atlas.places, places.PLACES['juxtacortical']))
+    assert (
+        lesions_synthesis.draw(anatomy, atlas, np.random.default_rng(1), n_lesions=3).places == ('juxtacortical',) * 3
+    )
 
 
 def test_rows_of_the_table_have_the_place_of_their_lesion(head, anatomy, new_mask):
     new = lesions_at(new_mask)
-    assert all('place' not in row for row in synth.paint(head.t1w_img, anatomy, new, build_model('T1w')).lesions)
+    assert all(
+        'place' not in row for row in lesions_synthesis.paint(head.t1w_img, anatomy, new, build_model('T1w')).lesions
+    )
     numbers = data_of(new.mask_img)
     new = replace(new, places=tuple(f'at {x}' for x in (ndimage.find_objects(numbers)[n][0].start for n in range(3))))
-    rows = synth.paint(head.t1w_img, anatomy, new, build_model('T1w')).lesions
+    rows = lesions_synthesis.paint(head.t1w_img, anatomy, new, build_model('T1w')).lesions
     assert [row['place'] for row in sorted(rows, key=lambda row: row['x_mm'])] == ['at 17', 'at 18', 'at 22']
 
 
 def test_strengths_are_the_one_asked_for_or_drawn(rng):
-    assert synth.draw_strengths(rng, 3, 0.7).tolist() == [0.7] * 3
-    drawn = synth.draw_strengths(rng, 2000, 'auto')
+    assert lesions_contrasts.draw_strengths(rng, 3, 0.7).tolist() == [0.7] * 3
+    drawn = lesions_contrasts.draw_strengths(rng, 2000, 'auto')
     assert 0.05 <= drawn.min() < 0.07
     assert 0.93 < drawn.max() <= 0.95
     with pytest.raises(ValueError, match='lesion intensity is 1.2, expected a quantile'):
-        synth.draw_strengths(rng, 3, 1.2)
+        lesions_contrasts.draw_strengths(rng, 3, 1.2)
 
 
 # Lesions of another patient
@@ -486,8 +512,8 @@ def borrow(monkeypatch, no_deformation, anatomy, head):
     """Borrow from a donor with the same head, whose lesions are where the test says; both lie on one another."""
 
     def call(where):
-        monkeypatch.setattr(synth, 'look_at', lambda *_: replace(anatomy, old_lesions=where))
-        return synth.borrow(head.t1w_img, head.lesion_mask_img, anatomy)
+        monkeypatch.setattr(images_anatomy, 'look_at', lambda *_: replace(anatomy, old_lesions=where))
+        return lesions_synthesis.borrow(head.t1w_img, head.lesion_mask_img, anatomy)
 
     return call
 
@@ -511,14 +537,14 @@ def test_borrowed_lesions_that_find_no_free_white_matter_are_refused(borrow, hea
 
 
 def test_public_function_paints_lesions_that_are_drawn(head, monkeypatch, find_tiny_places):
-    monkeypatch.setattr(synth, 'find_places', find_tiny_places)
+    monkeypatch.setattr(lesions_synthesis, 'find_places', find_tiny_places)
     arguments = {'t1w_img': head.t1w_img, 'model': build_model(), 'n_lesions': 3, 'device': 'cpu', 'seed': 4}
     flair_img = head.img(head.flair)
     synth_img, mask_img = synthesize_lesions(flair_img, head.lesion_mask_img, **arguments, lesion_intensity=0.9)
     mask = data_of(mask_img) > 0
     assert masks.label_lesions(mask)[1] == 3
     assert not (mask & head.lesion_mask).any()
-    outside = ndimage.distance_transform_edt(~mask) > synthesis.HALO_REACH_MM
+    outside = ndimage.distance_transform_edt(~mask) > lesions_contrasts.HALO_REACH_MM
     assert np.array_equal(synth_img.get_fdata()[outside], flair_img.get_fdata()[outside])
     assert synth_img.get_fdata()[mask].mean() > flair_img.get_fdata()[mask].mean() + 50
     again = synthesize_lesions(flair_img, head.lesion_mask_img, **arguments, lesion_intensity=0.9)
@@ -532,9 +558,9 @@ def test_flair_needs_its_t1w(head):
 
 def test_sidecar_says_of_a_flair_whether_it_has_a_skull(head, anatomy, new_mask, monkeypatch):
     """It may have one where the T1w has none."""
-    monkeypatch.setattr(fill, 'is_skull_stripped', lambda image: False)
+    monkeypatch.setattr(images_anatomy, 'is_skull_stripped', lambda image: False)
     flair, t1w = (
-        synth.paint(image_of(head, modality), anatomy, lesions_at(new_mask), build_model(modality)).info
+        lesions_synthesis.paint(image_of(head, modality), anatomy, lesions_at(new_mask), build_model(modality)).info
         for modality in ('FLAIR', 'T1w')
     )
     assert (flair['SkullStripped'], t1w['SkullStripped']) == (False, True)

@@ -8,7 +8,9 @@ import nibabel as nib
 import pytest
 from bids_examples import mask_path, t1w_path
 
-from bids_lesionfill import cli, layout, raw_layout, text_files
+from bids_lesionfill import text_files
+from bids_lesionfill.app import cli, exit_codes
+from bids_lesionfill.layout import raw
 
 PACKAGE = Path(text_files.__file__).parent
 UMLAUT = '{"InstitutionName": "Universitätsklinik", "BIDSVersion": "1.8.0", "Name": "Läsionen"}'
@@ -75,7 +77,7 @@ def test_a_table_that_is_none_is_named(tmp_path):
 def test_a_description_of_the_dataset_that_is_damaged_is_2_and_named(dataset, tmp_path, call, caplog, name, level):
     root = dataset(['01'])
     (root / 'dataset_description.json').write_bytes(DAMAGED[name])
-    assert call(root, tmp_path / 'out', level=level) == cli.USAGE
+    assert call(root, tmp_path / 'out', level=level) == exit_codes.USAGE
     assert f'{root / "dataset_description.json"}' in caplog.text
     assert not (tmp_path / 'out').exists()
 
@@ -86,7 +88,7 @@ def test_descriptions_in_every_encoding_are_read_and_written_as_utf_8(dataset, t
     root = dataset(['01'])
     (root / place / 'dataset_description.json').write_bytes(READABLE[name])
     out = tmp_path / 'out'
-    assert call(root, out, '--output-layout', 'raw') == cli.OK
+    assert call(root, out, '--output-layout', 'raw') == exit_codes.OK
     description = json.loads((out / 'dataset_description.json').read_bytes())
     assert description['Name'] == ('test, lesions filled' if place else 'Läsionen, lesions filled')
 
@@ -97,18 +99,18 @@ def test_a_sidecar_that_is_damaged_is_named_and_nothing_stays_in_the_raw_layout(
     sidecar = root / t1w_path('01').replace('.nii.gz', '.json')
     (root / 'participants.tsv').write_text('participant_id\tage\nsub-01\t40\nsub-02\t50\n')
     whole = sidecar.read_bytes()
-    assert call(root, out, '--output-layout', 'raw') == cli.OK  # what an earlier run wrote does not stay either
+    assert call(root, out, '--output-layout', 'raw') == exit_codes.OK  # what an earlier run wrote does not stay either
     (out / 'sub-01/anat/sub-01_notes.txt').write_text('of the user')
     sidecar.write_bytes(DAMAGED[name])
-    assert call(root, out, '--output-layout', 'raw') == cli.SOME_FAILED
+    assert call(root, out, '--output-layout', 'raw') == exit_codes.SOME_FAILED
     assert [path.name for path in (out / 'sub-01').rglob('*') if not path.is_dir()] == ['sub-01_notes.txt']
     (out / 'sub-01/anat/sub-01_notes.txt').unlink()
-    rows = {row['participant_id']: row for row in layout.read_tsv(out / raw_layout.DERIVATIVES / 'participants.tsv')}
+    rows = {row['participant_id']: row for row in text_files.read_tsv(out / raw.DERIVATIVES / 'participants.tsv')}
     assert rows['sub-01']['status'] == 'failed'
     assert f'{sidecar}' in rows['sub-01']['message']
     assert nib.load(out / t1w_path('02')).shape
     sidecar.write_bytes(whole)
-    assert call(root, out, '--output-layout', 'raw') == cli.OK
+    assert call(root, out, '--output-layout', 'raw') == exit_codes.OK
     assert nib.load(out / t1w_path('01')).shape
 
 
@@ -116,7 +118,7 @@ def test_a_participant_whose_filling_fails_leaves_nothing_in_the_raw_layout(data
     root, out = dataset(), tmp_path / 'out'
     (root / 'participants.tsv').write_text('participant_id\tage\nsub-01\t40\nsub-02\t50\n')
     (root / mask_path('01')).write_bytes(b'no image')
-    assert call(root, out, '--output-layout', 'raw') == cli.SOME_FAILED
+    assert call(root, out, '--output-layout', 'raw') == exit_codes.SOME_FAILED
     assert not (out / 'sub-01').exists()
     assert (out / 'participants.tsv').read_text() == 'participant_id\tage\nsub-02\t50\n'
 
@@ -126,7 +128,7 @@ def test_a_sidecar_in_another_encoding_is_kept_as_utf_8(dataset, tmp_path, call,
     root = dataset(['01'])
     (root / t1w_path('01').replace('.nii.gz', '.json')).write_bytes(READABLE[name])
     (root / 'participants.tsv').write_bytes('participant_id\tnote\nsub-01\tschubförmig\n'.encode('latin-1'))
-    assert call(root, tmp_path / 'out', '--output-layout', 'raw') == cli.OK
+    assert call(root, tmp_path / 'out', '--output-layout', 'raw') == exit_codes.OK
     written = (tmp_path / 'out' / t1w_path('01').replace('.nii.gz', '.json')).read_bytes()
     assert json.loads(written)['InstitutionName'] == 'Universitätsklinik'
     assert 'schubförmig' in (tmp_path / 'out/participants.tsv').read_text(encoding='utf-8')
@@ -134,22 +136,22 @@ def test_a_sidecar_in_another_encoding_is_kept_as_utf_8(dataset, tmp_path, call,
 
 def test_an_output_whose_sidecar_is_damaged_is_done_again(dataset, tmp_path, call):
     root, out = dataset(['01']), tmp_path / 'out'
-    assert call(root, out) == cli.OK
+    assert call(root, out) == exit_codes.OK
     (sidecar,) = out.glob('sub-01/anat/*desc-filled_T1w.json')
     whole = sidecar.read_bytes()
     for damage in (whole[:40], b'[]'):
         sidecar.write_bytes(damage)
-        assert call(root, out) == cli.OK
+        assert call(root, out) == exit_codes.OK
         assert sidecar.read_bytes() == whole
 
 
 def test_a_status_that_is_damaged_fails_its_own_participant_alone(dataset, tmp_path, call):
     root, out = dataset(), tmp_path / 'out'
-    assert call(root, out) == cli.OK
+    assert call(root, out) == exit_codes.OK
     (status,) = out.glob('sub-01/log/*/status.json')
     status.write_text('{')
-    assert call(root, out, '--participant-label', '02') == cli.OK
-    rows = layout.read_tsv(out / 'participants.tsv')
+    assert call(root, out, '--participant-label', '02') == exit_codes.OK
+    rows = text_files.read_tsv(out / 'participants.tsv')
     assert [row['status'] for row in rows] == ['failed', 'filled']
     assert f'{status}' in rows[0]['message']
 

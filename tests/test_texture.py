@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from bids_lesionfill import texture
+from bids_lesionfill.lesions import texture
 
 SHAPE = (44, 40, 36)
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from conftest import ellipsoid
 
-from bids_lesionfill import thickness
-from bids_lesionfill.thickness import anatomy, cortex, segmentation
+from bids_lesionfill.thickness import anatomy, cortex, registry, segmentation, tables
+from bids_lesionfill.thickness import engine as thickness_engine
 
 INSIDE, CORTEX = cortex.INSIDE, cortex.CORTEX
 
@@ -165,7 +165,7 @@ def test_regions_are_those_of_the_atlas_in_its_order():
     assert set(np.unique(template.labels)) == set(range(84))
     csv = anatomy.atlas_file('atlas-desikankilliany.csv').read_text().splitlines()[1:]
     names = [line.split(',')[1] for line in csv]
-    assert tuple(names[:34]) == tuple(names[41:75]) == thickness.REGION_NAMES
+    assert tuple(names[:34]) == tuple(names[41:75]) == tables.REGION_NAMES
     assert [line.split(',')[0] for line in csv][:1] == ['1']
     left = np.argwhere((template.labels >= 1) & (template.labels <= 34)).mean(axis=0)
     assert (template.labels_affine @ [*left, 1])[0] < -20  # mm: left is left
@@ -184,26 +184,26 @@ def test_template_priors_are_probabilities_in_the_order_of_the_tissues():
 
 
 def test_table_has_68_regions_in_fixed_order_and_unknown_ones_are_nan():
-    table = thickness.table_of({'rh_insula': (3.1, 40)}, {'lh': 2.4, 'rh': 2.6})
-    assert len(thickness.REGIONS) == 68
-    assert tuple(table.thickness_mm) == thickness.REGIONS
+    table = tables.table_of({'rh_insula': (3.1, 40)}, {'lh': 2.4, 'rh': 2.6})
+    assert len(tables.REGIONS) == 68
+    assert tuple(table.thickness_mm) == tables.REGIONS
     assert table.thickness_mm['rh_insula'] == 3.1
     assert np.isnan(table.thickness_mm['lh_bankssts'])
     assert table.n_voxels['lh_bankssts'] == 0
     assert table.global_mm == 2.5
-    assert np.isnan(thickness.table_of({}, {'lh': 2.4}).global_mm)
+    assert np.isnan(tables.table_of({}, {'lh': 2.4}).global_mm)
 
 
 def test_table_in_another_order_is_refused():
-    table = thickness.table_of({}, {})
+    table = tables.table_of({}, {})
     turned = dict(reversed(table.thickness_mm.items()))
     with pytest.raises(ValueError, match='expected the 68'):
-        thickness.ThicknessTable(turned, table.n_voxels, table.hemisphere_mm)
+        tables.ThicknessTable(turned, table.n_voxels, table.hemisphere_mm)
 
 
-@pytest.mark.parametrize('name', thickness.ENGINES)
+@pytest.mark.parametrize('name', registry.ENGINES)
 def test_every_engine_can_be_made_and_checked_without_work(name):
-    engine = thickness.make_engine(name)
+    engine = registry.make_engine(name)
     check = engine.check()
     assert engine.name == name
     assert {engine.has_noise, engine.reads_results} <= {True, False}
@@ -236,10 +236,10 @@ def test_pbt_measures_a_known_brain_on_a_flipped_grid_and_gives_the_same_bytes_a
     known_template(seg, priors, affine)
     stripped = np.where(seg > 0, t1w, 0)[::-1]
     img = nib.Nifti1Image(stripped, affine @ nib.affines.from_matvec(np.diag([-1.0, 1, 1]), (43, 0, 0)))
-    engine = thickness.make_engine('pbt')
-    first = engine.run(thickness.Scan(img, Path('t1w.nii'), 'sub-01', 'original', seed=5))
+    engine = registry.make_engine('pbt')
+    first = engine.run(thickness_engine.Scan(img, Path('t1w.nii'), 'sub-01', 'original', seed=5))
     anatomy.anatomy_of.cache_clear()  # else it would be the same anatomy
-    again = engine.run(thickness.Scan(img, Path('t1w.nii'), 'sub-01', 'original', seed=5))
+    again = engine.run(thickness_engine.Scan(img, Path('t1w.nii'), 'sub-01', 'original', seed=5))
     classes = np.asarray(first.tissue_seg_img.dataobj)
     assert classes.tobytes() == np.asarray(again.tissue_seg_img.dataobj).tobytes()
     assert (classes == seg[::-1]).mean() > 0.97
@@ -253,7 +253,7 @@ def test_pbt_measures_a_known_brain_on_a_flipped_grid_and_gives_the_same_bytes_a
 @pytest.mark.slow
 def test_pbt_gives_equal_bytes_twice_and_ants_works_on_the_same_segmentation(tmp_path):
     """The template as a brain, at half of its resolution: registration, segmentation and thickness, all of it."""
-    from bids_lesionfill.thickness import ants
+    from bids_lesionfill.thickness.engines import ants
 
     template = anatomy.read_template()
     coarse = template.t1w[::2, ::2, ::2] * 800

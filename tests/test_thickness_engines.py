@@ -11,11 +11,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_lesionfill import thickness
-from bids_lesionfill.thickness import anatomy, ants, antspynet, cortex, direct, dldirect, freesurfer, tools
+from bids_lesionfill.thickness import anatomy, cortex, registry, tables
+from bids_lesionfill.thickness import engine as thickness_engine
+from bids_lesionfill.thickness.engines import ants, antspynet, direct, dldirect, freesurfer, tools
 
 
-def stats_text(mean_mm=2.46, regions=thickness.REGION_NAMES, thick=2.5):
+def stats_text(mean_mm=2.46, regions=tables.REGION_NAMES, thick=2.5):
     rows = [f'{name} {100 + n} 700 1700 {thick + n / 100:.3f} 0.5 0.1 0.02 10 1.5' for n, name in enumerate(regions)]
     header = [
         '# Title Segmentation Statistics',
@@ -34,10 +35,10 @@ def write_stats(folder, **options):
 
 def scan_of(desc, name='sub-01', tmp_path=Path('.'), visit=''):
     img = nib.Nifti1Image(np.ones((4, 4, 4), np.float32), np.eye(4))
-    return thickness.Scan(img, tmp_path / 't1w.nii.gz', name, desc, visit)
+    return thickness_engine.Scan(img, tmp_path / 't1w.nii.gz', name, desc, visit)
 
 
-def result_text(regions=thickness.REGIONS):
+def result_text(regions=tables.REGIONS):
     names = [name.replace('_', '-', 1) for name in regions] + ['lh-MeanThickness', 'rh-MeanThickness']
     values = [f'{2 + n / 100:.2f}' for n in range(len(regions))] + ['2.4', '2.6']
     return ','.join(['SUBJECT', *names]) + '\n' + ','.join(['sub-01', *values]) + '\n'
@@ -71,7 +72,7 @@ def test_stats_of_the_original_and_the_filled_image_are_told_apart(tmp_path, nam
     write_stats(tmp_path / original, thick=2.0)
     write_stats(tmp_path / filled, thick=2.2)
     roots = {Path(path).parts[0]: tmp_path / Path(path).parts[0] for path in (original, filled)}
-    engine = thickness.make_engine(name, thickness.Settings(roots))
+    engine = registry.make_engine(name, thickness_engine.Settings(roots))
     assert engine.check().ok
     found = {desc: engine.run(scan_of(desc)).table.thickness_mm['lh_bankssts'] for desc in ('original', 'filled')}
     assert found == {'original': 2.0, 'filled': 2.2}
@@ -79,14 +80,14 @@ def test_stats_of_the_original_and_the_filled_image_are_told_apart(tmp_path, nam
 
 def test_missing_stats_are_named_with_where_they_were_looked_for(tmp_path):
     write_stats(tmp_path / 'subjects/sub-01')
-    engine = thickness.make_engine('freesurfer', thickness.Settings({'subjects': tmp_path / 'subjects'}))
+    engine = registry.make_engine('freesurfer', thickness_engine.Settings({'subjects': tmp_path / 'subjects'}))
     with pytest.raises(FileNotFoundError, match='sub-01_desc-filled/stats/lh.aparc.stats'):
         engine.run(scan_of('filled'))
 
 
 def test_dkt_stats_say_what_fastsurfer_needs(tmp_path):
     write_stats(tmp_path / 'subjects/sub-01', regions=['somewhere'])
-    engine = thickness.make_engine('fastsurfer', thickness.Settings({'subjects': tmp_path / 'subjects'}))
+    engine = registry.make_engine('fastsurfer', thickness_engine.Settings({'subjects': tmp_path / 'subjects'}))
     with pytest.raises(ValueError, match='--fsaparc'):
         engine.run(scan_of('original'))
 
@@ -102,14 +103,14 @@ def test_the_given_names_say_which_folder_is_which_whatever_they_are_called_on_d
     write_stats(tmp_path / 'fs_raw/sub-01', thick=2.0)
     write_stats(tmp_path / 'original_of_mine/sub-01', thick=2.2)
     roots = {'Unfilled': tmp_path / 'fs_raw', 'Filled': tmp_path / 'original_of_mine'}
-    engine = thickness.make_engine('freesurfer', thickness.Settings(roots))
+    engine = registry.make_engine('freesurfer', thickness_engine.Settings(roots))
     found = {desc: engine.run(scan_of(desc)).table.thickness_mm['lh_bankssts'] for desc in ('original', 'filled')}
     assert found == {'original': 2.0, 'filled': 2.2}
 
 
 def test_other_tools_call_the_only_t1w_of_a_visit_by_the_visit(tmp_path):
     write_stats(tmp_path / 'subjects/sub-01_ses-2')
-    engine = thickness.make_engine('freesurfer', thickness.Settings({'subjects': tmp_path / 'subjects'}))
+    engine = registry.make_engine('freesurfer', thickness_engine.Settings({'subjects': tmp_path / 'subjects'}))
     name = 'sub-01_ses-2_acq-mprage_run-1'
     assert engine.run(scan_of('original', name, visit='sub-01_ses-2')).table.thickness_mm['lh_bankssts'] == 2.5
     with pytest.raises(FileNotFoundError, match='is not there'):  # one of two T1w
@@ -122,14 +123,14 @@ def test_freesurfer_and_fastsurfer_are_told_apart_by_the_segmentation(tmp_path):
         (tmp_path / folder / 'sub-01/mri').mkdir()
         (tmp_path / folder / 'sub-01/mri/aseg.mgz').write_text('')
         (tmp_path / folder / 'sub-01/mri' / file).write_text('')
-    settings = thickness.Settings({'fs': tmp_path / 'fs', 'fast': tmp_path / 'fast'})
+    settings = thickness_engine.Settings({'fs': tmp_path / 'fs', 'fast': tmp_path / 'fast'})
     measured = {
-        name: thickness.make_engine(name, settings).run(scan_of('original')).table.thickness_mm['lh_bankssts']
+        name: registry.make_engine(name, settings).run(scan_of('original')).table.thickness_mm['lh_bankssts']
         for name in ('freesurfer', 'fastsurfer')
     }
     assert measured == {'freesurfer': 2.0, 'fastsurfer': 2.3}
-    only_fast = thickness.Settings({'fast': tmp_path / 'fast'})
-    assert not thickness.make_engine('freesurfer', only_fast).check().ok
+    only_fast = thickness_engine.Settings({'fast': tmp_path / 'fast'})
+    assert not registry.make_engine('freesurfer', only_fast).check().ok
 
 
 @pytest.mark.parametrize('has_work_dir', [True, False])
@@ -150,7 +151,9 @@ def test_recon_all_is_begun_anew_for_another_image(tmp_path, monkeypatch, has_wo
     monkeypatch.setenv('FS_LICENSE', str(program))
     monkeypatch.setenv('FREESURFER_HOME', str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    engine = thickness.make_engine('freesurfer', thickness.Settings(work_dir=tmp_path / 'w' if has_work_dir else None))
+    engine = registry.make_engine(
+        'freesurfer', thickness_engine.Settings(work_dir=tmp_path / 'w' if has_work_dir else None)
+    )
     scan = scan_of('filled', tmp_path=tmp_path)
     for text in ('one image', 'another'):
         scan.t1w_file.write_text(text)
@@ -172,9 +175,9 @@ def test_recon_all_needs_its_licence(tmp_path, monkeypatch):
     monkeypatch.setenv('PATH', str(tmp_path))
     monkeypatch.delenv('FREESURFER_HOME', raising=False)
     monkeypatch.delenv('FS_LICENSE', raising=False)
-    assert not thickness.make_engine('freesurfer').check().ok
+    assert not registry.make_engine('freesurfer').check().ok
     monkeypatch.setenv('FS_LICENSE', str(program))
-    assert thickness.make_engine('freesurfer').check().version == 'recon-all by nipype'
+    assert registry.make_engine('freesurfer').check().version == 'recon-all by nipype'
 
 
 # ------------------------------------------------------------------------------------------------------------ DL+DiReCT
@@ -185,7 +188,7 @@ def test_result_of_dldirect_is_read(tmp_path):
         (tmp_path / root / 'sub-01').mkdir(parents=True)
         (tmp_path / root / 'sub-01' / 'result-thick.csv').write_text(text)
     roots = {name: tmp_path / name for name in ('original', 'filled')}
-    engine = thickness.make_engine('dldirect', thickness.Settings(roots))
+    engine = registry.make_engine('dldirect', thickness_engine.Settings(roots))
     assert engine.check().ok
     table = engine.run(scan_of('original')).table
     assert table.thickness_mm['lh_bankssts'] == 2.0
@@ -229,7 +232,7 @@ def test_dldirect_is_called_with_files_of_its_own_and_its_failure_is_told(tmp_pa
     )
     program.chmod(0o755)
     monkeypatch.setenv('PATH', str(program.parent))
-    engine = thickness.make_engine('dldirect', thickness.Settings(work_dir=tmp_path))
+    engine = registry.make_engine('dldirect', thickness_engine.Settings(work_dir=tmp_path))
     assert engine.check().ok
     assert engine.run(scan_of('original')).table.global_mm == 2.5
     assert [path.name for path in tmp_path.iterdir()] == ['bin']
@@ -246,31 +249,31 @@ def test_antspynet_names_the_files_that_are_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(antspynet.importlib.util, 'find_spec', lambda name: object())
     monkeypatch.setattr(antspynet.importlib.metadata, 'version', lambda name: '0')
     (tmp_path / antspynet.FILES[0]).write_text('')
-    check = thickness.make_engine('antspynet').check()
+    check = registry.make_engine('antspynet').check()
     assert not check.ok
     assert check.reason.startswith(f'4 of 5 files are missing in {tmp_path}')
     assert antspynet.FILES[0] not in check.reason
     assert antspynet.FILES[4] in check.reason
     assert '--allow-download' in check.how_to_get
-    assert thickness.make_engine('antspynet', thickness.Settings(allow_download=True)).check().ok
+    assert registry.make_engine('antspynet', thickness_engine.Settings(allow_download=True)).check().ok
 
 
 def test_ants_program_is_used_only_with_a_template_and_its_command_is_nipypes(tmp_path, monkeypatch):
     pytest.importorskip('nipype')
-    assert thickness.make_engine('ants').template_dir is None
+    assert registry.make_engine('ants').template_dir is None
     program = tmp_path / ants.SCRIPT
     program.write_text('#!/bin/sh\n')
     program.chmod(0o755)
     monkeypatch.setenv('PATH', str(tmp_path), prepend=':')
     monkeypatch.setenv(ants.TEMPLATE_VARIABLE, str(tmp_path))
-    check = thickness.make_engine('ants').check()
+    check = registry.make_engine('ants').check()
     assert not check.ok
     assert 'T_template0.nii.gz' in check.reason
     (tmp_path / 'Priors2').mkdir()
     for name in ('T_template0', 'T_template0_BrainCerebellumProbabilityMask', 'T_template0_BrainCerebellum',
                  'Priors2/priors1', 'Priors2/priors2'):  # fmt: skip
         (tmp_path / f'{name}.nii.gz').write_text('')
-    assert thickness.make_engine('ants').check().version.startswith(ants.SCRIPT)
+    assert registry.make_engine('ants').check().version.startswith(ants.SCRIPT)
     interface = tools.nipype_interface('ants', 'CorticalThickness')(
         anatomical_image=str(program), out_prefix='out/', **ants.script_arguments(tmp_path)
     )
@@ -343,9 +346,9 @@ def test_antspynet_is_told_where_its_weights_are_and_its_maps_are_averaged(tmp_p
     )
     monkeypatch.setitem(sys.modules, 'antspynet', module)
     monkeypatch.setenv('ANTSXNET_CACHE_DIRECTORY', str(tmp_path))
-    measurement = thickness.make_engine('antspynet').run(fine_scan)
+    measurement = registry.make_engine('antspynet').run(fine_scan)
     assert told == [str(tmp_path)]
-    assert measurement.table.thickness_mm[thickness.REGIONS[0]] == pytest.approx(2.5)
+    assert measurement.table.thickness_mm[tables.REGIONS[0]] == pytest.approx(2.5)
     assert measurement.tissue_seg_img.shape == fine_scan.t1w_img.shape
 
 
@@ -379,9 +382,9 @@ def test_ants_program_is_run_without_the_clock_for_a_seed_and_its_maps_are_avera
         (tmp_path / f'{name}.nii.gz').write_text('')
     monkeypatch.setenv('PATH', str(tmp_path), prepend=':')
     monkeypatch.setenv(ants.TEMPLATE_VARIABLE, str(tmp_path))
-    assert 'antsCorticalThickness.sh (Tustison et al., 2014)' in thickness.methods_text(['ants'])
-    measurement = thickness.make_engine('ants').run(fine_scan)
+    assert 'antsCorticalThickness.sh (Tustison et al., 2014)' in registry.methods_text(['ants'])
+    measurement = registry.make_engine('ants').run(fine_scan)
     assert '-u 0' in (tmp_path / 'calls').read_text()
-    assert measurement.table.thickness_mm[thickness.REGIONS[0]] == pytest.approx(2.5)
+    assert measurement.table.thickness_mm[tables.REGIONS[0]] == pytest.approx(2.5)
     assert set(np.unique(measurement.tissue_seg_img.dataobj)) <= {0, 1, 2, 3}
     assert '-u 0' in measurement.info['Thickness']

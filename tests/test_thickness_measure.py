@@ -5,8 +5,15 @@ import numpy as np
 import pytest
 from bids_examples import without_place
 
-from bids_lesionfill import layout
-from bids_lesionfill.thickness import REGIONS, Availability, Measurement, measure, table_of
+from bids_lesionfill import text_files
+from bids_lesionfill.app import measuring
+from bids_lesionfill.layout import derivatives, inputs, naming
+from bids_lesionfill.layout import files as layout_files
+from bids_lesionfill.layout import tables as layout_tables
+from bids_lesionfill.report import thickness
+from bids_lesionfill.thickness import tables as thickness_tables
+from bids_lesionfill.thickness.engine import Availability, Measurement
+from bids_lesionfill.thickness.tables import REGIONS, table_of
 
 N_REGIONS = len(REGIONS)
 
@@ -42,9 +49,9 @@ def image(tmp_path, phantom):
     (tmp_path / 'data').mkdir()
     nib.save(phantom.t1w_img, paths['t1w'])
     nib.save(phantom.lesion_mask_img, paths['mask'])
-    image = layout.Inputs('01', None, 'sub-01_T1w', paths['t1w'], 'sub-01/anat/sub-01_T1w.nii.gz', paths['mask'],
+    image = inputs.Inputs('01', None, 'sub-01_T1w', paths['t1w'], 'sub-01/anat/sub-01_T1w.nii.gz', paths['mask'],
                           sources=('bids:raw:sub-01/anat/sub-01_T1w.nii.gz',))  # fmt: skip
-    layout.write_image(layout.output_files(tmp_path / 'out', image)['filled'], phantom.healthy_img)
+    layout_files.write_image(naming.output_files(tmp_path / 'out', image)['filled'], phantom.healthy_img)
     return image
 
 
@@ -52,8 +59,8 @@ def image(tmp_path, phantom):
 def run(image, tmp_path):
     def measure_with(*engines, **more):
         options = {'seed': 4, 'version': '1'} | more
-        measure.measure_image(image, {engine.name: engine for engine in engines}, tmp_path / 'out', **options)
-        return layout.thickness_files(tmp_path / 'out', image)
+        measuring.measure_image(image, {engine.name: engine for engine in engines}, tmp_path / 'out', **options)
+        return naming.thickness_files(tmp_path / 'out', image)
 
     return measure_with
 
@@ -62,15 +69,15 @@ def test_tables_of_the_original_the_filled_and_the_rerun_are_written(run, phanto
     ruler = Ruler()
     files = run(ruler)
     assert ruler.seen == [('original', 4), ('filled', 4), ('original', 5)]
-    assert all(path.is_file() and layout.sidecar(path).is_file() for path in files.values())
+    assert all(path.is_file() and naming.sidecar(path).is_file() for path in files.values())
     assert files['morph_filled'].name == 'sub-01_seg-DK_desc-filled_morph.tsv'
     assert files['dseg_filled'].name == 'sub-01_desc-filled_dseg.nii.gz'
-    rows = layout.read_tsv(files['morph_filled'])
+    rows = text_files.read_tsv(files['morph_filled'])
     assert [row['name'] for row in rows][:35] == [*REGIONS[:34], 'lh_MeanThickness']
     assert len(rows) == N_REGIONS + 2
     assert rows[0]['thickness_mm'] == pytest.approx(phantom.healthy.mean() / 100, abs=1e-5)
     assert rows[34]['n_voxels'] == 34 * 7
-    info = layout.read_sidecar(files['morph_filled'])
+    info = derivatives.read_sidecar(files['morph_filled'])
     assert info['Engines']['ruler']['Ruler'] == 'mm'
     assert info['Engines']['ruler']['RandomSeed'] == 4
     assert info['Sources'][-1] == 'bids::sub-01/anat/sub-01_desc-filled_T1w.nii.gz'
@@ -80,9 +87,9 @@ def test_classes_of_the_filled_image_say_whether_lesions_touch_grey_matter(run):
     files = run(Ruler())
     seg = np.asarray(nib.load(files['dseg_filled']).dataobj)
     assert set(np.unique(seg)) == {0, 1, 2, 3}
-    counts = layout.read_sidecar(files['morph_filled'])['Engines']['ruler']['LesionVoxels']
+    counts = derivatives.read_sidecar(files['morph_filled'])['Engines']['ruler']['LesionVoxels']
     assert counts['outside_white_matter'] == counts['grey_matter'] < 10  # in white matter
-    assert 'LesionVoxels' not in layout.read_sidecar(files['morph_original'])['Engines']['ruler']
+    assert 'LesionVoxels' not in derivatives.read_sidecar(files['morph_original'])['Engines']['ruler']
 
 
 def test_what_is_measured_is_not_measured_again_unless_seed_or_image_differ(run, image, tmp_path, make_phantom):
@@ -92,7 +99,7 @@ def test_what_is_measured_is_not_measured_again_unless_seed_or_image_differ(run,
     run(ruler)
     assert len(ruler.seen) == 3
     assert {name: path.read_bytes() for name, path in files.items()} == before
-    layout.write_image(layout.output_files(tmp_path / 'out', image)['filled'], make_phantom(seed=9).healthy_img)
+    layout_files.write_image(naming.output_files(tmp_path / 'out', image)['filled'], make_phantom(seed=9).healthy_img)
     run(ruler)
     assert ruler.seen[3:] == [('filled', 4)]
     run(ruler, seed=6)
@@ -122,16 +129,16 @@ def test_an_engine_that_fails_is_named_and_the_others_are_measured(run):
 def test_engines_share_a_table_and_the_rows_of_a_failed_one_are_missing(run, image, tmp_path):
     with pytest.raises(RuntimeError):
         run(Ruler('broken', fails_on='filled'), Ruler('sound'))
-    files = layout.thickness_files(tmp_path / 'out', image)
-    assert {row['engine'] for row in layout.read_tsv(files['morph_original'])} == {'broken', 'sound'}
-    assert {row['engine'] for row in layout.read_tsv(files['morph_filled'])} == {'sound'}
+    files = naming.thickness_files(tmp_path / 'out', image)
+    assert {row['engine'] for row in text_files.read_tsv(files['morph_original'])} == {'broken', 'sound'}
+    assert {row['engine'] for row in text_files.read_tsv(files['morph_filled'])} == {'sound'}
 
 
 def test_what_was_measured_on_another_image_or_seed_is_gone_if_the_engine_fails_now(run, image, tmp_path):
     run(Ruler(), Ruler('sound'))
     with pytest.raises(RuntimeError):
         run(Ruler(fails_on='filled'), Ruler('sound'), seed=6)
-    entries = layout.read_thickness([tmp_path / 'out'])
+    entries = layout_tables.read_thickness([tmp_path / 'out'])
     assert {entry['engine'] for entry in entries if entry['desc'] == 'filled'} == {'sound'}
     assert {entry['about']['RandomSeed'] for entry in entries if entry['desc'] == 'original'} == {6}
 
@@ -140,41 +147,41 @@ def test_report_shows_nothing_that_was_dropped(run, image, tmp_path, make_phanto
     run(Ruler())
     nib.save(make_phantom(seed=9).t1w_img, image.image_file)
     run(Ruler(), noise=False)
-    (engine,) = measure.describe_thickness(image, tmp_path / 'out')
+    (engine,) = thickness.describe_thickness(image, tmp_path / 'out')
     assert 'No rerun was measured' in engine['sentence']
     with pytest.raises(RuntimeError):
         run(Ruler(fails_on='filled'), noise=False, seed=8)
-    assert measure.describe_thickness(image, tmp_path / 'out') == []
+    assert thickness.describe_thickness(image, tmp_path / 'out') == []
 
 
 def test_lesions_lie_on_the_voxels_of_an_image_without_a_place(run, image, tmp_path):
     affine = nib.affines.from_matvec(np.eye(3), (9, 0, 5)) @ nib.load(image.image_file).affine
-    filled_file = layout.output_files(tmp_path / 'out', image)['filled']
+    filled_file = naming.output_files(tmp_path / 'out', image)['filled']
     for path in (image.image_file, filled_file, image.lesion_mask_file):
         img = nib.Nifti1Image(np.asarray(nib.load(path).dataobj), affine)
         nib.save(img if path == image.lesion_mask_file else without_place(img), path)
-    moved = layout.read_sidecar(run(Ruler())['morph_filled'])['Engines']['ruler']['LesionVoxels']
+    moved = derivatives.read_sidecar(run(Ruler())['morph_filled'])['Engines']['ruler']['LesionVoxels']
     for path in (image.image_file, filled_file):
         nib.save(nib.Nifti1Image(np.asarray(nib.load(path).dataobj), affine), path)
-    assert layout.read_sidecar(run(Ruler())['morph_filled'])['Engines']['ruler']['LesionVoxels'] == moved
+    assert derivatives.read_sidecar(run(Ruler())['morph_filled'])['Engines']['ruler']['LesionVoxels'] == moved
 
 
 def test_a_rerun_of_another_image_is_gone_also_if_none_is_wanted_now(run, image, tmp_path, make_phantom):
     files = run(Ruler())
     run(Ruler(), noise=False)
-    assert layout.thickness_done(files['morph_rerun'], 'ruler')
+    assert layout_tables.thickness_done(files['morph_rerun'], 'ruler')
     nib.save(make_phantom(seed=9).t1w_img, image.image_file)
     run(Ruler(), noise=False)
-    assert not layout.thickness_done(files['morph_rerun'], 'ruler')
-    assert 'rerun' not in {entry['desc'] for entry in layout.read_thickness([tmp_path / 'out'])}
+    assert not layout_tables.thickness_done(files['morph_rerun'], 'ruler')
+    assert 'rerun' not in {entry['desc'] for entry in layout_tables.read_thickness([tmp_path / 'out'])}
 
 
 def test_a_new_filling_takes_what_was_measured_on_the_old_one_away(run, image, tmp_path):
     files = run(Ruler())
-    layout.remove_thickness(tmp_path / 'out', image)
+    layout_tables.remove_thickness(tmp_path / 'out', image)
     assert {name for name, path in files.items() if path.exists()} == {'morph_original', 'morph_rerun', 'dseg_original'}
-    assert not layout.sidecar(files['morph_filled']).exists()
-    assert measure.describe_thickness(image, tmp_path / 'out') == []
+    assert not naming.sidecar(files['morph_filled']).exists()
+    assert thickness.describe_thickness(image, tmp_path / 'out') == []
 
 
 def test_another_version_of_an_engine_measures_again(run):
@@ -191,7 +198,7 @@ def test_lesions_that_were_kept_on_purpose_say_nothing_of_where_lesions_lie(run,
     nib.save(nib.Nifti1Image(mask, t1w_img.affine), image.lesion_mask_file)
     ruler = Ruler()
     counts = [
-        layout.read_sidecar(run(ruler, **more)['morph_filled'])['Engines']['ruler']['LesionVoxels']
+        derivatives.read_sidecar(run(ruler, **more)['morph_filled'])['Engines']['ruler']['LesionVoxels']
         for more in ({}, {'lesions': {'min_volume_mm3': 8}})
     ]
     assert counts[0]['outside_white_matter'] > counts[1]['outside_white_matter']
@@ -200,10 +207,10 @@ def test_lesions_that_were_kept_on_purpose_say_nothing_of_where_lesions_lie(run,
 
 def test_how_much_was_filled_is_said_if_it_is_known(run, image, tmp_path):
     ruler = Ruler()
-    assert 'FilledVoxels' not in layout.read_sidecar(run(ruler)['morph_filled'])['Engines']['ruler']
-    filled_file = layout.output_files(tmp_path / 'out', image)['filled']
-    layout.write_json(layout.sidecar(filled_file), {'LesionVoxelsUsed': 0})
-    assert layout.read_sidecar(run(ruler, seed=5)['morph_filled'])['Engines']['ruler']['FilledVoxels'] == 0
+    assert 'FilledVoxels' not in derivatives.read_sidecar(run(ruler)['morph_filled'])['Engines']['ruler']
+    filled_file = naming.output_files(tmp_path / 'out', image)['filled']
+    layout_files.write_json(naming.sidecar(filled_file), {'LesionVoxelsUsed': 0})
+    assert derivatives.read_sidecar(run(ruler, seed=5)['morph_filled'])['Engines']['ruler']['FilledVoxels'] == 0
 
 
 @pytest.mark.parametrize('order', [(True, True), (False, True), (True, False)])
@@ -212,7 +219,7 @@ def test_tissue_classes_in_the_file_are_those_of_the_first_engine_that_makes_som
     first = 'ab'[order.index(True)]
     files = run(*engines)
     for _ in range(2):
-        about = layout.read_sidecar(files['dseg_filled'])
+        about = derivatives.read_sidecar(files['dseg_filled'])
         assert about['Description'].endswith(f'by {first}')
         assert about['Sources'][-1] == 'bids::sub-01/anat/sub-01_desc-filled_T1w.nii.gz'
         run(*engines, Ruler('c'))  # which comes later
@@ -233,7 +240,7 @@ def test_images_that_can_be_filled_can_be_measured(run, image):
 
 def test_report_says_which_regions_change_by_more_than_the_noise_floor(run, image, tmp_path):
     run(Ruler())
-    (engine,) = measure.describe_thickness(image, tmp_path / 'out')
+    (engine,) = thickness.describe_thickness(image, tmp_path / 'out')
     before, after = (row[key] for row in engine['regions'][:1] for key in ('before_mm', 'after_mm'))
     assert after > before  # lesions are dark
     assert {row['exceeds_noise_floor'] for row in engine['regions']} == {'yes'}
@@ -242,7 +249,7 @@ def test_report_says_which_regions_change_by_more_than_the_noise_floor(run, imag
 
 def test_report_without_a_rerun_claims_nothing_about_noise(run, image, tmp_path):
     run(Ruler(), noise=False)
-    (engine,) = measure.describe_thickness(image, tmp_path / 'out')
+    (engine,) = thickness.describe_thickness(image, tmp_path / 'out')
     assert {row['exceeds_noise_floor'] for row in engine['regions']} == {'n/a'}
     assert 'No rerun was measured' in engine['sentence']
 
@@ -253,14 +260,16 @@ def tables_of(original, filled, rerun=None):
     rows = {}
     for desc, values in tables.items():
         mm = np.concatenate([values[:2], np.broadcast_to(values[2], N_REGIONS)]) if values else []
-        rows[desc] = [{'engine': 'ruler', 'name': name, 'thickness_mm': v} for name, v in zip(measure.NAMES, mm)]
+        rows[desc] = [
+            {'engine': 'ruler', 'name': name, 'thickness_mm': v} for name, v in zip(thickness_tables.NAMES, mm)
+        ]
     return rows
 
 
 def test_hemispheres_are_held_against_their_own_rerun_and_regions_against_the_floor():
     """A mean over a hemisphere is far less noisy than a region: the floor of regions would hide what it shows."""
     tables = tables_of((2.0, 2.0, 2.0), (2.004, 2.004, 2.1), (2.002, 2.02, np.where(np.arange(68) < 10, 2.2, 2.0)))
-    engine = measure.describe_engine('ruler', tables)
+    engine = thickness.describe_engine('ruler', tables)
     left, right, *regions = (row['exceeds_noise_floor'] for row in engine['regions'])
     assert (left, right) == ('yes', 'no')
     assert set(regions) == {'no'}
@@ -269,17 +278,17 @@ def test_hemispheres_are_held_against_their_own_rerun_and_regions_against_the_fl
 
 def test_report_says_how_many_regions_exceed_the_noise_floor_by_chance():
     tables = tables_of((2, 2, 2), (2, 2, 2), (2, 2, 2.01))
-    sentence = measure.describe_engine('ruler', tables)['sentence']
+    sentence = thickness.describe_engine('ruler', tables)['sentence']
     assert 'Of 68 regions 0 change by more than the noise floor' in sentence
     assert 'about 3 are expected by chance' in sentence
 
 
 def test_report_says_not_available_instead_of_nan():
     tables = tables_of((np.nan, 2, 2), (2, 2, np.where(np.arange(68) < 8, np.nan, 2)), (2, 2, 2.01))
-    engine = measure.describe_engine('ruler', tables)
+    engine = thickness.describe_engine('ruler', tables)
     assert 'nan' not in engine['sentence']
     assert 'thickness n/a before and 2.000 mm after filling (error n/a; n/a between two runs' in engine['sentence']
     assert 'Of 60 regions' in engine['sentence']
-    nothing = measure.describe_engine('ruler', tables_of((2, 2, np.nan), (2, 2, np.nan)))
+    nothing = thickness.describe_engine('ruler', tables_of((2, 2, np.nan), (2, 2, np.nan)))
     assert 'nan' not in nothing['sentence']
     assert 'mean error of the regions n/a.' in nothing['sentence']

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from bids_lesionfill import tissues
+from bids_lesionfill.images import tissues
+from bids_lesionfill.lesions import places as lesions_places
 
 CSF, GREY, WHITE = tissues.CSF, tissues.GREY_MATTER, tissues.WHITE_MATTER
 
@@ -173,7 +174,7 @@ def test_ventricles_are_the_csf_where_they_are_expected_and_what_hangs_on_it():
     expected[11:15, 8:12, 8:12] = expected[12, 13, 9] = True
     near[8:18, 5:19, 5:15] = True
     far[4:38] = True
-    found = tissues.find_lateral_ventricles(tissue_seg, expected, near, far)
+    found = lesions_places.find_lateral_ventricles(tissue_seg, expected, near, far)
     ventricles = np.zeros_like(found)
     ventricles[10:16, 8:12, 8:12] = ventricles[16:26, 7:13, 7:13] = True
     assert np.array_equal(found, ventricles)
@@ -181,7 +182,7 @@ def test_ventricles_are_the_csf_where_they_are_expected_and_what_hangs_on_it():
 
 def test_no_csf_where_ventricles_are_expected_is_no_ventricle(phantom):
     everywhere = np.ones(phantom.tissue_seg.shape, dtype=bool)
-    found = tissues.find_lateral_ventricles(phantom.tissue_seg, phantom.wm_mask, everywhere, everywhere)
+    found = lesions_places.find_lateral_ventricles(phantom.tissue_seg, phantom.wm_mask, everywhere, everywhere)
     assert not found.any()
 
 
@@ -203,8 +204,8 @@ def test_places(corner, place):
     tissue_seg[ventricles] = CSF
     lesion_mask = np.zeros_like(ventricles)
     lesion_mask[tuple(slice(start, start + 3) for start in corner)] = True
-    places = tissues.map_places(ventricles, tissue_seg == GREY)
-    assert tissues.place_of(lesion_mask, places) == tissues.PLACES[place]
+    places = lesions_places.map_places(ventricles, tissue_seg == GREY)
+    assert lesions_places.place_of(lesion_mask, places) == lesions_places.PLACES[place]
 
 
 def test_corner_of_cortex_counts_and_ventricles_come_before_cortex():
@@ -213,19 +214,19 @@ def test_corner_of_cortex_counts_and_ventricles_come_before_cortex():
     lesion_mask = np.zeros(tissue_seg.shape, dtype=bool)
     lesion_mask[4:6, 4:6, 4:6] = True
     ventricles = np.zeros_like(lesion_mask)
-    places = tissues.map_places(ventricles, tissue_seg == GREY)
-    assert tissues.place_of(lesion_mask, places) == tissues.PLACES['juxtacortical']
+    places = lesions_places.map_places(ventricles, tissue_seg == GREY)
+    assert lesions_places.place_of(lesion_mask, places) == lesions_places.PLACES['juxtacortical']
     ventricles[8, 5, 5] = True
-    places = tissues.map_places(ventricles, tissue_seg == GREY)
-    assert tissues.place_of(lesion_mask, places) == tissues.PLACES['periventricular']
+    places = lesions_places.map_places(ventricles, tissue_seg == GREY)
+    assert lesions_places.place_of(lesion_mask, places) == lesions_places.PLACES['periventricular']
 
 
 def test_lesion_is_infratentorial_if_most_of_it_is():
     nothing = np.zeros((10, 4, 4), dtype=bool)
     below = nothing.copy()
     below[:5] = True
-    places = tissues.map_places(nothing, nothing, below)
+    places = lesions_places.map_places(nothing, nothing, below)
     for start, place in ((2, 'infratentorial'), (3, 'deep'), (4, 'deep')):
         lesion_mask = nothing.copy()
         lesion_mask[start : start + 4] = True
-        assert tissues.place_of(lesion_mask, places) == tissues.PLACES[place]
+        assert lesions_places.place_of(lesion_mask, places) == lesions_places.PLACES[place]

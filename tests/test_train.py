@@ -15,8 +15,13 @@ from accelerate.state import AcceleratorState
 from bids_examples import mask_path, t1w_path, write_bids
 from diffusers import DDIMScheduler
 
-from bids_lesionfill import dataset, diffusion, inpaint, masks, metrics, train, unet, weights
-from bids_lesionfill.train import PLANS, UNCONDITIONAL, Plan, learning_rate_factor
+import bids_lesionfill
+from bids_lesionfill.diffusion import forms, models, process, tiles, unet
+from bids_lesionfill.images import masks, metrics
+from bids_lesionfill.train import brains as train_brains
+from bids_lesionfill.train import cases as train_cases
+from bids_lesionfill.train import cli, loop, validation
+from bids_lesionfill.train.plans import PLANS, UNCONDITIONAL, Plan, learning_rate_factor
 
 TINY_UNET = {
     'block_out_channels': (8, 8),
@@ -27,7 +32,7 @@ TINY_UNET = {
 PLAN = Plan(
     name='tiny',
     unet_options=TINY_UNET,
-    cases=dataset.CasePlan(crop=(16, 16, 4)),
+    cases=train_cases.CasePlan(crop=(16, 16, 4)),
     batch_size=2,
     learning_rate=1e-2,
     warmup_updates=2,
@@ -71,8 +76,8 @@ def test_plan_with_everything_changed_survives_json():
     plan = replace(
         PLAN,
         unet_options={'layers_per_block': 2},
-        form=inpaint.Form(kind='plain', residual_scale=0.1),
-        cases=dataset.CasePlan(crop=(24, 24, 8), ellipsoid_share=0.25, intensity_augmentation=False),
+        form=forms.Form(kind='plain', residual_scale=0.1),
+        cases=train_cases.CasePlan(crop=(24, 24, 8), ellipsoid_share=0.25, intensity_augmentation=False),
     )
     again = Plan.from_json(plan.to_json())
     assert again == plan
@@ -108,11 +113,11 @@ def test_unknown_field_in_a_part_of_a_plan_is_refused(part):
 def test_what_a_plan_does_not_say_has_its_default():
     assert Plan.from_json('{"name": "short"}') == Plan(name='short')
     plan = Plan.from_json('{"name": "short", "form": {"base": "membrane"}, "cases": {"max_lesions": 2}}')
-    assert plan == Plan(name='short', form=inpaint.Form(base='membrane'), cases=dataset.CasePlan(max_lesions=2))
+    assert plan == Plan(name='short', form=forms.Form(base='membrane'), cases=train_cases.CasePlan(max_lesions=2))
 
 
 def test_plan_of_the_bundled_model_is_read():
-    text = (weights.find_model('fill-T1w') / 'plan.json').read_text()
+    text = (models.find_model('fill-T1w') / 'plan.json').read_text()
     plan = Plan.from_json(text)
     assert plan.name == 'fill-T1w'
     written, original = json.loads(plan.to_json()), json.loads(text)
@@ -172,7 +177,7 @@ def test_small_plans_are_small_and_differ_by_nothing_but_what_they_compare():
 
 @pytest.mark.parametrize('kind', ['residual', 'plain'])
 def test_plan_builds_a_network_with_the_channels_of_its_form(kind):
-    form = inpaint.Form(kind=kind)
+    form = forms.Form(kind=kind)
     assert replace(PLAN, form=form).build_unet().config.in_channels == form.n_channels
 
 
@@ -204,7 +209,7 @@ def test_thesis_plans_have_a_cosine_schedule_after_500_updates_of_warmup():
 def test_training_uses_adamw(material, tmp_path, monkeypatch):
     made, adamw = [], torch.optim.AdamW
     monkeypatch.setattr(torch.optim, 'AdamW', lambda *arguments, **more: made.append(more) or adamw(*arguments, **more))
-    train.train(*material, replace(PLAN, num_updates=1, validate_every=9), tmp_path, num_workers=0)
+    loop.train(*material, replace(PLAN, num_updates=1, validate_every=9), tmp_path, num_workers=0)
     assert made == [{'lr': PLAN.learning_rate}]
 
 
@@ -250,7 +255,7 @@ def test_step_depends_on_the_seed_and_the_update_alone(batch, tiny_unet):
     network, scheduler = tiny_unet(), PLAN.build_scheduler()
 
     def loss(plan, update):
-        losses, timesteps = train.train_step(network, batch, scheduler, plan, update)
+        losses, timesteps = loop.train_step(network, batch, scheduler, plan, update)
         assert losses.shape == timesteps.shape == (2,)  # one per slab
         return losses.tolist()
 
@@ -267,9 +272,9 @@ def test_step_scores_inside_the_mask_only_if_the_form_says_so(batch, tiny_unet):
     elsewhere = target + 5 * (1 - mask)
     network = tiny_unet()
     for inside_mask_only in (True, False):
-        plan = replace(PLAN, form=inpaint.Form(inside_mask_only=inside_mask_only))
+        plan = replace(PLAN, form=forms.Form(inside_mask_only=inside_mask_only))
         usual, other = (
-            train.train_step(network, (truth, channels, mask), plan.build_scheduler(), plan, 5)[0].tolist()
+            loop.train_step(network, (truth, channels, mask), plan.build_scheduler(), plan, 5)[0].tolist()
             for truth in (target, elsewhere)
         )
         for a, b in zip(usual, other, strict=True):
@@ -286,7 +291,7 @@ def test_step_with_an_oracle_has_no_loss(batch, oracle):
             assert (timesteps == 999).all()
             return oracle(target, scheduler)(slabs[:, :1], timesteps[0])
 
-    losses, timesteps = train.train_step(Oracle(1, 1), batch, scheduler, plan, 0)
+    losses, timesteps = loop.train_step(Oracle(1, 1), batch, scheduler, plan, 0)
     assert losses.tolist() == pytest.approx([0, 0], abs=1e-8)
     assert timesteps.tolist() == [999, 999]
 
@@ -295,30 +300,30 @@ def test_step_with_an_oracle_has_no_loss(batch, oracle):
 def test_losses_weigh_one_without_gamma_and_min_snr_with_it(prediction_type):
     plan = replace(PLAN, prediction_type=prediction_type)
     scheduler, timesteps = plan.build_scheduler(), torch.tensor([0, 300, 998])
-    assert train.loss_weights(scheduler, timesteps, plan).tolist() == [1, 1, 1]
+    assert loop.loss_weights(scheduler, timesteps, plan).tolist() == [1, 1, 1]
     snr = scheduler.alphas_cumprod[timesteps] / (1 - scheduler.alphas_cumprod[timesteps])
     divisor = snr + (prediction_type == 'v_prediction')
     for gamma in (5.0, 0.5):
-        given = train.loss_weights(scheduler, timesteps, replace(plan, share_at_end=0.0, min_snr_gamma=gamma))
+        given = loop.loss_weights(scheduler, timesteps, replace(plan, share_at_end=0.0, min_snr_gamma=gamma))
         assert given.tolist() == pytest.approx((snr.clamp(max=gamma) / divisor).tolist(), rel=1e-4)
 
 
 def test_losses_per_timestep_by_hand():
-    table = train.losses_per_timestep([1.0, 2.0, 4.0, 8.0, 16.0], [0, 99, 100, 999, 950], 1000, 'loss')
+    table = validation.losses_per_timestep([1.0, 2.0, 4.0, 8.0, 16.0], [0, 99, 100, 999, 950], 1000, 'loss')
     assert list(table) == [f'loss/t{start}' for start in range(0, 1000, 100)]
     assert [table[f'loss/t{start}'] for start in (0, 100, 900)] == [1.5, 4, 12]
     assert all(math.isnan(table[f'loss/t{start}']) for start in range(200, 900, 100))
 
 
 def test_losses_per_timestep_of_another_number_of_steps():
-    table = train.losses_per_timestep([3.0, 5.0], [19, 21], 50, 'x')
+    table = validation.losses_per_timestep([3.0, 5.0], [19, 21], 50, 'x')
     assert list(table) == [f'x/t{start}' for start in range(0, 50, 5)]
     assert (table['x/t15'], table['x/t20']) == (3, 5)
     assert sum(math.isnan(value) for value in table.values()) == 8
 
 
 def test_losses_per_timestep_of_nothing_are_unknown():
-    assert all(math.isnan(value) for value in train.losses_per_timestep([], [], 1000, 'loss').values())
+    assert all(math.isnan(value) for value in validation.losses_per_timestep([], [], 1000, 'loss').values())
 
 
 # Validation
@@ -326,12 +331,12 @@ def test_losses_per_timestep_of_nothing_are_unknown():
 
 @pytest.fixture
 def brain(phantom):
-    return dataset.Brain(phantom.normalised_healthy, phantom.wm_mask)
+    return train_brains.Brain(phantom.normalised_healthy, phantom.wm_mask)
 
 
 @pytest.fixture
 def cases(brain, phantom):
-    return dataset.validation_cases([brain], masks.split_lesions(phantom.lesion_mask), PLAN.cases, PLAN.form, 4, 1)
+    return train_cases.validation_cases([brain], masks.split_lesions(phantom.lesion_mask), PLAN.cases, PLAN.form, 4, 1)
 
 
 class Zero(torch.nn.Linear):
@@ -342,7 +347,7 @@ class Zero(torch.nn.Linear):
 
 
 def test_validation_of_a_network_that_adds_nothing_scores_the_base(cases):
-    scores = train.validate(Zero(1, 1), cases, PLAN.build_scheduler(), PLAN)
+    scores = validation.validate(Zero(1, 1), cases, PLAN.build_scheduler(), PLAN)
     kinds, metric_names = ('clean', 'rim'), ('mse', 'psnr', 'ssim')
     where = ('model', 'base', 'out', 'whole')
     names = {f'{kind}/{who}_{metric}' for kind in kinds for who in where for metric in metric_names}
@@ -354,7 +359,7 @@ def test_validation_of_a_network_that_adds_nothing_scores_the_base(cases):
 
 
 def test_validation_averages_m1_of_the_cases_by_kind(cases):
-    scores = train.validate(Zero(1, 1), cases, PLAN.build_scheduler(), PLAN)
+    scores = validation.validate(Zero(1, 1), cases, PLAN.build_scheduler(), PLAN)
     for kind in ('clean', 'rim'):
         by_hand = []
         for case in cases:
@@ -375,10 +380,10 @@ def test_validation_of_an_oracle_is_perfect(cases, oracle):
 
         def forward(self, slabs, timesteps):
             case = self.remaining.pop(0)
-            truth = inpaint.to_slab(PLAN.form.to_diffusion(case['image'], case['base'])[None])
+            truth = tiles.to_slab(PLAN.form.to_diffusion(case['image'], case['base'])[None])
             return oracle(torch.from_numpy(truth.copy())[None], scheduler)(slabs[:, :1], timesteps[0])
 
-    scores = train.validate(Oracle(1, 1), cases, scheduler, PLAN)
+    scores = validation.validate(Oracle(1, 1), cases, scheduler, PLAN)
     for kind in ('clean', 'rim'):
         assert scores[f'{kind}/model_mse'] < 1e-8
         assert scores[f'{kind}/model_ssim'] == pytest.approx(1, abs=1e-4)
@@ -396,29 +401,29 @@ def test_validation_loss_is_that_of_the_last_time_step_of_each_tenth(cases):
             assert len(timesteps) == 1
             return torch.full_like(slabs[:, :1], 100 * timesteps.item())
 
-    scores = train.validate(Clock(1, 1), cases, PLAN.build_scheduler(), PLAN)
+    scores = validation.validate(Clock(1, 1), cases, PLAN.build_scheduler(), PLAN)
     losses = [scores[f'validation_loss/t{start}'] for start in range(0, 1000, 100)]
     assert losses == pytest.approx([(100 * timestep) ** 2 for timestep in range(99, 1000, 100)], rel=1e-2)
     assert scores['validation_loss'] == pytest.approx(np.mean(losses))
 
 
 def test_model_that_paints_inside_the_mask_only_changes_nothing_outside(cases, tiny_unet):
-    scores = train.validate(tiny_unet(), cases, PLAN.build_scheduler(), PLAN)
+    scores = validation.validate(tiny_unet(), cases, PLAN.build_scheduler(), PLAN)
     for kind in ('clean', 'rim'):
         assert scores[f'{kind}/out_mse'] == 0
         assert 0 < scores[f'{kind}/whole_mse'] < scores[f'{kind}/model_mse']
 
 
 def whole_slice_plan(kind='plain'):
-    form = inpaint.Form(kind=kind, inside_mask_only=False)
+    form = forms.Form(kind=kind, inside_mask_only=False)
     return replace(PLAN, form=form, prediction_type='epsilon', num_inference_steps=2)
 
 
 def test_output_of_a_whole_slice_model_is_scored_outside_the_mask_too(brain, phantom, tiny_unet):
     plan = whole_slice_plan()
     shapes = masks.split_lesions(phantom.lesion_mask)
-    cases = dataset.validation_cases([brain], shapes, plan.cases, plan.form, 2, 1)
-    scores = train.validate(tiny_unet(3), cases, plan.build_scheduler(), plan)
+    cases = train_cases.validation_cases([brain], shapes, plan.cases, plan.form, 2, 1)
+    scores = validation.validate(tiny_unet(3), cases, plan.build_scheduler(), plan)
     for kind in ('clean', 'rim'):
         assert scores[f'{kind}/out_mse'] > 0.01  # random weights
         low, high = sorted((scores[f'{kind}/out_mse'], scores[f'{kind}/model_mse']))
@@ -428,18 +433,18 @@ def test_output_of_a_whole_slice_model_is_scored_outside_the_mask_too(brain, pha
 def test_repaint_keeps_what_is_known(brain, phantom, tiny_unet):
     plan = replace(whole_slice_plan('unconditional'), num_inference_steps=3, jump_length=1, jump_n_sample=2)
     shapes = masks.split_lesions(phantom.lesion_mask)
-    cases = dataset.validation_cases([brain], shapes, plan.cases, plan.form, 2, 1)
+    cases = train_cases.validation_cases([brain], shapes, plan.cases, plan.form, 2, 1)
     network, scheduler = tiny_unet(1), plan.build_scheduler()
-    scores = train.validate(network, cases, scheduler, plan)
+    scores = validation.validate(network, cases, scheduler, plan)
     for kind in ('clean', 'rim'):
         assert scores[f'{kind}/out_mse'] == pytest.approx(0, abs=1e-9)
         assert scores[f'{kind}/model_mse'] > 0
-    assert train.validate(network, cases, scheduler, plan) == scores
+    assert validation.validate(network, cases, scheduler, plan) == scores
 
 
 def test_repaint_gets_its_tensors_where_the_network_is(cases):
-    sampler = train.sampler_of(whole_slice_plan('unconditional'), PLAN.build_scheduler(), cases[0], None, 'meta')
-    assert sampler.func is diffusion.sample_repaint
+    sampler = validation.sampler_of(whole_slice_plan('unconditional'), PLAN.build_scheduler(), cases[0], None, 'meta')
+    assert sampler.func is process.sample_repaint
     assert {sampler.keywords[name].device.type for name in ('image', 'inpaint_mask')} == {'meta'}
 
 
@@ -451,24 +456,24 @@ def test_lpips_is_logged_of_whole_slices_if_given(cases, tiny_unet):
         seen.append((images, others))
         return torch.arange(len(images)).float() + len(seen)
 
-    scores = train.validate(network, cases, scheduler, PLAN, distance)
-    without = train.validate(network, cases, scheduler, PLAN)
+    scores = validation.validate(network, cases, scheduler, PLAN, distance)
+    without = validation.validate(network, cases, scheduler, PLAN)
     assert set(scores) - set(without) == {'clean/lpips', 'rim/lpips'}
     assert (scores['clean/lpips'], scores['rim/lpips']) == (1.5 + 2, 1.5 + 3)  # 4 slices; calls 1 and 3, 2 and 4
     for case, (images, others) in zip(cases, seen, strict=True):
         assert images.shape == others.shape == (4, 1, 16, 16)
-        known = torch.from_numpy(inpaint.to_slab(~case['lesion_mask']).copy())[:, None]
-        shown = torch.from_numpy(inpaint.to_slab(case['seen']).copy())[:, None]
+        known = torch.from_numpy(tiles.to_slab(~case['lesion_mask']).copy())[:, None]
+        shown = torch.from_numpy(tiles.to_slab(case['seen']).copy())[:, None]
         assert torch.equal(images[known], shown[known])
         assert torch.equal(others[known], shown[known])
         assert not torch.equal(images, others)
-        truth = torch.from_numpy(inpaint.to_slab(case['image']).copy())[:, None]
+        truth = torch.from_numpy(tiles.to_slab(case['image']).copy())[:, None]
         assert torch.equal(images[~known], truth[~known])
 
 
 def test_validation_is_repeatable(cases, tiny_unet):
     network, scheduler = tiny_unet(), PLAN.build_scheduler()
-    assert train.validate(network, cases, scheduler, PLAN) == train.validate(network, cases, scheduler, PLAN)
+    assert validation.validate(network, cases, scheduler, PLAN) == validation.validate(network, cases, scheduler, PLAN)
 
 
 # A whole training
@@ -490,16 +495,16 @@ def log_of(output_dir):
 @pytest.fixture(scope='module')
 def material(make_phantom):
     phantom = make_phantom()
-    brains = [dataset.Brain(phantom.normalised_healthy, phantom.wm_mask)]
+    brains = [train_brains.Brain(phantom.normalised_healthy, phantom.wm_mask)]
     shapes = masks.split_lesions(phantom.lesion_mask)
-    return brains, dataset.validation_cases(brains, shapes, PLAN.cases, PLAN.form, 2, 1), shapes
+    return brains, train_cases.validation_cases(brains, shapes, PLAN.cases, PLAN.form, 2, 1), shapes
 
 
 @pytest.fixture(scope='module')
 def undisturbed(material, tmp_path_factory):
     """A finished training: its network and its folder."""
     output_dir = tmp_path_factory.mktemp('undisturbed')
-    return train.train(*material, PLAN, output_dir, num_workers=0), output_dir
+    return loop.train(*material, PLAN, output_dir, num_workers=0), output_dir
 
 
 def test_training_changes_the_weights_and_they_stay_finite(undisturbed):
@@ -559,7 +564,7 @@ def test_training_leaves_a_checkpoint_that_loads_without_pickled_code(undisturbe
 def test_another_seed_gives_other_weights(material, tmp_path):
     def first_weights(seed):
         plan = replace(PLAN, seed=seed, num_updates=1, decay_updates=0, warmup_updates=0, validate_every=9)
-        return train.train(*material, plan, tmp_path / str(seed), num_workers=0).state_dict()
+        return loop.train(*material, plan, tmp_path / str(seed), num_workers=0).state_dict()
 
     assert not equal(first_weights(7), first_weights(8))
 
@@ -571,7 +576,7 @@ def test_gradients_are_clipped(material, tmp_path):
         )
         torch.manual_seed(plan.seed)
         before = plan.build_unet().state_dict()
-        after = train.train(*material, plan, tmp_path / str(gradient_clip), num_workers=0).state_dict()
+        after = loop.train(*material, plan, tmp_path / str(gradient_clip), num_workers=0).state_dict()
         return max((after[name] - before[name]).abs().max().item() for name in after)
 
     assert largest_change(1.0) == pytest.approx(PLAN.learning_rate, rel=0.1)  # the first step of Adam
@@ -588,7 +593,7 @@ def is_of_the_model(column):
 
 
 def train_until_killed(monkeypatch, material, output_dir, at_update, checkpoint_seconds, plan=PLAN):
-    step = train.train_step
+    step = loop.train_step
 
     def killed_step(network, batch, scheduler, plan, update):
         if update == at_update:
@@ -596,9 +601,9 @@ def train_until_killed(monkeypatch, material, output_dir, at_update, checkpoint_
         return step(network, batch, scheduler, plan, update)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, 'train_step', killed_step)
+        patch.setattr(loop, 'train_step', killed_step)
         with pytest.raises(Killed):
-            train.train(*material, plan, output_dir, checkpoint_seconds=checkpoint_seconds, num_workers=0)
+            loop.train(*material, plan, output_dir, checkpoint_seconds=checkpoint_seconds, num_workers=0)
 
 
 @pytest.mark.parametrize('at_update', [3, 4])  # between validations, and right after one
@@ -607,9 +612,9 @@ def test_killed_training_goes_on_and_ends_with_the_same_weights(
 ):
     train_until_killed(monkeypatch, material, tmp_path, at_update, checkpoint_seconds=0)
     assert torch.load(tmp_path / 'checkpoint.pt', weights_only=True)['update'] == at_update
-    updates, step = [], train.train_step
-    monkeypatch.setattr(train, 'train_step', lambda *arguments: updates.append(arguments[-1]) or step(*arguments))
-    resumed = train.train(*material, PLAN, tmp_path, num_workers=0)
+    updates, step = [], loop.train_step
+    monkeypatch.setattr(loop, 'train_step', lambda *arguments: updates.append(arguments[-1]) or step(*arguments))
+    resumed = loop.train(*material, PLAN, tmp_path, num_workers=0)
     assert updates == list(range(at_update, 6))  # nothing is done twice
     assert equal(resumed.state_dict(), undisturbed[0].state_dict())
     for name in ('last', 'best'):
@@ -626,7 +631,7 @@ def test_training_killed_before_its_first_checkpoint_starts_anew_and_gives_the_s
 ):
     train_until_killed(monkeypatch, material, tmp_path, 1, checkpoint_seconds=1e9)
     assert not (tmp_path / 'checkpoint.pt').exists()
-    resumed = train.train(*material, PLAN, tmp_path, num_workers=0)
+    resumed = loop.train(*material, PLAN, tmp_path, num_workers=0)
     assert equal(resumed.state_dict(), undisturbed[0].state_dict())
 
 
@@ -637,8 +642,8 @@ def test_finished_training_is_not_done_again(undisturbed, material, monkeypatch)
     def refuse(*_):
         raise AssertionError('trained again')
 
-    monkeypatch.setattr(train, 'train_step', refuse)
-    again = train.train(*material, PLAN, output_dir, num_workers=0)
+    monkeypatch.setattr(loop, 'train_step', refuse)
+    again = loop.train(*material, PLAN, output_dir, num_workers=0)
     assert equal(again.state_dict(), network.state_dict())
     assert log_of(output_dir) == rows
 
@@ -647,48 +652,48 @@ def test_best_model_stays_when_the_score_falls(material, tmp_path, monkeypatch):
     scores = iter([(0.5, 0.9), (0.9, 0.0), (0.4, 1.0)])  # of the model and its base, at updates 2, 4, 6
     saved = []
     monkeypatch.setattr(
-        train, 'validate', lambda *_: dict(zip(('clean/model_ssim', 'clean/base_ssim'), next(scores), strict=True))
+        validation, 'validate', lambda *_: dict(zip(('clean/model_ssim', 'clean/base_ssim'), next(scores), strict=True))
     )
-    monkeypatch.setattr(train, 'save_model', lambda _, __, model_dir, **more: saved.append(model_dir.name))
-    train.train(*material, PLAN, tmp_path, num_workers=0)
+    monkeypatch.setattr(loop, 'save_model', lambda _, __, model_dir, **more: saved.append(model_dir.name))
+    loop.train(*material, PLAN, tmp_path, num_workers=0)
     assert saved == ['last', 'best', 'last', 'best', 'last']
 
 
 def test_best_score_is_remembered_over_a_kill(material, tmp_path, monkeypatch):
     ssim, saved = iter([0.9, 0.4, 0.5]), []
-    monkeypatch.setattr(train, 'validate', lambda *_: {'clean/model_ssim': next(ssim)})
-    monkeypatch.setattr(train, 'save_model', lambda _, __, model_dir, **more: saved.append(model_dir.name))
+    monkeypatch.setattr(validation, 'validate', lambda *_: {'clean/model_ssim': next(ssim)})
+    monkeypatch.setattr(loop, 'save_model', lambda _, __, model_dir, **more: saved.append(model_dir.name))
     train_until_killed(monkeypatch, material, tmp_path, 3, checkpoint_seconds=0)
-    train.train(*material, PLAN, tmp_path, num_workers=0)
+    loop.train(*material, PLAN, tmp_path, num_workers=0)
     assert saved == ['last', 'best', 'last', 'last']
 
 
 def test_validation_sees_the_averaged_weights_and_training_goes_on_with_its_own(material, tmp_path, monkeypatch):
     validated, stepped = [], []
-    step = train.train_step
+    step = loop.train_step
 
     def spy(network, *arguments):
         stepped.append(weights_of(network))
         return step(network, *arguments)
 
-    monkeypatch.setattr(train, 'train_step', spy)
+    monkeypatch.setattr(loop, 'train_step', spy)
     monkeypatch.setattr(
-        train, 'validate', lambda network, *_: validated.append(weights_of(network)) or {'clean/model_ssim': 0.0}
+        validation, 'validate', lambda network, *_: validated.append(weights_of(network)) or {'clean/model_ssim': 0.0}
     )
     plan = replace(PLAN, num_updates=3, decay_updates=0, validate_every=2)
-    train.train(*material, plan, tmp_path, num_workers=0)
+    loop.train(*material, plan, tmp_path, num_workers=0)
     assert not equal(validated[0], stepped[2])  # the average lags behind
     without = []
     monkeypatch.setattr(
-        train, 'train_step', lambda network, *rest: without.append(weights_of(network)) or step(network, *rest)
+        loop, 'train_step', lambda network, *rest: without.append(weights_of(network)) or step(network, *rest)
     )
-    train.train(*material, replace(plan, validate_every=100), tmp_path / 'without', num_workers=0)
+    loop.train(*material, replace(plan, validate_every=100), tmp_path / 'without', num_workers=0)
     assert equal(without[2], stepped[2])  # a validation changes nothing
 
 
 def test_checkpoint_is_replaced_as_a_whole(tmp_path, monkeypatch):
     path = tmp_path / 'checkpoint.pt'
-    train.save_atomically({'update': 1}, path)
+    loop.save_atomically({'update': 1}, path)
 
     def half_written(state, file):
         with open(file, 'wb') as stream:
@@ -697,18 +702,18 @@ def test_checkpoint_is_replaced_as_a_whole(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, 'save', half_written)
     with pytest.raises(OSError, match='disk full'):
-        train.save_atomically({'update': 2}, path)
+        loop.save_atomically({'update': 2}, path)
     monkeypatch.undo()
     assert torch.load(path, weights_only=True) == {'update': 1}
 
 
 def test_cases_drawn_by_worker_processes_give_the_same_weights(undisturbed, material, tmp_path):
-    assert equal(train.train(*material, PLAN, tmp_path, num_workers=2).state_dict(), undisturbed[0].state_dict())
+    assert equal(loop.train(*material, PLAN, tmp_path, num_workers=2).state_dict(), undisturbed[0].state_dict())
 
 
 def test_log_has_one_row_per_validation_after_a_kill(material, tmp_path, monkeypatch):
     train_until_killed(monkeypatch, material, tmp_path, 3, checkpoint_seconds=1e9)
-    train.train(*material, PLAN, tmp_path, num_workers=0)
+    loop.train(*material, PLAN, tmp_path, num_workers=0)
     assert [int(row['update']) for row in log_of(tmp_path)] == [2, 4, 6]
 
 
@@ -719,7 +724,7 @@ def test_log_has_one_row_per_validation_after_a_kill(material, tmp_path, monkeyp
 def patients(make_phantom):
     phantom = make_phantom()
     return [
-        dataset.Brain(
+        train_brains.Brain(
             phantom.normalised, phantom.wm_mask & ~phantom.lesion_mask, phantom.lesion_mask, phantom.normalised_healthy
         )
     ]
@@ -729,7 +734,7 @@ def material_of(plan, material, patients):
     """Brains, validation cases and shapes for a plan."""
     brains, _, shapes = material
     brains, shapes = (patients, []) if plan.task == 'synth' else (brains, shapes)
-    return brains, dataset.validation_cases(brains, shapes, plan.cases, plan.form, 2, 1), shapes
+    return brains, train_cases.validation_cases(brains, shapes, plan.cases, plan.form, 2, 1), shapes
 
 
 FEW_STEPS = {'num_inference_steps': 3, 'jump_length': 1, 'jump_n_sample': 2}
@@ -743,13 +748,13 @@ def test_every_small_plan_trains_and_validates(name, material, patients, tmp_pat
     if plan.num_inference_steps > 1:
         changes |= FEW_STEPS
     plan = replace(plan, **changes, cases=replace(plan.cases, crop=(16, 16, 4)))
-    network = train.train(*material_of(plan, material, patients), plan, tmp_path, num_workers=0)
+    network = loop.train(*material_of(plan, material, patients), plan, tmp_path, num_workers=0)
     assert network.config.in_channels == plan.form.n_channels
     (row,) = log_of(tmp_path)
     for kind in ('synth',) if plan.task == 'synth' else ('clean', 'rim'):
         assert 0 < float(row[f'{kind}/model_mse']) < np.inf
         assert float(row[f'{kind}/out_mse']) == pytest.approx(0, abs=1e-9) or plan.form.kind == 'plain'
-    model = weights.load_model(tmp_path / 'last')  # and it can be used
+    model = models.load_model(tmp_path / 'last')  # and it can be used
     assert equal(model.unet.half().state_dict(), network.half().state_dict())
     assert (model.form, model.jump_n_sample) == (plan.form, plan.jump_n_sample)
 
@@ -759,7 +764,7 @@ PARTS = {
     'bf16': {'mixed_precision': 'bf16'},
     'axes': {'cases': replace(PLAN.cases, axis_augmentation=True)},
     'unconditional': {'form': UNCONDITIONAL, 'prediction_type': 'epsilon', **FEW_STEPS},
-    'synth': {'task': 'synth', 'modality': 'FLAIR', 'form': inpaint.Form(kind='plain', inside_mask_only=False)},
+    'synth': {'task': 'synth', 'modality': 'FLAIR', 'form': forms.Form(kind='plain', inside_mask_only=False)},
     'all': {
         **{'task': 'synth', 'modality': 'FLAIR', 'form': UNCONDITIONAL, 'prediction_type': 'epsilon', **FEW_STEPS},
         **{'min_snr_gamma': 5.0, 'mixed_precision': 'bf16', 'cases': replace(PLAN.cases, axis_augmentation=True)},
@@ -772,9 +777,9 @@ PARTS = {
 def test_killed_training_with_every_part_ends_with_the_same_weights(name, material, patients, tmp_path, monkeypatch):
     plan = replace(PLAN, num_updates=4, **PARTS[name])
     material = material_of(plan, material, patients)
-    whole = train.train(*material, plan, tmp_path / 'whole', num_workers=0).state_dict()
+    whole = loop.train(*material, plan, tmp_path / 'whole', num_workers=0).state_dict()
     train_until_killed(monkeypatch, material, tmp_path / 'killed', 3, checkpoint_seconds=0, plan=plan)
-    resumed = train.train(*material, plan, tmp_path / 'killed', num_workers=0).state_dict()
+    resumed = loop.train(*material, plan, tmp_path / 'killed', num_workers=0).state_dict()
     assert equal(whole, resumed)
     rows = [
         [{k: v for k, v in row.items() if is_of_the_model(k)} for row in log_of(tmp_path / d)]
@@ -788,7 +793,7 @@ def test_half_precision_of_gpus_is_single_precision_on_a_cpu(material, tmp_path)
     ends = []
     for plan in (single, half):
         AcceleratorState._reset_state(True)
-        ends.append(train.train(*material, plan, tmp_path / plan.mixed_precision, num_workers=0).state_dict())
+        ends.append(loop.train(*material, plan, tmp_path / plan.mixed_precision, num_workers=0).state_dict())
     assert equal(*ends)
 
 
@@ -799,7 +804,7 @@ def test_every_part_changes_the_weights(name, material, tmp_path):
     for changes in ({}, PARTS[name]):
         AcceleratorState._reset_state(True)
         output_dir = tmp_path / str(len(ends))
-        ends.append(train.train(*material, replace(plan, **changes), output_dir, num_workers=0).state_dict())
+        ends.append(loop.train(*material, replace(plan, **changes), output_dir, num_workers=0).state_dict())
     assert not equal(*ends)
     assert {weight.dtype for weight in ends[1].values()} == {torch.float32}
 
@@ -809,7 +814,7 @@ def test_every_part_changes_the_weights(name, material, tmp_path):
     [
         ('seed', 8),
         ('gradient_clip', 5.0),
-        ('form', inpaint.Form(kind='prior')),
+        ('form', forms.Form(kind='prior')),
         ('cases', replace(PLAN.cases, max_dilation=0)),
         ('unet_options', TINY_UNET | {'layers_per_block': 1, 'norm_num_groups': 2}),
     ],
@@ -818,26 +823,26 @@ def test_folder_with_the_checkpoint_of_another_plan_is_refused(undisturbed, mate
     _, output_dir = undisturbed
     before = {path: path.read_bytes() for path in output_dir.glob('*.*')}
     with pytest.raises(ValueError, match=rf'another plan \({name}\)'):
-        train.train(*material, replace(PLAN, **{name: value}), output_dir, num_workers=0)
+        loop.train(*material, replace(PLAN, **{name: value}), output_dir, num_workers=0)
     assert {path: path.read_bytes() for path in output_dir.glob('*.*')} == before
 
 
 def test_training_can_be_prolonged(material, tmp_path):
     short = replace(PLAN, num_updates=2, decay_updates=0)
-    train.train(*material, short, tmp_path, num_workers=0)
-    train.train(*material, replace(short, num_updates=4), tmp_path, num_workers=0)
+    loop.train(*material, short, tmp_path, num_workers=0)
+    loop.train(*material, replace(short, num_updates=4), tmp_path, num_workers=0)
     assert [int(row['update']) for row in log_of(tmp_path)] == [2, 4]
 
 
 def test_plan_from_json_goes_on_where_the_same_plan_stopped(material, tmp_path, monkeypatch):
     train_until_killed(monkeypatch, material, tmp_path, 1, checkpoint_seconds=0)
-    train.train(*material, Plan.from_json(PLAN.to_json()), tmp_path, num_workers=0)
+    loop.train(*material, Plan.from_json(PLAN.to_json()), tmp_path, num_workers=0)
     assert [int(row['update']) for row in log_of(tmp_path)] == [2, 4, 6]
 
 
 def test_log_of_a_run_that_goes_on_with_lpips_gets_a_column(material, tmp_path, monkeypatch):
     train_until_killed(monkeypatch, material, tmp_path, 3, checkpoint_seconds=0)
-    train.train(*material, PLAN, tmp_path, num_workers=0, perceptual_distance=lambda a, b: torch.full((len(a),), 0.25))
+    loop.train(*material, PLAN, tmp_path, num_workers=0, perceptual_distance=lambda a, b: torch.full((len(a),), 0.25))
     rows = log_of(tmp_path)
     assert [int(row['update']) for row in rows] == [2, 4, 6]
     assert [row['clean/lpips'] for row in rows] == ['', '0.25', '0.25']
@@ -846,38 +851,38 @@ def test_log_of_a_run_that_goes_on_with_lpips_gets_a_column(material, tmp_path, 
 
 def test_rows_after_an_update_are_dropped(tmp_path):
     path = tmp_path / 'log.csv'
-    train.keep_rows(path, 5)
+    loop.keep_rows(path, 5)
     assert not path.exists()
     for update in (2, 4, 6):
-        train.write_row(path, {'update': update, 'loss': update / 2})
-    train.keep_rows(path, 4)
+        loop.write_row(path, {'update': update, 'loss': update / 2})
+    loop.keep_rows(path, 4)
     assert path.read_text().split() == ['update,loss', '2,1.0', '4,2.0']
-    train.keep_rows(path, 1)
+    loop.keep_rows(path, 1)
     assert not path.exists()
 
 
 def test_initial_weights_are_where_the_training_starts(material, tmp_path, monkeypatch):
     torch.manual_seed(99)
     start = PLAN.build_unet().state_dict()
-    stepped, step = [], train.train_step
+    stepped, step = [], loop.train_step
     monkeypatch.setattr(
-        train, 'train_step', lambda network, *rest: stepped.append(weights_of(network)) or step(network, *rest)
+        loop, 'train_step', lambda network, *rest: stepped.append(weights_of(network)) or step(network, *rest)
     )
     plan = replace(PLAN, num_updates=1, validate_every=9)
-    train.train(*material, plan, tmp_path, num_workers=0, initial_weights=start)
+    loop.train(*material, plan, tmp_path, num_workers=0, initial_weights=start)
     assert equal(stepped[0], start)
 
 
 def test_cpu_minutes_stop_a_training_and_it_stays_stopped(material, tmp_path):
     plan = replace(PLAN, num_updates=1000, decay_updates=0, validate_every=1000)
-    first = train.train(*material, plan, tmp_path, num_workers=0, cpu_minutes=1e-6)
+    first = loop.train(*material, plan, tmp_path, num_workers=0, cpu_minutes=1e-6)
     assert torch.load(tmp_path / 'checkpoint.pt', weights_only=True)['update'] == 1
     assert [int(row['update']) for row in log_of(tmp_path)] == [1]
     assert (tmp_path / 'last' / 'plan.json').exists()
-    again = train.train(*material, plan, tmp_path, num_workers=0, cpu_minutes=1e-6)
+    again = loop.train(*material, plan, tmp_path, num_workers=0, cpu_minutes=1e-6)
     assert equal(first.state_dict(), again.state_dict())
     assert torch.load(tmp_path / 'checkpoint.pt', weights_only=True)['update'] == 1
-    train.train(*material, replace(plan, num_updates=2), tmp_path, num_workers=0, cpu_minutes=60)
+    loop.train(*material, replace(plan, num_updates=2), tmp_path, num_workers=0, cpu_minutes=60)
     assert [int(row['update']) for row in log_of(tmp_path)] == [1, 2]  # more time was given
 
 
@@ -923,7 +928,7 @@ OPTIONS = ['--device', 'cpu', '--num-workers', '0']
 
 def main(bids_dir, output_dir, plan_file, *options):
     """The first of `bids_dir` is the folder, options follow."""
-    train.main([bids_dir[0], str(output_dir), '--plan', plan_file, *bids_dir[1:], *OPTIONS, *options])
+    cli.main([bids_dir[0], str(output_dir), '--plan', plan_file, *bids_dir[1:], *OPTIONS, *options])
 
 
 SYNTH = replace(PLAN, num_updates=2, n_validation_cases=2, **PARTS['synth'])
@@ -932,14 +937,14 @@ SYNTH = replace(PLAN, num_updates=2, n_validation_cases=2, **PARTS['synth'])
 @pytest.fixture
 def patient_images(monkeypatch):
     """What was read by `dataset.read_patients`."""
-    read, given = dataset.read_patients, []
+    read, given = train_brains.read_patients, []
 
     def spy(images, filler):
         brains = read(images, filler)
         given.append((images, brains))
         return brains
 
-    monkeypatch.setattr(dataset, 'read_patients', spy)
+    monkeypatch.setattr(train_brains, 'read_patients', spy)
     return given
 
 
@@ -955,7 +960,7 @@ def test_command_line_trains_synthesis_from_patients(patient_dir, patient_images
     (row,) = log_of(tmp_path / 'out')
     assert {'synth/model_mse', 'synth/out_mse', 'synth/whole_ssim'} <= set(row)
     assert not any(name.startswith(('clean/', 'rim/')) for name in row)
-    model = weights.load_model(tmp_path / 'out' / 'last')
+    model = models.load_model(tmp_path / 'out' / 'last')
     assert (model.plan['task'], model.plan['modality']) == ('synth', 'FLAIR')
 
 
@@ -963,14 +968,14 @@ def test_command_line_trains_synthesis_from_patients(patient_dir, patient_images
 def test_command_line_trains_on_all_patients_and_their_contrasts_go_with_the_model(
     patient_dir, patient_images, tmp_path
 ):
-    plan = replace(SYNTH, num_updates=1, form=inpaint.Form(base='lesion'))
+    plan = replace(SYNTH, num_updates=1, form=forms.Form(base='lesion'))
     main([patient_dir], tmp_path / 'out', write_plan(tmp_path / 'plan.json', plan), '--no-validation')
     (_, brains), (nobody, _) = patient_images
     assert len(brains) == 3
     assert nobody == []
     assert not (tmp_path / 'out' / 'best').exists()  # nothing says which one it is
-    found = weights.load_model(tmp_path / 'out' / 'last').contrasts
-    for values, expected in zip(found, dataset.lesion_contrasts(brains), strict=True):
+    found = models.load_model(tmp_path / 'out' / 'last').contrasts
+    for values, expected in zip(found, train_brains.lesion_contrasts(brains), strict=True):
         assert len(values) == 6
         np.testing.assert_allclose(values, expected, atol=6e-4)
     assert min(found[1]) > 0.3  # bright on FLAIR
@@ -985,7 +990,7 @@ def test_command_line_keeps_out_who_it_is_told_to(patient_dir, patient_images, t
 
 
 def test_command_line_with_nobody_left_to_train_says_so(patient_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, 'read_patients', lambda images, filler: images)
+    monkeypatch.setattr(train_brains, 'read_patients', lambda images, filler: images)
     plan_file = write_plan(tmp_path / 'plan.json', SYNTH)
     with pytest.raises(SystemExit, match='0 images to train, 3 to validate'):
         main([patient_dir], tmp_path / 'out', plan_file, '--validation-label', '01', '02', '03')
@@ -993,22 +998,22 @@ def test_command_line_with_nobody_left_to_train_says_so(patient_dir, tmp_path, m
 
 @pytest.mark.slow
 def test_command_line_starts_from_a_model_and_stops_in_time(healthy_dir, undisturbed, tmp_path, monkeypatch):
-    stepped, step = [], train.train_step
+    stepped, step = [], loop.train_step
     monkeypatch.setattr(
-        train, 'train_step', lambda network, *rest: stepped.append(weights_of(network)) or step(network, *rest)
+        loop, 'train_step', lambda network, *rest: stepped.append(weights_of(network)) or step(network, *rest)
     )
     plan = replace(PLAN, num_updates=1000, validate_every=1000, n_validation_cases=2)
     plan_file, start = write_plan(tmp_path / 'plan.json', plan), undisturbed[1] / 'last'
     main(healthy_dir, tmp_path / 'out', plan_file, '--init-from', str(start), '--cpu-minutes', '0.0001')
     assert len(stepped) == 1
-    assert equal(stepped[0], weights.load_model(start).unet.state_dict())
+    assert equal(stepped[0], models.load_model(start).unet.state_dict())
     assert [int(row['update']) for row in log_of(tmp_path / 'out')] == [1]
-    assert not equal(weights.load_model(tmp_path / 'out' / 'last').unet.state_dict(), stepped[0])
+    assert not equal(models.load_model(tmp_path / 'out' / 'last').unet.state_dict(), stepped[0])
 
 
 def test_command_line_changes_the_plan(healthy_dir, tmp_path, monkeypatch):
     given = []
-    monkeypatch.setattr(train, 'train', lambda *arguments, **more: given.append((arguments, more)))
+    monkeypatch.setattr(loop, 'train', lambda *arguments, **more: given.append((arguments, more)))
     main(healthy_dir, tmp_path / 'out', 'small-residual', '--num-updates', '7', '--decay-updates', '3')
     (brains, cases, shapes, plan, output_dir, device), more = given[0]
     assert plan == replace(PLANS['small-residual'], num_updates=7, decay_updates=3)
@@ -1059,7 +1064,7 @@ def test_two_processes_train_one_model_from_different_cases(healthy_dir, tmp_pat
     root, *options = healthy_dir
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2']
     command += [tmp_path / 'script.py', out, root, *options, '--plan', write_plan(tmp_path / 'plan.json', plan)]
-    package = str(Path(train.__file__).parent.parent)
+    package = str(Path(bids_lesionfill.__file__).parent.parent)
     environment = os.environ | {'ACCELERATE_USE_CPU': '1', 'OMP_NUM_THREADS': '1', 'PYTHONPATH': package}
     with open(tmp_path / 'stderr', 'wb') as stderr:
         launcher = subprocess.Popen([*map(str, command), *OPTIONS], env=environment, stderr=stderr)
@@ -1103,15 +1108,15 @@ def test_plan_that_cannot_work_is_refused():
 def test_model_folder_is_whole_or_absent(tmp_path, monkeypatch):
     """A kill while the second one is being written leaves the first."""
     network = PLAN.build_unet()
-    train.save_model(network, PLAN, tmp_path / 'best')
+    loop.save_model(network, PLAN, tmp_path / 'best')
     before = {path: path.read_bytes() for path in (tmp_path / 'best').rglob('*.*')}
     torch.nn.init.ones_(network.conv_out.bias)
     with monkeypatch.context() as patch:
         patch.setattr(Plan, 'to_json', lambda plan: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            train.save_model(network, PLAN, tmp_path / 'best')
+            loop.save_model(network, PLAN, tmp_path / 'best')
     assert {path: path.read_bytes() for path in (tmp_path / 'best').rglob('*.*')} == before
-    train.save_model(network, PLAN, tmp_path / 'best')
+    loop.save_model(network, PLAN, tmp_path / 'best')
     assert sorted(path.name for path in tmp_path.iterdir()) == ['best']
 
 
@@ -1122,13 +1127,13 @@ def test_command_line_trains_filling_of_flair_on_normal_appearing_tissue(patient
     main([patient_dir, *healthy_dir[1:]], tmp_path / 'out', write_plan(tmp_path / 'plan.json', plan))
     (row,) = log_of(tmp_path / 'out')
     assert {'clean/model_mse', 'rim/model_mse'} <= set(row)
-    assert weights.load_model(tmp_path / 'out' / 'last').plan['modality'] == 'FLAIR'
+    assert models.load_model(tmp_path / 'out' / 'last').plan['modality'] == 'FLAIR'
 
 
 @pytest.mark.slow
 def test_patients_are_added_to_healthy_brains(patient_dir, healthy_dir, tmp_path, monkeypatch):
     given = []
-    monkeypatch.setattr(train, 'train', lambda brains, *arguments, **options: given.extend(brains))
+    monkeypatch.setattr(loop, 'train', lambda brains, *arguments, **options: given.extend(brains))
     plan_file = write_plan(tmp_path / 'plan.json', replace(PLAN, n_validation_cases=2))
     main(healthy_dir, tmp_path / 'out', plan_file, '--patients', patient_dir, '--validation-label', '02')
     assert len(given) == 1 + 2
@@ -1137,9 +1142,9 @@ def test_patients_are_added_to_healthy_brains(patient_dir, healthy_dir, tmp_path
 
 def test_logarithm_of_the_loss_weighs_slabs_by_how_far_off_they_are():
     losses = torch.tensor([0.01, 100.0], requires_grad=True)
-    plain = train.objective(losses, torch.ones(2), PLAN)
+    plain = loop.objective(losses, torch.ones(2), PLAN)
     assert plain.item() == pytest.approx(50.005)
-    logarithm = train.objective(losses, torch.ones(2), replace(PLAN, log_loss_floor=0.01))
+    logarithm = loop.objective(losses, torch.ones(2), replace(PLAN, log_loss_floor=0.01))
     assert logarithm.item() == pytest.approx((np.log(0.02) + np.log(100.01)) / 2)
     logarithm.backward()
     assert losses.grad.tolist() == pytest.approx([0.5 / 0.02, 0.5 / 100.01])

@@ -8,7 +8,7 @@ import torch
 from diffusers import UNet2DModel
 from diffusers.models.resnet import ResnetBlock2D
 
-from bids_lesionfill import unet
+from bids_lesionfill.diffusion import unet
 
 SHAPE = (2, 4, 5, 16, 8)  # batch, channels, slices, height, width: all different
 TIMESTEPS = torch.tensor([10, 700])

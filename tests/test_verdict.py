@@ -5,7 +5,8 @@ import pytest
 from conftest import ellipsoid
 from scipy import ndimage
 
-from bids_lesionfill import fill, verdict
+from bids_lesionfill.lesions import checks as lesions_checks
+from bids_lesionfill.lesions import tables
 
 INFO = {
     'LesionVoxelsGiven': 1000,
@@ -22,11 +23,11 @@ ROW = {
 
 
 def sentences(info=(), modality='T1w', **row):
-    return fill.warnings_of(verdict.check_filling(INFO | dict(info), [ROW | row], modality))
+    return lesions_checks.warnings_of(lesions_checks.check_filling(INFO | dict(info), [ROW | row], modality))
 
 
 def test_a_good_filling_passes_all_checks():
-    checks = verdict.check_filling(INFO, [ROW], 'T1w')
+    checks = lesions_checks.check_filling(INFO, [ROW], 'T1w')
     assert len(checks) == 6
     assert all(check.passed and check.found and check.usual for check in checks)
 
@@ -63,40 +64,42 @@ def test_a_border_is_dark_on_t1w_and_bright_on_flair():
 def test_a_border_of_one_lesion_among_many_is_named():
     rows = [ROW | {'label': float(n), 'mean_touching': 360.0} for n in range(1, 10)]
     rows[4] |= {'mean_touching': 310.0}
-    (sentence,) = fill.warnings_of(verdict.check_filling(INFO, rows, 'T1w'))
+    (sentence,) = lesions_checks.warnings_of(lesions_checks.check_filling(INFO, rows, 'T1w'))
     assert sentence == 'Lesion 5: a darker border stays around the mask.'
-    assert verdict.suspicion(rows[4], INFO, 'T1w') == pytest.approx(50 / 20 / verdict.MAX_BORDER_SD)
-    assert verdict.reason(rows[4], INFO, 'T1w') == 'Unusual: a darker border of 2.5 SD stays.'
-    assert verdict.suspicion(rows[3], INFO, 'T1w') < 1
-    assert verdict.reason(rows[3], INFO, 'T1w') == ''
+    assert lesions_checks.suspicion(rows[4], INFO, 'T1w') == pytest.approx(50 / 20 / lesions_checks.MAX_BORDER_SD)
+    assert lesions_checks.reason(rows[4], INFO, 'T1w') == 'Unusual: a darker border of 2.5 SD stays.'
+    assert lesions_checks.suspicion(rows[3], INFO, 'T1w') < 1
+    assert lesions_checks.reason(rows[3], INFO, 'T1w') == ''
 
 
 def test_tiny_lesions_are_not_judged_by_their_means():
     assert sentences(volume_mm3=29.0, mean_after=600.0, mean_touching=100.0) == []
-    assert verdict.suspicion(ROW | {'volume_mm3': 29.0, 'mean_after': 600.0}, INFO, 'T1w') == 0
+    assert lesions_checks.suspicion(ROW | {'volume_mm3': 29.0, 'mean_after': 600.0}, INFO, 'T1w') == 0
 
 
 def test_of_many_unusual_lesions_the_worst_are_named_first():
     rows = [ROW | {'label': float(n), 'mean_after': 430.0 + n} for n in range(1, 10)]
-    (sentence,) = fill.warnings_of(verdict.check_filling(INFO, rows, 'T1w'))
+    (sentence,) = lesions_checks.warnings_of(lesions_checks.check_filling(INFO, rows, 'T1w'))
     assert sentence.startswith('Lesions 9, 8, 7, 6, 5, 4 and 3 more: ')
 
 
 @pytest.mark.parametrize('unknown', [None, float('nan')])
 def test_what_is_not_known_is_not_checked(unknown):
-    assert verdict.check_filling({}, [], 'T1w') == []
+    assert lesions_checks.check_filling({}, [], 'T1w') == []
     row = ROW | dict.fromkeys(('mean_after', 'mean_touching', 'faint_percent'), unknown)
-    assert [check.name for check in verdict.check_filling({}, [row], 'T1w')] == ['Volume of all lesions']
-    assert len(verdict.check_filling(INFO, [row], 'T1w')) == 3
+    assert [check.name for check in lesions_checks.check_filling({}, [row], 'T1w')] == ['Volume of all lesions']
+    assert len(lesions_checks.check_filling(INFO, [row], 'T1w')) == 3
     old = {name: ROW[name] for name in ('label', 'volume_mm3', 'mean_after', 'mean_surrounding')}  # of version 0.1.0
-    assert verdict.suspicion(old, {}, 'T1w') == 0
+    assert lesions_checks.suspicion(old, {}, 'T1w') == 0
 
 
 def test_new_lesions_that_touch_old_ones_or_are_hard_to_see_are_named():
     info = INFO | {'NewLesionsTouchingOld': 0}
-    assert fill.warnings_of(verdict.check_synthesis(info, [ROW], 'FLAIR')) == []
+    assert lesions_checks.warnings_of(lesions_checks.check_synthesis(info, [ROW], 'FLAIR')) == []
     info |= {'NewLesionsTouchingOld': 1}
-    touching, faint = fill.warnings_of(verdict.check_synthesis(info, [ROW | {'faint_percent': 80.0}], 'FLAIR'))
+    touching, faint = lesions_checks.warnings_of(
+        lesions_checks.check_synthesis(info, [ROW | {'faint_percent': 80.0}], 'FLAIR')
+    )
     assert touching.startswith('1 new lesion touches an old one')
     assert faint.startswith('80 % of the lesions are hardly brighter than the white matter around them')
 
@@ -116,10 +119,12 @@ def check_phantom(make_phantom):
         given = lesion if spoil is None else mask
         after = np.where(mask, phantom.healthy, t1w)
         wm_mask = phantom.wm_mask & ~mask
-        sd = fill.deviation_of(t1w, wm_mask)
-        faint_below = verdict.FAINT_BELOW_SD * sd
-        rows = fill.describe_lesions(t1w, after, given, mask, phantom.wm_mask, np.eye(4), -t1w, faint_below)
-        return fill.warnings_of(verdict.check_filling(INFO | {'WhiteMatterDeviation': sd}, rows, 'T1w'))
+        sd = tables.deviation_of(t1w, wm_mask)
+        faint_below = lesions_checks.FAINT_BELOW_SD * sd
+        rows = tables.describe_lesions(t1w, after, given, mask, phantom.wm_mask, np.eye(4), -t1w, faint_below)
+        return lesions_checks.warnings_of(
+            lesions_checks.check_filling(INFO | {'WhiteMatterDeviation': sd}, rows, 'T1w')
+        )
 
     return check
 

@@ -10,7 +10,12 @@ import pytest
 from bids_examples import bytes_without_place, flair_path, listing, mask_path, t1w_path, write_bids
 from test_app import DATASET_FILES, ROOT, closing_files, data_hashes, validator
 
-from bids_lesionfill import cli, fill, layout, masks, participant, synth
+from bids_lesionfill import text_files
+from bids_lesionfill.app import cli, exit_codes, participant
+from bids_lesionfill.app import options as app_options
+from bids_lesionfill.images import masks, placement
+from bids_lesionfill.layout import derivatives, inputs, naming
+from bids_lesionfill.lesions import synthesis
 
 
 def names_of(subject, modality, desc='synth'):
@@ -28,12 +33,12 @@ def names_of(subject, modality, desc='synth'):
 def files_of(out, subject, modality, desc='synth'):
     """The same with their sidecars, and a picture of the image and each lesion in its table, before and after."""
     names = names_of(subject, modality, desc)
-    n_lesions = len(layout.read_tsv(out / names['lesions']))
+    n_lesions = len(text_files.read_tsv(out / names['lesions']))
     entries = ['overview', *(f'lesion-{n}' for n in range(1, n_lesions + 1))]
     pictures = [f'{entry}_{picture}' for entry in entries for picture in ('before', 'mask', 'after')]
     return [
         *names.values(),
-        *(layout.sidecar(out / name).relative_to(out).as_posix() for name in names.values()),
+        *(naming.sidecar(out / name).relative_to(out).as_posix() for name in names.values()),
         *(f'sub-{subject}/figures/sub-{subject}_{modality}_{desc}_{picture}.png' for picture in pictures),
     ]
 
@@ -53,17 +58,18 @@ def model_dirs(tmp_path_factory):
     """Models of synthesis with a tiny network of random weights."""
     import torch
 
-    from bids_lesionfill import inpaint, train
+    from bids_lesionfill.diffusion import forms
+    from bids_lesionfill.train import loop, plans
 
     options = {'block_out_channels': (8, 8), 'down_block_types': ('DownBlock2D',) * 2,
                'up_block_types': ('UpBlock2D',) * 2, 'norm_num_groups': 4}  # fmt: skip
     folders = {modality: tmp_path_factory.mktemp('models') / 'tiny' for modality in ('T1w', 'FLAIR')}
     for modality, folder in folders.items():
-        form = inpaint.Form(base='lesion', residual_scale=0.02)
-        plan = train.Plan('tiny', task='synth', modality=modality, form=form, unet_options=options)
+        form = forms.Form(base='lesion', residual_scale=0.02)
+        plan = plans.Plan('tiny', task='synth', modality=modality, form=form, unet_options=options)
         torch.manual_seed(0)
         contrasts = np.full(5, 20.0), np.linspace(0.2, 0.6, 5) * (1 if modality == 'FLAIR' else -1)
-        train.save_model(plan.build_unet(), plan, folder, contrasts=contrasts)
+        loop.save_model(plan.build_unet(), plan, folder, contrasts=contrasts)
     return folders
 
 
@@ -73,8 +79,8 @@ def run(model_dirs, find_tiny_places):
 
     def call(bids_dir, output_dir, *arguments):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(cli.Options, 'model_of', lambda self, modality: str(model_dirs[modality]))
-            patch.setattr(synth, 'find_places', find_tiny_places)
+            patch.setattr(app_options.Options, 'model_of', lambda self, modality: str(model_dirs[modality]))
+            patch.setattr(synthesis, 'find_places', find_tiny_places)
             return cli.main([str(bids_dir), str(output_dir), 'participant', '--mode', 'synth', *map(str, arguments)])
 
     return call
@@ -121,7 +127,7 @@ def test_promise_1_outside_the_new_lesions_and_their_halo_nothing_changes(visits
             assert stored[0][~changed_mask].tobytes() == stored[1][~changed_mask].tobytes()
             assert (stored[0] != stored[1])[new_mask].mean() > 0.9
             assert (after.dataobj.slope, after.dataobj.inter) == (before.dataobj.slope, before.dataobj.inter)
-            for row in layout.read_tsv(out / names['lesions']):
+            for row in text_files.read_tsv(out / names['lesions']):
                 assert (row['mean_after'] > row['mean_surrounding']) == (modality == 'FLAIR')
 
 
@@ -130,7 +136,7 @@ def test_ground_truth_is_the_union_of_old_and_new_lesions(visits):
     old_img = nib.load(root / mask_path('01'))
     for modality, path in (('T1w', t1w_path('01')), ('FLAIR', flair_path('01'))):
         names = names_of('01', modality)
-        old = fill.mask_on_grid(old_img, nib.load(root / path))
+        old = placement.mask_on_grid(old_img, nib.load(root / path))
         new = mask_at(out / names['new_mask'])
         assert new.any()
         assert not (old & new).any()
@@ -141,7 +147,7 @@ def test_t1w_and_flair_of_a_visit_share_their_lesions(visits):
     root, out, _ = visits
     for subject in ('01', '02'):
         on_t1w, on_flair = (names_of(subject, modality)['new_mask'] for modality in ('T1w', 'FLAIR'))
-        expected = fill.mask_on_grid(nib.load(out / on_t1w), nib.load(root / flair_path(subject)))
+        expected = placement.mask_on_grid(nib.load(out / on_t1w), nib.load(root / flair_path(subject)))
         found = mask_at(out / on_flair)
         assert 2 * (expected & found).sum() > 0.7 * (expected.sum() + found.sum())  # drawn on the grid of 1 mm
 
@@ -150,22 +156,22 @@ def test_healthy_participant_gets_lesions_without_a_mask(visits):
     _, out, _ = visits
     names = names_of('02', 'T1w')
     assert np.array_equal(mask_at(out / names['mask']), mask_at(out / names['new_mask']))
-    info = layout.read_sidecar(out / names['synth'])
+    info = derivatives.read_sidecar(out / names['synth'])
     assert info['LesionVoxelsOld'] == 0
     assert info['Sources'] == ['bids:raw:sub-02/anat/sub-02_T1w.nii.gz']
 
 
 def test_flair_without_t1w_fails_with_a_sentence_and_the_others_go_on(visits):
     _, out, code = visits
-    assert code == cli.SOME_FAILED
-    rows = {row['participant_id']: row for row in layout.read_tsv(out / 'participants.tsv')}
+    assert code == exit_codes.SOME_FAILED
+    rows = {row['participant_id']: row for row in text_files.read_tsv(out / 'participants.tsv')}
     assert {name: row['status'] for name, row in rows.items()} == {
         'sub-01': 'synthesized', 'sub-02': 'synthesized', 'sub-03': 'failed'}  # fmt: skip
     reason = 'no T1w of the same session, in which white matter is found'
     assert rows['sub-03']['message'] == f'{reason}; no T1w image'
     assert reason in (out / 'sub-03.html').read_text()
     assert rows['sub-01']['images'] == 2
-    tables = [layout.read_tsv(out / names_of('01', modality)['lesions']) for modality in ('T1w', 'FLAIR')]
+    tables = [text_files.read_tsv(out / names_of('01', modality)['lesions']) for modality in ('T1w', 'FLAIR')]
     assert rows['sub-01']['lesions'] == sum(len(table) for table in tables)
     volume_ml = sum(row['volume_mm3'] for table in tables for row in table) / 1000
     assert rows['sub-01']['volume_synthesized_ml'] == pytest.approx(volume_ml, abs=1e-3)
@@ -175,7 +181,7 @@ def test_flair_without_t1w_fails_with_a_sentence_and_the_others_go_on(visits):
 def test_promise_5_every_number_is_explained(visits, model_dirs):
     _, out, _ = visits
     names = names_of('01', 'FLAIR')
-    info = layout.read_sidecar(out / names['synth'])
+    info = derivatives.read_sidecar(out / names['synth'])
     assert info['Sources'] == ['bids:raw:sub-01/anat/sub-01_FLAIR.nii.gz',
                                'bids:lesions:sub-01/anat/sub-01_label-lesion_mask.nii.gz',
                                'bids:raw:sub-01/anat/sub-01_T1w.nii.gz']  # fmt: skip
@@ -186,7 +192,7 @@ def test_promise_5_every_number_is_explained(visits, model_dirs):
     assert info['Options']['model'] == str(model_dirs['FLAIR'])
     assert (info['Options']['n_lesions'], info['Options']['lesion_load_ml']) == (3, 0.12)
     assert 'Visits' not in info
-    mask = layout.read_sidecar(out / names['mask'])
+    mask = derivatives.read_sidecar(out / names['mask'])
     assert (mask['Type'], mask['SpatialReference']) == ('Lesion', info['Sources'][0])
 
 
@@ -212,10 +218,10 @@ def test_what_is_done_is_not_done_again(visits, run):
 def test_promise_3_results_do_not_depend_on_what_else_is_in_the_run(visits, run, tmp_path):
     root, out, _ = visits
     arguments = ['--lesion-load-ml', '0.12', '--n-lesions', '3', '--participant-label', '02', '--modality', 'T1w']
-    assert run(root, tmp_path / 'out', *arguments) == cli.OK
+    assert run(root, tmp_path / 'out', *arguments) == exit_codes.OK
     names = names_of('02', 'T1w').values()
     assert [(tmp_path / 'out' / name).read_bytes() for name in names] == [(out / name).read_bytes() for name in names]
-    assert run(root, tmp_path / 'other', *arguments, '--random-seed', '1') == cli.OK
+    assert run(root, tmp_path / 'other', *arguments, '--random-seed', '1') == exit_codes.OK
     new_mask = names_of('02', 'T1w')['new_mask']
     assert (tmp_path / 'other' / new_mask).read_bytes() != (out / new_mask).read_bytes()
 
@@ -243,32 +249,32 @@ def times_of(out):
 def test_variants_have_numbers_and_masks_of_their_own_and_are_not_painted_again(t1w_only, run, tmp_path):
     root, out = t1w_only, tmp_path / 'out'
     arguments = ['--modality', 'T1w', '--new-lesions', '2', '--n-variants']
-    assert run(root, out, *arguments, '2') == cli.OK
+    assert run(root, out, *arguments, '2') == exit_codes.OK
     expected = [file for n in (1, 2) for file in files_of(out, '01', 'T1w', f'synth{n}')]
     assert listing(out) == sorted(DATASET_FILES + expected + closing_files('01'))
     first, second = (mask_at(out / names_of('01', 'T1w', f'synth{n}')['new_mask']) for n in (1, 2))
     assert masks.label_lesions(first)[1] >= 1
     assert not np.array_equal(first, second)
-    (row,) = layout.read_tsv(out / 'participants.tsv')
+    (row,) = text_files.read_tsv(out / 'participants.tsv')
     assert (row['status'], row['images']) == ('synthesized', 2)
     page = (out / 'sub-01.html').read_text()
     assert '<h2>sub-01_T1w, desc-synth2</h2>' in page
     before = times_of(out)
-    assert run(root, out, *arguments, '3') == cli.OK
+    assert run(root, out, *arguments, '3') == exit_codes.OK
     after = times_of(out)
     assert {name: after[name] for name in before} == before
     assert 'sub-01_desc-synth3_T1w.nii.gz' in after
     shutil.rmtree(out / 'sub-01/figures')
-    assert run(root, out, *arguments, '3', '--reports-only') == cli.OK
+    assert run(root, out, *arguments, '3', '--reports-only') == exit_codes.OK
     assert times_of(out) == after
 
 
 def test_new_lesions_are_those_of_a_second_visit_and_the_sidecar_says_so(t1w_only, run, tmp_path):
     out, names = tmp_path / 'out', names_of('01', 'T1w')
-    assert run(t1w_only, out, '--modality', 'T1w', '--n-lesions', '2') == cli.OK
-    assert 'Visits' not in layout.read_sidecar(out / names['synth'])
-    assert run(t1w_only, out, '--modality', 'T1w', '--new-lesions', '2') == cli.OK
-    visits = layout.read_sidecar(out / names['synth'])['Visits']
+    assert run(t1w_only, out, '--modality', 'T1w', '--n-lesions', '2') == exit_codes.OK
+    assert 'Visits' not in derivatives.read_sidecar(out / names['synth'])
+    assert run(t1w_only, out, '--modality', 'T1w', '--new-lesions', '2') == exit_codes.OK
+    visits = derivatives.read_sidecar(out / names['synth'])['Visits']
     assert visits == {'First': 'bids:raw:sub-01/anat/sub-01_T1w.nii.gz', 'Second': 'this image'}
 
 
@@ -276,16 +282,16 @@ def test_lesions_of_a_mask_that_is_given_are_painted_again_if_it_changes(t1w_onl
     out, names, head = tmp_path / 'out', names_of('01', 'T1w'), make_phantom()
     nib.save(head.lesion_mask_img, tmp_path / 'new.nii.gz')
     arguments = ['--modality', 'T1w', '--mask', tmp_path / 'new.nii.gz', '--lesion-intensity', '0.5']
-    assert run(t1w_only, out, *arguments) == cli.OK
+    assert run(t1w_only, out, *arguments) == exit_codes.OK
     assert np.array_equal(mask_at(out / names['new_mask']), head.lesion_mask)
-    info = layout.read_sidecar(out / names['synth'])
+    info = derivatives.read_sidecar(out / names['synth'])
     assert info['LesionSource'] == 'the mask new.nii.gz'
     before = times_of(out)
-    assert run(t1w_only, out, *arguments) == cli.OK
+    assert run(t1w_only, out, *arguments) == exit_codes.OK
     assert times_of(out) == before
     other = np.roll(head.lesion_mask, 1, axis=1)
     nib.save(head.img(other), tmp_path / 'new.nii.gz')
-    assert run(t1w_only, out, *arguments) == cli.OK
+    assert run(t1w_only, out, *arguments) == exit_codes.OK
     assert np.array_equal(mask_at(out / names['new_mask']), other)
 
 
@@ -295,7 +301,7 @@ def test_flair_that_the_t1w_does_not_need_may_be_unfetched(tmp_path, make_phanto
     data = write_bids(tmp_path / 'data', images)
     (data / flair_path('01')).unlink()
     (data / flair_path('01')).symlink_to('../../.git/annex/objects/X')
-    assert run(data, tmp_path / 'out', '--modality', 'T1w', '--n-lesions', '1') == cli.OK
+    assert run(data, tmp_path / 'out', '--modality', 'T1w', '--n-lesions', '1') == exit_codes.OK
 
 
 @pytest.mark.parametrize('owner', ['acq-mprage_', 'acq-space_'])
@@ -304,14 +310,14 @@ def test_a_mask_named_as_one_image_holds_the_real_lesions_of_all(tmp_path, make_
     data = write_bids(tmp_path / 'data', {
         t1w_path('01', extra='acq-mprage_'): head.t1w_img, flair_path('01', extra='acq-space_'): head.img(head.flair),
         mask_path('01', extra=owner): head.lesion_mask_img})  # fmt: skip
-    assert run(data, out, '--n-lesions', '1') == cli.OK
+    assert run(data, out, '--n-lesions', '1') == exit_codes.OK
     masks_found = sorted(out.rglob('*_desc-synth_mask.nii.gz'))
     new = sorted(out.rglob('*_desc-synthnew_mask.nii.gz'))
     assert len(masks_found) == len(new) == 2
     for found, of_new in zip(masks_found, new):
         assert np.array_equal(mask_at(found), head.lesion_mask | mask_at(of_new))
         assert not (head.lesion_mask & mask_at(of_new)).any()
-        assert any('label-lesion_mask' in uri for uri in layout.read_sidecar(found)['Sources'])
+        assert any('label-lesion_mask' in uri for uri in derivatives.read_sidecar(found)['Sources'])
     assert np.array_equal(*map(mask_at, new))
 
 
@@ -320,8 +326,8 @@ def test_a_mask_that_cannot_be_read_fails_its_participant_alone(tmp_path, make_p
     data = write_bids(tmp_path / 'data', {
         t1w_path('01', extra='acq-mprage_'): head.t1w_img, flair_path('01'): head.img(head.flair),
         mask_path('01', extra='acq-mprage_'): b'no image', t1w_path('02'): head.t1w_img})  # fmt: skip
-    assert run(data, tmp_path / 'out', '--n-lesions', '1', '--modality', 'FLAIR', 'T1w') == cli.SOME_FAILED
-    rows = {row['participant_id']: row for row in layout.read_tsv(tmp_path / 'out/participants.tsv')}
+    assert run(data, tmp_path / 'out', '--n-lesions', '1', '--modality', 'FLAIR', 'T1w') == exit_codes.SOME_FAILED
+    rows = {row['participant_id']: row for row in text_files.read_tsv(tmp_path / 'out/participants.tsv')}
     assert rows['sub-01']['status'] == 'failed'
     assert 'label-lesion_mask.nii.gz' in rows['sub-01']['message']
     assert (tmp_path / 'out' / names_of('02', 'T1w')['synth']).is_file()
@@ -336,7 +342,7 @@ def test_a_mask_on_one_flair_is_that_of_another_only_on_the_same_grid(tmp_path, 
         flair_path('01', extra='acq-3D_'): head.img(head.flair),
         mask_path('01', extra='acq-3D_', name='space-FLAIR_label-lesion_mask'): head.lesion_mask_img})  # fmt: skip
     code = run(data, tmp_path / 'out', '--n-lesions', '1', '--modality', 'FLAIR')
-    assert code == (cli.OK if is_same_grid else cli.SOME_FAILED)
+    assert code == (exit_codes.OK if is_same_grid else exit_codes.SOME_FAILED)
     done = sorted(path.name for path in (tmp_path / 'out').rglob('*_desc-synth_FLAIR.nii.gz'))
     assert len(done) == (2 if is_same_grid else 1)
     for mask in (tmp_path / 'out').rglob('*_desc-synth_mask.nii.gz'):
@@ -349,7 +355,7 @@ def test_mask_without_a_place_lies_on_the_voxels_of_the_t1w(run, tmp_path, make_
     given, (x, y, z) = np.zeros(head.t1w.shape, bool), np.argwhere(head.wm_mask & ~head.lesion_mask).mean(0).astype(int)
     given[x - 1 : x + 2, y - 1 : y + 2, z - 1 : z + 2] = True
     (tmp_path / 'new.nii').write_bytes(bytes_without_place(head.img(given)))
-    assert run(data, tmp_path / 'out', '--modality', 'T1w', '--mask', tmp_path / 'new.nii') == cli.OK
+    assert run(data, tmp_path / 'out', '--modality', 'T1w', '--mask', tmp_path / 'new.nii') == exit_codes.OK
     found = mask_at(tmp_path / 'out' / names_of('01', 'T1w')['new_mask'])
     assert (found & given).sum() > 0.5 * given.sum()
     assert not (found & ~given).any()
@@ -361,8 +367,8 @@ def test_mask_that_cannot_be_used_gives_one_clear_sentence(t1w_only, run, tmp_pa
     path.write_bytes(b'not an image')
     if content == 'empty':
         nib.save(head.img(np.zeros_like(head.lesion_mask)), path)
-    assert run(t1w_only, tmp_path / 'out', '--modality', 'T1w', '--mask', path) == cli.SOME_FAILED
-    (row,) = layout.read_tsv(tmp_path / 'out/participants.tsv')
+    assert run(t1w_only, tmp_path / 'out', '--modality', 'T1w', '--mask', path) == exit_codes.SOME_FAILED
+    (row,) = text_files.read_tsv(tmp_path / 'out/participants.tsv')
     assert ('the mask of new lesions is empty' if content == 'empty' else 'new.nii.gz') in row['message']
     assert 'sub-01/log/RUN/crash-sub-01_T1w_synth.txt' in listing(tmp_path / 'out')
 
@@ -382,7 +388,7 @@ def test_flair_that_lies_elsewhere_gets_the_lesions_where_the_t1w_has_them(tmp_p
     root, out = tmp_path / 'data', tmp_path / 'out'
     write_bids(root, {t1w_path('01'): head.t1w_img, flair_path('01'): nib.Nifti1Image(head.flair[:, :, 1:], moved),
                       mask_path('01', name=f'space-{mask_on}_label-lesion_mask'): drawn})  # fmt: skip
-    assert run(root, out, '--mask', tmp_path / 'new.nii.gz', '--n-variants', '2') == cli.OK
+    assert run(root, out, '--mask', tmp_path / 'new.nii.gz', '--n-variants', '2') == exit_codes.OK
     for desc in ('synth1', 'synth2'):
         on_t1w, on_flair = (names_of('01', modality, desc) for modality in ('T1w', 'FLAIR'))
         for key, truth in (('new_mask', given), ('mask', given | head.lesion_mask)):
@@ -393,7 +399,7 @@ def test_flair_that_lies_elsewhere_gets_the_lesions_where_the_t1w_has_them(tmp_p
     assert np.allclose(written.affine, moved)
     outside = ~mask_at(out / on_flair['changed_mask'])
     assert np.array_equal(written.get_fdata()[outside], head.flair[:, :, 1:][outside])
-    info = layout.read_sidecar(out / on_flair['synth'])
+    info = derivatives.read_sidecar(out / on_flair['synth'])
     assert info['FlairRegistration']['Used']
     assert any('Look at the overlay' in warning for warning in info['Warnings'])
     assert (out / 'sub-01/anat/sub-01_from-FLAIR_to-T1w_mode-image_desc-FLAIR_xfm.txt').is_file()
@@ -405,21 +411,21 @@ def test_lesions_of_another_participant_are_taken(tmp_path, make_phantom, run, n
     images = {t1w_path('01'): head.healthy_img, t1w_path('02'): head.t1w_img, mask_path('02'): head.lesion_mask_img}
     root, out, names = write_bids(tmp_path / 'data', images), tmp_path / 'out', names_of('01', 'T1w')
     arguments = ['--modality', 'T1w', '--participant-label', '01', '--mask-from']
-    assert run(root, out, *arguments, 'sub-02') == cli.OK
+    assert run(root, out, *arguments, 'sub-02') == exit_codes.OK
     found = mask_at(out / names['new_mask'])
     assert 2 * (found & head.lesion_mask).sum() > 0.8 * (found.sum() + head.lesion_mask.sum())
-    info = layout.read_sidecar(out / names['synth'])
+    info = derivatives.read_sidecar(out / names['synth'])
     assert info['LesionSource'] == 'sub-02, by deformable registration'
     assert 'Their masks are those of sub-02, by deformable registration' in (out / 'logs/CITATION.md').read_text()
     before = times_of(out)
     nib.save(head.img(np.roll(head.lesion_mask, 1, axis=1)), root / mask_path('02'))
-    assert run(root, out, *arguments, '02') == cli.OK
+    assert run(root, out, *arguments, '02') == exit_codes.OK
     assert times_of(out) != before
 
 
 def test_participant_whose_lesions_cannot_be_taken_is_a_usage_error(t1w_only, run, tmp_path, caplog):
     for label, words in (('01', 'sub-01 has no T1w with a lesion mask'), ('09', "participants ['09'] are not in")):
-        assert run(t1w_only, tmp_path / 'out', '--modality', 'T1w', '--mask-from', label) == cli.USAGE
+        assert run(t1w_only, tmp_path / 'out', '--modality', 'T1w', '--mask-from', label) == exit_codes.USAGE
         assert words in caplog.text
 
 
@@ -430,30 +436,30 @@ def test_participant_whose_lesions_are_taken_is_skipped_with_a_reason(
     images = {t1w_path('01'): head.healthy_img, t1w_path('02'): head.t1w_img, mask_path('02'): head.lesion_mask_img}
     root = write_bids(tmp_path / 'data', images)
     arguments = ['--modality', 'T1w', '--mask-from', '02']
-    assert run(root, out, *arguments, '--participant-label', '02') == cli.USAGE
+    assert run(root, out, *arguments, '--participant-label', '02') == exit_codes.USAGE
     assert 'sub-02 cannot get its own lesions' in caplog.text
     assert not out.exists()
-    assert run(root, out, *arguments) == cli.OK
-    first, second = layout.read_tsv(out / 'participants.tsv')
+    assert run(root, out, *arguments) == exit_codes.OK
+    first, second = text_files.read_tsv(out / 'participants.tsv')
     assert (first['status'], first['images']) == ('synthesized', 1)
-    assert (second['status'], second['images']) == (layout.DONOR, 0)
+    assert (second['status'], second['images']) == (inputs.DONOR, 0)
     assert second['message'] == 'skipped: its lesions are those that --mask-from gives to the others'
-    assert layout.DONOR in json.loads((out / 'participants.json').read_text())['status']['Levels']
+    assert inputs.DONOR in json.loads((out / 'participants.json').read_text())['status']['Levels']
     assert not (out / 'sub-02/anat').exists()
     assert 'skipped: its lesions' in (out / 'sub-02.html').read_text()
 
 
 def test_nothing_to_do_has_its_own_exit_code(tmp_path, make_phantom, run, caplog):
     root = write_bids(tmp_path / 'data', {t1w_path('01'): make_phantom().healthy_img})
-    assert run(root, tmp_path / 'out', '--modality', 'FLAIR') == cli.NOTHING_TO_DO
+    assert run(root, tmp_path / 'out', '--modality', 'FLAIR') == exit_codes.NOTHING_TO_DO
     assert 'no FLAIR with a T1w' in caplog.text
-    (row,) = layout.read_tsv(tmp_path / 'out/participants.tsv')
+    (row,) = text_files.read_tsv(tmp_path / 'out/participants.tsv')
     levels = json.loads((tmp_path / 'out/participants.json').read_text())['status']['Levels']
     assert row['status'] == participant.NO_IMAGE
     assert participant.NO_IMAGE in levels
 
 
 def test_reports_of_what_is_not_there_say_so(t1w_only, run, tmp_path):
-    assert run(t1w_only, tmp_path / 'out', '--modality', 'T1w', '--reports-only') == cli.SOME_FAILED
-    (row,) = layout.read_tsv(tmp_path / 'out/participants.tsv')
+    assert run(t1w_only, tmp_path / 'out', '--modality', 'T1w', '--reports-only') == exit_codes.SOME_FAILED
+    (row,) = text_files.read_tsv(tmp_path / 'out/participants.tsv')
     assert (row['status'], row['message']) == ('failed', 'not synthesized yet')

@@ -18,8 +18,11 @@ import numpy as np
 import pytest
 from bids_examples import t1w_path, write_bids, write_description
 
-from bids_lesionfill import cli, layout, workflow
-from bids_lesionfill.layout import UsageError
+from bids_lesionfill import text_files
+from bids_lesionfill.app import cli, exit_codes, workflow
+from bids_lesionfill.app import options as app_options
+from bids_lesionfill.layout import derivatives, indexing, status
+from bids_lesionfill.layout.errors import UsageError
 
 ROOT = Path(__file__).parent.parent
 
@@ -47,15 +50,15 @@ def tables(folder):
 
 def test_nodes_of_nipype_do_what_one_process_does(bids_dir, tmp_path, caplog):
     caplog.set_level(logging.INFO, 'bids_lesionfill')
-    assert run(bids_dir, tmp_path, 'one') == cli.NOTHING_TO_DO  # no participant has a mask, and each says so
-    assert run(bids_dir, tmp_path, 'many', '--nprocs', '2') == cli.NOTHING_TO_DO
+    assert run(bids_dir, tmp_path, 'one') == exit_codes.NOTHING_TO_DO  # no participant has a mask, and each says so
+    assert run(bids_dir, tmp_path, 'many', '--nprocs', '2') == exit_codes.NOTHING_TO_DO
     assert tables(tmp_path / 'one') == tables(tmp_path / 'many')
     text = (tmp_path / 'one/logs/CITATION.md').read_text().partition('\n')[0]
     assert f'<pre class="paper">{html.escape(text)}</pre>' in (tmp_path / 'one/sub-01.html').read_text()
     told = re.findall(r'(sub-0\d) is through \((\d) of 3', caplog.text)
     assert [number for _, number in told] == ['1', '2', '3']
     assert {name for name, _ in told} == {'sub-01', 'sub-02', 'sub-03'}
-    rows = layout.read_tsv(tmp_path / 'many/participants.tsv')
+    rows = text_files.read_tsv(tmp_path / 'many/participants.tsv')
     assert [row['status'] for row in rows] == ['no lesion mask'] * 3
     for subject in ('01', '02', '03'):
         assert (tmp_path / f'many/sub-{subject}.html').is_file()
@@ -70,23 +73,23 @@ def test_a_large_image_asks_nipype_for_more_memory(tmp_path, side, gb):
     with path.open('wb') as file:
         header.write_to(file)
     images = [SimpleNamespace(image_file=path, session=None)]
-    flow = workflow.build({'01': images}, None, cli.Options(tmp_path, tmp_path), 'run', tmp_path)
+    flow = workflow.build({'01': images}, None, app_options.Options(tmp_path, tmp_path), 'run', tmp_path)
     assert flow.get_node('sub_01').mem_gb == pytest.approx(gb, abs=0.01)
 
 
 def test_a_plugin_file_says_how_nodes_run(bids_dir, tmp_path):
     plugin = tmp_path / 'plugin.yml'
     plugin.write_text('plugin: Linear\nplugin_args: {}\n')
-    assert run(bids_dir, tmp_path, 'out', '--use-plugin', str(plugin)) == cli.NOTHING_TO_DO
-    assert len(layout.read_tsv(tmp_path / 'out/participants.tsv')) == 3
+    assert run(bids_dir, tmp_path, 'out', '--use-plugin', str(plugin)) == exit_codes.NOTHING_TO_DO
+    assert len(text_files.read_tsv(tmp_path / 'out/participants.tsv')) == 3
 
 
 def test_relative_paths_are_those_of_who_started_the_run(bids_dir, tmp_path, monkeypatch):
     (tmp_path / 'plugin.yml').write_text('plugin: Linear\nplugin_args: {}\n')
     monkeypatch.chdir(tmp_path)
     arguments = ['data', 'out', 'participant', '-w', 'work', '--use-plugin', 'plugin.yml']
-    assert cli.main(arguments) == cli.NOTHING_TO_DO
-    assert [row['status'] for row in layout.read_tsv(tmp_path / 'out/participants.tsv')] == ['no lesion mask'] * 3
+    assert cli.main(arguments) == exit_codes.NOTHING_TO_DO
+    assert [row['status'] for row in text_files.read_tsv(tmp_path / 'out/participants.tsv')] == ['no lesion mask'] * 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ['data', 'out', 'plugin.yml', 'work']
 
 
@@ -95,18 +98,18 @@ def test_a_plugin_file_that_is_none_is_2(tmp_path, text):
     path = tmp_path / 'plugin.yml'
     path.write_text(text)
     with pytest.raises(UsageError, match='is no plugin file of nipype'):
-        workflow.read_plugin(cli.Options(tmp_path, tmp_path, plugin_file=path))
+        workflow.read_plugin(app_options.Options(tmp_path, tmp_path, plugin_file=path))
 
 
 def test_a_plugin_file_of_multiproc_does_not_refuse_large_images(tmp_path):
     path = tmp_path / 'plugin.yml'
     path.write_text('plugin: MultiProc\nplugin_args: {memory_gb: 6}\n')
-    assert workflow.read_plugin(cli.Options(tmp_path, tmp_path, plugin_file=path)) == (
+    assert workflow.read_plugin(app_options.Options(tmp_path, tmp_path, plugin_file=path)) == (
         'MultiProc', {'raise_insufficient': False, 'memory_gb': 6})  # fmt: skip
 
 
 def test_resources_go_to_the_plugin(tmp_path):
-    name, arguments = workflow.read_plugin(cli.Options(tmp_path, tmp_path, nprocs=3, mem_gb=7.5))
+    name, arguments = workflow.read_plugin(app_options.Options(tmp_path, tmp_path, nprocs=3, mem_gb=7.5))
     assert (name, arguments['n_procs'], arguments['memory_gb']) == ('MultiProc', 3, 7.5)
 
 
@@ -125,19 +128,19 @@ def dying_node(subject, images, donor, options, run_id):
     import os
     import signal
 
-    from bids_lesionfill import layout
+    from bids_lesionfill.layout import status
 
     if subject == '02':
         os.kill(os.getpid(), signal.SIGKILL)
-    layout.write_status(options.output_dir, subject, run_id, {'status': 'filled'})
+    status.write_status(options.output_dir, subject, run_id, {'status': 'filled'})
     return 'filled'
 
 
 @pytest.mark.slow
 def test_a_process_that_is_killed_takes_no_other_participant_with_it(bids_dir, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(workflow, 'run_node', dying_node)
-    assert run(bids_dir, tmp_path, 'out', '--nprocs', '2') == cli.SOME_FAILED
-    rows = layout.read_tsv(tmp_path / 'out/participants.tsv')
+    assert run(bids_dir, tmp_path, 'out', '--nprocs', '2') == exit_codes.SOME_FAILED
+    rows = text_files.read_tsv(tmp_path / 'out/participants.tsv')
     assert [row['status'] for row in rows] == ['filled', 'failed', 'filled']
     assert rows[1]['message'] == workflow.LOST
     assert 'once more, alone' in caplog.text
@@ -147,18 +150,18 @@ def test_a_process_that_is_killed_takes_no_other_participant_with_it(bids_dir, t
 def node_without_a_work_dir(subject, images, donor, options, run_id):
     import shutil
 
-    from bids_lesionfill import layout
+    from bids_lesionfill.layout import status
 
     shutil.rmtree(options.work_dir, ignore_errors=True)
-    layout.write_status(options.output_dir, subject, run_id, {'status': 'filled'})
+    status.write_status(options.output_dir, subject, run_id, {'status': 'filled'})
     return 'filled'
 
 
 @pytest.mark.slow
 def test_a_work_folder_that_is_deleted_meanwhile_costs_nothing(bids_dir, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(workflow, 'run_node', node_without_a_work_dir)
-    assert run(bids_dir, tmp_path, 'out', '--nprocs', '2') == cli.OK
-    rows = layout.read_tsv(tmp_path / 'out/participants.tsv')
+    assert run(bids_dir, tmp_path, 'out', '--nprocs', '2') == exit_codes.OK
+    rows = text_files.read_tsv(tmp_path / 'out/participants.tsv')
     assert [row['status'] for row in rows] == ['filled'] * 3
     assert 'Traceback' not in caplog.text
 
@@ -181,20 +184,20 @@ def test_slurm_runs_participants(bids_dir, tmp_path, monkeypatch):
     monkeypatch.delenv('LOGNAME', raising=False)  # as in a container
     plugin = tmp_path / 'plugin.yml'
     plugin.write_text('plugin: SLURM\nplugin_args:\n  sbatch_args: --cpus-per-task=1 --time=0:10:00\n')
-    assert run(bids_dir, tmp_path, 'one') == cli.NOTHING_TO_DO
-    assert run(bids_dir, tmp_path, 'slurm', '--use-plugin', str(plugin)) == cli.NOTHING_TO_DO
+    assert run(bids_dir, tmp_path, 'one') == exit_codes.NOTHING_TO_DO
+    assert run(bids_dir, tmp_path, 'slurm', '--use-plugin', str(plugin)) == exit_codes.NOTHING_TO_DO
     assert tables(tmp_path / 'one') == tables(tmp_path / 'slurm')
 
 
 def write_statuses(output_dir, numbers):
     for number in numbers:
-        layout.write_status(output_dir, f'{number:02d}', 'run', {'status': 'filled'})
+        status.write_status(output_dir, f'{number:02d}', 'run', {'status': 'filled'})
 
 
 def test_no_participant_is_lost_when_many_processes_write_one_table(tmp_path):
     with multiprocessing.get_context('fork').Pool(8) as pool:
         pool.starmap(write_statuses, [(tmp_path, range(first, first + 5)) for first in range(0, 40, 5)])
-    rows = layout.read_tsv(tmp_path / 'participants.tsv')
+    rows = text_files.read_tsv(tmp_path / 'participants.tsv')
     assert [row['participant_id'] for row in rows] == [f'sub-{number:02d}' for number in range(40)]
     assert not list(Path(tmp_path).rglob('*.tmp'))
 
@@ -203,19 +206,19 @@ def test_two_processes_that_describe_one_dataset_leave_it_whole(tmp_path):
     write_description(tmp_path / 'data')
     arguments = (tmp_path / 'out', tmp_path / 'data', {}, '1', {'md': 'x' * 10_000})
     with multiprocessing.get_context('fork').Pool(4) as pool:
-        pool.starmap(layout.write_dataset_files, [arguments] * 20)
-    assert layout.read_tsv(tmp_path / 'out/dseg.tsv')[2]['abbreviation'] == 'WM'
+        pool.starmap(derivatives.write_dataset_files, [arguments] * 20)
+    assert text_files.read_tsv(tmp_path / 'out/dseg.tsv')[2]['abbreviation'] == 'WM'
     assert (tmp_path / 'out/logs/CITATION.md').read_text() == 'x' * 10_000
     assert not list((tmp_path / 'out').rglob('*.tmp'))
 
 
 def test_an_index_that_is_there_is_used(bids_dir, tmp_path):
     database = tmp_path / 'database'
-    assert layout.open_layout(bids_dir, [], database).get_subjects() == ['01', '02', '03']
+    assert indexing.open_layout(bids_dir, [], database).get_subjects() == ['01', '02', '03']
     (bids_dir / t1w_path('04')).parent.mkdir(parents=True)
     (bids_dir / t1w_path('04')).write_text('new')
-    assert layout.open_layout(bids_dir, [], database).get_subjects() == ['01', '02', '03']
-    assert layout.open_layout(bids_dir, []).get_subjects() == ['01', '02', '03', '04']
+    assert indexing.open_layout(bids_dir, [], database).get_subjects() == ['01', '02', '03']
+    assert indexing.open_layout(bids_dir, []).get_subjects() == ['01', '02', '03', '04']
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])

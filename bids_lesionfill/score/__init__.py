@@ -1,1 +1,1 @@
-"""Score a lesion segmentation against a ground truth: `python -m bids_lesionfill.score --help`."""
+"""score"""

@@ -8,12 +8,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from .. import layout
+from .. import text_files
+from ..layout import errors
 from . import cases, outputs
+
+logger = logging.getLogger('bids_lesionfill')
+
 
 OK, SOME_FAILED, USAGE = 0, 1, 2
 SCORED = 'scored'
-logger = logging.getLogger('bids_lesionfill')
 
 
 def build_parser():
@@ -132,11 +135,11 @@ def main(argv):
         check(options)
         found = find(options)
         return score(options, found, shlex.join(['python', '-m', 'bids_lesionfill.score', *argv]))
-    except layout.UsageError as error:
+    except errors.UsageError as error:
         logger.error('%s', error)
         return USAGE
     except OSError as error:  # a full or read-only disk, a folder that cannot be read
-        logger.error('%s', layout.in_words(error))
+        logger.error('%s', errors.in_words(error))
         return SOME_FAILED
 
 
@@ -146,9 +149,9 @@ def check(options):
     given = [folder for folder in given if folder is not None]
     for folder in given:
         if not folder.is_dir():
-            raise layout.UsageError(f'{folder} is not a folder')
+            raise errors.UsageError(f'{folder} is not a folder')
     if options.baseline_truth and not options.baseline_prediction:
-        raise layout.UsageError('--baseline-truth needs --baseline-prediction: changes are scored of both')
+        raise errors.UsageError('--baseline-truth needs --baseline-prediction: changes are scored of both')
     outputs.check_output_dir(options.out, [options.truth, options.prediction, *given[2:]])
 
 
@@ -158,19 +161,19 @@ def find(options):
     found = cases.find_cases(options.truth, options.prediction, choice, options.images)
     if all(case.problem for case in found):
         problems = '; '.join(sorted({case.problem for case in found}))
-        raise layout.UsageError(f'no scan of {options.truth} can be scored with {options.prediction}: {problems}')
+        raise errors.UsageError(f'no scan of {options.truth} can be scored with {options.prediction}: {problems}')
     pairs = cases.pair_sessions(found) if options.pairs else []
     if options.baseline_prediction:
         choice = replace(choice, lesions='new')  # the others are the truth of baseline
         first = cases.find_cases(options.baseline_truth or options.truth, options.baseline_prediction, choice)
         second = cases.find_cases(options.truth, options.prediction, choice)
         if not options.baseline_truth and not any(case.all_lesions_file for case in second):
-            raise layout.UsageError(f'{options.truth} does not tell new lesions from old ones: give --baseline-truth')
+            raise errors.UsageError(f'{options.truth} does not tell new lesions from old ones: give --baseline-truth')
         by_scan = {case.scan: case for case in first}
         pairs += [(by_scan[case.scan], case) for case in second if case.scan in by_scan]
     pairs = [pair for pair in pairs if not any(case.problem for case in pair)]
     if (options.pairs or options.baseline_prediction) and not pairs:
-        raise layout.UsageError('no participant has true and predicted masks of two visits: no changes to score')
+        raise errors.UsageError('no participant has true and predicted masks of two visits: no changes to score')
     return found, pairs
 
 
@@ -229,9 +232,9 @@ def score(options, found, command):
 
 def read_version():
     """Return the version of the app."""
-    from .. import cli
+    from ..app import options as app_options
 
-    return cli.version()
+    return app_options.version()
 
 
 def score_case(case, options):
@@ -239,7 +242,7 @@ def score_case(case, options):
     from . import tables
 
     loaded = cases.load(case, options.mask_threshold)
-    known = layout.read_tsv(case.table_file) if case.table_file else ()
+    known = text_files.read_tsv(case.table_file) if case.table_file else ()
     return tables.score_scan(loaded, options.min_volume_mm3, options.min_iou, options.volume_edges_ml, known)
 
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-from .. import layout, tool_outputs
+from ..layout import errors, indexing, naming, pairing, tools
 
 logger = logging.getLogger('bids_lesionfill')
+
 
 # Names of entities in file names, and as pybids and `layout` call them.
 ENTITIES = {'ses': 'session', 'run': 'run', 'acq': 'acquisition', 'ce': 'ceagent', 'rec': 'reconstruction'}
@@ -86,7 +87,7 @@ def find_cases(truth_dir, prediction_dir, choice, images_dir=None):
     truths = find_truths(truth_dir, choice)
     if not truths:
         asked = f' with desc-{choice.truth_desc}' if choice.truth_desc else ''
-        raise layout.UsageError(
+        raise errors.UsageError(
             f'{truth_dir} holds no lesion mask{asked}; expected files such as '
             'sub-01/anat/sub-01_label-lesion_mask.nii.gz'
         )
@@ -105,30 +106,30 @@ def index_files(root):
     found = {}
     for path in sorted(Path(root).glob('sub-*/**/*.nii*')):
         entities = entities_of(path.name)
-        if path.name.endswith(tuple(layout.NIFTI)) and entities['subject']:
-            file = layout.IndexedFile(str(path), path.name, entities)
+        if path.name.endswith(tuple(naming.NIFTI)) and entities['subject']:
+            file = indexing.IndexedFile(str(path), path.name, entities)
             found.setdefault(f'sub-{entities["subject"]}', []).append(file)
     return found
 
 
 def entities_of(filename):
     """Read the entities of a file name that tell scans apart: `subject`, `suffix`, `session`, `run`, ..."""
-    named = layout.name_entities(filename)
+    named = naming.name_entities(filename)
     entities = {long: named[short] for short, long in ENTITIES.items() if short in named}
-    suffix = layout.strip_extension(filename).rpartition('_')[2]
+    suffix = naming.strip_extension(filename).rpartition('_')[2]
     return {'subject': named.get('sub', ''), 'suffix': suffix, **entities}
 
 
 def desc_of(file):
     """Return the `desc-` of a file, '' without."""
-    return layout.name_entities(file.filename).get('desc', '')
+    return naming.name_entities(file.filename).get('desc', '')
 
 
 def is_lesion_mask(file, space=None):
     """Return True for lesion masks in a space, that of the participant if not given, by name."""
-    named = layout.name_entities(file.filename).get('space', 'orig').casefold()
-    in_space = named == space.casefold() if space else named in (*layout.SPACES, *layout.NATIVE_SPACES)
-    return in_space and layout.lesion_kind(file.filename) is not None
+    named = naming.name_entities(file.filename).get('space', 'orig').casefold()
+    in_space = named == space.casefold() if space else named in (*naming.SPACES, *naming.NATIVE_SPACES)
+    return in_space and naming.lesion_kind(file.filename) is not None
 
 
 def index_masks(root, choice):
@@ -138,7 +139,7 @@ def index_masks(root, choice):
         alike = {}
         for file in files:
             if is_lesion_mask(file, choice.space) and choice.prediction_desc in (None, desc_of(file)):
-                key = desc_of(file), layout.space_of(file.filename), *(file.entities.get(k) for k in layout.IMAGE_KEYS)
+                key = desc_of(file), naming.space_of(file.filename), *(file.entities.get(k) for k in naming.IMAGE_KEYS)
                 alike.setdefault(key, []).append(file)
         found[participant] = [min(same, key=rank_of) for same in alike.values()]
     return found
@@ -146,7 +147,7 @@ def index_masks(root, choice):
 
 def rank_of(file):
     """Order masks from the plainest kind on; see `layout.MASK_KINDS`."""
-    return layout.MASK_KINDS.index(layout.lesion_kind(file.filename)), file.filename
+    return naming.MASK_KINDS.index(naming.lesion_kind(file.filename)), file.filename
 
 
 def find_truths(truth_dir, choice):
@@ -165,7 +166,7 @@ def find_truths(truth_dir, choice):
             masks = [file for file in masks if desc_of(file) == choice.truth_desc]
         plain = {}
         for file in masks:  # one for each scan and space
-            key = layout.space_of(file.filename), *(file.entities.get(k) for k in layout.IMAGE_KEYS)
+            key = naming.space_of(file.filename), *(file.entities.get(k) for k in naming.IMAGE_KEYS)
             plain.setdefault(key, []).append(file)
         for same in plain.values():
             found.append(truth_case(participant, min(same, key=rank_of), several=same))
@@ -175,7 +176,7 @@ def find_truths(truth_dir, choice):
 def truth_case(participant, file, several=(), **more):
     """Make a Case of a true mask; with a problem if several are of one scan."""
     session = file.entities.get('session')
-    parts = layout.strip_extension(file.filename).split('_')
+    parts = naming.strip_extension(file.filename).split('_')
     scan = '_'.join(part for part in parts if part.partition('-')[0] in ('sub', *ENTITIES))
     ranks = [rank_of(other)[0] for other in several]
     alike = [other.filename for other in several if rank_of(other)[0] == min(ranks)]
@@ -188,7 +189,7 @@ def synthetic_truth(participant, file, base, lesions):
     path = Path(file.path)
     case = truth_case(participant, file)
     everything = path.with_name(path.name.replace(f'desc-{base}new', f'desc-{base}'))
-    space = '_space-FLAIR' if layout.space_of(file.filename) == 'FLAIR' else ''
+    space = '_space-FLAIR' if naming.space_of(file.filename) == 'FLAIR' else ''
     table = path.with_name(f'{case.scan}{space}_desc-{base}lesions_qc.tsv')
     images = {
         modality: found
@@ -206,7 +207,7 @@ def is_of_scan(filename, entities):
     """Return True if a file names the session of a scan, and its run and acquisition where both name one."""
     named = entities_of(filename)
     return named.get('session') == entities.get('session') and all(
-        named[key] == entities[key] for key in layout.SCAN_KEYS if key in named and key in entities
+        named[key] == entities[key] for key in naming.SCAN_KEYS if key in named and key in entities
     )
 
 
@@ -220,7 +221,7 @@ def tool_truths(root):
     found = []
     for participant, session in visits:
         subject, label = participant.removeprefix('sub-'), session.removeprefix('ses-') if session else None
-        masks = tool_outputs.find_lesion_masks([root], subject, label)
+        masks = tools.find_lesion_masks([root], subject, label)
         if masks:
             scan = f'{participant}_{session}' if session else participant
             found.append(Case(participant, session, scan, masks[0][0], masks[0][1]))
@@ -243,7 +244,7 @@ def one_per_scan(truths, predict):
         visits.setdefault((case.participant, case.session), []).append(case)
     chosen = []
     for cases in visits.values():
-        on_flair = [case for case in cases if layout.space_of(case.truth_file.name) == 'FLAIR']
+        on_flair = [case for case in cases if naming.space_of(case.truth_file.name) == 'FLAIR']
         others = [case for case in cases if case not in on_flair]
         if on_flair and others:
             predicted = predict(others[0], others).prediction_file or predict(on_flair[0], on_flair).prediction_file
@@ -255,13 +256,14 @@ def one_per_scan(truths, predict):
 
 def is_on_flair(prediction_file, flair_mask, t1w_mask):
     """Return True if a prediction is in FLAIR space: by its name, else by its grid."""
-    space = layout.space_of(prediction_file.name)
+    space = naming.space_of(prediction_file.name)
     if space:
         return space == 'FLAIR'
-    from .. import inputs
+    from ..app import loading
+    from ..images import placement
 
-    prediction_img, flair_img, t1w_img = map(inputs.open_image, (prediction_file, flair_mask, t1w_mask))
-    return inputs.same_grid(prediction_img, flair_img) and not inputs.same_grid(prediction_img, t1w_img)
+    prediction_img, flair_img, t1w_img = map(loading.open_image, (prediction_file, flair_mask, t1w_mask))
+    return placement.same_grid(prediction_img, flair_img) and not placement.same_grid(prediction_img, t1w_img)
 
 
 def find_prediction(case, truths, masks, prediction_dir):
@@ -279,23 +281,23 @@ def find_prediction(case, truths, masks, prediction_dir):
     """
     if case.problem:
         return case
-    space = layout.space_of(case.truth_file.name) or 'T1w'
+    space = naming.space_of(case.truth_file.name) or 'T1w'
     image, *others = (
         entities_of(f'{other.scan}_{space}')
         for other in (case, *truths)
-        if other.participant == case.participant and (layout.space_of(other.truth_file.name) or 'T1w') == space
+        if other.participant == case.participant and (naming.space_of(other.truth_file.name) or 'T1w') == space
     )
     try:
-        mask = layout.choose_mask(image, others or [image], masks, case.scan)
-    except layout.AmbiguousMaskError as error:
+        mask = pairing.choose_mask(image, others or [image], masks, case.scan)
+    except pairing.AmbiguousMaskError as error:
         words = f'{error}'.partition('; choose with')[0]
         return replace(case, problem=f'{words}; choose with --prediction-desc')
     if mask is not None:
         return replace(case, prediction_file=Path(mask.path))
     session = case.session.removeprefix('ses-') if case.session else None
-    found = tool_outputs.find_lesion_masks([prediction_dir], case.participant.removeprefix('sub-'), session)
+    found = tools.find_lesion_masks([prediction_dir], case.participant.removeprefix('sub-'), session)
     if found:
-        path, labels = layout.choose_own(found, space)
+        path, labels = pairing.choose_own(found, space)
         return replace(case, prediction_file=path, prediction_labels=labels)
     return find_flat(case, prediction_dir)
 
@@ -313,9 +315,9 @@ def find_flat(case, folder):
         names['_'.join(part.partition('-')[2] for part in (case.participant, case.session))] = 1
     fitting = {}
     for path in sorted(folder.glob('*.nii*')):
-        stem = layout.strip_extension(path.name).removesuffix('_seg')
+        stem = naming.strip_extension(path.name).removesuffix('_seg')
         ranks = [rank for name, rank in names.items() if stem == name or stem.startswith(f'{name}_')]
-        other_session = layout.name_entities(path.name).get('ses') not in (None, (case.session or '')[4:])
+        other_session = naming.name_entities(path.name).get('ses') not in (None, (case.session or '')[4:])
         if ranks and not other_session:
             fitting.setdefault((stem == case.scan, max(ranks)), []).append(path)
     if not fitting:
@@ -352,7 +354,7 @@ def flat_labels(path, folder):
         if not lesions and len(foreground) > 1:
             raise ValueError(f'{description} names the labels {sorted(foreground)}, expected one with "lesion" in it')
         return tuple(lesions)
-    return (MINDGLIDE_LESION,) if layout.strip_extension(path.name).endswith('_seg') else ()
+    return (MINDGLIDE_LESION,) if naming.strip_extension(path.name).endswith('_seg') else ()
 
 
 def raw_dataset(truth_dir):
@@ -361,7 +363,7 @@ def raw_dataset(truth_dir):
     if Path(truth_dir).resolve().parent.name == 'derivatives' and around.is_dir():
         return around
     description = Path(truth_dir, 'dataset_description.json')
-    links = layout.read_description(truth_dir).get('DatasetLinks', {}) if description.is_file() else {}
+    links = indexing.read_description(truth_dir).get('DatasetLinks', {}) if description.is_file() else {}
     address = urlparse(str(links.get('raw', ''))) if isinstance(links, dict) else None
     folder = Path(unquote(address.path)) if address and address.scheme == 'file' else None
     return folder if folder and folder.is_dir() else None
@@ -382,7 +384,7 @@ def choose_images(case, images):
     chosen = {}
     for modality in MODALITIES:
         files = [file for file in images.get(case.participant, []) if file.entities['suffix'] == modality]
-        best = layout.closest(entities_of(f'{case.scan}_{modality}'), files)
+        best = pairing.closest(entities_of(f'{case.scan}_{modality}'), files)
         if best:
             chosen[modality] = Path(best[0].path)
     return chosen
@@ -412,7 +414,8 @@ def load(case, threshold=0.5):
     import nibabel as nib
     import numpy as np
 
-    from .. import fill, inputs
+    from ..app import loading
+    from ..images import nifti
 
     truth_img = open_mask(case.truth_file, case.truth_labels, threshold)
     truth = np.asarray(truth_img.dataobj) > 0
@@ -423,7 +426,7 @@ def load(case, threshold=0.5):
     images = {}
     for modality, path in case.images.items():
         try:
-            images[modality] = resample_image(fill.plain(inputs.open_image(path), modality), truth_img)
+            images[modality] = resample_image(nifti.plain(loading.open_image(path), modality), truth_img)
         except ValueError as error:
             logger.warning('%s: %s is not used: %s', case.scan, path.name, error)
     turn = nib.io_orientation(truth_img.affine)
@@ -444,17 +447,20 @@ def open_mask(path, labels=(), threshold=0.5):
     """
     import numpy as np
 
-    from .. import fill, inputs
+    from ..app import loading
+    from ..images import nifti, placement
 
-    mask_img = inputs.open_image(path)
-    fill.check_image(mask_img, 'lesion mask')
-    values = fill.one_volume(mask_img)
+    mask_img = loading.open_image(path)
+    nifti.check_image(mask_img, 'lesion mask')
+    values = nifti.one_volume(mask_img)
     if labels == (MINDGLIDE_LESION,) and np.nanmax(values) > MINDGLIDE_LABELS:
         raise ValueError(
             f'{path.name} has labels up to {np.nanmax(values):g}, expected those of MindGlide, 0 to {MINDGLIDE_LABELS}'
         )
-    inside = np.isin(np.rint(np.nan_to_num(values)), labels) if labels else fill.is_lesion(values, threshold, path.name)
-    return fill.mask_image(inside, mask_img)
+    inside = (
+        np.isin(np.rint(np.nan_to_num(values)), labels) if labels else placement.is_lesion(values, threshold, path.name)
+    )
+    return nifti.mask_image(inside, mask_img)
 
 
 def resample_mask(mask_img, target_img):
@@ -468,11 +474,11 @@ def resample_mask(mask_img, target_img):
     import nibabel as nib
     import numpy as np
 
-    from .. import fill, preprocess
+    from ..images import grid, placement
 
-    mask_img = fill.beside(mask_img, target_img, 'lesion mask')
+    mask_img = placement.beside(mask_img, target_img, 'lesion mask')
     inside, affine = np.asarray(mask_img.dataobj) > 0, mask_img.affine
-    share = preprocess.resample_to(nib.Nifti1Image(inside.astype(np.float32), affine), target_img, order=1)
+    share = grid.resample_to(nib.Nifti1Image(inside.astype(np.float32), affine), target_img, order=1)
     if inside.any() and not (share > 0).any():
         centres = nib.affines.apply_affine(np.linalg.inv(target_img.affine) @ affine, np.argwhere(inside))
         if not ((centres > -1) & (centres < target_img.shape[:3])).all(axis=1).any():
@@ -482,9 +488,9 @@ def resample_mask(mask_img, target_img):
 
 def resample_image(img, target_img):
     """Resample an image to a grid, linearly; (X, Y, Z) float32 array, 0 outside."""
-    from .. import fill, preprocess
+    from ..images import grid, placement
 
-    return preprocess.resample_to(fill.beside(img, target_img, 'image'), target_img, order=1)
+    return grid.resample_to(placement.beside(img, target_img, 'image'), target_img, order=1)
 
 
 def pair_sessions(found):

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .. import masks
+from ..images import masks
 
 RULES = ('overlap', 'iou')
 MIN_IOU = 0.1

@@ -4,9 +4,9 @@ import json
 import math
 from pathlib import Path
 
-from .. import layout
+from ..layout import errors, files, naming
 
-NAME = f'{layout.APP_NAME}.score'
+NAME = f'{naming.APP_NAME}.score'
 SUMMARY = 'scores.json'
 PAGE = 'score.html'
 TABLES = ('scans', 'detection', 'lesions', 'false_lesions', 'changes')
@@ -25,14 +25,14 @@ def check_output_dir(output_dir, inputs):
     output_dir = Path(output_dir)
     for folder in inputs:
         if output_dir.resolve().is_relative_to(Path(folder).resolve()):
-            raise layout.UsageError(f'{output_dir} lies in {folder}, which is never written to: choose another folder')
+            raise errors.UsageError(f'{output_dir} lies in {folder}, which is never written to: choose another folder')
     if output_dir.exists() and not output_dir.is_dir():
-        raise layout.UsageError(f'{output_dir} is a file, expected a folder')
+        raise errors.UsageError(f'{output_dir} is a file, expected a folder')
     others = sorted(path.name for path in output_dir.iterdir() if path.name not in FILES) if output_dir.is_dir() else []
     if others:
-        raise layout.UsageError(f'{output_dir} holds other files, such as {others[0]}: choose a new folder')
+        raise errors.UsageError(f'{output_dir} holds other files, such as {others[0]}: choose a new folder')
     if output_dir.is_dir() and any(output_dir.iterdir()) and not is_own(output_dir):
-        raise layout.UsageError(f'{output_dir} holds tables that are not of {NAME}: choose a new folder')
+        raise errors.UsageError(f'{output_dir} holds tables that are not of {NAME}: choose a new folder')
 
 
 def is_own(output_dir):
@@ -46,14 +46,14 @@ def is_own(output_dir):
 def write_summary(output_dir, summary, version):
     """Write the summary, which marks the folder as written by this program. It must be written first."""
     generated_by = {'GeneratedBy': [{'Name': NAME, 'Version': version}]}
-    layout.write_json(Path(output_dir) / SUMMARY, without_nan(generated_by | summary))
+    files.write_json(Path(output_dir) / SUMMARY, without_nan(generated_by | summary))
 
 
 def write_table(output_dir, name, rows, columns):
     """Write one of `TABLES` with its description; numbers have at most six significant digits."""
     rounded = [{key: float(f'{v:.6g}') if isinstance(v, float) else v for key, v in row.items()} for row in rows]
-    layout.write_tsv(Path(output_dir) / f'{name}.tsv', rounded, columns)
-    layout.write_json(Path(output_dir) / f'{name}.json', columns)
+    files.write_tsv(Path(output_dir) / f'{name}.tsv', rounded, columns)
+    files.write_json(Path(output_dir) / f'{name}.json', columns)
 
 
 def remove_table(output_dir, name):

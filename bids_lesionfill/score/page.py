@@ -6,7 +6,9 @@ import jinja2
 import numpy as np
 from nibabel.affines import apply_affine
 
-from .. import layout, report
+from ..layout import files
+from ..report import page
+from ..report import pictures as report_pictures
 from . import matching, tables
 
 TEMPLATE = 'page.html.jinja'
@@ -44,21 +46,23 @@ def picture_lesion(loaded, centre_mm, outlines):
     voxels = np.argwhere(next(iter(outlines.values())))
     from_centre = apply_affine(loaded.affine, voxels) - centre_mm
     centre = voxels[np.linalg.norm(from_centre, axis=1).argmin()]
-    half_mm = report.ZOOM_MM / 2
+    half_mm = report_pictures.ZOOM_MM / 2
     limits_mm = [(middle - half_mm, middle + half_mm) for middle in centre * np.asarray(loaded.voxel_sizes_mm)]
     panels = [
-        report.Panel(view, int(centre[axis]), view, tuple(limits_mm[a] for a in range(3) if a != axis))
-        for view, (axis, _, _) in report.VIEWS.items()
+        report_pictures.Panel(view, int(centre[axis]), view, tuple(limits_mm[a] for a in range(3) if a != axis))
+        for view, (axis, _, _) in report_pictures.VIEWS.items()
     ]
     pictures = []
     for modality in (name for name in ORDER if name in loaded.images):
         image = np.nan_to_num(loaded.images[modality])
         nothing = np.zeros(image.shape, dtype=bool)
-        grey_max = report.grey_maximum(image, report.foreground(image), nothing)
+        grey_max = report_pictures.grey_maximum(image, report_pictures.foreground(image), nothing)
         for words, mask in {'': None, **outlines}.items():
             title = f'{modality}, {words}' if words else modality
             legend = f'{modality}\n{words}\n\npatient left = image right'
-            png = report.draw_panels(image, mask, loaded.voxel_sizes_mm, panels, legend, 10, grey_max, 4, WIDTH_PX)
+            png = report_pictures.draw_panels(
+                image, mask, loaded.voxel_sizes_mm, panels, legend, 10, grey_max, 4, WIDTH_PX
+            )
             pictures.append({'title': title, 'png': png})
     return pictures
 
@@ -75,7 +79,7 @@ def write(path, content):
     """
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(data_uri=report.data_uri, number=number, readable=report.readable)
+    environment.filters.update(data_uri=page.data_uri, number=number, readable=page.readable)
     html = environment.get_template(TEMPLATE).render(
         **content,
         headlines=HEADLINES,
@@ -85,7 +89,7 @@ def write(path, content):
         descriptions=tables.SCORES,
         min_for_interval=tables.MIN_FOR_INTERVAL,
     )
-    layout.write_bytes(path, html.encode())
+    files.write_bytes(path, html.encode())
 
 
 def title_of(column):
@@ -109,4 +113,4 @@ def group_rows(detection):
 
 def number(value, decimals=2):
     """Format a number; `n/a` where it is not known."""
-    return report.number_text(value, decimals) if report.is_number(value) else 'n/a'
+    return page.number_text(value, decimals) if page.is_number(value) else 'n/a'

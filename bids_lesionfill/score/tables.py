@@ -4,7 +4,8 @@ import numpy as np
 from nibabel.affines import apply_affine
 from scipy import ndimage
 
-from .. import masks, metrics
+from .. import statistics
+from ..images import masks
 from . import contrast, matching
 
 VOLUME_EDGES_ML = (0.01, 0.1, 1.0)
@@ -296,7 +297,7 @@ def detection_rows(lesions, volume_edges_ml=VOLUME_EDGES_ML, participant=ALL, se
                 row[f'sensitivity_{rule}'] = float(hits.mean()) if len(hits) else np.nan
                 if len(set(people)) >= MIN_FOR_INTERVAL:
                     rng = np.random.default_rng(seed)
-                    _, low, high = metrics.bootstrap_mean(hits, rng, N_RESAMPLES, clusters=people)
+                    _, low, high = statistics.bootstrap_mean(hits, rng, N_RESAMPLES, clusters=people)
                     row |= {f'sensitivity_{rule}_low': low, f'sensitivity_{rule}_high': high}
             rows.append(row)
     return rows
@@ -324,7 +325,7 @@ def summarise(scans, seed=0):
             entry |= {'mean': float(np.mean(values)), 'median': float(np.median(values))}
         if len(set(people)) >= MIN_FOR_INTERVAL:
             rng = np.random.default_rng(seed)
-            _, entry['low'], entry['high'] = metrics.bootstrap_mean(values, rng, N_RESAMPLES, clusters=people)
+            _, entry['low'], entry['high'] = statistics.bootstrap_mean(values, rng, N_RESAMPLES, clusters=people)
         summary[name] = entry
     return summary
 

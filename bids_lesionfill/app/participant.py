@@ -1,0 +1,409 @@
+"""The participant level: find images and masks, fill lesions or paint new ones, write derivatives and a report."""
+
+import collections
+import contextlib
+import importlib.metadata
+import logging
+import time
+
+from ..diffusion import models as diffusion_models
+from ..images import registration
+from ..layout import derivatives as layout_derivatives
+from ..layout import errors, files, indexing, inputs, naming, ownership, pairing, raw, tables, tools
+from ..layout import status as layout_status
+from ..lesions import fill
+from ..report import methods, participant, pictures, references
+from ..report import page as report_page
+from ..thickness import engine, registry
+from . import loading, progress, visits
+
+logger = logging.getLogger('bids_lesionfill')
+
+
+OK, SOME_FAILED, NOTHING_TO_DO = 0, 1, 66
+NO_IMAGE = 'no image'
+
+
+def run(options):
+    """Do all participants that `options` (cli.Options) name; return the exit code.
+
+    One participant that fails does not stop the others. What is already there, from the same input and options, is
+    not done again.
+    """
+    derivatives, found, donor = prepare(options)
+    with writing(options, derivatives) as run_id:
+        return conclude(run_all(found, donor, options, run_id), options, derivatives)
+
+
+def prepare(options):
+    """Find all images; nothing is written yet.
+
+    Returns
+    -------
+    derivatives : dict of name -> path
+    found : dict of subject -> list of layout.Inputs
+    donor : layout.Inputs or None
+        Whose lesions are taken (`--mask-from`).
+
+    Raises
+    ------
+    UsageError, thickness.EngineUnavailable
+        If something that was asked for is not there.
+    """
+    derivatives = derivatives_of(options)
+    make_engines(options)  # one that is not available stops the run before any work
+    check_device(options)
+    bids_layout = indexing.open_layout(options.bids_dir, derivatives.values(), options.bids_database_dir)
+    found = find_images(bids_layout, options, derivatives)
+    donor = visits.find_donor(bids_layout, options, derivatives) if options.mask_from else None
+    files.check_links(options.top_dir, options.bids_dir)
+    files.check_folders(options.output_dir, found)
+    return derivatives, visits.without_donor(found, options.mask_from), donor
+
+
+def derivatives_of(options):
+    """Where masks and segmentations are looked for: dict of name -> path.
+
+    Folders that were named, and those of the dataset unless one of the former can hold lesion masks.
+    """
+    named = options.derivatives or {}
+    if any(tools.may_hold_masks(path) for path in named.values()):
+        return named
+    return (
+        indexing.find_derivatives(options.bids_dir, [options.output_dir, *options.thickness_results.values()]) | named
+    )
+
+
+@contextlib.contextmanager
+def writing(options, derivatives):
+    """Write what describes the dataset, and let other runs see that this one is at work there; gives its id."""
+    options.top_dir.mkdir(parents=True, exist_ok=True)
+    files.remove_leftovers(options.top_dir)
+    with files.lock(options.top_dir, shared=True):
+        layout_derivatives.write_dataset_files(
+            options.output_dir,
+            options.bids_dir,
+            derivatives,
+            options.version,
+            citation_of(options),
+            ownership.note_source(options.bids_dir),
+        )
+        if options.raw_dir is not None:
+            raw.write_top(options.raw_dir, options.bids_dir, options.version)
+        yield layout_status.new_run_id()
+
+
+def run_all(found, donor, options, run_id):
+    """Do participants one after the other; dict of subject -> status."""
+    models = load_models([image for images in found.values() for image in images], options)
+    engines = make_engines(options)
+    statuses, started = {}, time.monotonic()
+    with progress.bar(len(found), 'participants', 'participant') as bar:
+        for number, (subject, images) in enumerate(found.items(), start=1):
+            left = progress.time_left(started, number - 1, len(found))
+            logger.info('sub-%s (%d of %d%s)', subject, number, len(found), left)
+            layout_status.write_config(options.output_dir, subject, run_id, options.config)
+            with files.lock(options.output_dir / f'sub-{subject}'):  # files of two runs must not mix
+                statuses[subject] = run_participant(subject, images, models, engines, donor, run_id, options)
+            bar.update()
+            if statuses[subject] == 'failed' and options.stop_on_first_crash:
+                break
+    return statuses
+
+
+def conclude(statuses, options, derivatives):
+    """Log what became of the participants; return the exit code."""
+    failed = [f'sub-{subject}' for subject, status in statuses.items() if status == 'failed']
+    if failed:
+        logger.error('failed: %s; %s says why', ', '.join(failed), options.output_dir / 'participants.tsv')
+        return SOME_FAILED
+    if set(statuses.values()) <= {inputs.NO_MASK, inputs.DONOR, NO_IMAGE} and options.mode == 'synth':
+        logger.error('nothing to do: no %s with a T1w in %s', ' or '.join(options.modalities), options.bids_dir)
+        return NOTHING_TO_DO
+    if set(statuses.values()) <= {inputs.NO_MASK, NO_IMAGE}:
+        logger.error(
+            'nothing to do: no %s with a lesion mask in %s (looked for label-%s_mask in %s)',
+            ' or '.join(options.modalities),
+            options.bids_dir,
+            ' or label-'.join(options.mask_labels),
+            ', '.join(derivatives) or 'no derivatives',
+        )
+        return NOTHING_TO_DO
+    return OK
+
+
+def find_images(bids_layout, options, derivatives):
+    """All images to work on, a participant's of one modality after the other: dict of subject -> list of Inputs."""
+    found = {}
+    for modality in options.modalities:
+        of_modality = pairing.find_inputs(
+            bids_layout,
+            derivatives,
+            modality,
+            options.participant_labels,
+            options.session_labels,
+            options.filters,
+            options.mask_labels,
+            options.mask_desc,
+            needs_mask=options.mode == 'fill',
+        )
+        for subject, images in of_modality.items():
+            found.setdefault(subject, []).extend(images)
+    return found
+
+
+def check_device(options):
+    """Raise UsageError if the device that was asked for is not there; the nodes of a cluster are not asked."""
+    if options.reports_only or options.plugin_file is not None:
+        return
+    try:
+        diffusion_models.choose_device(options.device)
+    except ValueError as error:
+        raise errors.UsageError(str(error)) from None
+
+
+def load_models(images, options):
+    """The model for each modality of some images, on the device that was asked for; none if nothing is to be done."""
+    usable = {image.modality for image in images if not image.problem and not options.reports_only}
+    device = diffusion_models.choose_device(options.device) if usable else None
+    return {modality: diffusion_models.load_model(options.model_of(modality), device) for modality in usable}
+
+
+def run_participant(subject, images, models, engines, donor, run_id, options):
+    """Do all images of a participant, write its report and status; return the status. Nothing is raised."""
+    results = work_on(images, models, engines, donor, run_id, options)
+    at_work = 'report'
+    try:
+        status = finish(subject, results, run_id, options)
+        if options.raw_dir is not None and status != 'failed':
+            at_work = 'raw_layout'
+            of_raw = (options.raw_dir, options.bids_dir, options.output_dir, subject, images, options.session_labels)
+            raw.write_participant(*of_raw)
+        elif options.raw_dir is not None:
+            raw.remove_participant(options.raw_dir, options.bids_dir, subject, options.session_labels)
+        return status
+    except Exception as error:
+        message = layout_status.note_crash(error, at_work, subject, run_id, options.output_dir)
+        if options.raw_dir is not None:
+            with contextlib.suppress(OSError):
+                raw.remove_participant(options.raw_dir, options.bids_dir, subject, options.session_labels)
+        status = {'status': 'failed', 'images': 0, 'message': message}
+        try:
+            layout_status.write_status(options.output_dir, subject, run_id, status)
+        except OSError as failure:  # the disk is full
+            logger.error('sub-%s: its status cannot be written: %s', subject, failure)
+        return 'failed'
+
+
+def run_images(images, donor, options, run_id):
+    """Do some images of a participant; what became of them is seen in the output folder."""
+    work_on(images, load_models(images, options), make_engines(options), donor, run_id, options)
+
+
+def work_on(images, models, engines, donor, run_id, options):
+    """Fill and measure images, or paint lesions into them; list of (Inputs, desc, dict with `status` and `message`)."""
+    if options.mode == 'synth':
+        return visits.run(images, models, donor, run_id, options)
+    filled = [(image, run_image(image, models, run_id, options)) for image in images]
+    n_t1w = collections.Counter(image.session for image in images if image.modality == 'T1w')
+    return [
+        (image, 'filled', measure_thickness(image, result, n_t1w[image.session] == 1, engines, run_id, options))
+        for image, result in filled
+    ]
+
+
+def run_image(image, models, run_id, options):
+    """Fill one image unless it is done; return what became of it as a dict with `status` and `message`."""
+    if image.problem:
+        status = inputs.NO_MASK if image.problem == inputs.NO_MASK else 'failed'
+        logger.log(logging.ERROR if status == 'failed' else logging.WARNING, '%s: %s', image.name, image.problem)
+        return {'status': status, 'message': image.problem}
+    if options.reports_only:
+        done = bool(layout_derivatives.read_sidecar(naming.output_files(options.output_dir, image)['filled']))
+        return {'status': 'filled'} if done else {'status': 'failed', 'message': 'not filled yet'}
+    try:
+        fill_image(image, models[image.modality], options)
+    except Exception as error:
+        return {
+            'status': 'failed',
+            'message': layout_status.note_crash(error, image.name, image.subject, run_id, options.output_dir),
+        }
+    return {'status': 'filled'}
+
+
+def fill_image(image, model, options):
+    """Fill one image and write its derivatives, unless they are there from the same input and options."""
+    image = loading.settle(image)
+    layout_derivatives.check_files(image)
+    result_options = options.of_result(image.modality)
+    run_hash = layout_derivatives.hash_run(image, result_options, model.sha256, options.version)
+    if layout_derivatives.is_finished(options.output_dir, image, run_hash, options.n_samples):
+        logger.info('%s: already done', image.name)
+        return
+    if image.modality == 'T1w':
+        check_results(image, options)
+    started = time.monotonic()
+    loaded = loading.load(image, options.mask_threshold, options.lesion_labels, options.min_lesion_volume)
+    with progress.of_parts(image.name) as report_tiles:
+        filling = fill.fill(
+            loaded.image_img,
+            loaded.lesion_mask_img,
+            tissue_img=loaded.tissue_img,
+            model=model,
+            brain_mask_img=loaded.brain_mask_img,
+            tissue_seg_img=loaded.tissue_seg_img,
+            kept_mask_img=loaded.kept_mask_img,
+            dilate=options.dilate,
+            rim_voxels=options.rim_voxels,
+            num_inference_steps=options.num_inference_steps,
+            n_samples=options.n_samples,
+            device=options.device,
+            seed=layout_derivatives.seed_of(image, options.random_seed),
+            batch_size=options.batch_size,
+            mask_threshold=options.mask_threshold,
+            progress=report_tiles,
+        )
+    filling.info.update(loaded.info)
+    filling.warnings.extend(loaded.warnings)
+    to_t1w = loaded.flair_to_t1w
+    text = None if to_t1w is None else registration.itk_text(to_t1w)
+    layout_derivatives.write_xfm(options.output_dir, image, text, loaded.info.get('FlairRegistration'))
+    provenance = layout_derivatives.provenance_of(result_options, run_hash, options.version)
+    tables.remove_thickness(options.output_dir, image)  # what was measured on an older filling
+    layout_derivatives.write_filling(options.output_dir, image, filling, provenance)
+    for warning in filling.warnings:
+        logger.warning('%s: %s', image.name, warning)
+    logger.info('%s: %d lesion(s) filled in %.0f s', image.name, len(filling.lesions), time.monotonic() - started)
+
+
+def check_results(image, options):
+    """Raise ValueError if an image is to be filled anew whose filling other tools have measured."""
+    folders = options.thickness_results.values()
+    readers = [name for name in options.thickness if any(registry.has_results(path, [name]) for path in folders)]
+    if readers and layout_derivatives.read_sidecar(naming.output_files(options.output_dir, image)['filled']):
+        raise ValueError(
+            f'it was filled from other inputs or with other options, and {" and ".join(readers)} measured that: give '
+            'the same ones, or fill first without --thickness and measure anew'
+        )
+
+
+def make_engines(options):
+    """The thickness engines that were asked for, all of them available; none for a run that writes reports only."""
+    results = (options.derivatives or {}) | options.thickness_results
+    settings = engine.Settings(results, options.allow_download, options.work_dir, progress.of_parts)
+    return {} if options.reports_only else registry.make_engines(options.thickness, settings)
+
+
+def measure_thickness(image, result, is_only_t1w, engines, run_id, options):
+    """Measure an image that was filled, if it is a T1w; return what became of it, as `run_image` does."""
+    if not engines or result['status'] != 'filled' or image.modality != 'T1w':
+        return result
+    from . import measuring
+
+    try:
+        measuring.measure_image(
+            image,
+            engines,
+            options.output_dir,
+            seed=layout_derivatives.seed_of(image, options.random_seed) % 2**32,
+            version=options.version,
+            noise=options.thickness_noise,
+            is_only_t1w=is_only_t1w,
+            lesions={
+                'mask_threshold': options.mask_threshold,
+                'labels': options.lesion_labels,
+                'min_volume_mm3': options.min_lesion_volume,
+            },
+        )
+    except Exception as error:
+        message = layout_status.note_crash(error, f'{image.name}_thickness', image.subject, run_id, options.output_dir)
+        return {'status': 'failed', 'message': message, 'is_filled': True}
+    return result
+
+
+def finish(subject, results, run_id, options):
+    """Write report and status of a participant; return the status."""
+    pages, lesions, volumes_ml = [], 0, {'filled': 0.0, 'synthesized': 0.0}
+    for image, desc, result in results:
+        page = {'name': image.name if len(options.variants) == 1 else f'{image.name}, desc-{desc}', **result}
+        if result['status'] in volumes_ml or result.get('is_filled'):
+            pictured = desc in ('filled', *options.variants[: participant.PICTURED_VARIANTS])
+            page |= participant.describe_image(image, desc, options.output_dir, pictured)
+            page |= result if result['status'] == 'failed' else {}
+            lesions += len(page['lesions'])
+            volumes_ml['filled' if desc == 'filled' else 'synthesized'] += (
+                sum(row['volume_mm3'] for row in page['lesions']) / 1000
+            )
+            stem = image.name if desc == 'filled' else f'{image.name}_{desc}'
+            for name, png in pictures.png_files(page['figures']).items():
+                files.write_bytes(options.output_dir / f'sub-{subject}' / 'figures' / f'{stem}_{name}.png', png)
+        pages.append(page)
+    statuses = [page['status'] for page in pages]
+    done = ('failed', 'filled', 'synthesized', 'copied', inputs.DONOR)
+    nothing = inputs.NO_MASK if results and options.mode == 'fill' else NO_IMAGE
+    status = next((s for s in done if s in statuses), nothing)
+    message = participant.status_message(pages, set(options.modalities) - {image.modality for image, _, _ in results})
+    report_page.write_participant(
+        options.output_dir / f'sub-{subject}.html',
+        {
+            'label': f'sub-{subject}',
+            'version': options.version,
+            'command': options.command,
+            'status': status,
+            'message': message,
+            'images': pages,
+            'methods': methods_text(options),
+        },
+    )
+    layout_status.write_status(
+        options.output_dir,
+        subject,
+        run_id,
+        {
+            'status': status,
+            'images': sum(s in done[1:4] for s in statuses),
+            'lesions': lesions,
+            'warnings': sum(len(page.get('warnings') or ()) for page in pages),
+            'volume_filled_ml': round(volumes_ml['filled'], 3),
+            'volume_synthesized_ml': round(volumes_ml['synthesized'], 3),
+            'message': message or None,
+        },
+    )
+    logger.info('sub-%s: %s; report %s', subject, status, options.output_dir / f'sub-{subject}.html')
+    return status
+
+
+def write_citation(options):
+    """Write `logs/CITATION.md` and `.bib`."""
+    for name, text in citation_of(options).items():
+        files.write_bytes(options.output_dir / 'logs' / f'CITATION.{name}', text.encode())
+
+
+def citation_of(options):
+    """Contents of `logs/CITATION.md` and `.bib`."""
+    return references.citation(methods_text(options))
+
+
+def methods_text(options):
+    """What this run does, for a paper; see `boilerplate.methods_text`."""
+    derivatives = derivatives_of(options)
+    return methods.methods_text(
+        options,
+        {modality: plan_of(options, modality) for modality in options.modalities},
+        versions_of(methods.software_of(options)),
+        tools.tools_in(derivatives.values()),
+    )
+
+
+def plan_of(options, modality):
+    """The plan of the model for a modality."""
+    return diffusion_models.read_plan(options.model_of(modality))
+
+
+def versions_of(packages):
+    """Versions of the packages that are installed: dict by name."""
+    found = {}
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

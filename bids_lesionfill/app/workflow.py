@@ -1,0 +1,277 @@
+"""Participants and sessions as nodes of nipype: several at once on one machine, or on a cluster by a plugin."""
+
+import logging
+import math
+import multiprocessing
+import os
+import shutil
+import tempfile
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+
+from .. import text_files
+from ..layout import errors
+from ..layout import status as layout_status
+from . import participant, progress
+
+logger = logging.getLogger('bids_lesionfill')
+
+
+FOLDER = 'bids_lesionfill_wf'  # in the work folder
+# Memory of one process: 4 GB for 256 voxels a side, 8.2 for 512 (benchmarks/large.py).
+NODE_GB, GB_PER_MEGAVOXEL = 3.3, 0.037
+LOST = 'its process ended without a word, as one that is killed does; if memory was short, ' + errors.LESS_MEMORY
+
+
+def run(options):
+    """Do all participants that `options` (cli.Options) name, each in a process of its own; return the exit code.
+
+    The results are those of one process: seeds depend on the image alone. What is there already is not done again; this
+    is seen in the output folder, so the work folder holds nothing that is needed later.
+    """
+    plugin, plugin_args = read_plugin(options)
+    derivatives, found, donor = participant.prepare(options)
+    os.environ.setdefault('LOGNAME', 'bids_lesionfill')  # nipype's SLURM and SGE name jobs by it; containers lack it
+    with participant.writing(options, derivatives) as run_id:
+        base_dir = make_base_dir(options.work_dir, run_id)
+        logger.info('%d participant(s) as nodes of nipype, plugin %s', len(found), plugin)
+        try:
+            run_nodes(found, donor, options, run_id, base_dir, plugin, plugin_args)
+            for subject in lost(found, options, run_id):  # a process that is killed takes those beside it with it
+                logger.warning('sub-%s has no result: once more, alone', subject)
+                run_nodes({subject: found[subject]}, donor, options, run_id, base_dir, plugin, plugin_args)
+        except KeyboardInterrupt:  # or a signal to end: see `cli.Terminated`
+            shutil.rmtree(base_dir, ignore_errors=True)
+            raise
+        for subject in lost(found, options, run_id):
+            layout_status.write_status(
+                options.output_dir, subject, run_id, {'status': 'failed', 'images': 0, 'message': LOST}
+            )
+        statuses = {subject: layout_status.read_status(options.output_dir, subject, run_id) for subject in found}
+        code = participant.conclude(statuses, options, derivatives)
+        if code == participant.OK:
+            shutil.rmtree(base_dir, ignore_errors=True)
+        return code
+
+
+def make_base_dir(work_dir, run_id):
+    """The folder of a run's nodes. Nobody else can read it: nipype keeps the variables of the environment there."""
+    if work_dir is None:
+        return Path(tempfile.mkdtemp(prefix=f'{FOLDER}_')).resolve()
+    base_dir = Path(work_dir).resolve() / FOLDER / run_id
+    base_dir.mkdir(mode=0o700, parents=True)
+    return base_dir
+
+
+def run_nodes(found, donor, options, run_id, base_dir, plugin, plugin_args):
+    """Run participants as nodes; what went wrong is logged, and seen by the statuses that are not there."""
+    flow = build(found, donor, options, run_id, base_dir)
+    runner = None
+    with progress.bar(len(found), 'participants', 'participant') as bar:
+        if not plugin.endswith('Graph'):  # those hand all nodes over at once
+            plugin_args = plugin_args | {'status_callback': count_nodes(bar, len(found))}
+        try:
+            runner = make_runner(plugin_args) if plugin == 'MultiProc' else None
+            flow.run(plugin=runner or plugin, plugin_args=plugin_args)
+        except KeyboardInterrupt:
+            end_workers(runner)
+            raise
+        except Exception as error:
+            *_, sentence = f'{error}'.strip().splitlines() or [type(error).__name__]  # above: the traceback of a node
+            logger.error('nipype: %s; see %s', sentence, base_dir)
+
+
+def end_workers(runner):
+    """End the processes of `make_runner` at once: what they write is whole or absent, and is done again."""
+    pool = getattr(runner, 'pool', None)
+    processes = list((getattr(pool, '_processes', None) or {}).values())
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join()
+
+
+def end_with_parent():
+    """End this process when the run that started it is gone, even if that was killed: nobody waits for it then."""
+    parent = multiprocessing.parent_process()
+    if parent is not None and not any(thread.name == 'end_with_parent' for thread in threading.enumerate()):
+
+        def wait():
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=wait, name='end_with_parent', daemon=True).start()
+
+
+def make_runner(plugin_args):
+    """nipype's `MultiProc`, which waits forever for a process that was killed; this one takes its task for failed."""
+    from nipype.pipeline.plugins.multiproc import MultiProcPlugin
+
+    class Runner(MultiProcPlugin):
+        def _async_callback(self, future):
+            if future.exception() is None:
+                super()._async_callback(future)
+
+        def _get_result(self, taskid):
+            future = self._task_obj[taskid]
+            if future.done() and future.exception() is not None:
+                raise future.exception()
+            return super()._get_result(taskid)
+
+    # Processes of their own, not forks: torch with several threads hangs in a fork of a process that used it.
+    return Runner({'mp_context': 'spawn', **plugin_args})
+
+
+def lost(found, options, run_id):
+    """Participants of whom nothing is known; none if the run was to stop at the first failure."""
+    if options.stop_on_first_crash:
+        return []
+    return [subject for subject in found if not layout_status.has_status(options.output_dir, subject, run_id)]
+
+
+def count_nodes(bar, n_all):
+    """What nipype calls when a node starts or ends: the bar counts participants, and the log says who is done."""
+    started, n_done = time.monotonic(), 0
+
+    def report(node, status):
+        nonlocal n_done
+        if status in ('end', 'exception') and '_ses_' not in node.name:
+            n_done += 1
+            bar.update()
+            name, left = node.name.replace('_', '-', 1), progress.time_left(started, n_done, n_all)
+            logger.info('%s is through (%d of %d%s)', name, n_done, n_all, left if n_done < n_all else '')
+
+    return report
+
+
+def build(found, donor, options, run_id, base_dir):
+    """A workflow with one node for each participant, none of which waits for another.
+
+    Where there are several sessions, each is a node of its own, and the participant's, which writes the report, waits
+    for them. It finds their files, and tries once more what failed.
+    """
+    from nipype import Function, Node, Workflow, config
+    from nipype import logging as nipype_logging
+
+    level = 'WARNING' if logger.isEnabledFor(logging.DEBUG) else 'CRITICAL'  # its errors are tracebacks
+    config.update_config(
+        {
+            'logging': {'workflow_level': level, 'interface_level': level, 'log_to_file': False},
+            'execution': {
+                'crashdump_dir': str(base_dir),
+                'crashfile_format': 'txt',
+                'stop_on_first_crash': options.stop_on_first_crash,
+                'check_version': False,  # it asks a server
+                'create_report': False,  # it lists all variables of the environment, also secret ones
+                'poll_sleep_duration': 0.5,
+            },
+        }
+    )
+    nipype_logging.update_logging(config)
+    flow = Workflow('participants', base_dir=str(base_dir))
+    n_procs = min(options.omp_nthreads or 1, options.nprocs)
+
+    def add(function, name, output, waits_for=(), **values):
+        interface = Function([*values, *(node.name for node in waits_for)], [output], function)
+        node = Node(interface, name, n_procs=n_procs, mem_gb=memory_gb(values['images']))
+        node.inputs.trait_set(**values)
+        flow.add_nodes([node])
+        for before in waits_for:
+            flow.connect(before, 'done', node, before.name)
+        return node
+
+    for subject, images in found.items():
+        shared = {'donor': donor, 'options': replace(options, participant_labels=(subject,)), 'run_id': run_id}
+        sessions = dict.fromkeys(image.session for image in images)
+        before = [
+            add(
+                run_session_node,
+                f'sub_{subject}_ses_{session}',
+                'done',
+                subject=subject,
+                session=session,
+                images=[image for image in images if image.session == session],
+                **shared,
+            )
+            for session in (sessions if len(sessions) > 1 and not options.reports_only else ())
+        ]
+        add(run_node, f'sub_{subject}', 'status', before, subject=subject, images=images, **shared)
+    return flow
+
+
+def memory_gb(images):
+    """What a process needs for the largest of some images; GB."""
+    return NODE_GB + GB_PER_MEGAVOXEL * max((count_voxels(image.image_file) for image in images), default=0) / 1e6
+
+
+def count_voxels(image_file):
+    """Number of voxels of an image, by its header; 0 if it cannot be read, which its participant will say."""
+    try:
+        return math.prod(nib.load(image_file).shape)
+    except Exception:
+        return 0
+
+
+def run_node(subject, images, donor, options, run_id, **sessions):
+    """What a node does, in a process of its own; nipype takes this function as text, so it imports what it needs."""
+    from bids_lesionfill.app import participant
+    from bids_lesionfill.layout import files
+
+    end_with_parent()
+    with files.lock(options.top_dir, shared=True):  # also when the run that started it is dead
+        status = participant.run_all({subject: images}, donor, options, run_id)[subject]
+    if status == 'failed' and options.stop_on_first_crash:
+        raise RuntimeError(f'sub-{subject} failed')
+    return status
+
+
+def run_session_node(subject, session, images, donor, options, run_id):
+    """The same for one session, whose participant's node says what became of it."""
+    from bids_lesionfill.app import participant
+    from bids_lesionfill.layout import files
+
+    end_with_parent()
+    folder = options.output_dir / f'sub-{subject}'
+    with (
+        files.lock(options.top_dir, shared=True),
+        files.lock(folder, shared=True),
+        files.lock(folder / f'ses-{session}' if session else folder / 'anat'),
+    ):
+        participant.run_images(images, donor, options, run_id)
+    return True
+
+
+def read_plugin(options):
+    """Name and arguments of nipype's plugin: of `--use-plugin` (YAML), or processes on this machine.
+
+    Raises
+    ------
+    UsageError
+        If the file is none.
+    """
+    if options.plugin_file is None:
+        plugin_args = {'n_procs': options.nprocs, 'raise_insufficient': False}
+        if options.mem_gb:
+            plugin_args['memory_gb'] = options.mem_gb
+        return 'MultiProc', plugin_args
+    import yaml
+
+    try:
+        content = yaml.safe_load(text_files.read_text(options.plugin_file))
+        plugin_args = content.get('plugin_args', {})
+        if content['plugin'] == 'MultiProc':  # a large image then has all the memory to itself, and is not refused
+            plugin_args = {'raise_insufficient': False} | plugin_args
+        return content['plugin'], plugin_args
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise errors.UsageError(
+            f'--use-plugin {options.plugin_file} is no plugin file of nipype (plugin: SLURM, plugin_args: ...): {error}'
+        ) from None
+
+
+def clean(work_dir):
+    """Remove what runs left in a work folder; other things in it stay."""
+    shutil.rmtree(Path(work_dir) / FOLDER, ignore_errors=True)

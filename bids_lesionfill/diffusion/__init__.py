@@ -1,0 +1,1 @@
+"""Diffusion models: network, process, sampling of tiles, classical fillers."""

@@ -1,0 +1,277 @@
+"""Classical lesion fillers: what a learned model has to beat, and what the compact model starts from.
+
+All take an image and a `lesion_mask` on the same grid and return a new image, equal outside the mask.
+"""
+
+import numpy as np
+from scipy import ndimage, sparse
+from scipy.sparse import linalg
+from scipy.spatial import cKDTree
+
+from ..images import masks
+
+SIX_NEIGHBOURS = np.array([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]])
+
+
+def _laplacian_at(voxels, shape):
+    """Rows of the 6-neighbour Laplacian at `voxels` (flat indices) over the flat volume; zero flux at the borders."""
+    coordinates = np.stack(np.unravel_index(voxels, shape), axis=1)
+    rows, columns = [], []
+    for step in SIX_NEIGHBOURS:
+        neighbour = coordinates + step
+        inside = ((neighbour >= 0) & (neighbour < shape)).all(axis=1)
+        rows.append(np.flatnonzero(inside))
+        columns.append(np.ravel_multi_index(tuple(neighbour[inside].T), shape))
+    rows, columns = np.concatenate(rows), np.concatenate(columns)
+    n_voxels, size = len(voxels), int(np.prod(shape))
+    neighbours = sparse.csr_array((np.ones(len(rows)), (rows, columns)), shape=(n_voxels, size))
+    centre = sparse.csr_array((neighbours.sum(axis=1), (np.arange(n_voxels), voxels)), shape=(n_voxels, size))
+    return neighbours - centre
+
+
+def _solve(matrix, right_hand_side, start):
+    preconditioner = sparse.diags_array(1.0 / matrix.diagonal())
+    solution, _ = linalg.cg(matrix, right_hand_side, x0=start, rtol=1e-4, maxiter=400, M=preconditioner)
+    return solution
+
+
+def membrane(image, lesion_mask):
+    """Fill by the harmonic function with the surrounding values: no curvature (Laplace's equation).
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float array
+    lesion_mask : (X, Y, Z) bool array
+    """
+    return _interpolate(image, lesion_mask, biharmonic_energy=False)
+
+
+def biharmonic(image, lesion_mask):
+    """Fill by the surface of least bending, min |Laplacian(u)|^2: `skimage.restoration.inpaint_biharmonic` in 3D.
+
+    Solved by conjugate gradients, so that a lesion of 50 ml takes seconds where skimage's direct solver takes hours.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float array
+    lesion_mask : (X, Y, Z) bool array
+    """
+    return _interpolate(image, lesion_mask, biharmonic_energy=True)
+
+
+def _interpolate(image, lesion_mask, biharmonic_energy):
+    filled = np.array(image, dtype=np.float64)
+    if not lesion_mask.any():
+        return filled.astype(image.dtype)
+    shape = np.array(image.shape)
+    hole = np.flatnonzero(lesion_mask)
+    known = np.where(lesion_mask, 0.0, filled).ravel()
+    start = np.full(len(hole), filled[ndimage.binary_dilation(lesion_mask) & ~lesion_mask].mean())
+    laplacian = _laplacian_at(hole, shape)
+    solution = _solve(-laplacian[:, hole], laplacian @ known, start)
+    if biharmonic_energy:
+        near = np.flatnonzero(ndimage.binary_dilation(lesion_mask))
+        laplacian = _laplacian_at(near, shape)
+        inner = laplacian[:, hole]
+        solution = _solve((inner.T @ inner).tocsr(), -(inner.T @ (laplacian @ known)), solution)
+    filled.flat[hole] = solution
+    return filled.astype(image.dtype)
+
+
+def _healthy_white_matter(lesion_mask, wm_mask):
+    healthy = wm_mask & ~lesion_mask
+    if not healthy.any():
+        raise ValueError('wm_mask holds no white matter outside the lesions')
+    return healthy
+
+
+def local_white_matter(image, lesion_mask, wm_mask, gap_voxels=2, sigma_voxels=3.0):
+    """Mean of the white matter around every voxel, taken at some distance from the lesion.
+
+    Normalised convolution: a Gaussian average of the white matter that is at least `gap_voxels` away from the mask,
+    since a rater's mask misses the lesion's soft rim; where there is none near, a wider Gaussian.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float array
+    lesion_mask, wm_mask : (X, Y, Z) bool array
+    gap_voxels : int
+        Voxels around the mask that are not trusted.
+    sigma_voxels : float
+        Standard deviation of the Gaussian, in voxels.
+
+    Returns
+    -------
+    (X, Y, Z) float32 array, defined everywhere (not only in the lesion).
+
+    Raises
+    ------
+    ValueError
+        If there is no white matter outside the lesions.
+    """
+    trusted = _healthy_white_matter(lesion_mask, wm_mask)
+    far = trusted & ~ndimage.binary_dilation(lesion_mask, iterations=gap_voxels)
+    trusted = far if far.any() else trusted
+    values = np.where(trusted, image, 0).astype(np.float32)
+    weights = trusted.astype(np.float32)
+    mean = np.full(image.shape, image[trusted].mean(), dtype=np.float32)
+    for sigma in (2 * sigma_voxels, sigma_voxels):  # finer where enough is known
+        weight = ndimage.gaussian_filter(weights, sigma, truncate=2.5)
+        average = ndimage.gaussian_filter(values, sigma, truncate=2.5) / np.maximum(weight, 1e-6)
+        trust = np.clip(weight / 0.02, 0, 1)
+        mean = trust * average + (1 - trust) * mean
+    return mean
+
+
+def normal_white_matter(image, lesion_mask, wm_mask, rng, deviation_share=0.5, min_voxels=20):
+    """Fill from the normal distribution of the white matter in the same slice (SLF, Valverde et al. 2014).
+
+    Slices are those of the last axis: axial in an image that is close to RAS.
+
+    SLF takes the mean and half of the standard deviation of the slice's normal-appearing white matter, and so do we:
+    the deviation over a whole slice holds bias field and partial volume as well, and is thus more than the grain of
+    the tissue around one lesion. `deviation_share=1` draws with the whole deviation. SLF's own estimate of the white
+    matter, by clustering, is replaced by `wm_mask`.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float array
+    lesion_mask, wm_mask : (X, Y, Z) bool array
+    rng : numpy.random.Generator
+    deviation_share : float
+        Share of the slice's standard deviation to draw with.
+    min_voxels : int
+        A slice with less white matter takes the mean and deviation of the whole volume.
+
+    Returns
+    -------
+    (X, Y, Z) array of the image's dtype, equal outside the mask. So do the three fillers below.
+
+    Raises
+    ------
+    ValueError
+        If there is no white matter outside the lesions.
+    """
+    healthy = _healthy_white_matter(lesion_mask, wm_mask)
+    everywhere = image[healthy]
+    filled = image.copy()
+    for z in np.flatnonzero(lesion_mask.any(axis=(0, 1))):
+        white_matter = image[..., z][healthy[..., z]]
+        white_matter = white_matter if len(white_matter) >= min_voxels else everywhere
+        lesion = lesion_mask[..., z]
+        filled[..., z][lesion] = rng.normal(white_matter.mean(), deviation_share * white_matter.std(), lesion.sum())
+    return filled
+
+
+def local_white_matter_voxels(image, lesion_mask, wm_mask, rng, radius_voxels=3, min_voxels=50):
+    """Fill every lesion with values drawn from the white matter around it (as FSL's, Battaglini et al. 2012).
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float array
+    lesion_mask, wm_mask : (X, Y, Z) bool array
+    rng : numpy.random.Generator
+    radius_voxels : int
+        White matter up to this far from the lesion is its neighbourhood; doubled until that holds enough.
+    min_voxels : int
+        Enough: so many white matter voxels (or all that there are).
+    """
+    healthy = _healthy_white_matter(lesion_mask, wm_mask)
+    enough = min(min_voxels, healthy.sum())
+    filled = image.copy()
+    labels, _ = masks.label_lesions(lesion_mask)
+    for number, bound in enumerate(ndimage.find_objects(labels), start=1):
+        radius, n_found = radius_voxels, 0
+        while n_found < enough:
+            box = masks.widen(bound, radius)
+            lesion = labels[box] == number
+            neighbourhood = healthy[box] & (ndimage.distance_transform_edt(~lesion) <= radius)
+            radius, n_found = 2 * radius, neighbourhood.sum()
+        filled[box][lesion] = rng.choice(image[box][neighbourhood], lesion.sum())
+    return filled
+
+
+def ants_rule(image, lesion_mask, wm_mask, rng):
+    """Fill dark lesions with values of the adjacent white matter brighter than they are (as ANTs' `LesionFilling`).
+
+    A lesion is filled only if its mean is below that of the white matter that touches it (26 neighbours), each voxel
+    with a random one of those neighbours that are brighter than the lesion's mean; a lesion without any stays as it
+    is. ANTs takes neighbours of any tissue, and leaves a lesion only if none of them is as bright as its mean; it
+    joins no lesions at corners, and counts no further than 255. The one filler that reads the image inside the mask.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float array
+    lesion_mask, wm_mask : (X, Y, Z) bool array
+    rng : numpy.random.Generator
+    """
+    healthy = _healthy_white_matter(lesion_mask, wm_mask)
+    filled = image.copy()
+    labels, _ = masks.label_lesions(lesion_mask)
+    for number, bound in enumerate(ndimage.find_objects(labels), start=1):
+        box = masks.widen(bound, 1)
+        lesion = labels[box] == number
+        edge = image[box][healthy[box] & ndimage.binary_dilation(lesion, structure=masks.FULL_CONNECTIVITY)]
+        lesion_mean = image[box][lesion].mean()
+        brighter = edge[edge > lesion_mean]
+        if len(brighter) and lesion_mean < edge.mean():
+            filled[box][lesion] = rng.choice(brighter, lesion.sum())
+    return filled
+
+
+def patch_match(image, lesion_mask, wm_mask, rng, radius_voxels=2, n_candidates=200, exemplar_share=0.25):
+    """Fill from the rim inwards with the centres of the patches that look most alike (after Prados et al. 2016).
+
+    Every voxel of an onion layer gets the value of the white matter voxel whose patch differs least (mean squared
+    difference) from the patch around it, over what is known of that: healthy tissue and the layers filled before.
+    Candidates are the nearest of a random share of the white matter voxels whose patch holds no lesion, so the
+    search window grows by itself inside large lesions. The single best is copied, not a mean of several: that keeps the
+    grain of the tissue. Of NiftySeg's `seg_FillLesions` this is the idea, without its time points and smoothing.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float array
+    lesion_mask, wm_mask : (X, Y, Z) bool array
+    rng : numpy.random.Generator
+    radius_voxels : int
+        Half the width of a patch: 2 is 5 x 5 x 5 voxels.
+    n_candidates : int
+        Patches to choose from, per voxel.
+    exemplar_share : float
+        Share of the white matter voxels that may be candidates.
+    """
+    healthy = _healthy_white_matter(lesion_mask, wm_mask)
+    filled = image.copy()
+    if not lesion_mask.any():
+        return filled
+    whole = healthy & (ndimage.distance_transform_cdt(~lesion_mask, metric='chessboard') > radius_voxels)
+    exemplars = rng.permutation(np.argwhere(whole if whole.any() else healthy))
+    exemplars = exemplars[: max(n_candidates, int(exemplar_share * len(exemplars)))]
+    values = image[tuple(exemplars.T)]
+    tree, nearest = cKDTree(exemplars), np.arange(1, min(n_candidates, len(exemplars)) + 1)
+
+    known = np.pad(~lesion_mask, radius_voxels)
+    padded = np.pad(np.where(lesion_mask, image[healthy].mean(), image).astype(np.float32), radius_voxels, mode='edge')
+    offsets = np.indices((2 * radius_voxels + 1,) * 3).reshape(3, -1)
+
+    def patches(array, centres):  # (n, 3) voxels of the unpadded volume -> (n, voxels of a patch) of the padded array
+        corner = np.ravel_multi_index(tuple(centres.T), array.shape)
+        return array.ravel()[corner[:, None] + np.ravel_multi_index(tuple(offsets), array.shape)]
+
+    depth = ndimage.distance_transform_cdt(lesion_mask, metric='chessboard')
+    for layer in range(1, depth.max() + 1):
+        voxels = np.argwhere(depth == layer)
+        best = []
+        for chunk in np.array_split(voxels, len(voxels) // 256 + 1):
+            candidates = tree.query(chunk, k=nearest)[1]
+            used, place = np.unique(candidates, return_inverse=True)  # neighbours share most candidates
+            exemplar_patches = patches(padded, exemplars[used])[place.reshape(candidates.shape)]
+            difference = exemplar_patches - patches(padded, chunk)[:, None]
+            compared = patches(known, chunk).astype(np.float32)
+            distance = np.einsum('nmk,nmk,nk->nm', difference, difference, compared)
+            best.append(np.take_along_axis(candidates, distance.argmin(axis=1)[:, None], axis=1)[:, 0])
+        at = tuple(voxels.T)
+        filled[at] = values[np.concatenate(best)]
+        inner = tuple(voxels.T + radius_voxels)
+        padded[inner], known[inner] = filled[at], True
+    return filled

@@ -1,0 +1,148 @@
+"""A volume in which a network fills the lesions: conditions, tiles that cover the lesions, sampling, pasting.
+
+Volumes are `(X, Y, Z)` arrays on a 1 mm RAS grid, normalised (white matter +0.5, background -1). The network and the
+scheduler come in as arguments.
+"""
+
+import functools
+
+import numpy as np
+import torch
+
+from . import forms, process, tiles
+
+STEPS_FOR_SEVERAL_SAMPLES = 10  # one step gives the mean of all fillings, whatever the seed
+
+
+def sample_slab(unet, channels, noise, form, sampler):
+    """Sample what is diffused (see `Form.to_diffusion`) in a batch of slabs.
+
+    Parameters
+    ----------
+    channels : (batch, channels, slices, height, width) tensor
+    noise : (batch, 1, slices, height, width) tensor
+    sampler : callable
+        `(predict, noise) -> sample`, for example `functools.partial(diffusion.sample_ddim, scheduler=...,
+        num_inference_steps=...)`.
+
+    Returns
+    -------
+    (batch, 1, slices, height, width) tensor
+    """
+
+    def predict(noisy_image, timestep):
+        noisy_image = noisy_image * channels[:, 1:2] if form.inside_mask_only else noisy_image
+        return unet(torch.cat([noisy_image, channels], dim=1), timestep.expand(len(channels)).to(channels.device))
+
+    return sampler(predict, noise)
+
+
+def sampler_of(model, scheduler, num_inference_steps, image, inpaint_mask, generator, start_step=0):
+    """How a model is sampled, see `sample_slab`: conditional ones by DDIM, unconditional ones by RePaint.
+
+    Parameters
+    ----------
+    model : has `form` and, if unconditional, `jump_length` and `jump_n_sample`
+    image, inpaint_mask, generator, start_step : see `diffusion.sample_repaint`
+    """
+    options = {'scheduler': scheduler, 'num_inference_steps': num_inference_steps}
+    options |= {'image': image, 'start_step': start_step}
+    if model.form.kind != 'unconditional':
+        return functools.partial(process.sample_ddim, **options)
+    options |= {'jump_length': model.jump_length, 'jump_n_sample': model.jump_n_sample}
+    return functools.partial(process.sample_repaint, inpaint_mask=inpaint_mask, generator=generator, **options)
+
+
+def choose_steps(asked, of_plan, n_samples=1):
+    """How many steps a sampling takes: those asked for, or else the plan's; more for several samples, which differ."""
+    if asked is not None:
+        return asked
+    return max(of_plan, STEPS_FOR_SEVERAL_SAMPLES) if n_samples > 1 else of_plan
+
+
+def count_predictions(model, n_steps):
+    """How often a sampling of so many steps asks the network; see `sampler_of`."""
+    if model.form.kind != 'unconditional':
+        return n_steps
+    way = process.repaint_schedule(n_steps, model.jump_length, model.jump_n_sample)
+    return sum(after < before for before, after in zip(way[:-1], way[1:]))
+
+
+def fill_volume(
+    image,
+    lesion_mask,
+    wm_mask,
+    model,
+    num_inference_steps,
+    seeds,
+    device='cpu',
+    batch_size=8,
+    start_step=0,
+    contrast=None,
+    progress=None,
+):
+    """Fill the lesions of a volume, once per seed: conditional models by DDIM, unconditional ones by RePaint.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float array, normalised, RAS, 1 mm
+        Values inside the mask are never read, unless `start_step` is above zero.
+    lesion_mask, wm_mask : (X, Y, Z) bool array
+    model : has `unet`, `scheduler`, `form` (Form), `tile` (3 ints), `jump_length` and `jump_n_sample` (RePaint)
+    num_inference_steps : int
+    seeds : list of ints
+        Each gives one filling.
+    device : str
+    batch_size : int
+        Tiles at once.
+    start_step : int
+        SDEdit (Meng et al. 2022; thesis 3.2): start from the image inside the mask, a coarse painting, noised to
+        the time t0 of so many steps before the last; 0 starts from noise.
+    contrast : (X, Y, Z) float array, optional
+        See `condition`.
+    progress : callable, optional
+        Is told `(n_done, n_all)` tiles, after every batch; a tile counts once for each step and seed.
+
+    Returns
+    -------
+    (len(seeds), n) float32 array: values of the n voxels of the mask, in C order
+    """
+    tile = np.array(model.tile)
+    # Only the box around the lesions is worked on; outside the volume is background.
+    low = np.argwhere(lesion_mask).min(axis=0) - tile
+    high = np.argwhere(lesion_mask).max(axis=0) + 1 + tile
+    inner = tuple(slice(max(a, 0), min(b, n)) for a, b, n in zip(low, high, image.shape))
+    padding = [(max(-a, 0), max(b - n, 0)) for a, b, n in zip(low, high, image.shape)]
+    image = np.pad(image[inner], padding, constant_values=-1).astype(np.float32)
+    lesion_mask, wm_mask = (np.pad(mask[inner], padding) for mask in (lesion_mask, wm_mask))
+    contrast = None if contrast is None else np.pad(contrast[inner], padding)
+
+    base, channels = forms.condition(image, lesion_mask, wm_mask, model.form, contrast)
+    corners = tiles.plan_tiles(lesion_mask, tile)
+    region = lesion_mask
+    if not model.form.inside_mask_only:
+        region = np.zeros_like(lesion_mask)
+        for corner in corners:
+            region[tuple(slice(c, c + n) for c, n in zip(corner, tile))] = True
+    n_done, n_all = 0, len(seeds) * len(corners) * count_predictions(model, start_step or num_inference_steps)
+
+    def tick(n_tiles):
+        nonlocal n_done
+        n_done += n_tiles
+        progress(n_done, n_all)
+
+    fillings = []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(int(region.sum()), generator=generator).to(device)
+        start = torch.from_numpy(model.form.to_diffusion(image, base)[region]).to(device)
+        inpaint_mask = torch.from_numpy(lesion_mask[region]).to(device)
+        sampler = sampler_of(model, model.scheduler, num_inference_steps, start, inpaint_mask, generator, start_step)
+        sampled = tiles.sample_volume(
+            *(model.unet, channels, region, corners, tuple(model.tile), noise, sampler, batch_size),
+            tick=tick if progress else None,
+        )
+        diffused = np.zeros(region.shape, dtype=np.float32)
+        diffused[region] = sampled.cpu().numpy()
+        fillings.append(model.form.from_diffusion(diffused, base)[lesion_mask])
+    return np.stack(fillings)

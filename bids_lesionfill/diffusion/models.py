@@ -1,0 +1,160 @@
+"""Find, check and load models: the bundled ones by name, others by folder; and the bundled lesions. Nothing is ever
+downloaded.
+
+A model is a folder: `unet/` and `scheduler/` as diffusers writes them (safetensors only), `plan.json`, `README.md`;
+of synthesis also `lesion_contrasts.json`.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import text_files
+
+
+def choose_device(device):
+    """`auto` is CUDA where there is one."""
+    import torch
+
+    available = torch.cuda.is_available()
+    if device == 'cuda' and not available:
+        raise ValueError('device is cuda, but torch finds no usable GPU; use --device cpu or auto')
+    return ('cuda' if available else 'cpu') if device == 'auto' else device
+
+
+MODELS_DIR = Path(__file__).resolve().parent.parent / 'models'
+WEIGHTS = 'unet/diffusion_pytorch_model.safetensors'
+CONTRASTS = 'lesion_contrasts.json'
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model, ready to sample."""
+
+    name: str
+    sha256: str  # of the weights file
+    plan: dict
+    form: object  # inpaint.Form
+    tile: tuple  # voxels, as it was trained on
+    unet: object
+    scheduler: object
+    jump_length: int = 8  # of RePaint, for unconditional models
+    jump_n_sample: int = 10
+    contrasts: tuple | None = None  # of synthesis: volumes (mm3) and contrasts of the lesions it was trained on
+
+    @property
+    def modality(self):
+        """`T1w` or `FLAIR`."""
+        return self.plan['modality']
+
+
+def list_models(models_dir=MODELS_DIR):
+    """Names and plans of the bundled models: dict of dict."""
+    return {path.parent.name: text_files.read_json(path) for path in sorted(models_dir.glob('*/plan.json'))}
+
+
+def find_model(name_or_path, models_dir=MODELS_DIR):
+    """Folder of a model.
+
+    Raises
+    ------
+    FileNotFoundError
+        Names what was looked for and which models are bundled.
+    """
+    for folder in (models_dir / str(name_or_path), Path(name_or_path)):
+        if (folder / 'plan.json').is_file():
+            return folder
+    bundled = ', '.join(list_models(models_dir)) or 'none'
+    raise FileNotFoundError(
+        f'model {str(name_or_path)!r} is neither bundled ({bundled}) nor a folder with unet/, scheduler/ and plan.json'
+    )
+
+
+def read_plan(name_or_path, models_dir=MODELS_DIR):
+    """The plan of a model, as a dict; see `find_model`."""
+    return text_files.read_json(find_model(name_or_path, models_dir) / 'plan.json')
+
+
+def check_model(name_or_path, task, modality, models_dir=MODELS_DIR):
+    """See that a model was made for a task and a modality, by its plan, and has weights.
+
+    Raises
+    ------
+    FileNotFoundError
+        See `find_model`; or it has none.
+    ValueError
+        Says what the model was made for.
+    """
+    plan, folder = read_plan(name_or_path, models_dir), find_model(name_or_path, models_dir)
+    if not (folder / WEIGHTS).is_file():
+        raise FileNotFoundError(f'model {str(name_or_path)!r} has no weights: expected {folder / WEIGHTS}')
+    if (plan.get('task'), plan.get('modality')) != (task, modality):
+        raise ValueError(
+            f'model {str(name_or_path)!r} was made for {plan.get("task")} {plan.get("modality")}, '
+            f'expected one for {task} {modality}'
+        )
+
+
+def license_of(name_or_path, models_dir=MODELS_DIR):
+    """The licence of a model's weights as its card says it (`weights are CC BY-NC 4.0`); 'n/a' if it does not."""
+    card = find_model(name_or_path, models_dir) / 'README.md'
+    text = text_files.read_text(card) if card.is_file() else ''
+    said = re.search(r'weights\s+are\s+(CC[\s-][A-Z-]+\s\d\.\d|CC0)', text)
+    return ' '.join(said[1].split()) if said else 'n/a'
+
+
+def sha256_of(path):
+    """SHA-256 of a file, in hexadecimal."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def load_model(name_or_path, device='cpu', models_dir=MODELS_DIR):
+    """Load a model, in single precision.
+
+    Parameters
+    ----------
+    name_or_path : str or path
+    device : str
+
+    Raises
+    ------
+    FileNotFoundError
+        See `find_model`.
+    """
+    import torch
+    from diffusers import DDIMScheduler
+    from diffusers.utils import logging as diffusers_logging
+
+    from . import forms, unet
+
+    diffusers_logging.set_verbosity_error()  # advice for those who write pipelines
+    folder = find_model(name_or_path, models_dir)
+    plan = text_files.read_json(folder / 'plan.json')
+    network = unet.SlabUNetPseudo3D if plan['pseudo_3d'] else unet.SlabUNet2D
+    weights_file = folder / WEIGHTS
+    return Model(
+        name=plan['name'],
+        sha256=sha256_of(weights_file),
+        plan=plan,
+        form=forms.Form(**plan['form']),
+        tile=tuple(plan['cases']['crop']),
+        jump_length=plan.get('jump_length', 8),
+        jump_n_sample=plan.get('jump_n_sample', 10),
+        contrasts=read_contrasts(folder),
+        unet=network.from_pretrained(folder / 'unet', use_safetensors=True, low_cpu_mem_usage=False)
+        .to(device=device, dtype=torch.float32, memory_format=torch.channels_last)
+        .eval(),
+        scheduler=DDIMScheduler.from_pretrained(folder / 'scheduler'),
+    )
+
+
+def read_contrasts(folder):
+    """Volumes (mm3) and contrasts of the lesions that a model was trained on, (n,) arrays; None if it has none."""
+    import numpy as np
+
+    path = Path(folder) / CONTRASTS
+    if not path.is_file():
+        return None
+    content = text_files.read_json(path)
+    return np.array(content['volume_mm3']), np.array(content['contrast'])

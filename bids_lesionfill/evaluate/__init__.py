@@ -1,0 +1,1 @@
+"""Evaluation of fillers where the truth is known: `python -m bids_lesionfill.evaluate`."""

@@ -1,0 +1,1 @@
+"""Images: NIfTI, grids, masks, tissues, registration, metrics."""

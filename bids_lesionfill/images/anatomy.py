@@ -1,0 +1,159 @@
+"""Anatomy of a T1w image: brain, white matter, tissue classes, intensity scale."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+from . import grid, masks, nifti, placement, tissues
+
+RIM_VOXELS = 3  # around a patient's lesions that is not taken for healthy
+
+
+class Patient(NamedTuple):
+    """A patient's normalised image on the working grid: `(X, Y, Z)` arrays, RAS, 1 mm."""
+
+    image: np.ndarray  # T1w or FLAIR; -1 outside the brain
+    tissue_seg: np.ndarray  # lesions count as the tissue that they look like
+    lesion_mask: np.ndarray
+
+    @property
+    def wm_mask(self):
+        """White matter outside the lesions."""
+        return (self.tissue_seg == tissues.WHITE_MATTER) & ~self.lesion_mask
+
+
+def normalise_patient(image_img, t1w_img, lesion_mask):
+    """A patient's image on the working grid, normalised by the white matter that the T1w shows.
+
+    Parameters
+    ----------
+    image_img : nibabel image
+        T1w or FLAIR, in the world space of the T1w.
+    t1w_img : nibabel image
+        On its working grid, see `preprocess.conform`.
+    lesion_mask : (X, Y, Z) bool array
+        On the same grid.
+
+    Returns
+    -------
+    patient : Patient
+    scaling : preprocess.Scaling
+        From the image's own intensities.
+
+    Raises
+    ------
+    ValueError
+        If there is no brain or no white matter.
+    """
+    t1w = t1w_img.get_fdata(dtype=np.float32)
+    brain_mask, _ = tissues.find_brain(t1w)
+    patient = Patient(
+        grid.resample_to(image_img, t1w_img, order=3),
+        tissues.classify(t1w, brain_mask, lesion_mask),
+        lesion_mask,
+    )
+    scaling = grid.white_matter_scaling(patient.image, patient.wm_mask)
+    return patient._replace(image=np.where(brain_mask, scaling.apply(patient.image), -1)), scaling
+
+
+def normal_appearing(patient):
+    """A patient's tissue segmentation in which lesions and a rim around them are of no tissue (`tissues.EXCLUDED`)."""
+    near = ndimage.binary_dilation(patient.lesion_mask, masks.FULL_CONNECTIVITY, iterations=RIM_VOXELS)
+    return np.where(near & (patient.tissue_seg > 0), tissues.EXCLUDED, patient.tissue_seg)
+
+
+def is_skull_stripped(image):
+    """True if an image, (X, Y, Z) float array at 1 mm, shows a brain alone; see `tissues.is_skull_stripped`."""
+    return tissues.is_skull_stripped(image)
+
+
+def find_white_matter(t1w, lesion_mask, conformed_img, wm_mask_img=None, brain_mask_img=None, tissue_seg_img=None):
+    """Brain mask and white matter on the working grid, and where they come from (for the sidecar)."""
+    if wm_mask_img is not None:
+        wm_mask = grid.conform_mask(wm_mask_img, conformed_img)
+        info = {'WhiteMatterSource': 'given', 'SkullStripped': is_skull_stripped(t1w)}
+        return ndimage.binary_dilation(wm_mask, iterations=6), wm_mask, info
+    brain_mask, tissue_seg, info = find_tissues(t1w, lesion_mask, conformed_img, brain_mask_img, tissue_seg_img)
+    wm_mask = tissues.claim_rim((tissue_seg == tissues.WHITE_MATTER) & ~lesion_mask, lesion_mask, brain_mask)
+    return brain_mask, wm_mask, info
+
+
+def find_tissues(t1w, lesion_mask, conformed_img, brain_mask_img=None, tissue_seg_img=None):
+    """Brain mask and tissue segmentation on the working grid, and where they come from (for the sidecar).
+
+    A segmentation that is given is also the brain mask, if there is no other: its holes are closed, for tissues that
+    it does not name.
+    """
+    if tissue_seg_img is not None:
+        tissue_seg = grid.resample_to(tissue_seg_img, conformed_img, order=0).astype(np.uint8)
+        brain_mask = ndimage.binary_fill_holes(ndimage.binary_closing(tissue_seg > 0, iterations=3)) | lesion_mask
+        if brain_mask_img is not None:
+            brain_mask = grid.conform_mask(brain_mask_img, conformed_img)
+        info = {
+            'SkullStripped': is_skull_stripped(t1w),
+            'BrainMaskSource': 'extent of the tissue segmentation' if brain_mask_img is None else 'given',
+            'WhiteMatterSource': 'given',
+        }
+        return brain_mask, tissue_seg, info
+    if brain_mask_img is not None:
+        brain_mask = grid.conform_mask(brain_mask_img, conformed_img)
+        skull_stripped = bool((t1w[~brain_mask] <= 0.02 * t1w.max()).mean() > 0.99)
+        source = 'given'
+    else:
+        brain_mask, skull_stripped = tissues.find_brain(t1w)
+        source = 'foreground of a skull-stripped image' if skull_stripped else 'deepbet'
+    info = {
+        'SkullStripped': skull_stripped,
+        'BrainMaskSource': source,
+        'WhiteMatterSource': 'mixture of three normal distributions on the bias-corrected T1w',
+    }
+    return brain_mask, tissues.classify(t1w, brain_mask, lesion_mask), info
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What the T1w of a visit shows, on its working grid (1 mm, RAS): `(X, Y, Z)` arrays."""
+
+    grid_img: nib.Nifti1Image  # the T1w on that grid
+    brain_mask: np.ndarray
+    tissue_seg: np.ndarray  # old lesions are white matter
+    old_lesions: np.ndarray  # bool
+    info: dict = field(default_factory=dict)  # where brain and white matter come from, for the sidecar
+
+    @property
+    def wm_mask(self):
+        """White matter outside the old lesions."""
+        return (self.tissue_seg == tissues.WHITE_MATTER) & ~self.old_lesions
+
+
+def look_at(t1w_img, lesion_mask_img=None, brain_mask_img=None, mask_threshold=0.5, tissue_seg_img=None):
+    """Find brain and white matter in a T1w; see `Anatomy`.
+
+    Parameters
+    ----------
+    t1w_img : nibabel image
+    lesion_mask_img, brain_mask_img : nibabel image, optional
+        In the same world space.
+    mask_threshold : float
+        From this probability on a voxel of a mask of floats is lesion.
+    tissue_seg_img : nibabel image, optional
+        1 CSF, 2 grey matter, 3 white matter; found if not given.
+
+    Raises
+    ------
+    ValueError
+        If an image cannot be used.
+    """
+    plain_img = nifti.plain(t1w_img, 'T1w')
+    grid_img = grid.conform(plain_img)
+    t1w = grid_img.get_fdata(dtype=np.float32)
+    old_lesions = np.zeros(grid_img.shape, dtype=bool)
+    if lesion_mask_img is not None:  # by way of the T1w's own voxels, on which a mask without a place lies
+        old_mask = placement.mask_on_grid(lesion_mask_img, t1w_img, mask_threshold)
+        old_lesions = grid.conform_mask(nifti.mask_image(old_mask, plain_img), grid_img)
+    brain_mask, tissue_seg, info = find_tissues(t1w, old_lesions, grid_img, brain_mask_img, tissue_seg_img)
+    tissue_seg = np.where(old_lesions & brain_mask, tissues.WHITE_MATTER, tissue_seg)
+    return Anatomy(grid_img, brain_mask, tissue_seg, old_lesions, info)

@@ -1,0 +1,293 @@
+"""The only module that knows BIDS file names: what is found in a dataset, and what is written where."""
+
+import hashlib
+import json
+import logging
+import os
+from pathlib import Path
+
+from .. import text_files
+from . import files as layout_files
+from . import indexing, naming
+
+logger = logging.getLogger('bids_lesionfill')
+
+BIDS_VERSION = '1.10.0'
+
+# Lines have no trailing slash: with one, the validator does not match nested folders.
+BIDSIGNORE = '*.html\nfigures\nlog\n*_morph.tsv\n*_morph.json\n*_qc.tsv\n*_qc.json\ngroup_*\n*_xfm.txt\n*_xfm.json\n'
+DESCRIPTIONS = {
+    'desc-filled': 'lesions filled with healthy tissue by a diffusion model',
+    'desc-filledsd': 'standard deviation over several fillings of the same lesions',
+    'desc-used': 'lesion mask that was filled: restricted to and dilated within white matter',
+    'desc-synth': 'new lesions painted by a diffusion model; of a mask: all lesions, old and new. A number after synth '
+    'tells variants apart',
+    'desc-synthnew': 'the new lesions alone',
+    'desc-synthchanged': 'the new lesions and the halo around them: what differs from the original image',
+    'desc-original': 'measured on the original image',
+    'desc-rerun': 'measured on the original image once more, with another seed',
+}
+
+
+def write_xfm(output_dir, inputs, text, about):
+    """Write the transform from FLAIR to T1w, or see that none of an earlier run is left (`text` is None)."""
+    path = naming.xfm_file(output_dir, inputs)
+    if text is None:
+        path.unlink(missing_ok=True)
+        naming.sidecar(path).unlink(missing_ok=True)
+        return
+    layout_files.write_bytes(path, text.encode())
+    layout_files.write_json(
+        naming.sidecar(path), {'Description': 'FLAIR to T1w (ITK)', 'Sources': list(inputs.sources), **about}
+    )
+
+
+LESION_COLUMNS = {
+    'label': {'Description': 'number of the lesion, by falling volume'},
+    'volume_mm3': {'Description': 'volume of the lesion in the mask that was used', 'Units': 'mm^3'},
+    'x_mm': {'Description': 'centre of mass, to the right, in the world space of the image', 'Units': 'mm'},
+    'y_mm': {'Description': 'centre of mass, to the front, in the world space of the image', 'Units': 'mm'},
+    'z_mm': {'Description': 'centre of mass, upwards, in the world space of the image', 'Units': 'mm'},
+    'mean_before': {'Description': 'mean intensity of the lesion in the original image', 'Units': 'arbitrary'},
+    'mean_after': {'Description': 'mean intensity of the lesion in the filled image', 'Units': 'arbitrary'},
+    'mean_surrounding': {
+        'Description': 'mean intensity of white matter within three voxels of the lesion, original image',
+        'Units': 'arbitrary',
+    },
+    'mean_touching': {
+        'Description': 'mean intensity of white matter that touches the mask that was used, original image',
+        'Units': 'arbitrary',
+    },
+    'mean_beyond': {
+        'Description': 'mean intensity of white matter two to four voxels from the mask that was used, original image',
+        'Units': 'arbitrary',
+    },
+    'faint_percent': {
+        'Description': 'share of the voxels of the given mask (of new lesions: of their mask) that are hardly darker '
+        '(FLAIR: brighter) than the white matter within three voxels',
+        'Units': '%',
+    },
+}
+PLACE_COLUMN = {
+    'place': {
+        'Description': 'where a lesion that was drawn lies',
+        'Levels': {
+            'infratentorial': 'mostly in brain stem or cerebellum',
+            'periventricular': 'touches the lateral ventricles (3 mm)',
+            'juxtacortical': 'touches the cortex',
+            'deep': 'none of these',
+        },
+    }
+}
+
+
+def provenance_of(options, run_hash, version):
+    """What a sidecar says of how a result came about."""
+    return {'Options': options, 'RunHash': run_hash, 'GeneratedBy': [{'Name': naming.APP_NAME, 'Version': version}]}
+
+
+def write_filling(output_dir, inputs, filling, provenance):
+    """Write the derivatives of an image; the sidecar of the filled image comes last and says that all is there.
+
+    Parameters
+    ----------
+    filling : fill.Filling
+    provenance : dict
+        Goes into the sidecar of the filled image, with `filling.info`.
+    """
+    files = naming.output_files(output_dir, inputs, n_samples=2 if filling.sd_img is not None else 1)
+    naming.sidecar(files['filled']).unlink(
+        missing_ok=True
+    )  # of an earlier run with other options: from here on it is undone
+    if filling.sd_img is None:
+        for path in (sd := naming.output_files(output_dir, inputs, n_samples=2)['sd'], naming.sidecar(sd)):
+            path.unlink(missing_ok=True)
+    skull_stripped = filling.info.get('SkullStripped', False)
+    common = {'Sources': list(inputs.sources), 'SpatialReference': inputs.sources[0]}
+    layout_files.write_image(files['used_mask'], filling.used_mask_img)
+    layout_files.write_json(
+        naming.sidecar(files['used_mask']),
+        {
+            'Type': 'Lesion',
+            'Description': DESCRIPTIONS['desc-used'],
+            **common,
+            'Dilation': provenance['Options']['dilate'],
+            'RimVoxels': provenance['Options']['rim_voxels'],
+        },
+    )
+    if filling.sd_img is not None:
+        layout_files.write_image(files['sd'], filling.sd_img)
+        layout_files.write_json(
+            naming.sidecar(files['sd']),
+            {'Description': DESCRIPTIONS['desc-filledsd'], **common, 'SkullStripped': skull_stripped},
+        )
+    description = DESCRIPTIONS['desc-filled'] if filling.lesions else 'copy of the input: there was no lesion to fill'
+    about = {'Description': description, **common, 'SkullStripped': skull_stripped}
+    write_result(files['filled'], filling.filled_img, files['lesions'], filling, about, provenance)
+
+
+def write_result(image_file, img, table_file, result, about, provenance):
+    """Write the table of lesions and the image of a `fill.Filling` or `synth.Synthesis`; its sidecar comes last."""
+    columns = LESION_COLUMNS | (PLACE_COLUMN if any('place' in row for row in result.lesions) else {})
+    layout_files.write_tsv(table_file, result.lesions, columns)
+    layout_files.write_json(naming.sidecar(table_file), columns)
+    layout_files.write_image(image_file, img)
+    layout_files.write_json(
+        naming.sidecar(image_file), {**about, **result.info, 'Warnings': list(result.warnings), **provenance}
+    )
+
+
+def write_synthesis(output_dir, inputs, desc, synthesis, provenance):
+    """Write the derivatives of an image with new lesions; the sidecar of the image comes last.
+
+    Parameters
+    ----------
+    desc : str
+        `synth`, or `synth1` and so on.
+    synthesis : synth.Synthesis
+    provenance : dict
+        Goes into the sidecar of the image, with `synthesis.info`.
+    """
+    files = naming.synth_files(output_dir, inputs, desc)
+    naming.sidecar(files['synth']).unlink(
+        missing_ok=True
+    )  # of an earlier run with other options: from here on it is undone
+    common = {'Sources': list(inputs.sources), 'SpatialReference': inputs.sources[0]}
+    masks = {
+        'mask': (synthesis.mask_img, 'desc-synth'),
+        'new_mask': (synthesis.new_mask_img, 'desc-synthnew'),
+        'changed_mask': (synthesis.changed_mask_img, 'desc-synthchanged'),
+    }
+    for name, (img, description) in masks.items():
+        layout_files.write_image(files[name], img)
+        description = {'Type': 'Lesion', 'Description': DESCRIPTIONS[description]}
+        layout_files.write_json(naming.sidecar(files[name]), description | common)
+    about = {'Description': DESCRIPTIONS['desc-synth'], **common}
+    write_result(files['synth'], synthesis.synth_img, files['lesions'], synthesis, about, provenance)
+
+
+def read_sidecar(path):
+    """The sidecar of an output as a dict; empty if it is not there, or damaged: then the output is not whole."""
+    try:
+        return text_files.read_json(naming.sidecar(path))
+    except FileNotFoundError:
+        return {}
+    except text_files.UnreadableError as error:
+        logger.warning('%s; what it describes counts as not done', error)
+        return {}
+
+
+def is_finished(output_dir, inputs, run_hash, n_samples):
+    """True if all outputs of an image are there and come from the same input, options and weights."""
+    files = naming.output_files(output_dir, inputs, n_samples)
+    wanted = [path for name, path in files.items() if name != 'sd']  # an empty mask has no deviation map
+    return are_written(files['filled'], wanted, run_hash)
+
+
+def are_written(main_file, files, run_hash):
+    """True if files and their sidecars are there, and that of the main one says that they come from this run."""
+    finished = read_sidecar(main_file).get('RunHash') == run_hash
+    return finished and all(path.is_file() and naming.sidecar(path).is_file() for path in files)
+
+
+def hash_run(inputs, options, weights_sha256, version):
+    """What a result depends on, as SHA-256: the bytes of the inputs, the options, the weights, the version."""
+    digest = hashlib.sha256(
+        json.dumps([options, weights_sha256, version, inputs.relative_path], sort_keys=True).encode()
+    )
+    for path in input_files(inputs):
+        digest.update(path.read_bytes() if path else b'none')
+    return digest.hexdigest()
+
+
+def input_files(inputs):
+    """Files that a result depends on: list of path, or None for those of the first four that there are not."""
+    segmentation = inputs.segmentation.files if inputs.segmentation else ()
+    optional = [path for path in (inputs.flair_file, *segmentation) if path]
+    return [inputs.image_file, inputs.lesion_mask_file, inputs.tissue_file, inputs.brain_mask_file, *optional]
+
+
+def check_files(inputs):
+    """Raise ValueError if a file of an image cannot be read; see `check_content`."""
+    for path in filter(None, input_files(inputs)):
+        layout_files.check_content(path)
+
+
+def seed_of(inputs, random_seed):
+    """Seed of an image: it depends on the BIDS path and `--random-seed`, not on who else is in the run."""
+    return seed_of_path(inputs.relative_path, random_seed)
+
+
+def seed_of_path(relative_path, random_seed):
+    """The same of a path in the dataset."""
+    return int(hashlib.sha256(f'{random_seed}:{relative_path}'.encode()).hexdigest()[:15], 16)
+
+
+def write_description(output_dir, bids_dir, derivatives, version, source_images=None):
+    """Write `dataset_description.json` of the derivatives: by whom, and from which dataset (see `ownership`)."""
+    raw = Path(bids_dir, 'dataset_description.json')
+    raw = indexing.read_description(bids_dir, is_derivative=False) if raw.is_file() else {}
+    description = {
+        'Name': f'{naming.APP_NAME}: lesions filled or synthesized' + (f' in {raw["Name"]}' if raw.get('Name') else ''),
+        'BIDSVersion': BIDS_VERSION,
+        'DatasetType': 'derivative',
+        'GeneratedBy': [{'Name': naming.APP_NAME, 'Version': version, **container()}],
+        'HowToAcknowledge': 'Please cite the works in logs/CITATION.md.',
+        'DatasetLinks': {name: Path(path).resolve().as_uri() for name, path in derivatives.items()}
+        | {'raw': Path(bids_dir).resolve().as_uri()},
+        **({'SourceImages': source_images} if source_images else {}),
+    }
+    if raw.get('License'):
+        description['License'] = raw['License']
+    if raw.get('DatasetDOI'):
+        description['SourceDatasets'] = [{'DOI': raw['DatasetDOI']}]
+    layout_files.write_json(Path(output_dir, 'dataset_description.json'), description)
+
+
+def write_dataset_files(output_dir, bids_dir, derivatives, version, citation, source_images=None):
+    """Write what describes the derivative dataset as a whole. Every run writes the same."""
+    output_dir = Path(output_dir)
+    write_description(output_dir, bids_dir, derivatives, version, source_images)
+    layout_files.write_bytes(output_dir / '.bidsignore', BIDSIGNORE.encode())
+    layout_files.write_bytes(
+        output_dir / 'README.md',
+        (
+            f'# {naming.APP_NAME} {version}\n\n`desc-filled`: MR images whose multiple-sclerosis lesions were '
+            'filled with '
+            'healthy tissue; outside the `desc-used` mask every voxel is that of the input. `desc-synth`: images with '
+            'new lesions; outside the `desc-synthchanged` mask every voxel is that of the input, and the `desc-synth` '
+            'mask holds all lesions, old and new.\nOpen `sub-*.html` to see it. '
+            '`logs/CITATION.md` says how to cite; `participants.tsv` says what was done for whom.\n'
+        ).encode(),
+    )
+    layout_files.write_tsv(
+        output_dir / 'descriptions.tsv',
+        [{'desc_id': name, 'description': text} for name, text in DESCRIPTIONS.items()],
+        ['desc_id', 'description'],
+    )
+    layout_files.write_json(
+        output_dir / 'descriptions.json',
+        {'desc_id': {'Description': 'value of the desc entity'}, 'description': {'Description': 'what it stands for'}},
+    )
+    layout_files.write_tsv(
+        output_dir / 'dseg.tsv',
+        [
+            {'index': 1, 'name': 'Cerebrospinal fluid', 'abbreviation': 'CSF'},
+            {'index': 2, 'name': 'Grey matter', 'abbreviation': 'GM'},
+            {'index': 3, 'name': 'White matter', 'abbreviation': 'WM'},
+        ],
+        ['index', 'name', 'abbreviation'],
+    )
+    for name, text in citation.items():
+        layout_files.write_bytes(output_dir / 'logs' / f'CITATION.{name}', text.encode())
+
+
+def container():
+    """How the app was packed, if it runs in a container (set in the image)."""
+    for kind, variable in (
+        ('docker', 'BIDS_LESIONFILL_DOCKER_TAG'),
+        ('singularity', 'BIDS_LESIONFILL_SINGULARITY_URL'),
+    ):
+        if os.environ.get(variable):
+            return {'Container': {'Type': kind, 'Tag': os.environ[variable]}}
+    return {}

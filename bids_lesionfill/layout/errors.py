@@ -1,0 +1,27 @@
+"""Usage errors, and messages for errors of the system."""
+
+import errno
+
+
+class UsageError(ValueError):
+    """What was asked for cannot be done at all; the message is one sentence."""
+
+
+LESS_MEMORY = (
+    'what helps is a smaller --batch-size, fewer processes at once (--nprocs, or --mem with what the machine has), '
+    '--device cpu if it was the memory of the GPU, or more memory'
+)
+# As torch, ITK, CUDA and the system say it.
+NO_MEMORY = ('out of memory', 'allocate memory', 'bad_alloc', 'alloc_failed', 'failed to map segment')
+
+
+def in_words(error):
+    """An error as one line; where memory was short, what helps."""
+    words = ' '.join(f'{error}'.split()) or type(error).__name__
+    return f'out of memory: {LESS_MEMORY} ({words})' if lacks_memory(error) and LESS_MEMORY not in words else words
+
+
+def lacks_memory(error):
+    """True if an error says that memory was short, of the machine or of its GPU."""
+    said = any(sign in f'{error}'.lower() for sign in NO_MEMORY)
+    return said or isinstance(error, MemoryError) or getattr(error, 'errno', None) == errno.ENOMEM

@@ -1,0 +1,56 @@
+"""Input files of one image."""
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+NO_MASK = 'no lesion mask'
+DONOR = 'donor of lesions'  # of `--mask-from`
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One image to work on, and what was found for it. Paths are absolute; sources are BIDS URIs."""
+
+    subject: str  # without sub-
+    session: str | None
+    name: str  # sub-01_ses-1_T1w
+    image_file: Path
+    relative_path: str  # of the image, in the dataset
+    lesion_mask_file: Path | None = None
+    tissue_file: Path | None = None  # the T1w that shows the white matter, if the image is none itself
+    brain_mask_file: Path | None = None
+    problem: str = ''  # why it cannot be used
+    sources: tuple = ()
+    lesion_labels: tuple = ()  # values of the mask file that are lesions; all above zero if empty
+    mask_space: str | None = None  # T1w or FLAIR, if its name says it
+    flair_file: Path | None = None  # of a T1w: the FLAIR of its session, on which the mask may have been drawn
+    segmentation: 'Segmentation | None' = None  # tissue classes of the T1w, by another tool
+
+    @property
+    def modality(self):
+        """`T1w` or `FLAIR`, the suffix of the file."""
+        return self.name.rpartition('_')[2]
+
+    @property
+    def t1w_file(self):
+        """The T1w that shows the white matter: the image itself, or that of its session."""
+        return self.tissue_file or self.image_file
+
+    @property
+    def t1w_path(self):
+        """Path of `t1w_file` in the dataset."""
+        return str(PurePosixPath(self.relative_path).with_name(self.t1w_file.name))
+
+    @property
+    def flair_uri(self):
+        """BIDS URI of `flair_file`."""
+        return f'bids:raw:{PurePosixPath(self.relative_path).with_name(self.flair_file.name)}'
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Tissue classes of a T1w that another tool found."""
+
+    files: tuple  # one of labels, or three of probabilities: CSF, grey and white matter
+    source: str  # which tool or file, in words
+    table: tuple | str | None = None  # rows of the labels' table as dicts, or `freesurfer`; None if none names them

@@ -1,0 +1,138 @@
+"""Names of BIDS files: entities, spaces, kinds of masks, derivatives, URIs."""
+
+import os
+from pathlib import Path
+
+NIFTI = ['.nii', '.nii.gz']
+MASK_LABELS = ('lesion', 'L')
+APP_NAME = 'bids_lesionfill'
+
+
+SCAN_KEYS = ('run', 'acquisition', 'ceagent', 'reconstruction')  # tell the scans of one session and modality apart
+IMAGE_KEYS = ('session', *SCAN_KEYS)
+
+
+MASK_KINDS = ('mask', 'roi', 'dseg', 'probseg')  # the plainest first: of two for an image, it is taken
+SPACES = {'t1w': 'T1w', 't1': 'T1w', 'anat': 'T1w', 'flair': 'FLAIR'}  # that a mask may name; a template's is not one
+NATIVE_SPACES = ('orig', 'native', 'individual', 'scanner')
+
+
+def lesion_kind(filename, mask_labels=MASK_LABELS):
+    """Which of `MASK_KINDS` a lesion mask is, by its name; None if it is no lesion mask.
+
+    A lesion mask is a `_mask`, `_dseg`, `_probseg` or (old fMRIPrep) `_roi` with `label-`, or else `desc-` or `seg-`,
+    for lesions, whatever the case of the letters; or `seg-lst` of LST-AI.
+    """
+    entities, suffix = name_entities(filename), strip_extension(filename).rpartition('_')[2]
+    if suffix == 'seg-lst':
+        return 'dseg' if entities.get('desc') == 'annotated' else 'mask'
+    label = entities.get('label', entities.get('desc', entities.get('seg', '')))
+    accepted = {name.casefold() for name in mask_labels}
+    if tuple(mask_labels) == MASK_LABELS:
+        accepted |= {'lesions', 'lst'}
+    return suffix if suffix in MASK_KINDS and label.casefold() in accepted else None
+
+
+def space_of(filename):
+    """`T1w` or `FLAIR` if the name of a file says that it is in the space of that image; else None."""
+    return SPACES.get(name_entities(filename).get('space', '').casefold())
+
+
+OTHER_DATATYPES = ('dwi', 'fmap', 'func', 'mrs', 'perf', 'pet')
+
+
+def is_anatomical(file):
+    """False for files of functional runs and the like, which have brain masks and tissue classes of their own."""
+    folder = Path(file.path).parent.name  # pybids looks for the datatype in the whole path, above the dataset too
+    return folder not in OTHER_DATATYPES and 'task' not in name_entities(file.filename)
+
+
+def name_entities(filename):
+    """Entities as the file name spells them; in raw datasets pybids knows no `label` and no `desc`."""
+    return dict(part.split('-', 1) for part in strip_extension(filename).split('_') if '-' in part)
+
+
+def uri(path, roots, raw_root):
+    """BIDS URI of a file in a derivative or in the raw dataset; a `file:` URI if it is in none.
+
+    A file is where its own name is; where its links lead counts if that is in no dataset.
+    """
+    for place in (os.path.abspath, os.path.realpath):
+        for dataset, root in [*roots.items(), ('raw', raw_root)]:
+            if Path(place(path)).is_relative_to(place(root)):
+                return f'bids:{dataset}:{Path(place(path)).relative_to(place(root)).as_posix()}'
+    return Path(path).absolute().as_uri()
+
+
+def strip_extension(filename):
+    """A file name without `.nii` or `.nii.gz`."""
+    return filename.removesuffix('.gz').removesuffix('.nii')
+
+
+def anat_dir(output_dir, inputs):
+    """Folder of an image's derivatives."""
+    session = [f'ses-{inputs.session}'] if inputs.session else []
+    return Path(output_dir, f'sub-{inputs.subject}', *session, 'anat')
+
+
+def scan_name(inputs):
+    """What the files of an image begin with: sub-01_ses-1_run-2."""
+    return inputs.name.removesuffix(f'_{inputs.modality}')
+
+
+def output_files(output_dir, inputs, n_samples=1):
+    """Paths of all that is written for an image: dict of name -> path."""
+    modality, stem = inputs.modality, scan_name(inputs)
+    space = '' if modality == 'T1w' else f'_space-{modality}'  # masks of T1w and FLAIR would have one name
+    folder = anat_dir(output_dir, inputs)
+    files = {
+        'filled': folder / f'{stem}_desc-filled_{modality}.nii.gz',
+        'used_mask': folder / f'{stem}{space}_label-lesion_desc-used_mask.nii.gz',
+        'lesions': folder / f'{stem}{space}_desc-lesions_qc.tsv',
+    }
+    if n_samples > 1:
+        files['sd'] = folder / f'{stem}_desc-filledsd_{modality}.nii.gz'
+    return files
+
+
+def synth_files(output_dir, inputs, desc='synth'):
+    """Paths of all that is written for an image with new lesions; see `output_files`."""
+    filled = output_files(output_dir, inputs)
+    image, mask, lesions = (filled[name].name for name in ('filled', 'used_mask', 'lesions'))
+    folder = anat_dir(output_dir, inputs)
+    return {
+        'synth': folder / image.replace('desc-filled', f'desc-{desc}'),
+        'mask': folder / mask.replace('desc-used', f'desc-{desc}'),
+        'new_mask': folder / mask.replace('desc-used', f'desc-{desc}new'),
+        'changed_mask': folder / mask.replace('desc-used', f'desc-{desc}changed'),
+        'lesions': folder / lesions.replace('desc-lesions', f'desc-{desc}lesions'),
+    }
+
+
+def xfm_file(output_dir, inputs):
+    """Path of the transform from FLAIR to T1w that was needed for an image."""
+    desc = '' if inputs.modality == 'T1w' else '_desc-FLAIR'  # of the FLAIR's own filling
+    return anat_dir(output_dir, inputs) / f'{scan_name(inputs)}_from-FLAIR_to-T1w_mode-image{desc}_xfm.txt'
+
+
+def sidecar(path):
+    """The JSON beside a file."""
+    path = path.with_suffix('') if path.name.endswith('_xfm.txt') else path
+    return path.with_name(strip_extension(path.name).removesuffix('.tsv') + '.json')
+
+
+def log_dir(output_dir, subject, run_id):
+    """Folder of a participant's logs of one run."""
+    return Path(output_dir, f'sub-{subject}', 'log', run_id)
+
+
+# -------------------------------------------------------------------------------------------------- cortical thickness
+
+THICKNESS_DESCS = ('original', 'filled', 'rerun')  # the rerun is of the original, with another seed
+
+
+def thickness_files(output_dir, inputs):
+    """Tables of thickness and tissue classes of an image: dict of `morph_...` and `dseg_...` by desc -> path."""
+    folder, stem = anat_dir(output_dir, inputs), scan_name(inputs)
+    files = {f'morph_{desc}': folder / f'{stem}_seg-DK_desc-{desc}_morph.tsv' for desc in THICKNESS_DESCS}
+    return files | {f'dseg_{desc}': folder / f'{stem}_desc-{desc}_dseg.nii.gz' for desc in THICKNESS_DESCS[:2]}

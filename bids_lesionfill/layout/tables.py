@@ -1,0 +1,202 @@
+"""Tables of thickness and of the group level: write, read, remove."""
+
+import logging
+from pathlib import Path
+
+from .. import text_files
+from ..text_files import read_tsv
+from . import derivatives, naming
+from . import files as layout_files
+
+logger = logging.getLogger('bids_lesionfill')
+
+MORPH_COLUMNS = {
+    'engine': {'Description': 'what measured it'},
+    'index': {'Description': 'FreeSurfer number of the region; n/a for a hemisphere'},
+    'name': {'Description': 'region of the Desikan-Killiany atlas, or MeanThickness of a hemisphere'},
+    'hemisphere': {'Description': 'side', 'Levels': {'L': 'left', 'R': 'right'}},
+    'thickness_mm': {'Description': 'mean cortical thickness', 'Units': 'mm'},
+    'n_voxels': {'Description': 'voxels (vertices, for surfaces) that were averaged; 0 where the engine does not say'},
+}
+
+
+def write_thickness(path, engine, rows, info, sources):
+    """Put an engine's rows into a table of thickness, beside those of other engines, and `info` into its sidecar.
+
+    The sidecar is written last: it says, by `Engines`, which rows are whole.
+    """
+    about, kept = drop_thickness(path, engine)
+    layout_files.write_tsv(path, kept + rows, MORPH_COLUMNS)
+    description = {'Description': 'cortical thickness', 'Sources': list(sources), **MORPH_COLUMNS}
+    layout_files.write_json(naming.sidecar(path), about | description | {'Engines': about['Engines'] | {engine: info}})
+
+
+def whole_rows(path):
+    """Rows of a table of thickness that are whole, and what its sidecar says of their engines."""
+    engines = derivatives.read_sidecar(path).get('Engines')
+    engines = engines if isinstance(engines, dict) else {}
+    try:
+        rows = read_tsv(path) if path.is_file() else []
+    except text_files.UnreadableError as error:
+        logger.warning('%s; it is left out', error)
+        rows = []
+    rows = [row for row in rows if isinstance(engines.get(row.get('engine')), dict)]
+    if not all(isinstance(row.get('thickness_mm'), float | None) and isinstance(row.get('name'), str) for row in rows):
+        logger.warning('%s holds thickness that is no number (saved by a spreadsheet?): it is left out', path)
+        rows = []
+    return rows, engines
+
+
+def drop_thickness(path, engine):
+    """Say no more that an engine's rows in a table are whole; returns the sidecar and the rows of other engines."""
+    kept = [row for row in read_tsv(path) if row['engine'] != engine] if path.is_file() else []
+    kept = [row | {name: int(row[name]) for name in ('index', 'n_voxels') if row[name] is not None} for row in kept]
+    about = derivatives.read_sidecar(path)
+    about['Engines'] = {name: value for name, value in about.get('Engines', {}).items() if name != engine}
+    layout_files.write_json(naming.sidecar(path), about)
+    return about, kept
+
+
+def remove_thickness(output_dir, inputs):
+    """Remove what was measured on a filled T1w that is about to be filled anew."""
+    if inputs.modality == 'T1w':
+        files = naming.thickness_files(output_dir, inputs)
+        for path in (files['morph_filled'], files['dseg_filled']):
+            naming.sidecar(path).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+
+
+def write_dseg(path, seg_img, sources, source):
+    """Write tissue classes."""
+    layout_files.write_image(path, seg_img)
+    layout_files.write_json(
+        naming.sidecar(path), {'Description': f'tissue classes (dseg.tsv), {source}', 'Sources': list(sources)}
+    )
+
+
+def thickness_done(path, engine):
+    """What the sidecar of a table of thickness says of an engine; empty if it has no rows there."""
+    return derivatives.read_sidecar(path).get('Engines', {}).get(engine, {}) if path.is_file() else {}
+
+
+def read_thickness(folders):
+    """All tables of thickness below folders, of this and of other runs.
+
+    What an engine measured on a scan comes from one folder: the first that has both the original and the filled image,
+    else the first that has any.
+
+    Returns
+    -------
+    list of dict
+        `participant` and `session` (with prefix; session is None without), `scan`, `desc`, `engine`,
+        `thickness_mm` (dict of lh_MeanThickness, lh_bankssts, ... -> mm or None) and `about`, the engine's entry in the
+        sidecar.
+    """
+    found = {}
+    for folder in dict.fromkeys(Path(folder).resolve() for folder in folders):
+        for key, entries in thickness_in(folder).items():
+            found.setdefault(key, {})[folder] = entries
+    chosen, passed_over = [], {}
+    for (scan, engine), places in found.items():
+        whole = [folder for folder, entries in places.items() if {'original', 'filled'} <= set(entries)]
+        used = (whole or list(places))[0]
+        chosen += places[used].values()
+        for unused in set(places) - {used}:
+            passed_over.setdefault((engine, used, unused), []).append(scan)
+    for (engine, used, unused), scans in passed_over.items():
+        words = '%d scan(s) measured by %s are in two folders, such as %s: those in %s count, not those in %s'
+        logger.warning(words, len(scans), engine, scans[0], used, unused)
+    return chosen
+
+
+def thickness_in(folder):
+    """Tables of thickness below one folder: dict of (scan, engine) -> dict of desc -> what `read_thickness` gives."""
+    found = {}
+    for path in sorted(Path(folder).glob('sub-*/**/anat/*_seg-DK_desc-*_morph.tsv')):
+        entities = naming.name_entities(path.name.removesuffix('.tsv'))
+        scan = path.name.partition('_seg-DK')[0]
+        rows, engines = whole_rows(path)  # others are half written, or not by this app
+        for row in rows:
+            entry = found.setdefault((scan, row['engine']), {}).setdefault(
+                entities['desc'],
+                {
+                    'participant': f'sub-{entities["sub"]}',
+                    'session': f'ses-{entities["ses"]}' if 'ses' in entities else None,
+                    'scan': scan,
+                    'desc': entities['desc'],
+                    'engine': row['engine'],
+                    'thickness_mm': {},
+                    'about': engines[row['engine']],
+                    'file': path,
+                },
+            )
+            if entry['file'] == path:
+                entry['thickness_mm'][row['name']] = row['thickness_mm']
+    return found
+
+
+PHENOTYPE_COLUMNS = {
+    'participant_id': {'Description': 'participant'},
+    'session_id': {'Description': 'session'},
+    'scan': {'Description': 'what the names of the files of the image begin with'},
+    'engine': {'Description': 'what measured the thickness'},
+    'original_mm': {'Description': 'global mean thickness (mean of both hemispheres), original image', 'Units': 'mm'},
+    'filled_mm': {'Description': 'the same, filled image', 'Units': 'mm'},
+    'rerun_mm': {'Description': 'the same, original image once more with another seed', 'Units': 'mm'},
+    'error_global_percent': {
+        'Description': 'error of the global mean, filled against original; n/a where nothing was filled',
+        'Units': '%',
+    },
+    'error_roi_percent': {
+        'Description': 'mean error of the 68 regions, filled against original; n/a where nothing was filled',
+        'Units': '%',
+    },
+    'change_global_percent': {
+        'Description': 'change of the global mean, 100 (filled - original) / original; n/a where nothing was filled',
+        'Units': '%',
+    },
+    'noise_global_percent': {'Description': 'error of the global mean, rerun against original', 'Units': '%'},
+    'noise_roi_percent': {'Description': 'mean error of the 68 regions, rerun against original', 'Units': '%'},
+    'juxtacortical_voxels': {'Description': 'voxels of the lesion mask, dilated by one, that are not white matter'},
+    'juxtacortical': {'Description': 'whether those are at least --juxta-min-voxels'},
+}
+
+
+def with_interval(name, description):
+    """Columns of a mean over participants, in percent, and of the two ends of its interval."""
+    low, high = 'lower end of its 95 % bootstrap interval over participants', 'upper end of it; n/a for fewer than four'
+    words = {'percent': description, 'low': low, 'high': high}
+    return {f'{name}_{end}': {'Description': text, 'Units': '%'} for end, text in words.items()}
+
+
+ERROR_COLUMNS = {
+    'engine': {'Description': 'what measured the thickness'},
+    'participants': {'Description': 'all, or without those whose lesions touch what is not white matter'},
+    'n': {'Description': 'participants of whom something was filled'},
+    'n_scans': {'Description': 'their scans'},
+    **with_interval(
+        'error_global', 'mean over participants of 100 |m1 - m2| / (m1 + m2), global mean, original against filled'
+    ),
+    'noise_global_percent': {'Description': 'the same error between two runs on the original image', 'Units': '%'},
+    **with_interval('change_global', 'mean over participants of 100 (filled - original) / original, global mean'),
+    **with_interval('error_roi', 'as error_global_percent, averaged over the 68 regions'),
+    'noise_roi_percent': {'Description': 'as noise_global_percent, averaged over the 68 regions', 'Units': '%'},
+    'n_noise': {'Description': 'participants with a rerun, also those of whom nothing was filled'},
+}
+REGION_ERROR_COLUMNS = {
+    **{name: ERROR_COLUMNS[name] for name in ('engine', 'participants')},
+    'region': {'Description': 'region of the Desikan-Killiany atlas'},
+    'n': ERROR_COLUMNS['n'],
+    **with_interval('error', 'as error_global_percent, of one region'),
+    'noise_percent': {'Description': 'as noise_global_percent, of one region', 'Units': '%'},
+}
+
+
+def write_group(output_dir, scan_rows, error_rows, region_rows):
+    """Write the tables of the group level."""
+    output_dir = Path(output_dir)
+    layout_files.write_tsv(output_dir / 'phenotype' / 'thickness.tsv', scan_rows, PHENOTYPE_COLUMNS)
+    layout_files.write_json(output_dir / 'phenotype' / 'thickness.json', PHENOTYPE_COLUMNS)
+    layout_files.write_tsv(output_dir / 'group_reproducibility.tsv', error_rows, ERROR_COLUMNS)
+    layout_files.write_json(output_dir / 'group_reproducibility.json', ERROR_COLUMNS | REGION_ERROR_COLUMNS)
+    layout_files.write_tsv(output_dir / 'group_reproducibility_roi.tsv', region_rows, REGION_ERROR_COLUMNS)

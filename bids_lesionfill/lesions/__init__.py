@@ -1,0 +1,1 @@
+"""Filling and synthesis of lesions: pure functions on images of a visit."""

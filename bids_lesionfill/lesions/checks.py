@@ -1,0 +1,263 @@
+"""Whether a person should look twice at an image: checks on the numbers of its sidecar and its table of lesions.
+
+What a check finds unusual need not be wrong, and what passes need not be right: it says where to look first. Limits
+were set on the demo: good fills, and fills with masks that were shifted, flipped and eroded on purpose
+(`benchmarks/verdicts.py`; the numbers are in the README of the benchmarks).
+
+Contrasts are in standard deviations (SD) of white matter, so they do not depend on the scanner: the robust one over the
+healthy white matter of the image, bias field included (6 and 7 % of its median in the demo).
+"""
+
+import math
+from typing import NamedTuple
+
+
+def warnings_of(checks):
+    """What a person should read before trusting the result: sentences."""
+    return [check.sentence for check in checks if not check.passed]
+
+
+# One lesion of the mask belongs to something else (an infarct, a cavity), or a whole tissue was labelled. The largest
+# of 3115 lesions in the bundled library of 30 patients has 47 ml, and the highest load is 52 ml.
+MAX_LESION_ML = 60
+MAX_LOAD_ML = 100
+# Raters put a few voxels into cortex or ventricles; more, and mask and image do not lie on each other.
+MAX_SHARE_DROPPED = 0.1
+MAX_SHARE_OUTSIDE_BRAIN = 0.05
+# Lesions are darker (FLAIR: brighter) than the white matter around them, or the mask lies elsewhere. A voxel counts as
+# faint if it is not so by this much. Good masks of the demo: 17 and 15 % of the volume; shifted by 3 or 6 mm, or
+# flipped: 36 to 63 %. Lesions that are seen on FLAIR alone add to it, so the limit is not tighter.
+FAINT_BELOW_SD = 0.5
+MAX_SHARE_FAINT = 0.3
+# Filled tissue is as bright as the white matter around it, up to the grey matter that it touches: up to 2.0 SD in good
+# fills of the demo; from 3.0 on where much of a lesion was left out of the mask, or the mask lay on a ventricle.
+MAX_FILL_OFF_SD = 3
+# White matter that touches the filled mask and is darker (FLAIR: brighter) than that a few voxels away is lesion that
+# the mask missed: the border that stays. Good fills of the demo: 0.1 on average, 0.8 at most; masks that were not
+# grown: 0.5 and 1.0 to 1.4; eroded ones: 1.2 to 2.7 and 2.2 to 2.7.
+MAX_BORDER_SD = 1.5
+MAX_MEAN_BORDER_SD = 0.4
+MIN_JUDGED_MM3 = 30  # means of fewer voxels are noise
+
+MAX_NAMED = 6  # lesions in a sentence
+
+
+class Check(NamedTuple):
+    """One thing that was looked at."""
+
+    name: str
+    found: str  # the number, in words
+    usual: str  # what it should be
+    sentence: str = ''  # what a person should look at; empty if all is as usual
+
+    @property
+    def passed(self):
+        return not self.sentence
+
+
+def check_filling(info, lesions, modality):
+    """Checks of a filled image: list of Check, none for what is not known.
+
+    Parameters
+    ----------
+    info : dict
+        `fill.Filling.info`, or the sidecar.
+    lesions : list of dict
+        See `fill.describe_lesions`.
+    modality : str
+        `T1w`, where lesions are dark, or `FLAIR`, where they are bright.
+    """
+    checks = [
+        check_dropped(info),
+        check_outside_brain(info),
+        check_size(info, lesions),
+        check_contrast(lesions, modality, 'is the mask at its place?'),
+        check_fill(info, lesions),
+        check_border(info, lesions, modality),
+    ]
+    return [check for check in checks if check is not None]
+
+
+def check_synthesis(info, lesions, modality):
+    """Checks of an image with new lesions; see `check_filling`."""
+    checks = [
+        check_touching(info),
+        check_size(info, lesions),
+        check_contrast(lesions, modality, 'they will be hard to see.'),
+    ]
+    return [check for check in checks if check is not None]
+
+
+def check_dropped(info):
+    """How much of the mask was not filled because it does not touch white matter."""
+    given, dropped = info.get('LesionVoxelsGiven'), info.get('LesionVoxelsDropped')
+    if not given or dropped is None:
+        return None
+    share = dropped / given
+    sentence = (
+        f'{percent(share)} of the mask ({count(info["LesionsDropped"], "lesion")}) touches no white matter and was not '
+        'filled: is the mask at its place, and was white matter found?'
+    )
+    found = percent(share)
+    if dropped:
+        found += f' ({count(info["LesionsDropped"], "lesion")})'
+    return Check('Mask away from white matter, not filled', found, *limit(share, MAX_SHARE_DROPPED, sentence))
+
+
+def check_outside_brain(info):
+    """How much of the mask lies outside the brain."""
+    given, outside = info.get('LesionVoxelsGiven'), info.get('LesionVoxelsOutsideBrain')
+    if not given or outside is None:
+        return None
+    share = outside / given
+    sentence = f'{percent(share)} of the mask lies outside the brain: are mask and image in the same space?'
+    return Check('Mask outside the brain', percent(share), *limit(share, MAX_SHARE_OUTSIDE_BRAIN, sentence))
+
+
+def check_size(info, lesions):
+    """How large the largest lesion and all lesions are."""
+    if not lesions:
+        return None
+    volumes_ml = [row['volume_mm3'] / 1000 for row in lesions]
+    load_ml, largest_ml = sum(volumes_ml), max(volumes_ml)
+    found, sentence = f'{load_ml:.3g} ml', ''
+    if info.get('BrainVolumeMl'):
+        found += f', {percent(load_ml / info["BrainVolumeMl"])} of the brain'
+    if load_ml > MAX_LOAD_ML:
+        sentence = f'The lesions have {load_ml:.0f} ml: more than most patients have. Is the mask one of lesions?'
+    elif largest_ml > MAX_LESION_ML:
+        label = lesions[volumes_ml.index(largest_ml)]['label']
+        sentence = f'Lesion {label:.0f} has {largest_ml:.0f} ml: larger than lesions of multiple sclerosis mostly are.'
+    return Check('Volume of all lesions', found, f'up to {MAX_LOAD_ML} ml', sentence)
+
+
+def check_contrast(lesions, modality, sentence_end):
+    """How much of the lesions looks like the white matter around it: where they are seen, masks are at their place."""
+    known = [row for row in lesions if is_known(row.get('faint_percent'))]
+    if not known:
+        return None
+    volume = sum(row['volume_mm3'] for row in known)
+    share = sum(row['volume_mm3'] * row['faint_percent'] for row in known) / volume / 100
+    look = look_of(modality)
+    sentence = f'{percent(share)} of the lesions are hardly {look} than the white matter around them: {sentence_end}'
+    name = f'Lesions hardly {look} than white matter'
+    return Check(name, f'{percent(share)} of their volume', *limit(share, MAX_SHARE_FAINT, sentence))
+
+
+def check_fill(info, lesions):
+    """Whether filled tissue is as bright as the white matter around it."""
+    off = {row['label']: fill_off(row, info) for row in judged(lesions)}
+    off = {label: value for label, value in off.items() if value is not None}
+    if not off:
+        return None
+    unusual = sorted((label for label in off if off[label] > MAX_FILL_OFF_SD), key=lambda label: -off[label])
+    sentence = f'{named(unusual)}: filled with another brightness than the white matter around has.' if unusual else ''
+    found = f'{max(off.values()):.1f} SD at most'
+    return Check('Filled tissue against white matter around', found, f'up to {MAX_FILL_OFF_SD} SD', sentence)
+
+
+def check_border(info, lesions, modality):
+    """Whether a border of lesion stays around what was filled."""
+    steps = {row['label']: border_step(row, info, modality) for row in judged(lesions)}
+    steps = {label: step for label, step in steps.items() if step is not None}
+    if not steps:
+        return None
+    volumes = {row['label']: row['volume_mm3'] for row in lesions}
+    mean = sum(volumes[label] * step for label, step in steps.items()) / sum(volumes[label] for label in steps)
+    unusual = sorted((label for label in steps if steps[label] > MAX_BORDER_SD), key=lambda label: -steps[label])
+    look = look_of(modality)
+    if mean > MAX_MEAN_BORDER_SD:
+        sentence = f'White matter that touches the mask is {look} than farther away: a border stays.'
+    else:
+        sentence = f'{named(unusual)}: a {look} border stays around the mask.' if unusual else ''
+    found = f'{mean:.1f} SD on average, {max(steps.values()):.1f} at most'
+    usual = f'up to {MAX_MEAN_BORDER_SD} and {MAX_BORDER_SD} SD'
+    return Check(f'{look.capitalize()} border around the mask', found, usual, sentence)
+
+
+def check_touching(info):
+    """Whether new lesions touch old ones."""
+    touching = info.get('NewLesionsTouchingOld')
+    if touching is None:
+        return None
+    sentence = (
+        f'{count(touching, "new lesion")} touch{"es" if touching == 1 else ""} an old one: in the mask of all lesions '
+        'they are one.'
+    )
+    return Check('New lesions that touch old ones', str(touching), 'none', sentence if touching else '')
+
+
+def suspicion(row, info, modality):
+    """How unusual one lesion is after filling: 1 is at a limit; 0 where nothing is known, or the lesion is tiny."""
+    if not judged([row]):
+        return 0.0
+    off, step = fill_off(row, info), border_step(row, info, modality)
+    return max((off or 0) / MAX_FILL_OFF_SD, (step or 0) / MAX_BORDER_SD, 0.0)
+
+
+def reason(row, info, modality):
+    """What is unusual about one lesion, in words; empty if nothing is."""
+    if suspicion(row, info, modality) <= 1:
+        return ''
+    off, step = fill_off(row, info) or 0, border_step(row, info, modality) or 0
+    words = [f'filled {off:.1f} SD off the white matter around it'] if off > MAX_FILL_OFF_SD else []
+    words += [f'a {look_of(modality)} border of {step:.1f} SD stays'] if step > MAX_BORDER_SD else []
+    return f'Unusual: {" and ".join(words)}.'
+
+
+def fill_off(row, info):
+    """How far filled tissue is from the white matter around it, in SD; None if it is not known."""
+    return in_sd(row, info, 'mean_after', 'mean_surrounding', abs)
+
+
+def border_step(row, info, modality):
+    """How much more like a lesion white matter that touches the mask is than that beyond, in SD; None if not known."""
+    return in_sd(row, info, 'mean_touching', 'mean_beyond', lambda difference: sign(modality) * difference)
+
+
+def in_sd(row, info, column, reference, of):
+    """A difference of two means of a lesion in standard deviations of white matter; None if one is not known."""
+    sd, values = info.get('WhiteMatterDeviation'), (row.get(column), row.get(reference))
+    return of(values[0] - values[1]) / sd if sd and all(map(is_known, values)) else None
+
+
+def sign(modality):
+    """Of the contrast of lesions."""
+    return -1 if modality == 'T1w' else 1
+
+
+def look_of(modality):
+    """How lesions look beside white matter."""
+    return 'darker' if modality == 'T1w' else 'brighter'
+
+
+def is_known(value):
+    """True for a finite number."""
+    return value is not None and math.isfinite(value)
+
+
+def judged(lesions):
+    """Lesions that are large enough for their means to be judged."""
+    return [row for row in lesions if row['volume_mm3'] >= MIN_JUDGED_MM3]
+
+
+def limit(share, largest, sentence):
+    """What is usual of a share, and the sentence if it is not."""
+    return f'up to {percent(largest)}', sentence if share > largest else ''
+
+
+def percent(share):
+    """A share in words; small ones with one digit that counts."""
+    return f'{100 * share:.1g} %' if 0 < share < 0.01 else f'{100 * share:.0f} %'
+
+
+def count(number, name):
+    """So many things."""
+    return f'{number} {name}{"" if number == 1 else "s"}'
+
+
+def named(labels):
+    """Lesions by their numbers: the first few, and how many more there are."""
+    shown = ', '.join(f'{label:.0f}' for label in labels[:MAX_NAMED])
+    more = f' and {len(labels) - MAX_NAMED} more' if len(labels) > MAX_NAMED else ''
+    return f'Lesion{"" if len(labels) == 1 else "s"} {shown}{more}'

@@ -1,0 +1,374 @@
+"""Lesions painted into tissue: healthy tissue, so that the truth beneath is known, or as the start of a synthesis."""
+
+import numpy as np
+from scipy import ndimage
+
+from ..diffusion import classical
+from ..images import grid, masks
+from . import sampling
+
+
+def contrast_of(image, lesion_mask, wm_mask):
+    """How much brighter than the white matter around it each connected lesion is, on the mean of its voxels.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float array
+    lesion_mask, wm_mask : (X, Y, Z) bool array
+        White matter outside any lesion.
+
+    Returns
+    -------
+    contrast : (X, Y, Z) float32 array
+        Of the voxel's lesion; 0 outside; below zero if the lesion is darker.
+    volumes, contrasts : (n,) arrays
+        Voxels and contrast of every lesion, by its number in `masks.label_lesions`.
+    """
+    labels, n_lesions = masks.label_lesions(lesion_mask)
+    brighter = image - classical.local_white_matter(image, lesion_mask, wm_mask)
+    volumes = np.bincount(labels.flat, minlength=n_lesions + 1)
+    sums = np.bincount(labels.flat, np.where(lesion_mask, brighter, 0).flat, minlength=n_lesions + 1)
+    contrasts = (sums / np.maximum(volumes, 1)).astype(np.float32)
+    contrasts[0] = 0
+    return contrasts[labels], volumes[1:], contrasts[1:]
+
+
+def grow_to_rim(image, lesion_mask, wm_mask, rim_voxels=2, bright_lesions=False, deviations=2.5):
+    """Grow a lesion mask into the rim of its lesions that it missed; see `masks.grow_while_dark`.
+
+    What counts as rim is `deviations` (robust standard deviations of the white matter) darker than the white matter
+    around, which is averaged at least four voxels from the mask.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float array
+    lesion_mask, wm_mask : (X, Y, Z) bool array
+    rim_voxels : int
+        Growth ends here; 0 grows nothing.
+    bright_lesions : bool
+        True for FLAIR, where lesions are brighter than white matter.
+    deviations : float
+    """
+    far = wm_mask & ~ndimage.binary_dilation(lesion_mask, iterations=4)
+    if not rim_voxels or not lesion_mask.any() or not far.any():
+        return lesion_mask.copy()
+    darker = classical.local_white_matter(image, lesion_mask, wm_mask, gap_voxels=4) - image
+    darker = -darker if bright_lesions else darker
+    deviation = 1.4826 * np.median(np.abs(darker[far] - np.median(darker[far])))
+    return masks.grow_while_dark(lesion_mask, wm_mask, darker, deviations * deviation, rim_voxels)
+
+
+MIN_OWN_LESIONS = 10  # from here on a patient's own lesions say how new ones look
+
+
+def draw_strengths(rng, n_lesions, intensity):
+    """A quantile for each lesion: the one asked for, or one drawn for each ('auto')."""
+    if intensity == 'auto':
+        return rng.uniform(0.05, 0.95, n_lesions)
+    if not 0 <= intensity <= 1:
+        raise ValueError(f"lesion intensity is {intensity}, expected a quantile from 0 to 1, or 'auto'")
+    return np.full(n_lesions, float(intensity))
+
+
+def choose_halo(lesion_halo, image, anatomy, model, min_lesions=MIN_OWN_LESIONS):
+    """Share of the contrast that is left 1 mm outside a new lesion: as asked for, as the patient's own, or as usual.
+
+    Raises
+    ------
+    ValueError
+        If what is asked for is no share.
+    """
+    if lesion_halo != 'auto':
+        if not 0 <= lesion_halo <= 1:
+            raise ValueError(f"lesion halo is {lesion_halo}, expected a share from 0 to 1, or 'auto'")
+        return float(lesion_halo)
+    if anatomy.old_lesions.any():
+        shares = halo_shares(image, anatomy.old_lesions & anatomy.brain_mask, anatomy.wm_mask)
+        if len(shares) >= min_lesions:
+            return float(np.clip(np.median(shares), 0, 1))
+    return HALO_SHARES[model.modality]
+
+
+def contrast_volume(image, hole, anatomy, new, model):
+    """How much brighter than white matter each new lesion is to be, and what that is taken from, in words.
+
+    Lesions are as those of their size, the patient's own if there are enough; see `synthesis.choose_contrasts`.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float array, normalised, on the grid of the anatomy
+    hole : (X, Y, Z) bool array
+        Where lesions are painted.
+    anatomy : Anatomy
+    new : NewLesions
+    model : weights.Model
+
+    Returns
+    -------
+    contrast : (X, Y, Z) float32 array, 0 outside the hole; None if the model takes none
+    source : str
+    """
+    if not (model.form.asks_contrast or model.form.kind == 'unconditional'):
+        return None, 'what the model has learnt: it cannot be asked for a contrast'
+    reference, source = reference_contrasts(image, anatomy.old_lesions, anatomy.wm_mask, model)
+    sign = SIGN[model.modality]
+    contrasts = choose_contrasts(volumes_of(new), new.strengths, *reference, sign)
+    numbers = nearest_numbers(new.mask_img, anatomy.grid_img)
+    return np.where(hole, np.append(0, contrasts)[numbers], 0).astype(np.float32), source
+
+
+def nearest_numbers(mask_img, grid_img):
+    """The number of the nearest lesion at every voxel of a grid; (X, Y, Z) int array."""
+    labels = grid.resample_to(mask_img, grid_img, order=0).astype(int)
+    if not labels.any():
+        raise ValueError('the new lesions lie outside the T1w: their world coordinates do not overlap')
+    nearest = ndimage.distance_transform_edt(labels == 0, return_distances=False, return_indices=True)
+    return labels[tuple(nearest)]
+
+
+def volumes_of(new):
+    """mm3 of each new lesion, by number."""
+    labels = np.asarray(new.mask_img.dataobj)
+    voxel_mm3 = abs(np.linalg.det(new.mask_img.affine[:3, :3]))
+    return np.bincount(labels.flat, minlength=len(new.strengths) + 1)[1:] * voxel_mm3
+
+
+def reference_contrasts(image, lesion_mask, wm_mask, model, min_lesions=MIN_OWN_LESIONS):
+    """Volumes (mm3) and contrasts of real lesions, the patient's own or the model's: ((volumes, contrasts), words).
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float array, normalised
+    lesion_mask, wm_mask : (X, Y, Z) bool array
+        The patient's own lesions; white matter outside them.
+    model : weights.Model
+    min_lesions : int
+        Patients with fewer lesions (of 3 voxels and more) of their own get such as the model was trained on.
+
+    Raises
+    ------
+    ValueError
+        If there is neither.
+    """
+    if lesion_mask.any():
+        _, volumes, contrasts = contrast_of(image, lesion_mask, wm_mask)
+        own = volumes >= sampling.MIN_VOXELS
+        if own.sum() >= min_lesions:
+            return (volumes[own], contrasts[own]), f'{own.sum()} lesions of the patient'
+    if model.contrasts is None:
+        raise ValueError(
+            f'model {model.name} brings no contrasts of lesions (lesion_contrasts.json), and the patient has fewer '
+            f'than {min_lesions} lesions to take them from'
+        )
+    return model.contrasts, f'{len(model.contrasts[0])} lesions that the model was trained on'
+
+
+# How much darker than the white matter around them lesions are on T1w, in units of the normalised image (white matter
+# is 1.5 above the background): percentiles over the 64 lesions of at least 20 voxels of three Ljubljana patients. And
+# how much brighter on FLAIR: 149 lesions of the same and of four sessions of MSLesSeg (benchmarks/lesion_contrast.py).
+CONTRAST_PERCENTILES = {
+    'T1w': {5: 0.041, 10: 0.067, 25: 0.168, 50: 0.326, 75: 0.518, 90: 0.664, 95: 0.706},
+    'FLAIR': {5: 0.306, 10: 0.380, 25: 0.546, 50: 0.704, 75: 0.871, 90: 1.085, 95: 1.180},
+}
+
+# The coarse lesions of the thesis' unconditional synthesis (3.2, SDEdit): quantiles of the patient's lesions; None is
+# their mean.
+COARSE_INTENSITIES = {
+    'first-quartile': 0.25,
+    'mean': None,
+    'median': 0.5,
+    'third-quartile': 0.75,
+    'percentile-99': 0.99,
+}
+
+
+def draw_contrast(rng, lowest=0.15, modality='T1w'):
+    """Contrast of a lesion, drawn from that of real ones of which something is to be seen (at least `lowest`).
+
+    It is how much darker than white matter a lesion is: below zero on FLAIR, where lesions are bright.
+    """
+    table = CONTRAST_PERCENTILES[modality]
+    percentiles, contrasts = list(table.keys()), list(table.values())
+    start = np.interp(lowest, contrasts, percentiles)
+    contrast = float(np.interp(rng.uniform(start, max(percentiles)), percentiles, contrasts))
+    return -contrast if modality == 'FLAIR' else contrast
+
+
+SIMILAR_LESIONS = 20  # those of about one size, of which a quantile is taken
+SIGN = {'FLAIR': 1, 'T1w': -1}  # are lesions brighter or darker than white matter?
+LEAST_CONTRAST = {1: 0.1, -1: 0.0}  # bright lesions (FLAIR) stay bright; dark ones (T1w) may be hardly seen
+
+
+def choose_contrasts(volumes, strengths, known_volumes, known_contrasts, sign):
+    """Contrast of new lesions: a quantile of that of real lesions of about the same size.
+
+    Parameters
+    ----------
+    volumes : (n,) array, mm3
+    strengths : (n,) array
+        Quantiles, 0 to 1; 1 is the most different from white matter.
+    known_volumes, known_contrasts : (m,) arrays
+        Of real lesions, see `inpaint.contrast_of`.
+    sign : int
+        See `SIGN`.
+
+    Returns
+    -------
+    (n,) array
+    """
+    known_strengths = sign * np.asarray(known_contrasts)
+    contrasts = np.empty(len(volumes))
+    for number, (volume, strength) in enumerate(zip(volumes, strengths)):
+        distance = np.abs(np.log(np.asarray(known_volumes) / volume))
+        similar = np.argsort(distance, kind='stable')[:SIMILAR_LESIONS]
+        contrasts[number] = max(np.quantile(known_strengths[similar], strength), LEAST_CONTRAST[sign])
+    return sign * contrasts
+
+
+def match_contrast(image, lesion_mask, wm_mask, contrast, edge_voxels=0.8):
+    """Shift the intensities of every lesion so that its mean contrast is the one asked for.
+
+    A network that was trained on few patients paints lesions that are a fifth too faint (benchmarks/intensity.md).
+    The shift is full in the middle of a lesion and softer towards its edge.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float array
+    lesion_mask, wm_mask : (X, Y, Z) bool array
+    contrast : (X, Y, Z) float array
+        What is asked for, see `inpaint.contrast_of`.
+    edge_voxels : float
+        Standard deviation of the Gaussian edge, in voxels.
+
+    Returns
+    -------
+    (X, Y, Z) float array, equal outside the mask
+    """
+    labels, n_lesions = masks.label_lesions(lesion_mask)
+    obtained = contrast_of(image, lesion_mask, wm_mask)[2]
+    alpha = ndimage.gaussian_filter(lesion_mask.astype(np.float32), edge_voxels) * lesion_mask
+    numbers = np.arange(1, n_lesions + 1)
+    asked, share = (np.asarray(ndimage.mean(values, labels, numbers)) for values in (contrast, alpha))
+    shift = np.append(0, (asked - obtained) / share)
+    return (image + shift[labels] * alpha).astype(image.dtype)
+
+
+# A rater's mask ends where a lesion is about half as bright, not where the lesion ends. Share of the contrast that is
+# left one mm outside, median of five patients, and how far it takes to fall by e (benchmarks/lesion_contrast.py).
+HALO_SHARES = {'FLAIR': 0.36, 'T1w': 0.19}
+HALO_LENGTH_MM, HALO_REACH_MM = 1.2, 4.0
+
+
+def halo_shares(image, lesion_mask, wm_mask, min_voxels=3, min_contrast=0.1):
+    """How much of the contrast of each lesion is left in the white matter that touches it.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float array, normalised
+    lesion_mask, wm_mask : (X, Y, Z) bool array
+        Lesions as a rater drew them; white matter outside them.
+    min_voxels, min_contrast : int, float
+        Lesions that are smaller, fainter, or touch less white matter do not count.
+
+    Returns
+    -------
+    (n,) float array
+    """
+    labels, n_lesions = masks.label_lesions(lesion_mask)
+    brighter = image - classical.local_white_matter(image, lesion_mask, wm_mask, gap_voxels=4)
+    distance, nearest = ndimage.distance_transform_edt(~lesion_mask, return_indices=True)
+    touching = np.where((distance == 1) & wm_mask, labels[tuple(nearest)], 0)
+    counts, sums = (
+        [np.bincount(part.flat, weights, minlength=n_lesions + 1)[1:] for part in (labels, touching)]
+        for weights in (None, brighter.flat)
+    )
+    inside, outside = (total / np.maximum(count, 1) for total, count in zip(sums, counts))
+    usable = (np.minimum(*counts) >= min_voxels) & (np.abs(inside) >= min_contrast)
+    return outside[usable] / inside[usable]
+
+
+def fade_out(image, lesion_mask, wm_mask, share, voxel_mm=(1, 1, 1)):
+    """Let painted lesions fade into the white matter around them, as real ones do; their mean contrast stays.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float array
+        With the lesions.
+    lesion_mask, wm_mask : (X, Y, Z) bool array
+        White matter outside any lesion.
+    share : float
+        Of the contrast of the lesion, 1 mm outside its mask; 0 leaves the image as it is.
+    voxel_mm : sequence of 3 floats
+        Size of the voxels.
+
+    Returns
+    -------
+    (X, Y, Z) float array, equal outside white matter and more than `HALO_REACH_MM` away from the lesions
+    """
+    if not share:
+        return image
+    labels, _ = masks.label_lesions(lesion_mask)
+    contrast, _, contrasts = contrast_of(image, lesion_mask, wm_mask)
+    distance, nearest = ndimage.distance_transform_edt(~lesion_mask, sampling=voxel_mm, return_indices=True)
+    ring = wm_mask & (distance > 0) & (distance <= HALO_REACH_MM)
+    left = np.minimum(share * np.exp((1 - distance) / HALO_LENGTH_MM), 1)
+    halo = np.where(ring, np.append(0, contrasts)[labels[tuple(nearest)]] * left, 0)
+    # The white matter that a lesion is compared with has a halo now, as it has around real ones.
+    return match_contrast((image + halo).astype(image.dtype), lesion_mask, wm_mask, contrast)
+
+
+def coarse_lesion(image, lesion_mask, lesion_intensities, intensity='median'):
+    """Paint a lesion of one intensity: where SDEdit starts from (Meng et al. 2022; thesis 3.2).
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float array
+    lesion_mask : (X, Y, Z) bool array
+    lesion_intensities : (n,) float array
+        Of the patient's own lesions, for example `image[real_lesion_mask]`.
+    intensity : str
+        One of `COARSE_INTENSITIES`.
+
+    Raises
+    ------
+    ValueError
+        If the intensity is not known, or there are none to take it from.
+    """
+    if intensity not in COARSE_INTENSITIES:
+        raise ValueError(f'intensity is {intensity!r}, expected one of {sorted(COARSE_INTENSITIES)}')
+    if not len(lesion_intensities):
+        raise ValueError('there are no lesion intensities to take the coarse lesion from')
+    quantile = COARSE_INTENSITIES[intensity]
+    value = np.mean(lesion_intensities) if quantile is None else np.quantile(lesion_intensities, quantile)
+    return np.where(lesion_mask, value, image).astype(image.dtype)
+
+
+def paint_lesion(image, lesion_mask, wm_mask, contrast, edge_voxels):
+    """Darken a lesion with a soft edge into a T1w image; return the image and the lesion's share in every voxel.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float array
+    lesion_mask, wm_mask : (X, Y, Z) bool array
+        The lesion is the mask blurred; it stays inside white matter.
+    contrast : float
+        What is subtracted where the lesion is full, in units of the image; below zero for bright lesions.
+    edge_voxels : float
+        Standard deviation of the Gaussian edge, in voxels.
+
+    Returns
+    -------
+    painted : (X, Y, Z) float array
+    alpha : (X, Y, Z) float array, 0 to 1
+    """
+    alpha = np.zeros(lesion_mask.shape, dtype=np.float32)
+    labels, _ = masks.label_lesions(lesion_mask)
+    reach = int(4 * edge_voxels + 0.5)  # where scipy cuts its Gaussian off
+    for number, bound in enumerate(ndimage.find_objects(labels), start=1):
+        box = masks.widen(bound, reach)
+        share = ndimage.gaussian_filter((labels[box] == number).astype(np.float32), edge_voxels) * wm_mask[box]
+        peak = share.max()
+        if peak > 0:  # a small lesion loses its peak to the blur; real small lesions do not
+            alpha[box] += share / min(peak, 0.9) * 0.9
+    alpha = np.minimum(alpha, 1)
+    return image - contrast * alpha, alpha

@@ -1,0 +1,451 @@
+"""New lesions with perfect masks in the images of one visit: where they lie, how bright they are, painted. No files.
+
+`look_at` reads the anatomy off the T1w once; `draw` or `given` says where new lesions lie; `paint` paints them into an
+image of the visit, T1w or FLAIR.
+"""
+
+from dataclasses import dataclass, field
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+from ..diffusion import classical, inpaint, models
+from ..images import anatomy as images_anatomy
+from ..images import grid, masks, nifti, placement, registration, syn
+from . import checks, contrasts, sampling, tables
+from . import library as lesions_library
+from . import places as lesions_places
+
+MARGIN_VOXELS = 4  # around a brain that is registered
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """Where lesions are in general, brought to one anatomy; see `lesion_masks.locate`."""
+
+    library: lesions_library.LesionLibrary
+    places: np.ndarray
+    frequency: np.ndarray
+    voxel_to_template: np.ndarray
+
+
+@dataclass(frozen=True)
+class NewLesions:
+    """Where new lesions lie, and how strong each is."""
+
+    mask_img: nib.Nifti1Image  # uint8, 0 and the number of each lesion from 1; any grid in the world space of the T1w
+    strengths: np.ndarray  # (n,) quantile (0 to 1) of the contrast of each lesion, by number
+    places: tuple = ()  # name of the place of each lesion (`tissues.PLACES`), by number; empty if not known
+
+
+@dataclass(frozen=True)
+class Synthesis:
+    """An image with new lesions and all that a report has to say about it."""
+
+    synth_img: nib.Nifti1Image  # as it is to be written: stored values and the input's scaling
+    mask_img: nib.Nifti1Image  # uint8, all lesions, old and new, on the image's grid
+    new_mask_img: nib.Nifti1Image  # uint8, the new ones alone
+    changed_mask_img: nib.Nifti1Image  # uint8, the new ones with their halo: the voxels that may have changed
+    lesions: list = field(default_factory=list)  # one dict per new lesion, see `fill.describe_lesions`
+    info: dict = field(default_factory=dict)  # what the sidecar says
+    warnings: list = field(default_factory=list)  # sentences
+
+
+def synthesize_lesions(
+    image_img,
+    lesion_mask_img=None,
+    *,
+    t1w_img=None,
+    new_mask_img=None,
+    model='synth-FLAIR',
+    n_lesions=None,
+    lesion_load_ml=None,
+    lesion_locations=tuple(lesions_places.PLACES),
+    lesion_intensity='auto',
+    lesion_halo='auto',
+    num_inference_steps=None,
+    device='auto',
+    seed=0,
+):
+    """Paint new lesions into an image, and return it with their mask.
+
+    Parameters
+    ----------
+    image_img : nibabel image, 3D (or 4D with one volume)
+        FLAIR, or T1w with a model for T1w; with or without skull, any orientation and voxel size.
+    lesion_mask_img : nibabel image, optional
+        The lesions that the patient has (above zero); they stay, and new ones keep away from them.
+    t1w_img : nibabel image, optional
+        The T1w in which brain and white matter are found, in the same world space. A FLAIR needs it.
+    new_mask_img : nibabel image, optional
+        Where the new lesions are to be (above zero); drawn if not given.
+    model : str, path or weights.Model
+        A bundled name, a model folder, or a loaded model.
+    n_lesions, lesion_load_ml : optional
+        How many lesions, how much; if neither is given, as a patient of the lesion library has.
+    lesion_locations : subset of {'periventricular', 'juxtacortical', 'deep', 'infratentorial'}
+    lesion_intensity : float or 'auto'
+        Quantile (0 to 1) of the contrast of lesions of the same size, the patient's own or those that the model was
+        trained on: 1 is the brightest (FLAIR) or darkest (T1w). `auto` draws one for each lesion.
+    lesion_halo : float or 'auto'
+        Share (0 to 1) of the contrast that is left 1 mm outside a lesion; it fades out within 4 mm. `auto`: as
+        around the patient's own lesions; 0: nothing outside `mask_img` changes.
+    num_inference_steps : int, optional
+        DDIM steps; the model's default if not given.
+    device : {'auto', 'cpu', 'cuda'}
+    seed : int
+
+    Returns
+    -------
+    synth_img : nibabel image
+        On the grid of `image_img`, with its header; equal outside `mask_img` and the halo around it.
+    mask_img : nibabel image
+        The new lesions.
+
+    Raises
+    ------
+    ValueError
+        If an image cannot be used, or so many lesions find no place; the sentence says why.
+    FileNotFoundError
+        If the model is not found.
+    """
+    device = models.choose_device(device)
+    if not isinstance(model, models.Model):
+        model = models.load_model(model, device)
+    if model.modality != 'T1w' and t1w_img is None:
+        raise ValueError(f'model {model.name} paints into {model.modality} images: it needs their T1w (t1w_img)')
+    anatomy = images_anatomy.look_at(image_img if t1w_img is None else t1w_img, lesion_mask_img)
+    rng = np.random.default_rng(seed)
+    if new_mask_img is None:
+        atlas = find_places(anatomy, lesions_library.load_lesion_library())
+        new = draw(anatomy, atlas, rng, lesion_intensity, n_lesions, lesion_load_ml, lesion_locations)
+    else:
+        new = given(new_mask_img, rng, lesion_intensity)
+    painted = paint(
+        *(image_img, anatomy, new, model, lesion_mask_img, num_inference_steps, seed, device), lesion_halo=lesion_halo
+    )
+    return nifti.as_loaded(painted.synth_img), painted.new_mask_img
+
+
+def find_places(anatomy, library):
+    """Bring the atlas of a lesion library to an anatomy, by affine registration of the T1w to its template."""
+    affine = anatomy.grid_img.affine
+    t1w = anatomy.grid_img.get_fdata(dtype=np.float32)
+    to_template = registration.affine_to_template(t1w, anatomy.brain_mask, affine, library.template, library.affine)
+    places, frequency, _ = lesions_places.locate(library, anatomy.tissue_seg, to_template @ affine)
+    return Atlas(library, places, frequency, to_template @ affine)
+
+
+def draw(anatomy, atlas, rng, intensity='auto', n_lesions=None, load_ml=None, locations=tuple(lesions_places.PLACES)):
+    """Draw new lesions into white matter, apart from each other and from the old ones: NewLesions.
+
+    Raises
+    ------
+    ValueError
+        See `lesion_masks.draw_lesion_mask`.
+    """
+    labels = sampling.draw_lesion_mask(
+        atlas.library,
+        anatomy.wm_mask,
+        atlas.places,
+        atlas.frequency,
+        atlas.voxel_to_template,
+        rng,
+        n_lesions,
+        load_ml,
+        locations,
+        avoid=anatomy.old_lesions,
+    )
+    names = {value: name for name, value in lesions_places.PLACES.items()}
+    places = [
+        names[lesions_places.place_of(labels[box] == number, atlas.places[box])]
+        for number, box in enumerate(ndimage.find_objects(labels), start=1)
+    ]
+    strengths = contrasts.draw_strengths(rng, len(places), intensity)
+    return NewLesions(number_image(labels, anatomy.grid_img), strengths, tuple(places))
+
+
+def given(mask_img, rng, intensity='auto', mask_threshold=0.5):
+    """New lesions where a mask says: NewLesions. ValueError if it is no mask, or empty."""
+    nifti.check_image(mask_img, 'mask of new lesions')
+    labels, n_lesions = masks.label_lesions(placement.mask_on_grid(mask_img, mask_img, mask_threshold))
+    if not n_lesions:
+        raise ValueError('the mask of new lesions is empty')
+    return NewLesions(number_image(labels, mask_img), contrasts.draw_strengths(rng, n_lesions, intensity))
+
+
+def borrow(t1w_img, lesion_mask_img, anatomy):
+    """Another patient's lesions, by deformable registration of T1w to T1w, in free white matter: an uint8 image.
+
+    As in the thesis (3.3, *Mask Generation*). Lesions of which less than 3 voxels are left are dropped.
+
+    Parameters
+    ----------
+    t1w_img, lesion_mask_img : nibabel images
+        Of the other patient, in one world space.
+    anatomy : Anatomy
+
+    Raises
+    ------
+    ValueError
+        If antspyx is not installed, an image cannot be used, or nothing is left.
+    """
+    donor = images_anatomy.look_at(t1w_img, lesion_mask_img)
+    donor_brain = np.where(donor.brain_mask, donor.grid_img.get_fdata(dtype=np.float32), 0)
+    box = masks.bounding_box(anatomy.brain_mask, MARGIN_VOXELS)
+    part_img = anatomy.grid_img.slicer[box]
+    brain_mask = anatomy.brain_mask[box]
+    t1w = part_img.get_fdata(dtype=np.float32)
+    points_mm, _ = syn.find_in(t1w, brain_mask, part_img.affine, donor_brain, donor.grid_img.affine)
+    warped = np.zeros(anatomy.brain_mask.shape, dtype=bool)
+    warped[anatomy.brain_mask] = (
+        registration.sample(donor.old_lesions.astype(np.float32), donor.grid_img.affine, points_mm, order=1) >= 0.5
+    )
+    lesions, _ = masks.label_lesions(warped & sampling.away_from(anatomy.old_lesions, anatomy.wm_mask))
+    kept = np.bincount(lesions.flat) >= sampling.MIN_VOXELS
+    kept[0] = False
+    if not kept.any():
+        raise ValueError('none of the lesions that were registered lies in free white matter')
+    return nifti.mask_image(kept[lesions], anatomy.grid_img)
+
+
+def number_image(labels, img):
+    """Numbered lesions on the grid of an image."""
+    return nib.Nifti1Image(labels.astype(np.int32), img.affine)
+
+
+def paint(
+    image_img,
+    anatomy,
+    new,
+    model,
+    lesion_mask_img=None,
+    num_inference_steps=None,
+    seed=0,
+    device='cpu',
+    batch_size=8,
+    mask_threshold=0.5,
+    progress=None,
+    lesion_halo='auto',
+):
+    """Paint new lesions into an image of a visit.
+
+    Parameters
+    ----------
+    image_img : nibabel image
+        T1w or FLAIR, in the world space of the anatomy's T1w.
+    anatomy : Anatomy
+    new : NewLesions
+    model : weights.Model
+        Conditional, or unconditional: then coarse lesions are painted first (SDEdit from `plan['start_step']`), and
+        RePaint keeps what is outside (thesis 3.2).
+    lesion_mask_img : nibabel image, optional
+        The old lesions: they stay, and are in `mask_img`.
+    num_inference_steps : int, optional
+    seed : int
+        Of the noise.
+    device : str
+    batch_size : int
+        Tiles at once.
+    mask_threshold : float
+    progress : callable, optional
+        See `inpaint.fill_volume`.
+    lesion_halo : float or 'auto'
+        See `synthesize_lesions`.
+
+    Returns
+    -------
+    Synthesis
+
+    Raises
+    ------
+    ValueError
+        If an image cannot be used, or nothing is left to paint in.
+    """
+    plain_img, grid_img = nifti.plain(image_img, 'image'), anatomy.grid_img
+
+    # 1. Old and new lesions on the image's own grid.
+    old_mask = np.zeros(plain_img.shape, dtype=bool)
+    if lesion_mask_img is not None:
+        old_mask = placement.mask_on_grid(lesion_mask_img, image_img, mask_threshold)
+    brain_mask, wm_mask = (
+        grid.conform_mask(nifti.mask_image(mask, grid_img), plain_img) for mask in (anatomy.brain_mask, anatomy.wm_mask)
+    )
+    asked_mask = placement.mask_on_grid(new.mask_img, plain_img)  # both in the world of the anatomy's grid
+    new_mask = asked_mask & ~old_mask & brain_mask
+    if not new_mask.any():
+        raise ValueError('no voxel of the new lesions lies in the brain and outside the old lesions')
+    notes = mask_notes(new, new_mask, asked_mask & ~old_mask & ~brain_mask, wm_mask, plain_img)
+    if lesion_mask_img is not None:
+        notes += placement.notes_on_place(image_img, lesion_mask_img)
+
+    # 2. The image and the new lesions on the grid of the anatomy.
+    raw = grid.resample_to(plain_img, grid_img, order=3)
+    scaling = grid.white_matter_scaling(raw, anatomy.wm_mask)
+    image = np.where(anatomy.brain_mask, scaling.apply(raw), -1).astype(np.float32)
+    hole = grid.touched_by(nifti.mask_image(new_mask, plain_img), grid_img)
+
+    # 3. Sample on tiles that cover the lesions; no voxel leaves the range that the brain has anyway.
+    contrast, source = contrasts.contrast_volume(image, hole, anatomy, new, model)
+    num_inference_steps = inpaint.choose_steps(num_inference_steps, model.plan['num_inference_steps'])
+    limits = limits_of(image, anatomy.brain_mask & ~hole)
+    values = sample(
+        image, hole, anatomy.wm_mask & ~hole, contrast, model, num_inference_steps, seed, device, batch_size, progress
+    )
+    values = np.clip(values, *limits)
+
+    # 4. Back to the image's grid and its stored values, inside the new lesions and their halo only.
+    before = nifti.one_volume(image_img)
+    painted = before.astype(np.float64)
+    grey = placement.on_grid(scaling.invert(image), hole, scaling.invert(values), grid_img, plain_img)
+    painted[new_mask] = grey[new_mask]
+    halo_share = contrasts.choose_halo(lesion_halo, image, anatomy, model)
+    faded = contrasts.fade_out(
+        *(painted, new_mask, wm_mask & ~new_mask & ~old_mask, halo_share), nib.affines.voxel_sizes(plain_img.affine)
+    )
+    changed_mask = new_mask | differs(faded, painted)
+    painted[changed_mask] = np.clip(faded[changed_mask], *scaling.invert(limits))
+    synth_img = nifti.paste(image_img, painted, changed_mask)
+    after = nifti.one_volume(nifti.as_loaded(synth_img))
+    info = {
+        'Model': model.name,
+        'WeightsSHA256': model.sha256,
+        'RandomSeed': seed,
+        'NumInferenceSteps': num_inference_steps,
+        'Device': device,
+        'LesionVoxelsOld': int(old_mask.sum()),
+        'LesionVoxelsNew': int(new_mask.sum()),
+        'Lesions': masks.label_lesions(new_mask)[1],
+        'VoxelsChanged': int(differs(after, before).sum()),
+        'HaloShare': round(halo_share, 3),
+        'ContrastReference': source,
+        'WhiteMatterMedian': float(1.5 / scaling.slope),
+        'WhiteMatterDeviation': tables.deviation_of(before, wm_mask & ~changed_mask),
+        'BrainVolumeMl': round(float(anatomy.brain_mask.sum()) / 1000, 1),
+        'NewLesionsTouchingOld': tables.count_touching(new_mask, old_mask),
+        **anatomy.info,
+    }
+    if model.modality != 'T1w':
+        info['SkullStripped'] = images_anatomy.is_skull_stripped(raw)
+    faint_below = checks.FAINT_BELOW_SD * (info['WhiteMatterDeviation'] or 0)
+    lesion_sign = checks.sign(model.modality)
+    lesions = tables.describe_lesions(
+        *(before, after, new_mask, new_mask, wm_mask, image_img.affine), lesion_sign * after, faint_below
+    )
+    lesions = with_places(lesions, new)
+    return Synthesis(
+        synth_img,
+        nifti.mask_image(old_mask | new_mask, image_img),
+        nifti.mask_image(new_mask, image_img),
+        nifti.mask_image(changed_mask, image_img),
+        lesions,
+        info,
+        notes + checks.warnings_of(checks.check_synthesis(info, lesions, model.modality)),
+    )
+
+
+def with_places(lesions, new):
+    """Add its `place` to each row of `fill.describe_lesions`: that of the drawn lesion whose centre is nearest.
+
+    Parameters
+    ----------
+    lesions : list of dict
+    new : NewLesions
+        Without places the rows stay as they are.
+    """
+    if not new.places:
+        return lesions
+    numbers = np.asarray(new.mask_img.dataobj)
+    centres = ndimage.center_of_mass(numbers > 0, numbers, range(1, len(new.places) + 1))
+    centres_mm = nib.affines.apply_affine(new.mask_img.affine, np.array(centres))
+    rows = []
+    for row in lesions:
+        distances = np.linalg.norm(centres_mm - [row['x_mm'], row['y_mm'], row['z_mm']], axis=1)
+        rows.append(row | {'place': new.places[int(distances.argmin())]})
+    return rows
+
+
+def differs(values, others):
+    """Where two arrays differ; what is no number (NaN) in both does not."""
+    return (values != others) & ~(np.isnan(values) & np.isnan(others))
+
+
+def limits_of(image, mask):
+    """What the intensities in a mask lie between, but for a thousandth at each end; (2,) float64 array."""
+    return np.quantile(image[mask], (0.001, 0.999))
+
+
+def mask_notes(new, new_mask, outside, wm_mask, img):
+    """Sentences about the new lesions that a person should read before trusting the image.
+
+    Parameters
+    ----------
+    new : NewLesions
+    new_mask, outside, wm_mask : (X, Y, Z) bool array
+        What is painted, what is left out since it is no brain, and white matter, on the grid of `img`.
+    img : nibabel image
+    """
+    notes = []
+    if outside.any():
+        n_voxels = outside.sum() + new_mask.sum()
+        notes.append(f'{outside.sum()} of {n_voxels} voxels of the new lesions lie outside the brain: left out.')
+    numbers = grid.resample_to(new.mask_img, img, order=0)[new_mask]
+    n_lost = len(new.strengths) - len(np.setdiff1d(numbers, 0))
+    if n_lost:
+        notes.append(
+            f'{n_lost} of {len(new.strengths)} new lesions are not in this image: smaller than its voxels, in old '
+            'lesions or outside the brain.'
+        )
+    in_white_matter = (new_mask & wm_mask).sum() / new_mask.sum()
+    if in_white_matter < 0.8:
+        notes.append(f'{100 * (1 - in_white_matter):.0f} % of the new lesions lie outside white matter.')
+    return notes
+
+
+def sample(image, hole, wm_mask, contrast, model, num_inference_steps, seed, device, batch_size, progress=None):
+    """New lesions by DDIM, at their contrast; by an unconditional model from a coarse painting (SDEdit; thesis 3.2).
+
+    Returns
+    -------
+    (n,) float32 array: values of the voxels of the hole; see `inpaint.fill_volume`
+    """
+    start_step = 0
+    if model.form.kind == 'unconditional':
+        start_step = model.plan.get('start_step', 3)
+        white_matter = classical.local_white_matter(image, hole, wm_mask)
+        image = np.where(hole, white_matter + contrast, image)
+    return sample_at_contrast(
+        *(image, hole, wm_mask, contrast, model, num_inference_steps, seed, device, batch_size, start_step), progress
+    )
+
+
+def sample_at_contrast(
+    image,
+    hole,
+    wm_mask,
+    contrast,
+    model,
+    num_inference_steps,
+    seed,
+    device='cpu',
+    batch_size=8,
+    start_step=0,
+    progress=None,
+):
+    """Sample the voxels of a hole; lesions of a model that takes a contrast then get exactly that.
+
+    Arguments as of `inpaint.fill_volume`, but for one seed.
+
+    Returns
+    -------
+    (n,) float32 array: values of the voxels of the hole, in C order
+    """
+    values = inpaint.fill_volume(
+        image, hole, wm_mask, model, num_inference_steps, [seed], device, batch_size, start_step, contrast, progress
+    )[0]
+    if not model.form.asks_contrast:
+        return values
+    painted = image.copy()
+    painted[hole] = values
+    return contrasts.match_contrast(painted, hole, wm_mask, contrast)[hole]

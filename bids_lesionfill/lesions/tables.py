@@ -1,0 +1,101 @@
+"""Table of the lesions of an image: volumes, places, means before and after."""
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+from ..images import grid, masks, nifti
+
+
+def describe_mask(given_mask, used_mask, img, brain_mask, conformed_img):
+    """What the sidecar says of a mask: lesions that are filled, and what of it lies where no lesion can be filled."""
+    dropped = given_mask & ~used_mask
+    brain = grid.conform_mask(nifti.mask_image(brain_mask, conformed_img), img, threshold=0.05)
+    return {
+        'Lesions': masks.label_lesions(given_mask & used_mask)[1],
+        'LesionsDropped': masks.label_lesions(dropped)[1],
+        'LesionVoxelsDropped': int(dropped.sum()),
+        'LesionVoxelsOutsideBrain': int((given_mask & ~brain).sum()),
+        'BrainVolumeMl': round(float(brain_mask.sum()) / 1000, 1),  # the working grid has 1 mm
+    }
+
+
+def deviation_of(image, mask):
+    """Robust standard deviation of an image in a mask; None if that is empty."""
+    values = image[mask]
+    return float(1.4826 * np.median(np.abs(values - np.median(values)))) if values.size else None
+
+
+def describe_lesions(before, after, given_mask, used_mask, wm_mask, affine, seen, faint_below=0):
+    """One row per connected lesion of the given mask that was filled, largest first.
+
+    What the mask grew by counts to the nearest lesion, so that lesions which meet when grown are still told apart.
+
+    Parameters
+    ----------
+    before, after : (X, Y, Z) float array, in units of the image
+    given_mask, used_mask, wm_mask : (X, Y, Z) bool array
+    affine : (4, 4) array
+    seen : (X, Y, Z) float array
+        The image in which the lesions are to be seen, its sign turned where lesions are dark.
+    faint_below : float
+        Voxels of the given mask count as faint if `seen` is not so much more than in the white matter around.
+
+    Returns
+    -------
+    list of dict
+        `label`, `volume_mm3` (filled), `x_mm`, `y_mm`, `z_mm` (centre of mass, world), `mean_before`, `mean_after`,
+        `mean_surrounding` (white matter within three voxels), `mean_touching` and `mean_beyond` (white matter that
+        touches the lesion; and the next three voxels), `faint_percent`. Means of white matter are those of `before`;
+        NaN where there is none.
+    """
+    labels, _ = masks.label_lesions(given_mask & used_mask)
+    nearest = ndimage.distance_transform_edt(labels == 0, return_distances=False, return_indices=True)
+    labels = np.where(used_mask, labels[tuple(nearest)], 0)
+    voxel_mm3 = abs(np.linalg.det(affine[:3, :3]))
+    healthy = wm_mask & ~used_mask
+    rows = []
+    for number, box in enumerate(ndimage.find_objects(labels), start=1):
+        box = masks.widen(box, 4)
+        lesion = labels[box] == number
+        shells = [ndimage.binary_dilation(lesion, masks.FULL_CONNECTIVITY, iterations=n) for n in (1, 3, 4)]
+        touching, near, far = (shell & healthy[box] for shell in shells)
+        faint = seen[box] - mean_of(seen[box], near) < faint_below
+        centre = np.argwhere(lesion).mean(axis=0) + [s.start for s in box]
+        x, y, z = nib.affines.apply_affine(affine, centre)
+        rows.append(
+            {
+                'volume_mm3': lesion.sum() * voxel_mm3,
+                'x_mm': x,
+                'y_mm': y,
+                'z_mm': z,
+                'mean_before': before[box][lesion].mean(),
+                'mean_after': after[box][lesion].mean(),
+                'mean_surrounding': mean_of(before[box], near),
+                'mean_touching': mean_of(before[box], touching),
+                'mean_beyond': mean_of(before[box], far & ~touching),
+                'faint_percent': 100 * mean_of(faint, lesion & given_mask[box]) if near.any() else np.nan,
+            }
+        )
+    rows.sort(key=lambda row: -row['volume_mm3'])
+    return [
+        {'label': number} | {name: rounded(name, float(value)) for name, value in row.items()}
+        for number, row in enumerate(rows, start=1)
+    ]
+
+
+def rounded(name, value):
+    """A number for the table: to 0.001, but means, whose unit is that of the image, to seven digits."""
+    return float(f'{value:.7g}') if name.startswith('mean_') else round(value, 3)
+
+
+def mean_of(image, mask):
+    """Mean of an image in a mask; NaN if that is empty."""
+    return image[mask].mean() if mask.any() else np.nan
+
+
+def count_touching(new_mask, old_mask):
+    """How many new lesions touch an old one; (X, Y, Z) bool arrays."""
+    labels, _ = masks.label_lesions(new_mask)
+    touched = labels[ndimage.binary_dilation(old_mask, masks.FULL_CONNECTIVITY)]
+    return len(np.unique(touched[touched > 0]))

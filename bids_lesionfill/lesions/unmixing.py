@@ -1,0 +1,414 @@
+"""Partial volume of lesions: what of a voxel is fluid, what is lesion, and how to take the lesion out of it.
+
+A voxel is a mixture, ``v = f csf + (1 - f) (w + a c) + noise``: `f` is its share of fluid, `w` the white matter around,
+`a` the share of lesion in its tissue and `c` the lesion's contrast to white matter (partial volume as in Shattuck et
+al. 2001; three classes). Fluid stays, tissue that is mostly lesion (`a` above one half) is to be filled, and from
+the rim the lesion is subtracted, so that the image's own noise stays. Arrays are `(X, Y, Z)` on any one grid;
+distances in mm.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy import ndimage, optimize, special
+
+from ..images import masks
+
+FLUID_BELOW = 0.3  # of the way from fluid to white matter: darker is fluid. The darkest lesions lie at 0.4
+LEAST_FLUID_ML = 0.3  # outside the mask: ventricles and the space around the brain are larger, black holes smaller
+WALL_MM = 1.8  # how far from fluid a voxel may be partly fluid
+SIGMAS_MM = (0.8, 0.4)  # at which lesions are seen to depart from their usual profile: coarse to fine
+EDGES_MM = (1.0, 0.8)  # widths of the Gaussian of `soft_distance`: the first evens out ragged masks
+MARGIN_MM = 20  # around the lesions, of the box that is worked on
+REACH_MM = 4.0  # of rims; beyond, white matter is trusted
+# Shares of lesion from which on a voxel counts as lesion; as touched by it; and is not trusted when it is unmixed.
+REPLACED, TOUCHED, TRUSTED = 0.5, 0.02, 0.2
+
+
+class Unmixing(NamedTuple):
+    """Shares of fluid and lesion in every voxel, and the levels that belong to them; `(X, Y, Z)` float32 arrays."""
+
+    fluid: np.ndarray  # 0 to 1; 1 outside the brain
+    lesion: np.ndarray  # 0 to 1, of the tissue
+    white_matter: np.ndarray  # local level
+    contrast: np.ndarray  # local level of the lesion minus that of white matter
+    csf: float  # level of fluid
+
+    @property
+    def touched(self):
+        """Tissue that holds lesion, much or little: every voxel that changes; (X, Y, Z) bool array."""
+        return (self.lesion > TOUCHED) & (self.fluid < 1)
+
+    @property
+    def filled(self):
+        """Tissue of which too much is lesion to be trusted when that is taken out; (X, Y, Z) bool array."""
+        return (self.lesion > TRUSTED) & (self.fluid < 1)
+
+    @property
+    def replaced(self):
+        """Tissue that is mostly lesion; (X, Y, Z) bool array."""
+        return (self.lesion > REPLACED) & (self.fluid < 1)
+
+
+def unmix(image, lesion_mask, wm_mask, brain_mask, voxel_mm=(1, 1, 1), fluid=None, csf=None, evidence=None):
+    """Shares of fluid and lesion around a lesion mask.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float array, any units
+    lesion_mask, wm_mask, brain_mask : (X, Y, Z) bool array
+        Lesions as drawn; white matter outside of them, with their rims; the brain.
+    voxel_mm : sequence of 3 floats
+        Size of the voxels.
+    fluid : (X, Y, Z) float array, optional
+        Share of fluid, where another image shows it better (a T1w for a FLAIR); found in this one, a T1w, if not given.
+    csf : float, optional
+        Level of fluid in this image; needed with `fluid`.
+    evidence : (X, Y, Z) float array, optional
+        Share of lesion that another image shows (a FLAIR for a T1w): the rim lies where it says.
+
+    Returns
+    -------
+    Unmixing
+    """
+    image = np.asarray(image, dtype=np.float32)
+    core = None
+    if fluid is None:
+        csf, core = fluid_core(image, lesion_mask, brain_mask, wm_mask, voxel_mm)
+    # Only the box around the lesions is worked on.
+    margin = tuple(int(np.ceil(MARGIN_MM / size)) for size in voxel_mm)
+    low, high = np.argwhere(lesion_mask).min(axis=0), np.argwhere(lesion_mask).max(axis=0) + 1
+    box = tuple(slice(max(a - m, 0), b + m) for a, b, m in zip(low, high, margin))
+    arrays = (image, lesion_mask, wm_mask, brain_mask, fluid, evidence)
+    cut = [None if array is None else array[box] for array in arrays]
+    found = unmix_box(*cut, csf, None if core is None else core[box], voxel_mm)
+    whole = [np.zeros(image.shape, dtype=np.float32) for _ in range(4)]
+    whole[0][:] = (core | ~brain_mask) if fluid is None else fluid
+    for array, part in zip(whole, found):
+        array[box] = part
+    return Unmixing(*whole, csf)
+
+
+def unmix_box(image, lesion_mask, wm_mask, brain_mask, fluid, evidence, csf, core, voxel_mm):
+    """Fields of `Unmixing`, but for the level of fluid, in a box around the lesions; see `unmix` and `fluid_core`."""
+    distance = soft_distance(lesion_mask, voxel_mm, EDGES_MM[0])
+    far = wm_mask & (distance <= -REACH_MM)
+    white_matter = local_level(image, far if far.any() else wm_mask & ~lesion_mask, voxel_mm)
+    difference = image - white_matter
+    if core is not None:
+        # Without knowing the rim: the lesion as it is beyond the wall, its edge as soft as that of most.
+        beyond = lesion_mask & ~near(core, WALL_MM, voxel_mm)
+        guess = special.ndtr(distance / 0.8).astype(np.float32)
+        contrast = local_contrast(difference, guess, beyond if beyond.any() else lesion_mask, voxel_mm)
+        fluid = fluid_share(image, core, csf, white_matter + guess * contrast, brain_mask, voxel_mm)
+    lesion, contrast = lesion_share(difference, distance, wm_mask, lesion_mask, fluid, voxel_mm, evidence)
+    if evidence is None:  # again, from the edge that was found
+        lesion_mask = lesion_mask | ((lesion > REPLACED) & (fluid < REPLACED))
+        distance = soft_distance(lesion_mask, voxel_mm, EDGES_MM[1])
+        lesion, contrast = lesion_share(difference, distance, wm_mask, lesion_mask, fluid, voxel_mm)
+    if core is not None:
+        fluid = fluid_share(image, core, csf, white_matter + lesion * contrast, brain_mask, voxel_mm)
+    return fluid, lesion, white_matter, contrast
+
+
+def without_lesion(image, mix):
+    """An image from which the lesion is taken, ``v - (1 - f) a c``, so that its noise stays; (X, Y, Z) float array."""
+    return np.where(mix.touched, image - (1 - mix.fluid) * mix.lesion * mix.contrast, image)
+
+
+def tissue_alone(image, mix, reach_voxels=3):
+    """What a filler is to see: no rims, and white matter instead of fluid where fluid lies beside what is filled.
+
+    It would take the wall of a ventricle for a slope that goes on into the lesion.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float array
+    mix : Unmixing
+    reach_voxels : int
+        How far from what is filled.
+
+    Returns
+    -------
+    (X, Y, Z) float32 array
+    """
+    beside = ndimage.binary_dilation(mix.filled, masks.FULL_CONNECTIVITY, iterations=reach_voxels)
+    beside &= ~mix.filled & (mix.fluid > REPLACED) & (mix.white_matter != 0)
+    return np.where(beside, mix.white_matter, without_lesion(image, mix)).astype(np.float32)
+
+
+def blend(image, filled, mix):
+    """Filled tissue where most is lesion, the image without its lesion where little is, and both between.
+
+    Parameters
+    ----------
+    image, filled : (X, Y, Z) float array
+        With the lesion; filled, as if there were no fluid.
+    mix : Unmixing
+
+    Returns
+    -------
+    (X, Y, Z) float array, equal to `image` where nothing is touched
+    """
+    weight = np.where(mix.filled, np.clip(mix.lesion / (2 * TRUSTED), 0, 1), 0)
+    with_fluid = mix.fluid * mix.csf + (1 - mix.fluid) * filled
+    return np.where(mix.touched, weight * with_fluid + (1 - weight) * without_lesion(image, mix), image)
+
+
+def describe(mix, given_mask):
+    """What the sidecar says of an unmixing: numbers of voxels."""
+    return {
+        'LesionVoxelsReplaced': int(mix.replaced.sum()),
+        'LesionVoxelsUnmixed': int((mix.touched & ~mix.replaced).sum()),
+        'FluidVoxelsKept': int((given_mask & (mix.fluid > REPLACED)).sum()),
+    }
+
+
+def level_in_fluid(image, fluid, brain_mask):
+    """Level of fluid in an image whose share of fluid is known: the median of voxels that are all fluid; a float."""
+    whole = brain_mask & (fluid > 0.99)
+    inner = ndimage.binary_erosion(whole)
+    inner = inner if inner.any() else whole
+    return float(np.median(image[inner])) if inner.any() else 0.0
+
+
+def near(mask, reach_mm, voxel_mm):
+    """Voxels whose centre is at most so far from one of a mask; (X, Y, Z) bool array."""
+    if not mask.any():
+        return np.zeros_like(mask)
+    return ndimage.distance_transform_edt(~mask, sampling=voxel_mm) <= reach_mm
+
+
+def average(values, weights, sigma_mm, voxel_mm):
+    """Gaussian average of values with weights (normalised convolution), and the weight that it rests on."""
+    sigma = np.divide(sigma_mm, voxel_mm)
+    weight = ndimage.gaussian_filter(weights.astype(np.float32), sigma, truncate=3)
+    total = ndimage.gaussian_filter((weights * values).astype(np.float32), sigma, truncate=3)
+    return total / np.maximum(weight, 1e-6), weight
+
+
+def local_level(image, trusted, voxel_mm, sigmas_mm=(12, 6, 3)):
+    """Level of a tissue around every voxel, from where it is trusted: a Gaussian average, wider where little is near.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float array
+    trusted : (X, Y, Z) bool array
+    voxel_mm, sigmas_mm : sequences of floats
+
+    Returns
+    -------
+    (X, Y, Z) float32 array, defined everywhere
+
+    Raises
+    ------
+    ValueError
+        If nothing is trusted.
+    """
+    if not trusted.any():
+        raise ValueError('there is no white matter outside the lesions to compare them with')
+    level = np.full(image.shape, np.median(image[trusted]), dtype=np.float32)
+    for sigma_mm in sigmas_mm:
+        mean, weight = average(np.where(trusted, image, 0), trusted, sigma_mm, voxel_mm)
+        trust = np.clip(weight / 0.05, 0, 1)
+        level = trust * mean + (1 - trust) * level
+    return level
+
+
+def local_contrast(difference, share, trusted, voxel_mm, sigma_mm=3.0):
+    """Contrast of lesions around every voxel: least squares of ``difference = share * contrast`` in a Gaussian window.
+
+    Where no lesion is near, that of all lesions.
+
+    Parameters
+    ----------
+    difference : (X, Y, Z) float array
+        Image minus white matter.
+    share : (X, Y, Z) float array
+        Of lesion.
+    trusted : (X, Y, Z) bool array
+        Voxels that take part.
+    voxel_mm, sigma_mm : floats
+
+    Returns
+    -------
+    (X, Y, Z) float32 array
+    """
+    weight = share**2 * trusted
+    overall = float((weight * difference).sum() / max((weight * share).sum(), 1e-6))
+    ratio = np.divide(difference, share, out=np.zeros_like(difference), where=share > TOUCHED)
+    mean, found = average(ratio, weight, sigma_mm, voxel_mm)
+    trust = np.clip(found / 1e-3, 0, 1)
+    return (trust * mean + (1 - trust) * overall).astype(np.float32)
+
+
+def soft_distance(lesion_mask, voxel_mm, sigma_mm=EDGES_MM[0]):
+    """Signed distance to the edge of a mask that is ragged as raters' are; mm, above zero inside.
+
+    Every lesion is blurred and scaled so that its middle is inside; at a straight edge, the probit of a blurred mask is
+    the distance over the width of the blur.
+
+    Parameters
+    ----------
+    lesion_mask : (X, Y, Z) bool array
+    voxel_mm : sequence of 3 floats
+    sigma_mm : float
+
+    Returns
+    -------
+    (X, Y, Z) float32 array, from -5 to 5 times `sigma_mm`
+    """
+    sigma = np.divide(sigma_mm, voxel_mm)
+    share = np.zeros(lesion_mask.shape, dtype=np.float32)
+    labels, _ = masks.label_lesions(lesion_mask)
+    for number, bound in enumerate(ndimage.find_objects(labels), start=1):
+        box = masks.widen(bound, int(5 * sigma.max()) + 1)
+        blurred = ndimage.gaussian_filter((labels[box] == number).astype(np.float32), sigma, truncate=5)
+        share[box] += blurred / min(blurred.max(), 0.9) * 0.9
+    return (sigma_mm * special.ndtri(np.clip(share, 3e-7, 1 - 3e-7))).astype(np.float32)
+
+
+def fluid_core(image, lesion_mask, brain_mask, wm_mask, voxel_mm):
+    """Level of fluid, and the voxels that are fluid: dark, and one with fluid outside the lesion mask.
+
+    A black hole inside white matter is no fluid, as dark as it may be: nothing connects it to a ventricle or a sulcus.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float array, a T1w
+    lesion_mask, brain_mask, wm_mask : (X, Y, Z) bool array
+    voxel_mm : sequence of 3 floats
+
+    Returns
+    -------
+    csf : float
+    core : (X, Y, Z) bool array
+    """
+    white_matter = float(np.median(image[wm_mask & ~lesion_mask]))
+    relative = image / white_matter
+    outside = brain_mask & ~lesion_mask
+    csf = 0.3  # on most T1w images; then the middle of what is two mm inside fluid
+    for _ in range(3):
+        dark = outside & (relative < csf + FLUID_BELOW * (1 - csf))
+        deep = ndimage.distance_transform_edt(dark, sampling=voxel_mm) > 2
+        deep = deep if deep.any() else dark
+        csf = float(np.median(relative[deep])) if deep.any() else csf
+    dark = brain_mask & (relative < csf + FLUID_BELOW * (1 - csf))
+    labels, n_parts = ndimage.label(dark & ~lesion_mask)
+    volumes_ml = np.bincount(labels.flat, minlength=n_parts + 1) * np.prod(voxel_mm) / 1000
+    seeds = (volumes_ml >= LEAST_FLUID_ML)[labels] & (labels > 0)
+    core = ndimage.binary_propagation(seeds, mask=dark) if seeds.any() else seeds
+    return csf * white_matter, core
+
+
+def fluid_share(image, core, csf, tissue, brain_mask, voxel_mm):
+    """Share of fluid in every voxel: two classes, fluid and the tissue that is expected there, at the wall of fluid.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float array
+    core, brain_mask : (X, Y, Z) bool array
+    csf : float
+    tissue : (X, Y, Z) float array
+        What the voxel would be without fluid.
+    voxel_mm : sequence of 3 floats
+
+    Returns
+    -------
+    (X, Y, Z) float32 array: 1 in fluid and outside the brain, 0 away from fluid
+    """
+    share = np.clip((tissue - image) / np.maximum(tissue - csf, 1e-6), 0, 1)
+    body = ndimage.binary_propagation(core, mask=core | (share > 0.5) & near(core, WALL_MM, voxel_mm))
+    # A point spread function cannot carry fluid farther than this: what is darker there is lesion.
+    most = 1.5 * ndimage.gaussian_filter(body.astype(np.float32), np.divide(0.8, voxel_mm))
+    share = np.where(near(body, WALL_MM, voxel_mm), np.minimum(share, np.where(body, 1, most)), 0)
+    return np.where(core | ~brain_mask, 1, share).astype(np.float32)
+
+
+def by_depth(difference, tissue, away):
+    """Usual difference to white matter and its deviation, by depth below the surface of white matter.
+
+    At its surface white matter is partly grey matter: darker, and more so here than there. That is no lesion.
+
+    Parameters
+    ----------
+    difference : (X, Y, Z) float array
+    tissue, away : (X, Y, Z) bool array
+        White matter and lesions; white matter far from lesions, from which both are taken.
+
+    Returns
+    -------
+    usual, deviation : (X, Y, Z) float32 arrays
+        Median, and robust standard deviation; infinite where nothing is known.
+    """
+    depth = ndimage.distance_transform_cdt(np.pad(tissue, 1), 'chessboard')[1:-1, 1:-1, 1:-1].clip(max=3)
+    usual, deviation = np.zeros(4, dtype=np.float32), np.full(4, np.inf, dtype=np.float32)
+    for level in range(1, 4):
+        values = difference[away & (depth == level)]
+        if len(values) > 100:
+            usual[level] = np.median(values)
+            deviation[level] = 1.4826 * np.median(np.abs(values - usual[level]))
+    return usual[depth], deviation[depth]
+
+
+def lesion_share(difference, distance, wm_mask, lesion_mask, fluid, voxel_mm, evidence=None, sigmas_mm=SIGMAS_MM):
+    """Share of lesion in the tissue of every voxel, and the contrast of the lesion.
+
+    First the profile that the lesions of this image have on average, falling monotonously with the distance to the edge
+    of the mask (or with the share that another image shows): it says how far masks are off and how soft lesions end.
+    Then what this lesion departs from it, coarse and then fine, shrunk by as much as white matter far from lesions
+    departs from its own level (empirical Bayes): noise is not taken for lesion.
+
+    Parameters
+    ----------
+    difference : (X, Y, Z) float array
+        Image minus local white matter.
+    distance : (X, Y, Z) float array
+        See `soft_distance`, mm.
+    wm_mask, lesion_mask : (X, Y, Z) bool array
+    fluid : (X, Y, Z) float array
+        Share of fluid; voxels that have any take no part in the estimates.
+    voxel_mm : sequence of 3 floats
+    evidence : (X, Y, Z) float array, optional
+    sigmas_mm : sequence of floats
+        Of the smoothing.
+
+    Returns
+    -------
+    share, contrast : (X, Y, Z) float32 arrays
+    """
+    tissue = wm_mask | lesion_mask
+    seen = tissue & (fluid < 0.05)
+    band = distance > max(-REACH_MM, distance.min())
+    away = seen & ~band
+    difference = difference - np.where(lesion_mask, 0, by_depth(difference, tissue, away)[0])
+    coordinate = distance if evidence is None else 2 * REACH_MM * (evidence - 0.5)
+    bins = np.clip(np.rint((coordinate + REACH_MM) * 4), 0, 8 * REACH_MM).astype(int)
+    n_bins = bins.max() + 1
+    used = seen & band
+
+    def per_bin(values):
+        return np.bincount(bins[used], values[used], minlength=n_bins)
+
+    share = special.ndtr(distance / 0.8).astype(np.float32) if evidence is None else evidence
+    for _ in range(3):
+        contrast = local_contrast(difference, share, seen & lesion_mask, voxel_mm)
+        products, squares = per_bin(contrast * difference), per_bin(contrast**2)
+        known = squares > 0
+        profile = np.interp(np.arange(n_bins), np.flatnonzero(known), products[known] / squares[known])
+        profile = optimize.isotonic_regression(profile, weights=squares + 1e-3 * squares.max()).x
+        profile = np.clip((profile - profile[0]) / max(profile[-1] - profile[0], 1e-6), 0, 1)
+        share = np.where(band, profile[bins], 0).astype(np.float32)
+    inner = share * (distance > 0)  # a lesion that is pale in its middle is a lesion
+    for sigma_mm in sigmas_mm:
+        rest, _ = average(np.where(seen, difference - share * contrast, 0), seen, sigma_mm, voxel_mm)
+        noise = by_depth(rest, tissue, away)[1] ** 2
+        noise_share = np.divide(noise, contrast**2, out=np.full_like(rest, np.inf), where=contrast != 0)
+        spread = per_bin(contrast**2 * np.maximum(np.where(np.isfinite(noise), rest**2 - noise, 0), -noise))
+        spread = (np.maximum(spread, 0) / np.maximum(per_bin(contrast**4), 1e-12))[bins]  # variance of the share
+        gain = np.divide(spread, spread + noise_share, out=np.zeros_like(rest), where=spread > 0)
+        departure = np.divide(gain * rest, contrast, out=np.zeros_like(rest), where=contrast != 0)
+        share = np.clip(np.maximum(share + departure * band, inner), 0, 1).astype(np.float32)
+    # A wall is tissue that is partly fluid, one voxel thick; thicker is cortex.
+    tissue |= ndimage.binary_dilation(tissue) & (fluid > 0)
+    return np.where(band & tissue, share, 0).astype(np.float32), contrast

@@ -1,0 +1,1 @@
+"""Reader study: `python -m bids_lesionfill.readerstudy`."""

@@ -1,0 +1,1 @@
+"""Reports: pictures, pages, methods text, references."""

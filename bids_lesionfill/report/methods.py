@@ -1,0 +1,193 @@
+"""What a run did, for a paper: a paragraph of methods, and the works behind it. No files."""
+
+from ..diffusion import inpaint
+from ..thickness import registry
+
+# What a model starts from, in words: the base of its form, see `inpaint.Form`.
+BASES = {
+    'biharmonic': ', starting from biharmonic interpolation',
+    'membrane': ', starting from harmonic interpolation',
+    'local_white_matter': ', starting from the mean of the white matter around',
+    'lesion': ', starting from lesions of even contrast',
+}
+
+# Packages whose version is said, and the work that stands for them.
+SOFTWARE = {
+    'torch': 'Paszke et al., 2019',
+    'diffusers': 'von Platen et al., 2022',
+    'SimpleITK': 'Lowekamp et al., 2013',
+    'deepbet': 'Fisch et al., 2024',
+    'antspyx': 'Tustison et al., 2021',
+}
+# All of the app's own models saw the same people; their cards say how many.
+BUNDLED = ('fill-T1w', 'fill-FLAIR', 'synth-T1w', 'synth-FLAIR')
+TRAINED_ON = (
+    'OASIS-1 (Marcus et al., 2007; tissue labels by Neuromorphometrics, Inc.), of the Ljubljana database (Lesjak et '
+    'al., 2018) and of MSLesSeg (Guarnera et al., 2025)'
+)
+WITH_ANTS = ('pbt', 'ants', 'antspynet')  # engines of thickness that run antspyx
+
+# Tools whose lesion masks or tissue labels are read under names of their own, see `tool_outputs`.
+TOOLS = {
+    'FastSurfer': 'Henschel et al., 2020',
+    'FreeSurfer': 'Fischl, 2012',
+    'SynthSeg': 'Billot et al., 2023',
+    'DL+DiReCT': 'Rebsamen et al., 2020',
+    'SAMSEG': 'Cerri et al., 2021',
+    'LST-AI': 'Wiltgen et al., 2024',
+}
+
+
+def methods_text(options, plans, versions, tools=()):
+    """A paragraph to paste into a paper.
+
+    Parameters
+    ----------
+    options : cli.Options
+    plans : dict of modality -> plan of its model
+    versions : dict of package -> version, of `software_of`
+    tools : list of str
+        Of `TOOLS`: whose results lie beside the dataset.
+    """
+    words = synthesis_words if options.mode == 'synth' else filling_words
+    sentences = [*words(options, plans), *training_words(options, plans), *tissue_words(tools)]
+    return ' '.join(sentences) + registry.methods_text(options.thickness) + ' ' + software_words(options, versions)
+
+
+def filling_words(options, plans):
+    """How lesions were filled, in sentences."""
+    samples = [f'The mean of {options.n_samples} samples was filled in.'] if options.n_samples > 1 else []
+    kept = []
+    if options.lesion_labels:
+        kept.append(f'without the label{plural(options.lesion_labels)} {", ".join(map(str, options.lesion_labels))}')
+    if options.min_lesion_volume:
+        kept.append(f'smaller than {options.min_lesion_volume:g} mm3')
+    return [
+        f'Lesions of {" and ".join(options.modalities)} images were filled with bids_lesionfill {options.version}, '
+        f'a BIDS App (Gorgolewski et al., 2017), by a pseudo-3D {model_words(options, plans)}.',
+        *samples,
+        *([f'Lesions {" or ".join(kept)} were left as they were.'] if kept else []),
+        growth_words(options),
+    ]
+
+
+def growth_words(options):
+    """How far the mask grew, in a sentence."""
+    steps = []
+    if options.dilate:
+        steps.append(f'by {options.dilate} voxel{plural(options.dilate)} within white matter')
+    if options.rim_voxels:
+        looks = {'T1w': 'dark', 'FLAIR': 'bright'}
+        looks = ' or '.join(f'{looks[modality]} ({modality})' for modality in options.modalities)
+        more = 'more ' if steps else f'voxel{plural(options.rim_voxels)} '
+        steps.append(
+            f'by up to {options.rim_voxels} {more}where white matter was as {looks} as the rim of a lesion that the '
+            'mask missed'
+        )
+    if not steps:
+        return 'The lesion mask was not grown; voxels outside it were left as they were.'
+    return f'The lesion mask was grown {" and ".join(steps)}; voxels outside the grown mask were left as they were.'
+
+
+def synthesis_words(options, plans):
+    """How new lesions were painted, in sentences."""
+    if options.new_mask_file:
+        where = 'Their masks were given.'
+    elif options.mask_from:
+        where = (
+            f'Their masks are those of sub-{options.mask_from}, by deformable registration (SyN; Avants et al., 2008).'
+        )
+    else:
+        where = (
+            'Their masks were drawn: shapes and places of the lesions of 30 patients (Lesjak et al., 2018), deformed, '
+            'in white matter and apart from old lesions.'
+        )
+    quantile = 'a random quantile' if options.lesion_intensity == 'auto' else f'quantile {options.lesion_intensity:g}'
+    return [
+        f'New lesions were painted into {" and ".join(options.modalities)} images with bids_lesionfill '
+        f'{options.version}, a BIDS App (Gorgolewski et al., 2017), by a pseudo-3D {model_words(options, plans)}.',
+        where,
+        f'Their contrast was {quantile} of that of real lesions of the same size.',
+        halo_words(options),
+    ]
+
+
+def halo_words(options):
+    """How new lesions end, in a sentence."""
+    if options.lesion_halo == 0:
+        return 'Voxels outside the new lesions were left as they were.'
+    share = 'as much of their contrast as around the real lesions'
+    if options.lesion_halo != 'auto':
+        share = f'{100 * options.lesion_halo:g} % of their contrast'
+    return f'Outside the new lesions {share} was left in the nearest mm of white matter, fading out within 4 mm.'
+
+
+def model_words(options, plans):
+    """The models of a run, what they start from, and how they were trained and sampled."""
+    names = '; '.join(f'{options.model_of(modality)}{base_words(plan)}' for modality, plan in plans.items())
+    repaint = any(is_unconditional(plan) for plan in plans.values())
+    trained = (
+        ' trained by v-prediction (Salimans and Ho, 2022) and'
+        if all(plan.get('prediction_type') == 'v_prediction' for plan in plans.values())
+        else ''
+    )
+    sampled = 'RePaint (Lugmayr et al., 2022)' if repaint else 'DDIM (Song et al., 2021)'
+    asked, n_samples = options.num_inference_steps, options.n_samples
+    of_plans = {plan.get('num_inference_steps', 1) for plan in plans.values()}
+    steps = sorted({inpaint.choose_steps(asked, of_plan, n_samples) for of_plan in of_plans})
+    kind = 'diffusion model' if repaint else 'conditional diffusion model'
+    counted = ' or '.join(map(str, steps))
+    return f'{kind} (Uhr, 2024; {names}),{trained} sampled by {sampled} in {counted} step{plural(steps[-1])}'
+
+
+def training_words(options, plans):
+    """On whose images the app's own models were trained, in a sentence; none for other models."""
+    bundled = [name for modality in plans if (name := options.model_of(modality)) in BUNDLED]
+    named = f'model{plural(bundled)} {" and ".join(bundled)}'
+    return [f'The {named} had been trained on images of {TRAINED_ON}.'] if bundled else []
+
+
+def is_unconditional(plan):
+    """True if a model knows no mask."""
+    return plan.get('form', {}).get('kind') == 'unconditional'
+
+
+def base_words(plan):
+    """What a model starts from."""
+    form = plan.get('form', {})
+    return BASES.get(form.get('base', 'biharmonic'), '') if form.get('kind') == 'residual' else ''
+
+
+def plural(number_or_items):
+    """The ending of a word for several things."""
+    number = number_or_items if isinstance(number_or_items, int) else len(number_or_items)
+    return '' if number == 1 else 's'
+
+
+def tissue_words(tools):
+    """Where brain and white matter come from, in sentences."""
+    sentences = []
+    if tools:
+        named = ' and '.join(f'{tool} ({TOOLS[tool]})' for tool in tools)
+        sentences.append(f'Lesion masks and tissue labels by {named} were used where they were there.')
+    return [
+        *sentences,
+        'Brain masks were made with deepbet (Fisch et al., 2024) where none was given and images were not '
+        'skull-stripped.',
+        'Where no segmentation by another tool was given, white matter was found on the T1w by a mixture of three '
+        'normal distributions after N4 bias correction (Tustison et al., 2010).',
+        'Where the headers of a T1w and a FLAIR did not agree, the FLAIR was registered rigidly by mutual '
+        'information (Mattes et al., 2003).',
+    ]
+
+
+def software_of(options):
+    """Packages whose version belongs into a paper."""
+    with_ants = bool(options.mask_from) or any(engine in WITH_ANTS for engine in options.thickness)
+    return [name for name in SOFTWARE if name != 'antspyx' or with_ants]
+
+
+def software_words(options, versions):
+    """The packages in a sentence."""
+    named = [f'{name} {versions[name]} ({SOFTWARE[name]})' for name in software_of(options) if name in versions]
+    return f'Software: {", ".join(named)}.'

@@ -1,0 +1,152 @@
+"""Report of a participant as one HTML page."""
+
+import base64
+import json
+import re
+from numbers import Real
+from pathlib import Path
+
+import jinja2
+import markupsafe
+import numpy as np
+
+from ..layout import files
+
+OUTLINE_COLOUR = '#ffa000'  # orange on grey: seen in protan, deutan and tritan colour blindness
+TEMPLATE = 'report.html.jinja'
+
+STATUS_LOOKS = {'filled': 'good', 'synthesized': 'good', 'failed': 'bad'}
+COLUMN_TITLES = {
+    **{'label': 'Lesion', 'x_mm': 'x', 'y_mm': 'y', 'z_mm': 'z', 'mean_surrounding': 'Mean of surroundings'},
+    **{'mean_touching': 'Mean next to it', 'mean_beyond': 'Mean beyond'},
+}
+UNITS = {'_mm3': 'mm³', '_mm': 'mm', '_ml': 'ml', '_percent': '%', '_voxels': 'voxels', '_voxel': 'voxel', '_s': 's'}
+
+
+def write_participant(path, participant):
+    """Write a participant's page, one self-contained HTML file; it is whole or absent.
+
+    Parameters
+    ----------
+    path : path
+    participant : dict
+        `label`, `version`, `command`, `status`, `message`, `methods`, and `images`: a list of dicts with `name`,
+        `status` and any of `output`, `message`, `warnings`, `checks` (list of verdict.Check), `figures`, `lesions`,
+        `summary`, `provenance`.
+    """
+    html = page_template().render(participant=participant, outline_colour=OUTLINE_COLOUR)
+    files.write_bytes(path, html.encode())
+
+
+def page_template():
+    """The page; every value that is put into it is escaped."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(
+        data_uri=data_uri,
+        look=status_look,
+        readable=readable,
+        as_json=as_json,
+        lesion_table=lesion_table,
+        linked=linked,
+    )
+    return environment.get_template(TEMPLATE)
+
+
+def data_uri(png):
+    """A picture as an address that holds its own bytes."""
+    return f'data:image/png;base64,{base64.b64encode(png).decode("ascii")}'
+
+
+def linked(sentence, number, figures):
+    """A sentence whose lesions are links: to their picture in the page's image `number`, or their row of the table."""
+    pictured = {figure['name'] for figure in figures or ()}
+
+    def link(match):
+        label = match[0]
+        place = f'lesion-{label}' if f'lesion-{label}' in pictured else f'row-{label}'
+        return f'<a href="#image-{number}-{place}">{label}</a>'
+
+    def links(match):
+        return match[1] + re.sub(r'\d+', link, match[2])
+
+    # Safe: what is put in is escaped first, and only numbers become links.
+    escaped = str(markupsafe.escape(sentence))
+    return markupsafe.Markup(re.sub(r'\b(Lesions? )(\d+(?:, \d+)*)', links, escaped))  # noqa: S704
+
+
+def status_look(status):
+    """Which of the badges `good`, `bad` and `neutral` a status wears."""
+    return STATUS_LOOKS.get(status, 'neutral')
+
+
+def as_json(value):
+    """Indented JSON; what JSON does not know (paths, numpy numbers) becomes text."""
+    return json.dumps(value, indent=2, ensure_ascii=False, default=str)
+
+
+def readable(value):
+    """One value of a summary as text: no more digits than a reader wants, `n/a` for what is unknown."""
+    if isinstance(value, (bool, np.bool_)):
+        return 'yes' if value else 'no'
+    if is_number(value):
+        return number_text(value, decimals_for([value]))
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return ', '.join(readable(item) for item in value)
+    return 'n/a' if value is None or isinstance(value, Real) else str(value)
+
+
+def is_number(value):
+    """True for a finite int or float, of Python or numpy."""
+    return isinstance(value, Real) and not isinstance(value, (bool, np.bool_)) and bool(np.isfinite(value))
+
+
+def decimals_for(numbers):
+    """Decimals to show: none for whole and large numbers, more the smaller the largest of them is."""
+    if all(number == round(number) for number in numbers):
+        return 0
+    largest = max(abs(number) for number in numbers)
+    return next((decimals for bound, decimals in ((200, 0), (10, 1), (1, 2), (0.01, 4)) if largest >= bound), 6)
+
+
+def number_text(number, decimals):
+    """A number with fixed decimals; never `-0.0`."""
+    return f'{round(float(number), decimals) + 0.0:.{decimals}f}' if decimals else str(round(number))
+
+
+def lesion_table(lesions):
+    """Rows of lesions as a table to print: whatever keys there are, in the order in which they appear.
+
+    Returns
+    -------
+    dict
+        `titles`: list of str; `rows`: one list per lesion of cells (`text`, `value`), where `value` is what the
+        table is sorted by: the number, or '' if it is unknown, or the text.
+    """
+    keys = list(dict.fromkeys(key for lesion in lesions for key in lesion))
+    columns = [lesion_cells([lesion.get(key) for lesion in lesions]) for key in keys]
+    return {'titles': [column_title(key) for key in keys], 'rows': list(zip(*columns, strict=True))}
+
+
+def lesion_cells(values):
+    """Cells of one column, with one number of decimals for all."""
+    numbers = [value for value in values if is_number(value)]
+    decimals = decimals_for(numbers) if numbers else 0
+    return [
+        (number_text(value, decimals), float(value)) if is_number(value) else text_cell(readable(value))
+        for value in values
+    ]
+
+
+def text_cell(text):
+    """A cell without a number; an unknown value has no place in the order."""
+    return text, '' if text == 'n/a' else text
+
+
+def column_title(key):
+    """`mean_before` is 'Mean before', `volume_mm3` is 'Volume (mm³)'."""
+    suffix = next((suffix for suffix in UNITS if key.endswith(suffix)), '')
+    words = key.removesuffix(suffix).replace('_', ' ')
+    title = COLUMN_TITLES.get(key, words[:1].upper() + words[1:])
+    title = 'SD' + title[2:] if title.startswith('Sd ') else title
+    return f'{title} ({UNITS[suffix]})' if suffix else title

@@ -1,0 +1,73 @@
+"""Interface of a thickness engine, and what engines take and return."""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from . import tables
+
+
+class Availability(NamedTuple):
+    """Whether an engine can be used here."""
+
+    ok: bool
+    version: str = ''
+    reason: str = ''  # what it lacks
+    how_to_get: str = ''  # one sentence
+
+
+class EngineUnavailable(RuntimeError):
+    """An engine that was asked for cannot be used here; the message is one sentence that says how to get it."""
+
+
+def no_progress(name, unit):
+    """Return a context that reports nothing; see `Settings.progress`."""
+    return contextlib.nullcontext()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What engines need to know of a run."""
+
+    derivatives: dict = field(default_factory=dict)  # name -> Path: where results of other tools may lie
+    allow_download: bool = False
+    work_dir: Path | None = None  # for files of other programs; a temporary folder if not given
+    progress: Callable = no_progress  # (name, unit) -> context manager of a callable (n_done, n_all), or of None
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One image to measure."""
+
+    t1w_img: Any  # nibabel image
+    t1w_file: Path  # the same image
+    name: str  # sub-01_ses-1_run-2: what its files begin with
+    desc: str  # 'original' or 'filled'
+    visit: str = ''  # sub-01_ses-1, if this is the only T1w of the visit: what other tools may call it
+    brain_mask_img: Any = None
+    seed: int = 0  # a rerun of the same image has another
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What an engine found on one image."""
+
+    table: tables.ThicknessTable
+    tissue_seg_img: Any = None  # 1 CSF, 2 grey, 3 white matter on the image's grid, if the engine makes one
+    info: dict = field(default_factory=dict)  # parameters and sources, for the sidecar
+
+
+class Engine(Protocol):
+    """What every engine is."""
+
+    name: str
+    has_noise: bool  # a rerun of the same image is cheap enough to measure the noise floor
+    reads_results: bool  # results of another tool are read: that is cheap, and done anew every time
+
+    def __init__(self, settings: Settings): ...
+
+    def check(self) -> Availability: ...
+
+    def run(self, scan: Scan) -> Measurement: ...

@@ -1,0 +1,1 @@
+"""Thickness engines, one module each."""

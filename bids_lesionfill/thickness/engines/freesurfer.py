@@ -1,0 +1,170 @@
+"""Engines `freesurfer` and `fastsurfer`: read `aparc.stats`, or run `recon-all` by nipype where it is installed.
+
+Two folders of subjects are given with `--derivatives`, one for the original and one for the filled images
+(`--derivatives original=... filled=...`, or folders with these words in their names), or one with `sub-01` and
+`sub-01_desc-filled` in it. A subject is FastSurfer's if its segmentation is; one with statistics alone can be either's.
+"""
+
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import math
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from ... import text_files
+from ..engine import Availability, Measurement
+from ..registry import RESULTS
+from ..tables import HEMISPHERES, REGION_NAMES, table_of
+from . import tools
+
+STATS = 'stats/{hemisphere}.aparc.stats'
+OF_FASTSURFER, OF_BOTH = 'mri/aparc.DKTatlas+aseg.deep*.mgz', 'mri/aseg.mgz'
+
+
+def read_stats(lines):
+    """Thickness in an `aparc.stats` file of FreeSurfer.
+
+    Parameters
+    ----------
+    lines : sequence of str
+
+    Returns
+    -------
+    regions : dict of region name -> (mm, vertices)
+    mean_mm : float
+        Of the hemisphere.
+
+    Raises
+    ------
+    ValueError
+        If it holds no thickness, or regions of another atlas.
+    """
+    mean_mm, regions = math.nan, {}
+    columns = ['StructName', 'NumVert', 'SurfArea', 'GrayVol', 'ThickAvg']
+    for line in lines:
+        if line.startswith('# Measure Cortex, MeanThickness,'):
+            mean_mm = float(line.split(',')[3])
+        elif line.startswith('# ColHeaders'):
+            columns = line.split()[2:]
+        elif line.strip() and not line.startswith('#'):
+            row = dict(zip(columns, line.split()))
+            regions[row['StructName']] = (float(row['ThickAvg']), int(row['NumVert']))
+    unknown = sorted(set(regions) - set(REGION_NAMES))
+    if not regions or math.isnan(mean_mm) or unknown:
+        raise ValueError(f'{len(regions)} regions, unknown {unknown}, mean {mean_mm}; expected the aparc atlas')
+    return regions, mean_mm
+
+
+class FreeSurfer:
+    """Reads `stats/?h.aparc.stats`; runs `recon-all` (hours an image) where they are missing and it is installed."""
+
+    name = 'freesurfer'
+    has_noise = False
+    program = 'recon-all'
+
+    def __init__(self, settings):
+        self.derivatives = settings.derivatives
+        self.work_dir = settings.work_dir
+
+    @functools.cached_property
+    def roots(self):
+        """Folders among the derivatives that hold subjects with stats of this tool: dict of name -> path."""
+        return {
+            name: Path(path)
+            for name, path in self.derivatives.items()
+            if any(self.is_ours(file.parents[1]) for file in Path(path).glob(f'*/{RESULTS[self.name]}'))
+        }
+
+    def is_ours(self, subject_dir):
+        """False if a subject was done by the other of the two tools."""
+        return maker_of(subject_dir) in (None, self.name)
+
+    @property
+    def reads_results(self):
+        """True if there are stats to read."""
+        return bool(self.roots)
+
+    def can_run(self):
+        """True if the program, its licence and nipype are here."""
+        home = os.environ.get('FREESURFER_HOME', '/nowhere')
+        licence = os.environ.get('FS_LICENSE', f'{home}/license.txt')
+        installed = importlib.util.find_spec('nipype') and shutil.which(self.program)
+        return bool(installed) and Path(licence).is_file()
+
+    def check(self):
+        """Whether there are stats to read, or the program with its licence."""
+        if self.roots:
+            return Availability(True, 'stats in ' + ', '.join(root.name for root in self.roots.values()))
+        if self.can_run():
+            return Availability(True, f'{self.program} by nipype')
+        return Availability(
+            False,
+            '',
+            f'no folder of subjects with stats/lh.aparc.stats, and no {self.program} with a licence',
+            f'run {self.name} on the original and on the filled T1w and give both folders of subjects with '
+            '--derivatives original=PATH filled=PATH',
+        )
+
+    def run(self, scan):
+        """Measure a T1w image, or read what was measured on it."""
+        try:
+            files = [
+                tools.find_results(self.roots, scan, STATS.format(hemisphere=hemisphere), self.is_ours)
+                for hemisphere in HEMISPHERES
+            ]
+        except FileNotFoundError:
+            if not self.can_run():
+                raise
+            return self.run_program(scan)
+        return read_both(files)
+
+    def run_program(self, scan):
+        """Run `recon-all -all` by nipype's interface, in the work folder or in one that is removed; `Measurement`."""
+        with contextlib.ExitStack() as stack:
+            folder = self.work_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix=self.name))
+            subjects_dir = Path(folder).resolve() / self.name
+            subjects_dir.mkdir(parents=True, exist_ok=True)
+            # By its bytes: in a subject that is there recon-all goes on, with the image that it was begun with.
+            digest = hashlib.sha256(scan.t1w_file.read_bytes()).hexdigest()[:12]
+            subject = f'{scan.name}_desc-{scan.desc}_{digest}'
+            tools.nipype_interface('freesurfer', 'ReconAll')(
+                subject_id=subject,
+                subjects_dir=str(subjects_dir),
+                T1_files=[str(scan.t1w_file)],
+                directive='all',
+                openmp=1,
+            ).run()
+            return read_both([subjects_dir / subject / STATS.format(hemisphere=side) for side in HEMISPHERES])
+
+
+def read_both(files):
+    """A measurement from the stats files of both hemispheres."""
+    regions, means = {}, {}
+    for hemisphere, file in zip(HEMISPHERES, files):
+        try:
+            found, means[hemisphere] = read_stats(text_files.read_text(file).splitlines())
+        except ValueError as error:
+            raise ValueError(f'{file}: {error}; FastSurfer needs --fsaparc for it') from None
+        regions |= {f'{hemisphere}_{name}': value for name, value in found.items()}
+    return Measurement(table_of(regions, means), None, {'Read': [file.name for file in files]})
+
+
+def maker_of(subject_dir):
+    """`fastsurfer` or `freesurfer`, by the segmentation in a subject's folder; None if there is none."""
+    if any(subject_dir.glob(OF_FASTSURFER)):
+        return 'fastsurfer'
+    return 'freesurfer' if (subject_dir / OF_BOTH).is_file() else None
+
+
+class FastSurfer(FreeSurfer):
+    """Reads `stats/?h.aparc.stats`, which FastSurfer writes with `--fsaparc`; it is not run."""
+
+    name = 'fastsurfer'
+    program = 'run_fastsurfer.sh'
+
+    def can_run(self):
+        return False

@@ -1,0 +1,55 @@
+"""What engines that call other programs share: nipype without a network, and results in folders of derivatives."""
+
+import importlib
+import os
+from pathlib import Path
+
+from ..registry import desc_in
+
+
+def nipype_interface(module, name):
+    """An interface class of nipype; it would ask for its newest version over the network, which is forbidden here."""
+    os.environ['NO_ET'] = '1'
+    return getattr(importlib.import_module(f'nipype.interfaces.{module}'), name)
+
+
+def find_results(roots, scan, filename, is_ours=lambda folder: True):
+    """A file of another tool's results on one image.
+
+    Parameters
+    ----------
+    roots : dict of name -> path
+        Folders of the tool, each with a folder per image, under the names that `--derivatives` gave them.
+    scan : Scan
+        Its folder is `sub-01_desc-filled` in any root or, in a root of which the given name or else the name on disk
+        says `original` or `filled`, `sub-01`. What a root without such a word calls `sub-01` is the original.
+    filename : str
+        Below that folder.
+    is_ours : callable
+        Whether a folder is one of the tool at all.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    FileNotFoundError
+        It says where it looked.
+    ValueError
+        If several are there.
+    """
+    names = dict.fromkeys(filter(None, [scan.name, scan.visit]))
+    folders = [Path(root) / f'{name}_desc-{scan.desc}' for root in roots.values() for name in names]
+    # A tool that was run on the raw dataset knows nothing of desc.
+    descs = {given: desc_in(given, Path(root).name) or 'original' for given, root in roots.items()}
+    folders += [Path(root) / name for given, root in roots.items() if descs[given] == scan.desc for name in names]
+    found = [folder / filename for folder in folders if (folder / filename).is_file() and is_ours(folder)]
+    if len(found) > 1:
+        raise ValueError(
+            f'{len(found)} files for {scan.name} ({scan.desc}): {", ".join(map(str, found))}; expected one'
+        )
+    if not found:
+        looked = ', '.join(str(folder / filename) for folder in folders) or 'no folder: give one with --derivatives'
+        raise FileNotFoundError(f'{filename} of {scan.name} ({scan.desc}) is not there; looked at {looked}')
+    return found[0]

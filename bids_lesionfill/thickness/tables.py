@@ -1,0 +1,86 @@
+"""Thickness of regions and hemispheres: names, and the rows of a table."""
+
+import math
+from dataclasses import dataclass
+
+REGION_NAMES = (
+    *('bankssts', 'caudalanteriorcingulate', 'caudalmiddlefrontal', 'cuneus', 'entorhinal', 'fusiform'),
+    *('inferiorparietal', 'inferiortemporal', 'isthmuscingulate', 'lateraloccipital', 'lateralorbitofrontal'),
+    *('lingual', 'medialorbitofrontal', 'middletemporal', 'parahippocampal', 'paracentral', 'parsopercularis'),
+    *('parsorbitalis', 'parstriangularis', 'pericalcarine', 'postcentral', 'posteriorcingulate', 'precentral'),
+    *('precuneus', 'rostralanteriorcingulate', 'rostralmiddlefrontal', 'superiorfrontal', 'superiorparietal'),
+    *('superiortemporal', 'supramarginal', 'frontalpole', 'temporalpole', 'transversetemporal', 'insula'),
+)
+HEMISPHERES = ('lh', 'rh')
+REGIONS = tuple(f'{hemisphere}_{name}' for hemisphere in HEMISPHERES for name in REGION_NAMES)  # Desikan-Killiany, 68
+
+
+@dataclass(frozen=True)
+class ThicknessTable:
+    """Mean thickness of 68 regions and two hemispheres, in mm; NaN where it is not known."""
+
+    thickness_mm: dict  # of REGIONS, in that order
+    n_voxels: dict  # of REGIONS: voxels (vertices, for surfaces) that were averaged; 0 where it is not known
+    hemisphere_mm: dict  # of HEMISPHERES
+
+    def __post_init__(self):
+        if tuple(self.thickness_mm) != REGIONS or tuple(self.n_voxels) != REGIONS:
+            raise ValueError(f'a table of {len(self.thickness_mm)} regions, expected the {len(REGIONS)} of REGIONS')
+        if tuple(self.hemisphere_mm) != HEMISPHERES:
+            raise ValueError(f'hemispheres {list(self.hemisphere_mm)}, expected {list(HEMISPHERES)}')
+
+    @property
+    def global_mm(self):
+        """Mean of both hemispheres (thesis 3.5); NaN if one is not known."""
+        return sum(self.hemisphere_mm.values()) / 2
+
+
+def table_of(regions, hemispheres):
+    """A table from what an engine knows.
+
+    Parameters
+    ----------
+    regions : dict of region -> (mm, voxels)
+        Those that are missing become NaN and 0.
+    hemispheres : dict of hemisphere -> mm
+    """
+    known = {name: regions.get(name, (math.nan, 0)) for name in REGIONS}
+    return ThicknessTable(
+        {name: float(mm) for name, (mm, _) in known.items()},
+        {name: int(n) for name, (_, n) in known.items()},
+        {name: float(hemispheres.get(name, math.nan)) for name in HEMISPHERES},
+    )
+
+
+HEMISPHERE_MEAN = 'MeanThickness'
+NAMES = (*(f'{hemisphere}_{HEMISPHERE_MEAN}' for hemisphere in HEMISPHERES), *REGIONS)
+
+
+def table_rows(table, engine):
+    """A table as rows of the file: 68 regions and two hemispheres."""
+    numbers = [1001, 1002, 1003, *range(1005, 1036)]  # of FreeSurfer, which counts the corpus callosum as 1004
+    rows = []
+    for hemisphere, side, offset in (('lh', 'L', 0), ('rh', 'R', 1000)):
+        for number, name in zip(numbers, REGION_NAMES):
+            region = f'{hemisphere}_{name}'
+            rows.append(
+                {
+                    'engine': engine,
+                    'index': number + offset,
+                    'name': region,
+                    'hemisphere': side,
+                    'thickness_mm': round(table.thickness_mm[region], 6),
+                    'n_voxels': table.n_voxels[region],
+                }
+            )
+        rows.append(
+            {
+                'engine': engine,
+                'index': None,
+                'name': f'{hemisphere}_{HEMISPHERE_MEAN}',
+                'hemisphere': side,
+                'thickness_mm': round(table.hemisphere_mm[hemisphere], 6),
+                'n_voxels': sum(n for name, n in table.n_voxels.items() if name.startswith(hemisphere)),
+            }
+        )
+    return rows

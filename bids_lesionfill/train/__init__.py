@@ -1,0 +1,1 @@
+"""Training of the models: `python -m bids_lesionfill.train`."""

@@ -1,0 +1,125 @@
+"""Brains that a model is trained on: healthy ones, patients with lesions, normal-appearing tissue."""
+
+from typing import NamedTuple
+
+import nibabel as nib
+import numpy as np
+
+from ..diffusion import inpaint
+from ..images import anatomy, grid, masks, tissues
+from ..lesions import contrasts as lesions_contrasts
+from . import randomisation
+
+
+class Brain(NamedTuple):
+    """A normalised brain to train on, RAS, 1 mm, cropped: `(X, Y, Z)` arrays."""
+
+    image: np.ndarray
+    wm_mask: np.ndarray
+    lesion_mask: np.ndarray = None  # of a patient: what synthesis learns
+    filled: np.ndarray = None  # the patient's image without lesions
+    tissue_seg: np.ndarray = None  # to draw confluent lesions and other contrasts
+    levels: randomisation.Levels = None  # of a T1w whose contrast may be remapped
+
+
+def read_tissues(t1w_file, dseg_file):
+    """A normalised T1w and its tissue segmentation on the working grid: (X, Y, Z) float32 and uint8 arrays."""
+    t1w_img, dseg_img = grid.conform(nib.load(t1w_file)), nib.load(dseg_file)
+    tissue_seg = np.zeros(t1w_img.shape, dtype=np.uint8)
+    for label in (tissues.CSF, tissues.GREY_MATTER, tissues.WHITE_MATTER):
+        tissue_seg[grid.conform_mask(dseg_img, t1w_img, label=label)] = label
+    t1w = t1w_img.get_fdata(dtype=np.float32)
+    scaling = grid.white_matter_scaling(t1w, tissue_seg == tissues.WHITE_MATTER)
+    return scaling.apply(t1w), tissue_seg
+
+
+def read_healthy_brains(images):
+    """Load healthy brains: a list of Brain.
+
+    Parameters
+    ----------
+    images : list of (T1w file, tissue segmentation file), with 3 = white matter
+    """
+    brains = []
+    for t1w_file, dseg_file in images:
+        image, tissue_seg = read_tissues(t1w_file, dseg_file)
+        wm_mask = tissue_seg == tissues.WHITE_MATTER
+        brains.append(Brain(*crop_to(wm_mask, image, wm_mask)))
+    return brains
+
+
+def read_patient(image_file, t1w_file, mask_file):
+    """Load and normalise a patient's image (T1w or FLAIR); see `normalise_patient`."""
+    t1w_img = grid.conform(nib.load(t1w_file))
+    lesion_mask = grid.conform_mask(nib.load(mask_file), t1w_img)
+    return anatomy.normalise_patient(nib.load(image_file), t1w_img, lesion_mask)[0]
+
+
+def read_patients(images, filler):
+    """Load patients' images with their lesions, and without, to learn synthesis from: a list of Brain.
+
+    Parameters
+    ----------
+    images : list of (image file, T1w file, lesion mask file), see `read_patient`
+    filler : weights.Model
+        Fills the lesions, after their masks grew by a voxel and into their rims.
+    """
+    brains = []
+    for files in images:
+        patient = read_patient(*files)
+        if patient.lesion_mask.any():  # else there is nothing to learn from
+            box = patient.wm_mask | patient.lesion_mask
+            filled = without_lesions(patient, filler)
+            brains.append(Brain(*crop_to(box, patient.image, patient.wm_mask, patient.lesion_mask, filled)))
+    return brains
+
+
+def without_lesions(patient, filler):
+    """A patient's image with lesions and their rims filled by a model; (X, Y, Z) float array."""
+    hole = masks.dilate_within(patient.lesion_mask, patient.wm_mask, 1)
+    hole = lesions_contrasts.grow_to_rim(
+        patient.image, hole, patient.wm_mask, bright_lesions=filler.modality == 'FLAIR'
+    )
+    filled = patient.image.copy()
+    steps = filler.plan['num_inference_steps']
+    filled[hole] = inpaint.fill_volume(patient.image, hole, patient.wm_mask & ~hole, filler, steps, [0])[0]
+    return filled
+
+
+def lesion_contrasts(brains, min_voxels=3):
+    """Volumes (mm3) and contrasts (see `inpaint.contrast_of`) of all lesions of patients: (n,) arrays."""
+    measured = [lesions_contrasts.contrast_of(brain.image, brain.lesion_mask, brain.wm_mask)[1:] for brain in brains]
+    volumes, contrasts = (np.concatenate(values) for values in zip(*measured))
+    return volumes[volumes >= min_voxels], contrasts[volumes >= min_voxels]
+
+
+def read_normal_appearing(images):
+    """Load patients' normal-appearing white matter, to learn filling from: a list of Brain.
+
+    Lesions are never drawn into real lesions or the rim around them, so that they are in no mask and in no loss.
+
+    Parameters
+    ----------
+    images : list of (image file, T1w file, lesion mask file), see `read_patient`
+    """
+    brains = []
+    for files in images:
+        patient = read_patient(*files)
+        wm_mask = anatomy.normal_appearing(patient) == tissues.WHITE_MATTER
+        brains.append(Brain(*crop_to(wm_mask, patient.image, wm_mask)))
+    return brains
+
+
+def crop_to(mask, *arrays, margin_voxels=12):
+    """Arrays cut to the bounding box of a mask and a margin."""
+    box = masks.bounding_box(mask, margin_voxels)
+    return [array[box] for array in arrays]
+
+
+def read_lesion_shapes(mask_files, min_voxels=8):
+    """Connected lesions of real masks, cropped; see `masks.split_lesions`."""
+    shapes = []
+    for mask_file in mask_files:
+        mask_img = grid.conform(nib.load(mask_file), order=0)
+        shapes += masks.split_lesions(np.asarray(mask_img.dataobj) > 0, min_voxels)
+    return shapes
