@@ -13,6 +13,7 @@ run of the app does them all: that a row is done says that those before it did n
 
 import contextlib
 import gzip
+import json
 import os
 import resource
 import shutil
@@ -23,14 +24,15 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from bids_examples import mask_path, t1w_path, write_bids
+from bids_examples import find, flair_path, mask_path, t1w_path, write_bids
 from conftest import PHANTOM_AFFINE, build_phantom
 from nibabel.affines import from_matvec
 from scipy import ndimage
 
 from bids_lesionfill import text_files
-from bids_lesionfill.app import cli, exit_codes, single_file
+from bids_lesionfill.app import cli, exit_codes, loading, single_file
 from bids_lesionfill.images import grid as images_grid
+from bids_lesionfill.images import registration
 from bids_lesionfill.layout import derivatives, indexing, pairing
 from bids_lesionfill.report import participant as report_participant
 
@@ -498,3 +500,114 @@ def test_an_image_or_mask_that_is_there_twice_fails_in_one_sentence(tmp_path, mo
     bids_layout = indexing.open_layout(root)
     (image,) = pairing.find_inputs(bids_layout, {}, 'T1w', ['01'], needs_mask=False)['01']  # for synthesis
     assert 'are two files of one name' in image.problem
+
+
+# Masks and images that belong together (pairing alone: the images hold nothing)
+
+
+def masks_found(root, paths, img, **options):
+    """The mask of each T1w of a dataset of these files: dict of name of the image -> name of the mask, or problem."""
+    write_bids(root, dict.fromkeys(paths, img))
+    images = find(root, **options)['01']
+    return {image.name: image.problem or image.lesion_mask_file.name for image in images}
+
+
+@pytest.mark.parametrize('mask', [mask_path('01', extra='space-FLAIR_'), mask_path('01')])
+def test_one_mask_of_the_usual_visit_serves_all_its_t1w(tmp_path, img, mask):
+    """Fault 17: T1w, the same with gadolinium, FLAIR, one mask."""
+    paths = [t1w_path('01'), t1w_path('01', extra='ce-gad_'), flair_path('01'), mask]
+    name = mask.rpartition('/')[2]
+    assert masks_found(tmp_path, paths, img) == {'sub-01_T1w': name, 'sub-01_ce-gad_T1w': name}
+
+
+def test_a_mask_of_the_flair_by_name_serves_all_t1w_of_the_visit(tmp_path, img):
+    mask = mask_path('01', extra='acq-3D_space-FLAIR_')
+    paths = [t1w_path('01'), t1w_path('01', extra='ce-gad_'), flair_path('01', extra='acq-3D_'), mask]
+    name = mask.rpartition('/')[2]
+    assert masks_found(tmp_path, paths, img) == {'sub-01_T1w': name, 'sub-01_ce-gad_T1w': name}
+
+
+@pytest.mark.parametrize('pair', [('echo-1_', 'echo-2_'), ('rec-norm_', 'rec-dis2d_'), ('inv-1_', 'inv-2_')])
+def test_a_mask_named_as_its_image_goes_with_it(tmp_path, img, pair):
+    """Fault 12."""
+    paths = [path('01', extra=extra) for path in (t1w_path, mask_path) for extra in pair]
+    assert masks_found(tmp_path, paths, img) == {
+        f'sub-01_{extra}T1w': f'sub-01_{extra}label-lesion_mask.nii.gz' for extra in pair
+    }
+
+
+@pytest.mark.parametrize('extra', ['part-mag_', ''])
+def test_a_phase_image_is_never_filled(tmp_path, img, extra):
+    """Fault 12."""
+    mask = mask_path('01', extra=extra)
+    paths = [t1w_path('01', extra='part-mag_'), t1w_path('01', extra='part-phase_'), mask]
+    assert masks_found(tmp_path, paths, img) == {'sub-01_part-mag_T1w': mask.rpartition('/')[2]}
+
+
+def test_image_and_mask_in_the_space_of_one_template_belong_together(tmp_path, img):
+    """Fault 11: names of ATLAS 2.0. A T1w beside it that is in no template has no mask."""
+    space = 'space-MNI152NLin2009aSym_'
+    mask = mask_path('01', extra=space, name='label-L_desc-T1lesion_mask')
+    found = masks_found(tmp_path, [t1w_path('01', extra=space), t1w_path('01'), mask], img)
+    assert found == {f'sub-01_{space}T1w': mask.rpartition('/')[2], 'sub-01_T1w': 'no lesion mask'}
+
+
+def test_a_mask_on_the_t2w_is_taken_with_it_and_refused_without(tmp_path, img, caplog):
+    """Fault 11."""
+    paths = [t1w_path('01'), 'sub-01/anat/sub-01_T2w.nii.gz', mask_path('01', extra='space-T2w_')]
+    root = write_bids(tmp_path / 'data', dict.fromkeys(paths, img))
+    (image,) = find(root)['01']
+    assert image.lesion_mask_file == root / paths[2]
+    assert (image.flair_file, image.mask_space, image.drawn_on) == (root / paths[1], 'T2w', 'T2w')
+    (root / paths[1]).unlink()
+    (image,) = find(root)['01']
+    assert image.problem == 'no lesion mask'
+    assert 'is in the space of T2w, and no image of sub-01 is: not used' in caplog.text
+    assert find(root, filters={'lesion_mask': {'space': 'T2w'}})['01'][0].problem == ''  # as the warning says
+
+
+@pytest.mark.parametrize(('names', 'way'), [
+    (('label-lesion_desc-a_mask', 'label-lesion_desc-b_mask'), '--mask-desc b'),
+    (('label-lesion_mask', 'label-L_mask'), '{"lesion_mask": {"label": "lesion"}}'),
+    (('acq-a_space-FLAIR_label-lesion_mask', 'acq-b_space-FLAIR_label-lesion_mask'),
+     '{"lesion_mask": {"acquisition": "b"}}'),
+])  # fmt: skip
+def test_what_a_message_says_of_two_masks_works(tmp_path, img, names, way):
+    images = [t1w_path('01'), *(flair_path('01', extra=f'acq-{name}_') for name in 'ab')]
+    root = write_bids(tmp_path, dict.fromkeys([*images, *(mask_path('01', name=name) for name in names)], img))
+    (image,) = find(root)['01']
+    assert way in image.problem
+    options = {'mask_desc': 'b'} if way.startswith('--') else {'filters': json.loads(way)}
+    (image,) = find(root, **options)['01']
+    assert image.problem == ''
+    assert image.lesion_mask_file.name in (f'sub-01_{name}.nii.gz' for name in names)
+
+
+def test_two_masks_in_two_derivatives_are_chosen_as_the_message_says(tmp_path, img):
+    root = write_bids(tmp_path, {t1w_path('01'): img, mask_path('01'): img})
+    shutil.copytree(root / 'derivatives/lesions', root / 'derivatives/other')
+    problem = find(root)['01'][0].problem
+    assert problem.endswith(f'; choose with --derivatives {root / "derivatives/other"}')
+    chosen = {'other': root / 'derivatives/other'}
+    bids_layout = indexing.open_layout(root, chosen.values())
+    (image,) = pairing.find_inputs(bids_layout, chosen)['01']
+    assert image.lesion_mask_file == root / mask_path('01', derivative='other')
+
+
+MOVE = from_matvec(np.array([[np.cos(0.1), -np.sin(0.1), 0], [np.sin(0.1), np.cos(0.1), 0], [0, 0, 1]]), (9, -7, 5))
+
+
+def test_a_mask_on_one_t1w_comes_to_another_that_lies_elsewhere(tmp_path):
+    """Two T1w of a visit whose headers disagree, and a mask on the first: it is registered to the second."""
+    p = build_phantom(affine=np.diag([-4.0, 4, 4, 1]))
+    moved = nib.Nifti1Image(p.t1w, MOVE @ p.affine)
+    images = {t1w_path('01'): p.t1w_img, t1w_path('01', extra='ce-gad_'): moved, mask_path('01'): p.lesion_mask_img}
+    plain, with_gadolinium = find(write_bids(tmp_path, images))['01'][::-1]
+    assert (plain.name, loading.settle(plain).flair_file) == ('sub-01_T1w', None)
+    image = loading.settle(with_gadolinium)
+    assert (image.flair_file, image.drawn_on) == (plain.image_file, 'T1w')
+    assert image.sources[-1] == 'bids:raw:sub-01/anat/sub-01_T1w.nii.gz'
+    loaded = loading.load(image)
+    assert loaded.info['FlairRegistration']['Used']
+    assert registration.largest_shift_mm(np.linalg.inv(MOVE) @ loaded.flair_to_t1w, p.t1w, p.affine) < 2  # half a voxel
+    assert loaded.warnings[-1].startswith('sub-01_T1w.nii.gz and T1w differ by up to')

@@ -101,7 +101,8 @@ def test_a_mask_in_the_space_of_a_template_is_not_used_unless_asked_for(tmp_path
     name = 'space-MNI152NLin2009cAsym_label-lesion_mask'
     root = write_bids(tmp_path, {t1w_path('01'): img, mask_path('01', name=name): img})
     assert find(root)['01'][0].problem == inputs.NO_MASK
-    assert 'MNI152NLin2009cAsym, not of the patient' in caplog.text
+    assert 'is in the space of MNI152NLin2009cAsym, and no image of sub-01 is: not used' in caplog.text
+    assert '{"lesion_mask": {"space": "MNI152NLin2009cAsym"}}' in caplog.text
     filters = {'lesion_mask': {'space': 'MNI152NLin2009cAsym'}}
     assert find(root, filters=filters)['01'][0].problem == ''
 

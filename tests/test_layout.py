@@ -85,11 +85,23 @@ def test_two_raters_are_named_and_can_be_chosen(tmp_path, img):
     assert find(root, mask_desc='rater2')['01'][0].lesion_mask_file.name == f'sub-01_{names[1]}.nii.gz'
 
 
-def test_one_mask_for_two_runs_is_refused(tmp_path, img):
-    root = write_bids(
-        tmp_path, {t1w_path('01', extra='run-1_'): img, t1w_path('01', extra='run-2_'): img, mask_path('01'): img}
-    )
-    assert all('fits 2 images' in inputs.problem for inputs in find(root)['01'])
+def test_one_mask_of_a_visit_serves_both_runs(tmp_path, img):
+    runs = [t1w_path('01', extra=run) for run in ('run-1_', 'run-2_')]
+    root = write_bids(tmp_path, dict.fromkeys([*runs, mask_path('01')], img))
+    first, second = find(root)['01']
+    assert first.lesion_mask_file == second.lesion_mask_file == root / mask_path('01')
+    assert (first.sibling_files, second.sibling_files) == ((root / runs[1],), (root / runs[0],))
+
+
+def test_one_mask_for_two_flairs_is_refused_with_a_filter_that_works(tmp_path, img):
+    images = [t1w_path('01'), *(flair_path('01', extra=run) for run in ('run-1_', 'run-2_')), mask_path('01')]
+    root = write_bids(tmp_path, dict.fromkeys(images, img))
+    problem = find(root, modality='FLAIR')['01'][1].problem
+    assert 'fits 2 images of sub-01, sub-01_run-2_FLAIR among them' in problem
+    filters = json.loads(problem.partition(' with ')[2].removesuffix(' in FILE'))
+    assert filters == {'flair': {'run': 2}}
+    (chosen,) = find(root, modality='FLAIR', filters=filters)['01']
+    assert chosen.problem == ''
 
 
 def test_filters_choose_images(tmp_path, img):
@@ -602,17 +614,22 @@ def test_brain_mask_that_names_less_than_the_only_image_is_used(tmp_path, img):
 def test_a_mask_for_two_sessions_is_refused_where_one_is_chosen(tmp_path, img, options):
     paths = [t1w_path('01', '1'), t1w_path('01', '2'), mask_path('01'), mask_path('01', name='desc-brain_mask')]
     inputs = find_one(tmp_path, img, paths, 'sub-01_ses-2_T1w', **options)
-    assert 'fits 2 images' in inputs.problem
+    assert 'fits 2 images of sub-01, sub-01_ses-2_T1w among them, of 2 sessions' in inputs.problem
+    assert 'of this one: sub-01_ses-2_label-lesion_mask.nii.gz' in inputs.problem
     assert inputs.brain_mask_file is None
+    (tmp_path / mask_path('01')).rename(tmp_path / 'derivatives/lesions/sub-01/anat/sub-01_ses-2_label-lesion_mask.nii.gz')
+    assert [(found.session, found.problem) for found in find(tmp_path)['01']] == [
+        ('1', layout_inputs.NO_MASK), ('2', '')
+    ]
 
 
 @pytest.mark.parametrize('mask', ['lst/sub-01/space-t1w_seg-lst.nii.gz', 'samseg/sub-01/seg.mgz'])
-def test_mask_of_a_tool_for_two_runs_is_refused(tmp_path, img, mask):
+def test_mask_of_a_tool_serves_both_runs_of_its_visit(tmp_path, img, mask):
     root = write_bids(tmp_path, {t1w_path('01', extra=run): img for run in ('run-1_', 'run-2_')})
     (root / 'derivatives' / mask).parent.mkdir(parents=True)
     (root / 'derivatives' / mask).write_text('')
     (root / 'derivatives' / mask).with_name('samseg.stats').write_text('Lesions')
-    assert all('fits 2 images of its visit' in inputs.problem for inputs in find(root)['01'])
+    assert all(inputs.lesion_mask_file == root / 'derivatives' / mask for inputs in find(root)['01'])
     (chosen,) = find(root, filters={'t1w': {'run': 2}})['01']
     assert chosen.lesion_mask_file == root / 'derivatives' / mask
 

@@ -28,20 +28,33 @@ class Loaded:
 
 
 def settle(image):
-    """An image without the FLAIR of its session if the mask does not lie on it, or both are on one grid.
+    """Return an image with the one other image on which its mask lies, if it lies on one that has another grid.
 
-    Headers are read. A mask that names no space lies on the FLAIR if it has its grid and not that of the T1w.
+    Headers are read. A mask that names no space lies on the FLAIR (or another T1w that shares the mask) if it has its
+    grid and not that of the T1w.
     """
-    if image.flair_file is None or image.lesion_mask_file is None:
+    if image.lesion_mask_file is None or (image.flair_file is None and not image.sibling_files):
         return image
     t1w_img, mask_img = open_image(image.image_file), open_lesion_mask(image)
+    siblings, image = image.sibling_files, replace(image, sibling_files=())
     if placement.same_grid(mask_img, t1w_img):  # then nobody needs the FLAIR, nor that it can be read
         return replace(image, flair_file=None)
+    names_another = image.mask_space not in (None, 'T1w')
+    drawn_on = [path for path in siblings if not names_another and placement.same_grid(mask_img, open_image(path))]
+    if drawn_on:
+        return with_source(replace(image, flair_file=drawn_on[0]))
+    if image.flair_file is None:
+        return image
     flair_img = open_image(image.flair_file)
-    on_flair = image.mask_space == 'FLAIR' or placement.same_grid(mask_img, flair_img)
+    on_flair = names_another or placement.same_grid(mask_img, flair_img)
     if not on_flair or placement.same_grid(flair_img, t1w_img):
         return replace(image, flair_file=None)
-    return replace(image, sources=(*image.sources, image.flair_uri))
+    return with_source(image)
+
+
+def with_source(image):
+    """Return an image whose sources name `flair_file`, too."""
+    return replace(image, sources=tuple(dict.fromkeys((*image.sources, image.flair_uri))))
 
 
 def load(image, mask_threshold=0.5, lesion_labels=(), min_lesion_volume_mm3=0):
@@ -162,13 +175,17 @@ def way_to_t1w(image):
     if flair_file is None:
         return None, {}
     flair_img, t1w_img = open_image(flair_file), open_image(image.t1w_file)
-    return (None, {}) if placement.same_grid(flair_img, t1w_img) else align(flair_img, t1w_img)
+    if placement.same_grid(flair_img, t1w_img):
+        return None, {}
+    to_t1w, about = align(flair_img, t1w_img)
+    return to_t1w, about | ({} if image.drawn_on == 'FLAIR' else {'Moved': flair_file.name})
 
 
 def shift_note(about):
     """What a person should read where a FLAIR was registered."""
+    moved = about.get('Moved', 'FLAIR')
     return (
-        f'FLAIR and T1w differ by up to {about["ShiftMm"]:.1f} mm by their headers: the FLAIR was registered. '
+        f'{moved} and T1w differ by up to {about["ShiftMm"]:.1f} mm by their headers: the {moved} was registered. '
         'Look at the overlay.'
     )
 

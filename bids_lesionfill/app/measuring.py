@@ -133,9 +133,10 @@ class Job(NamedTuple):
     def lesion_mask(self):
         """The lesions that were to be filled, on the grid of the T1w; bool array."""
         t1w_img = loading.open_image(self.filled_file)  # with its header, which may say nothing of its place
-        xfm_file = naming.xfm_file(self.output_dir, self.image)
+        image = loading.settle(self.image)
+        xfm_file = naming.xfm_file(self.output_dir, image)
         to_t1w = registration.from_itk_text(xfm_file.read_text(encoding='utf-8')) if xfm_file.is_file() else None
-        lesion_mask_img = loading.lesions_of(self.image, to_t1w=to_t1w, **self.lesions)
+        lesion_mask_img = loading.lesions_of(image, to_t1w=to_t1w, **self.lesions)
         return placement.mask_on_grid(lesion_mask_img, t1w_img, self.lesions.get('mask_threshold', 0.5))
 
 

@@ -69,8 +69,9 @@ def with_mask_of(image, owner):
     ValueError
         If the mask lies on one FLAIR and the image is another one, elsewhere.
     """
+    owner = loading.settle(owner)
     flair_file = owner.image_file if owner.modality == 'FLAIR' else owner.flair_file
-    on_flair = loading.drawn_on_flair(loading.settle(owner))
+    on_flair = loading.drawn_on_flair(owner) and owner.drawn_on != 'T1w'
     if on_flair and image.modality == 'FLAIR':
         flair_img, image_img = (loading.open_image(path) for path in (flair_file, image.image_file))
         if not placement.same_grid(flair_img, image_img):

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from . import naming
+
 NO_MASK = 'no lesion mask'
 DONOR = 'donor of lesions'  # of `--mask-from`
 
@@ -22,14 +24,21 @@ class Inputs:
     problem: str = ''  # why it cannot be used
     sources: tuple = ()
     lesion_labels: tuple = ()  # values of the mask file that are lesions; all above zero if empty
-    mask_space: str | None = None  # T1w or FLAIR, if its name says it
-    flair_file: Path | None = None  # of a T1w: the FLAIR of its session, on which the mask may have been drawn
+    mask_space: str | None = None  # T1w, FLAIR or another modality, if its name says it
+    flair_file: Path | None = None  # of a T1w: the FLAIR (or T2w, ...) of its session, on which the mask may be drawn
     segmentation: 'Segmentation | None' = None  # tissue classes of the T1w, by another tool
+    sibling_files: tuple = ()  # other T1w that share the lesion mask, which may be drawn on one of them
 
     @property
     def modality(self):
         """`T1w` or `FLAIR`, the suffix of the file."""
         return self.name.rpartition('_')[2]
+
+    @property
+    def drawn_on(self):
+        """Modality of the image on which the mask was drawn, if that was not the T1w itself."""
+        path = self.image_file if self.tissue_file else self.flair_file
+        return 'FLAIR' if path is None else naming.suffix_of(path.name)
 
     @property
     def t1w_file(self):

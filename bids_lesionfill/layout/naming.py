@@ -8,7 +8,8 @@ MASK_LABELS = ('lesion', 'L')
 APP_NAME = 'bids_lesionfill'
 
 
-SCAN_KEYS = ('run', 'acquisition', 'ceagent', 'reconstruction')  # tell the scans of one session and modality apart
+# Tell the images of one session and modality apart.
+SCAN_KEYS = ('run', 'acquisition', 'ceagent', 'reconstruction', 'echo', 'part', 'inv', 'flip')
 IMAGE_KEYS = ('session', *SCAN_KEYS)
 
 
@@ -64,6 +65,11 @@ def uri(path, roots, raw_root):
     return Path(path).absolute().as_uri()
 
 
+def suffix_of(filename):
+    """Return the suffix of a file name: T1w, FLAIR, mask."""
+    return strip_extension(filename).rpartition('_')[2]
+
+
 def strip_extension(filename):
     """A file name without `.nii` or `.nii.gz`."""
     return filename.removesuffix('.gz').removesuffix('.nii')
@@ -110,9 +116,10 @@ def synth_files(output_dir, inputs, desc='synth'):
 
 
 def xfm_file(output_dir, inputs):
-    """Path of the transform from FLAIR to T1w that was needed for an image."""
+    """Return the path of the transform to the T1w that was needed for an image: from the FLAIR, or `drawn_on`."""
     desc = '' if inputs.modality == 'T1w' else '_desc-FLAIR'  # of the FLAIR's own filling
-    return anat_dir(output_dir, inputs) / f'{scan_name(inputs)}_from-FLAIR_to-T1w_mode-image{desc}_xfm.txt'
+    stem = f'{scan_name(inputs)}_from-{inputs.drawn_on}_to-T1w_mode-image{desc}'
+    return anat_dir(output_dir, inputs) / f'{stem}_xfm.txt'
 
 
 def sidecar(path):

@@ -1,7 +1,8 @@
 """Pairing rules: lesion mask, brain mask and segmentation of each image."""
 
+import json
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..text_files import read_tsv
@@ -12,6 +13,20 @@ logger = logging.getLogger('bids_lesionfill')
 
 class AmbiguousMaskError(ValueError):
     """Several lesion masks fit one image."""
+
+
+MODALITIES = ('T2w', 'PD', 'PDw', 'PDT2', 'T2star', 'T2starw', 'DIR')  # on which raters may draw, beside T1w and FLAIR
+NO_MAGNITUDE = ('phase', 'real', 'imag')  # `part-` of images that are never filled
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What a participant has that may belong to an image."""
+
+    rivals: dict  # suffix -> entities (list of dict) of all images, of all sessions
+    masks: list  # lesion masks, BIDS files
+    others: dict  # suffix -> images (BIDS files) on which a mask may be drawn, or that show the white matter
+    segmentations: list  # tissue segmentations, BIDS files
 
 
 def find_inputs(
@@ -64,7 +79,7 @@ def find_inputs(
         chosen = filters.get(suffix.lower(), {})
         if every_session:
             chosen = {key: value for key, value in chosen.items() if key != 'session'}
-        return layout.get(**(query | chosen))
+        return [file for file in layout.get(**(query | chosen)) if file.get_entities().get('part') not in NO_MAGNITUDE]
 
     # Files of tools have no entities by which they could be chosen.
     tool_labels = not filters.get('tissue') and filters.get('tissue', {}) is not None
@@ -77,18 +92,18 @@ def find_inputs(
             suffix: [image.get_entities() for image in images_of(subject, suffix, every_session=True)]
             for suffix in {'T1w', 'FLAIR', modality}
         }
-        others = images_of(subject, 'FLAIR' if modality == 'T1w' else 'T1w')
         images = [
             image
             for image in images_of(subject, modality)
             if not session_labels or image.get_entities().get('session') in session_labels
         ]
         masks = lesion_masks_of(layout, subject, filters.get('lesion_mask', {}), mask_labels, mask_desc)
+        spaces = {modality_of_space(mask.filename) for mask in masks} - {None, 'T1w'}
+        suffixes = {'FLAIR', 'T1w', *spaces} if modality == 'T1w' else {'T1w'}
+        others = {suffix: images_of(subject, suffix) for suffix in suffixes}
         segmentations = segmentations_of(layout, subject, filters.get('tissue', {}))
-        paired = [
-            pair(image, rivals, masks, others, segmentations, layout, derivatives, needs_mask, tool_masks, tool_labels)
-            for image in images
-        ]
+        candidates = Candidates(rivals, masks, others, segmentations)
+        paired = [pair(image, candidates, layout, derivatives, needs_mask, tool_masks, tool_labels) for image in images]
         found[subject] = one_of_each_name(paired)
     return found
 
@@ -111,7 +126,9 @@ def twins_problem(paths):
 
 
 def lesion_masks_of(layout, subject, mask_filter, mask_labels=naming.MASK_LABELS, mask_desc=None):
-    """All lesion masks of a subject, in derivatives and beside the image (`lesion_kind`), but not of templates.
+    """Return all lesion masks of a subject, in derivatives and beside the image (`lesion_kind`).
+
+    Those in a space in which no image of the subject is, as that of a template, are left out.
 
     Parameters
     ----------
@@ -124,10 +141,18 @@ def lesion_masks_of(layout, subject, mask_filter, mask_labels=naming.MASK_LABELS
         if naming.lesion_kind(mask.filename, mask_labels) is None or mask_desc not in (None, entities.get('desc')):
             continue
         space = entities.get('space', 'orig').casefold()
-        if space in naming.SPACES or space in naming.NATIVE_SPACES or 'space' in mask_filter:
+        known = space in naming.SPACES or space in naming.NATIVE_SPACES or 'space' in mask_filter
+        if known or space in image_spaces(layout, subject):
             masks.append(mask)
         else:
-            logger.warning('%s is in the space of %s, not of the patient: not used', mask.filename, entities['space'])
+            logger.warning(
+                '%s is in the space of %s, and no image of sub-%s is: not used. If they lie on each other all the '
+                'same, --bids-filter-file FILE takes it, with %s in FILE',
+                mask.filename,
+                entities['space'],
+                subject,
+                json.dumps({'lesion_mask': {'space': entities['space']}}),
+            )
     alike = {}
     for mask in masks:  # a tool that writes a mask and probabilities of it means the mask
         key = (
@@ -138,6 +163,40 @@ def lesion_masks_of(layout, subject, mask_filter, mask_labels=naming.MASK_LABELS
         kind = naming.MASK_KINDS.index(naming.lesion_kind(mask.filename, mask_labels))
         alike.setdefault(key, {}).setdefault(kind, []).append(mask)
     return [mask for kinds in alike.values() for mask in kinds[min(kinds)]]
+
+
+def image_spaces(layout, subject):
+    """Return what a mask may call the spaces of a subject's images: their suffixes and `space-`, in small letters."""
+    names = [image.filename for image in layout.get(subject=subject, extension=naming.NIFTI, scope='raw')]
+    names = [name for name in names if naming.lesion_kind(name) is None]
+    spaces = {naming.name_entities(name)['space'] for name in names if 'space' in naming.name_entities(name)}
+    return {space.casefold() for space in spaces | {naming.suffix_of(name) for name in names}}
+
+
+def modality_of_space(filename):
+    """Return the suffix of the image in whose space a file is, by its name: T1w, FLAIR, T2w; None if it names none."""
+    space = naming.name_entities(filename).get('space', '')
+    return naming.space_of(filename) or {name.casefold(): name for name in MODALITIES}.get(space.casefold())
+
+
+def masks_in_space(image, images, masks):
+    """Return the lesion masks that lie in the space of an image: a raw image may be in that of a template (ATLAS).
+
+    Parameters
+    ----------
+    image : dict
+        Its entities.
+    images : list of dict
+        Entities of all images of the subject and modality, this one among them.
+    masks : list of BIDS files
+    """
+    spaces = {other.get('space') for other in images} - {None}
+    space_of = {mask.path: naming.name_entities(mask.filename).get('space') for mask in masks}
+    unnamed = [mask for mask in masks if space_of[mask.path] not in spaces]
+    if image.get('space') is None:
+        return unnamed
+    own = [mask for mask in masks if space_of[mask.path] == image['space']]
+    return own or (unnamed if all(other.get('space') for other in images) else [])
 
 
 def brain_masks_of(layout, subject):
@@ -291,30 +350,28 @@ def label_table(path, roots):
     return None
 
 
-def pair(
-    image, rivals, masks, others, segmentations, layout, roots, needs_mask=True, tool_masks=True, tool_labels=True
-):
-    """An image with its lesion mask, its T1w or (of a T1w) FLAIR, and tissue classes; or why it cannot be used.
+def pair(image, candidates, layout, roots, needs_mask=True, tool_masks=True, tool_labels=True):
+    """Return an image with its lesion mask, its T1w or (of a T1w) FLAIR, and tissue classes; or why it cannot be used.
 
     Parameters
     ----------
-    rivals : dict of suffix -> list of dict
-        Entities of all images of the subject, of all sessions: a file that could be for several is used for none.
-    others : list of BIDS files
-        FLAIR images if the image is a T1w, else T1w images.
+    candidates : Candidates
+        A file that could be for images of several visits is used for none.
     tool_masks, tool_labels : bool
         Whether files that tools wrote under names of their own are looked for.
     """
-    entities = image.get_entities()
+    entities, rivals = image.get_entities(), candidates.rivals
     relative_path = Path(image.path).relative_to(Path(layout.root)).as_posix()
     name = naming.strip_extension(image.filename)
     sources = [f'bids:raw:{relative_path}']
     lesion_mask_file = tissue_file = flair_file = mask_space = None
-    problem, lesion_labels, mask_names = '', (), {}
+    problem, lesion_labels, mask_names, siblings = '', (), {}, []
+    same_space = [rival for rival in rivals[entities['suffix']] if rival.get('space') == entities.get('space')]
+    masks = masks_in_space(entities, rivals[entities['suffix']], candidates.masks)
     try:
-        mask = choose_mask(entities, rivals[entities['suffix']], masks, name)
+        mask = choose_mask(entities, same_space, masks, name, roots)
         if mask is None and entities['suffix'] == 'T1w':
-            mask = choose_mask_on_flair(entities, rivals['T1w'], rivals['FLAIR'], masks, name)
+            mask = choose_mask_on_flair(entities, rivals['FLAIR'], masks, name, roots)
         if mask is not None:
             lesion_mask_file, mask_names = Path(mask.path), names_of(mask)
         elif tool_masks:
@@ -323,17 +380,21 @@ def pair(
         problem = str(error)
     else:
         if lesion_mask_file is not None:
-            mask_space = naming.space_of(lesion_mask_file.name)
+            mask_space = modality_of_space(lesion_mask_file.name)
             sources.append(naming.uri(lesion_mask_file, roots, layout.root))
         elif needs_mask:
             problem = inputs.NO_MASK
     tissue_entities = entities
     if entities['suffix'] == 'T1w':
         if lesion_mask_file is not None and mask_space != 'T1w' and not lesion_labels:
-            flair = choose_flair(entities, mask_names, others, name)
+            drawn_on = candidates.others.get(mask_space or 'FLAIR', [])
+            flair = choose_flair(entities, mask_names, drawn_on, name)
             flair_file = Path(flair.path) if flair else None
+        if lesion_mask_file is not None:
+            meant = [file for file in candidates.others['T1w'] if meant_by(mask_names, [file.get_entities()])]
+            siblings = [file for file in of_visit(entities, meant) if file.path != image.path]
     else:
-        tissue = choose_t1w(entities, others, name)
+        tissue = choose_t1w(entities, candidates.others['T1w'], name)
         if tissue is None:
             problem = problem or 'no T1w of the same session, in which white matter is found'
         else:
@@ -343,7 +404,7 @@ def pair(
     brain_mask_file = choose_brain_mask(tissue_entities, rivals['T1w'], brain_masks)
     if brain_mask_file is not None:
         sources.append(naming.uri(brain_mask_file, roots, layout.root))
-    segmentation = choose_segmentation(tissue_entities, rivals['T1w'], segmentations, roots, tool_labels)
+    segmentation = choose_segmentation(tissue_entities, rivals['T1w'], candidates.segmentations, roots, tool_labels)
     if segmentation is not None:
         sources += [naming.uri(file, roots, layout.root) for file in segmentation.files]
     return inputs.Inputs(
@@ -361,26 +422,34 @@ def pair(
         mask_space,
         flair_file,
         segmentation,
+        tuple(Path(file.path) for file in siblings),
     )
 
 
+def of_visit(image, files):
+    """Return the files of the session and space of an image (its entities), ordered by name."""
+    keys = ('session', 'space')
+    alike = [file for file in files if all(file.get_entities().get(key) == image.get(key) for key in keys)]
+    return sorted(alike, key=lambda file: file.filename)
+
+
 def tool_mask_of(image_entities, all_images, roots, name):
-    """The lesion mask that a tool wrote for the visit of an image: (path, labels that are lesions), (None, ()) if none.
+    """Return the lesion mask that a tool wrote for the visit of an image, and which labels are lesions; or (None, ()).
+
+    It serves all T1w of the visit.
 
     Raises
     ------
     AmbiguousMaskError
-        If the visit has several images.
+        If the visit has several images of another modality.
     """
     own = tools.find_lesion_masks(roots.values(), image_entities['subject'], image_entities.get('session'))
     if not own:
         return None, ()
     path, labels = choose_own(own, image_entities['suffix'])
-    n_images = n_of_visit(image_entities, all_images)
-    if n_images > 1:
-        raise AmbiguousMaskError(
-            f'{path} fits {n_images} images of its visit, {name} among them: choose one with --bids-filter-file'
-        )
+    meant = meant_by({'session': image_entities.get('session')}, all_images)
+    if len(meant) > 1 and image_entities['suffix'] != 'T1w':
+        raise several_images(path, image_entities, meant, name)
     return path, labels
 
 
@@ -425,17 +494,22 @@ def closest(image_entities, files, first_of_all=()):
     return in_common[max(in_common)] if in_common else []
 
 
-def choose_mask(image_entities, all_images, masks, name):
-    """The mask that fits an image best; None if there is none.
+def choose_mask(image_entities, all_images, masks, name, roots=None):
+    """Return the mask that fits an image best; None if there is none.
 
     A mask fits if the entities that it names (session, acquisition, run) are those of the image. One that names
-    fewer is taken only if no other image could be meant. Of those that fit equally, one in the image's own space
-    (`space-T1w`, `space-FLAIR`) is taken.
+    fewer is taken for all T1w of a visit that could be meant, as they show the same lesions; of a FLAIR, only if no
+    other could be. Of those that fit equally, one in the image's own space (`space-T1w`, `space-FLAIR`) is taken.
+
+    Parameters
+    ----------
+    roots : dict of name -> path, optional
+        Of derivatives. Where they are not given, a mask is taken for one image alone.
 
     Raises
     ------
     AmbiguousMaskError
-        If two fit equally well, or one fits several images; it names the files.
+        If two fit equally well, or one fits images of several visits; it names the files, and what to do.
     """
     fitting = {}
     for mask in masks:
@@ -447,43 +521,98 @@ def choose_mask(image_entities, all_images, masks, name):
     for space in (image_entities['suffix'], None):
         best = [mask for mask in best if naming.space_of(mask.filename) == space] or best
     if len(best) > 1:
-        raise several_masks(best, name)
+        raise several_masks(best, name, roots or {})
     mask = best[0]
     meant = meant_images(mask, all_images, masks)
-    if len(meant) > 1:
-        raise AmbiguousMaskError(
-            f'{mask.filename} fits {len(meant)} images of sub-{image_entities["subject"]}, {name} '
-            'among them: name the mask by session, run and acquisition, as the image'
-        )
+    is_shared = roots is not None and image_entities['suffix'] == 'T1w'
+    if len(meant) > 1 and not (is_shared and len({image.get('session') for image in meant}) == 1):
+        if roots is None:
+            words = f'{name} among them: name the mask by session, run and acquisition, as the image'
+            whose = f'{len(meant)} images of sub-{image_entities["subject"]}'
+            raise AmbiguousMaskError(f'{mask.filename} fits {whose}, {words}')
+        raise several_images(mask.path, image_entities, meant, name)
     return mask
 
 
-def choose_mask_on_flair(t1w_entities, t1w_images, flair_images, masks, name):
-    """The mask that names a FLAIR of a T1w's visit and is in its space, if that visit has one T1w; None if none does.
+def choose_mask_on_flair(t1w_entities, flair_images, masks, name, roots):
+    """Return the mask that names a FLAIR of a T1w's visit and is in its space; None if none does.
 
     Raises
     ------
     AmbiguousMaskError
         If there are several.
     """
-    if n_of_visit(t1w_entities, t1w_images) > 1:
-        return None
     on_flair = [mask for mask in masks if naming.space_of(mask.filename) == 'FLAIR']
     flairs = meant_by({'session': t1w_entities.get('session')}, flair_images)
     best = [mask for flair in flairs for mask in own_files(flair, flair_images, on_flair)]
     if len(best) > 1:
-        raise several_masks(best, name)
+        raise several_masks(best, name, roots)
     return next(iter(best), None)
 
 
-def several_masks(masks, name):
-    """What to raise where several lesion masks fit an image equally; it names them."""
+def several_images(mask_file, image, meant, name):
+    """Return what to raise where a lesion mask fits several images; it says how one is chosen.
+
+    Parameters
+    ----------
+    mask_file : path
+    image : dict
+        Entities of the image that is to be filled.
+    meant : list of dict
+        Entities of all images that the mask fits.
+    name : str
+        Of the image.
+    """
+    path, whose = Path(mask_file), f'sub-{image["subject"]}, {name} among them'
+    sessions = {other.get('session') for other in meant}
+    if len(sessions) > 1:
+        visit = '_'.join([f'sub-{image["subject"]}'] + [f'ses-{image["session"]}'] * bool(image.get('session')))
+        named = path.name.replace(f'sub-{image["subject"]}', visit, 1)
+        return AmbiguousMaskError(
+            f'{path.name} fits {len(meant)} images of {whose}, of {len(sessions)} sessions: rename it after the visit '
+            f'whose lesions it shows (of this one: {named})'
+        )
+    differing = [key for key in naming.SCAN_KEYS if len({other.get(key) for other in meant}) > 1]
+    chosen = {image['suffix'].lower(): {key: plain(image.get(key)) for key in differing}}
+    return AmbiguousMaskError(
+        f'{path.name} fits {len(meant)} images of {whose}: choose one with --bids-filter-file FILE, for this one '
+        f'with {json.dumps(chosen)} in FILE'
+    )
+
+
+def plain(value):
+    """Return the value of an entity as JSON has it: pybids keeps the zeros of `run-02` in a number of its own."""
+    return value if isinstance(value, str | None) else int(value)
+
+
+def several_masks(masks, name, roots):
+    """Return what to raise where several lesion masks fit an image equally: it names them, and how one is chosen."""
     names = [mask.filename for mask in masks]
     if len({naming.strip_extension(str(mask.path)) for mask in masks}) == 1:
         return AmbiguousMaskError(twins_problem(Path(mask.path) for mask in masks))
     if len(set(names)) < len(names):  # of two raters, each in a derivative of their own
         names = [str(mask.path) for mask in masks]
     return AmbiguousMaskError(
-        f'{len(masks)} lesion masks fit {name}: {", ".join(sorted(names))}; choose with --mask-desc, --mask-label, '
-        '--derivatives or --bids-filter-file'
+        f'{len(masks)} lesion masks fit {name}: {", ".join(sorted(names))}; choose {way_to_choose(masks, roots)}'
     )
+
+
+def way_to_choose(masks, roots):
+    """Return the option that tells lesion masks apart, with the value that takes the last by name; in words."""
+    masks = sorted(masks, key=lambda mask: str(mask.path))
+    entities = [naming.name_entities(mask.filename) for mask in masks]
+    kinds = [
+        {'desc': of.get('desc'), 'label': of.get('label'), 'suffix': naming.suffix_of(mask.filename)}
+        | {key: mask.get_entities().get(key) for key in naming.IMAGE_KEYS}
+        for of, mask in zip(entities, masks, strict=True)
+    ]
+    differing = [key for key in kinds[-1] if sum(kind[key] == kinds[-1][key] for kind in kinds) == 1]
+    folders = [next((root for root in roots.values() if Path(m.path).is_relative_to(root)), None) for m in masks]
+    if 'desc' in differing and kinds[-1]['desc']:
+        return f'with --mask-desc {kinds[-1]["desc"]}'
+    if None not in folders and folders.count(folders[-1]) == 1:
+        return f'with --derivatives {folders[-1]}'
+    if differing:
+        wanted = json.dumps({'lesion_mask': {differing[0]: plain(kinds[-1][differing[0]])}})
+        return f'with --bids-filter-file FILE, and {wanted} in FILE'
+    return 'by moving the others out of the dataset'

@@ -85,7 +85,7 @@ def draw_overlay(image, mask_file, output_dir):
         placement.laid_over(nib.load(other_file), to_image, image_img),
         nifti.one_volume(mask_img) > 0,
         nib.affines.voxel_sizes(image_img.affine),
-        (image.modality, 'T1w' if image.tissue_file else 'FLAIR'),
+        (image.modality, 'T1w' if image.tissue_file else image.drawn_on),
     )
 
 
