@@ -1,19 +1,24 @@
-"""The documentation: what it names is there."""
+"""The documentation: what it names exists, and its commands are understood."""
 
 import doctest
 import importlib.util
+import os
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from bids_lesionfill.app import exit_codes, single_file
-from bids_lesionfill.app import parser as app_parser
-from bids_lesionfill.score.__main__ import build_parser as score_parser
+from bids_lesionfill import cli, single_file
 
-DOCS = Path(__file__).parent.parent / 'docs'
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / 'docs'
 PAGES = sorted(path.name for path in DOCS.glob('*.md'))
-OTHER_PROGRAMS = ('reader_study.md', 'container.md')  # whose options they name
+TEXTS = ['README.md', 'CONTRIBUTING.md', 'benchmarks/thickness.md', *(f'docs/{name}' for name in PAGES)]
+RESEARCH = ('train', 'evaluate', 'readerstudy')  # python -m bids_lesionfill.NAME
+BIDS_APP_HEADINGS = ('Description', 'Documentation', 'How to report errors', 'Acknowledgments', 'Usage')
 
 
 @pytest.fixture(scope='module')
@@ -24,48 +29,157 @@ def hooks():
     return module
 
 
+# README
+
+
+def test_readme_is_short_and_has_the_headings_of_a_bids_app():
+    text = (ROOT / 'README.md').read_text()
+    assert len(text.splitlines()) <= 150
+    assert re.findall(r'^## (.+)$', text, re.M) == list(BIDS_APP_HEADINGS)
+
+
 def test_version_is_said_alike_and_has_its_changes():
-    root = DOCS.parent
-    version = (root / 'version').read_text().strip()
-    assert f'\nversion: {version}\n' in (root / 'CITATION.cff').read_text()
+    version = (ROOT / 'version').read_text().strip()
+    assert f'\nversion: {version}\n' in (ROOT / 'CITATION.cff').read_text()
     heading = rf'^## (Unreleased|{re.escape(version)} \(\d{{4}}-\d\d-\d\d\))$'
-    assert re.search(heading, (root / 'CHANGES.md').read_text(), re.MULTILINE)
+    assert re.search(heading, (ROOT / 'CHANGES.md').read_text(), re.MULTILINE)
+
+
+# Generated parts
 
 
 def options_of(parser):
     return {name for action in parser._actions for name in action.option_strings}
 
 
-def test_every_option_and_exit_code_is_on_the_page_of_options(hooks):
-    page = hooks.on_page_markdown((DOCS / 'options.md').read_text())
-    for name in options_of(app_parser.build_parser()) - {'-h', '--help'}:
+def test_every_option_is_on_the_page_of_options(hooks):
+    page = hooks.filled_in((DOCS / 'options.md').read_text())
+    for name in options_of(cli.build_parser()) - {'-h', '--help'}:
         assert '_' in name or f'`{name}`' in page, name
-    for code in (value for name, value in vars(exit_codes).items() if name.isupper() and isinstance(value, int)):
-        assert f'| {code} |' in page
     assert '%(default)' not in page
+    assert 'usage: ' in page
+    assert '<!--' not in page
 
 
-@pytest.mark.parametrize('name', [name for name in PAGES if name not in OTHER_PROGRAMS])
-def test_options_that_a_page_names_exist(name):
-    known = options_of(app_parser.build_parser()) | options_of(single_file.build_parser()) | options_of(score_parser())
-    foreign = {'--array', '--cpus-per-task', '--time', '--output', '--cleanenv', '--containall', '--dependency', '--t1',
-               '--sid', '--sd', '--lesion', '--lesion_mask', '--plan', '--fsaparc'}  # fmt: skip
-    for option in re.findall(r'(?<![\w-])--[a-z][a-z0-9_-]+', (DOCS / name).read_text()):
-        assert option in known | foreign, option
+def test_every_exit_code_is_on_its_page(hooks):
+    page = hooks.filled_in((DOCS / 'exit_codes.md').read_text())
+    for code in (cli.OK, cli.SOME_FAILED, cli.USAGE, cli.UNKNOWN_ARGUMENT, cli.INVALID, cli.NOTHING_TO_DO,
+                 cli.INTERNAL, cli.INTERRUPTED):  # fmt: skip
+        assert f'| {code} |' in page
 
 
-@pytest.mark.parametrize('name', PAGES)
-def test_links_between_pages_lead_somewhere(name):
-    for target, anchor in re.findall(r'\]\((?!http)([^)#]+)#?([^)]*)\)', (DOCS / name).read_text()):
-        assert (DOCS / target).is_file(), target
-        assert not target.startswith('..'), target  # the site holds docs/ alone
-        titles = re.findall(r'^#+ (.+)$', (DOCS / target).read_text(), re.M) if anchor else []
-        assert not anchor or anchor in {title.lower().replace(' ', '-') for title in titles}
+def test_columns_of_tables_are_those_of_the_sidecars(hooks):
+    page = hooks.filled_in((DOCS / 'formats.md').read_text())
+    assert '| `volume_mm3` |' in page
+    assert '| `juxtacortical` |' in page
+    assert '<!--' not in page
+
+
+def test_links_of_imported_pages_lead_to_pages_of_the_site(hooks):
+    card = '../bids_lesionfill/models/fill-T1w/README.md'
+    link = f'[a](../docs/growth.md#choose) [b]({card}) [c](speed.py) ![d](../docs/x.png)'
+    assert hooks.with_links(link, 'benchmarks/README.md', 'benchmarks/index.md', None) == (
+        '[a](../growth.md#choose) [b](../models/fill-T1w.md) c ![d](../x.png)'
+    )
+    assert 'https://x/blob/main/benchmarks/speed.py' in hooks.with_links(
+        link, 'benchmarks/README.md', 'benchmarks/index.md', 'https://x'
+    )
+
+
+# Links and navigation
+
+
+def anchors_of(text):
+    titles = re.findall(r'^#+ (.+)$', text, re.M)
+    slugs = [re.sub(r'[^\w\s-]', '', title.lower()).strip() for title in titles]
+    return {re.sub(r'\s', '-', slug) for slug in slugs} | {re.sub(r'[\s-]+', '-', slug) for slug in slugs}
+
+
+@pytest.mark.parametrize('name', TEXTS)
+def test_links_lead_somewhere(name):
+    text = (ROOT / name).read_text()
+    for target, anchor in re.findall(r'\]\((?!https?:|#)([^)#\s]+)#?([^)]*)\)', text):
+        path = ROOT / name
+        assert (path.parent / target).exists(), target
+        assert not anchor or anchor in anchors_of((path.parent / target).read_text()), (target, anchor)
 
 
 def test_every_page_is_in_the_navigation():
-    text = (DOCS.parent / 'mkdocs.yml').read_text()
-    assert sorted(re.findall(r': (\w+\.md)$', text, re.M)) == PAGES
+    text = (ROOT / 'mkdocs.yml').read_text()
+    assert sorted(re.findall(r': (\w+\.md)$', text, re.M)) == sorted([*PAGES, 'changes.md', 'contributing.md'])
+
+
+@pytest.mark.slow
+def test_site_builds_without_a_warning(tmp_path):
+    for package in ('material', 'mkdocstrings_handlers'):
+        pytest.importorskip(package, reason='the site needs the extra [docs]')
+    command = [sys.executable, '-m', 'mkdocs', 'build', '--strict', '--site-dir', str(tmp_path / 'site')]
+    result = subprocess.run(command, cwd=ROOT, env=os.environ | {'PYTHONPATH': '.'}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / 'site' / 'api' / 'index.html').is_file()
+
+
+# Commands
+
+
+def commands_in(text):
+    """Return the command lines of the bash blocks of a page, without comments."""
+    blocks = re.findall(r'^```bash\n(.*?)^```', text, re.M | re.S)
+    lines = [line for block in blocks for line in block.replace('\\\n', ' ').splitlines()]
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def arguments_of(words, program):
+    """Return what a command line hands to a program, or None if it does not call it."""
+    if words[0].endswith(f'/{program}') or words[0] == program:
+        return words[1:]
+    image = {'docker': 'bids_lesionfill', 'apptainer': 'bids_lesionfill.sif', 'singularity': 'bids_lesionfill.sif'}
+    if program == 'bids_lesionfill' and words[1:2] == ['run'] and '--entrypoint' not in words and words[0] in image:
+        return words[words.index(image[words[0]]) + 1 :]
+    return words[3:] if words[1:3] == ['-m', program] else None
+
+
+def options_in_source(module):
+    """Return the options that a module of research declares, without importing it, which takes seconds."""
+    package = ROOT / 'bids_lesionfill'
+    source = next(path for path in (package / f'{module}.py', package / module / '__main__.py') if path.is_file())
+    return set(re.findall(r"'(--[a-z-]+)'", source.read_text()))
+
+
+@pytest.mark.parametrize('name', TEXTS)
+def test_commands_of_a_page_are_understood(name):
+    parsers = {'bids_lesionfill': cli.build_parser(), 'bids_lesionfill-file': single_file.build_parser()}
+    stops = {'--version', '--help', '--list-models', '--list-engines'}
+    for words in commands_in((ROOT / name).read_text()):
+        for program, parser in parsers.items():
+            arguments = arguments_of(words, program)
+            if arguments is not None and not stops & set(arguments):
+                parser.parse_args(arguments)
+        for module in RESEARCH:
+            arguments = arguments_of(words, f'bids_lesionfill.{module}') or []
+            assert set(re.findall(r'--[a-z-]+', ' '.join(arguments))) <= options_in_source(module)
+
+
+def test_pages_have_commands_to_be_understood():
+    found = [words for name in TEXTS for words in commands_in((ROOT / name).read_text())]
+    assert sum(arguments_of(words, 'bids_lesionfill') is not None for words in found) > 40
+    assert sum(arguments_of(words, 'bids_lesionfill.train') is not None for words in found) > 3
+
+
+FOREIGN = {  # options of other programs that the text names
+    *('--array', '--cap-drop', '--cleanenv', '--containall', '--cpu', '--cpus', '--dependency', '--entrypoint'),
+    *('--format', '--fsaparc', '--gpus', '--lesion', '--lesion_mask', '--network', '--nv', '--read-only', '--rm'),
+    *('--strict', '--time', '--user', '--userns'),
+}
+
+
+@pytest.mark.parametrize('name', TEXTS)
+def test_options_in_the_text_exist(name):
+    known = options_of(cli.build_parser()) | options_of(single_file.build_parser()) | FOREIGN
+    known = known.union(*map(options_in_source, RESEARCH))
+    text = re.sub(r'^```.*?^```', '', (ROOT / name).read_text(), flags=re.M | re.S)
+    for option in re.findall(r'(?<![\w-])--[a-z][a-z0-9_-]+', text):
+        assert option in known, option
 
 
 @pytest.mark.slow
