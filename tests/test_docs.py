@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / 'docs'
 PAGES = sorted(path.name for path in DOCS.glob('*.md'))
 TEXTS = ['README.md', 'CONTRIBUTING.md', 'benchmarks/thickness.md', *(f'docs/{name}' for name in PAGES)]
-RESEARCH = ('train', 'evaluate', 'readerstudy')  # python -m bids_lesionfill.NAME
+RESEARCH = ('train', 'evaluate', 'readerstudy', 'score')  # python -m bids_lesionfill.NAME
 BIDS_APP_HEADINGS = ('Description', 'Documentation', 'How to report errors', 'Acknowledgments', 'Usage')
 
 
@@ -146,7 +146,7 @@ def options_in_source(module):
     """Return the options that a module of research declares, without importing it, which takes seconds."""
     package = ROOT / 'bids_lesionfill'
     source = next(path for path in (package / f'{module}.py', package / module / '__main__.py') if path.is_file())
-    return set(re.findall(r"'(--[a-z-]+)'", source.read_text()))
+    return set(re.findall(r"'(--[a-z0-9-]+)'", source.read_text()))
 
 
 @pytest.mark.parametrize('name', TEXTS)
@@ -160,7 +160,7 @@ def test_commands_of_a_page_are_understood(name):
                 parser.parse_args(arguments)
         for module in RESEARCH:
             arguments = arguments_of(words, f'bids_lesionfill.{module}') or []
-            assert set(re.findall(r'--[a-z-]+', ' '.join(arguments))) <= options_in_source(module)
+            assert set(re.findall(r'--[a-z0-9-]+', ' '.join(arguments))) <= options_in_source(module)
 
 
 def test_pages_have_commands_to_be_understood():
