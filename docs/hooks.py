@@ -4,7 +4,8 @@ import posixpath
 import re
 from pathlib import Path
 
-from bids_lesionfill import cli, layout
+from bids_lesionfill.app import parser as app_parser
+from bids_lesionfill.layout import derivatives, tables
 
 ROOT = Path(__file__).parent.parent
 
@@ -20,6 +21,9 @@ IMPORTED = {
         f'models/{path.parent.name}.md': path.relative_to(ROOT).as_posix()
         for path in (ROOT / 'bids_lesionfill/models').glob('*/README.md')
     },
+}
+COLUMNS = {'LESION_COLUMNS': derivatives.LESION_COLUMNS} | {
+    name: getattr(tables, name) for name in ('MORPH_COLUMNS', 'PHENOTYPE_COLUMNS', 'ERROR_COLUMNS', 'REGION_ERROR_COLUMNS')
 }
 PAGES = {file: page for page, file in IMPORTED.items()}
 LINK = re.compile(r'(!?)\[([^\]]*)\]\((?!https?:|mailto:|#)([^)#\s]+)(#[^)]*)?\)')
@@ -53,7 +57,7 @@ def filled_in(markdown):
     markdown = markdown.replace('<!-- options -->', options_as_markdown())
     markdown = markdown.replace('<!-- help -->', help_as_markdown())
     markdown = markdown.replace('<!-- exit codes -->', exit_codes_as_markdown())
-    return re.sub(r'<!-- columns (\w+) -->', lambda mark: columns_as_markdown(getattr(layout, mark[1])), markdown)
+    return re.sub(r'<!-- columns (\w+) -->', lambda mark: columns_as_markdown(COLUMNS[mark[1]]), markdown)
 
 
 def with_links(markdown, source, src_uri, repo_url):
@@ -85,7 +89,7 @@ def with_links(markdown, source, src_uri, repo_url):
 
 def options_as_markdown():
     """Return tables of all options, one per group of the parser."""
-    parser = cli.build_parser()
+    parser = app_parser.build_parser()
     lines = []
     for group in parser._action_groups:
         actions = [action for action in group._group_actions if action.dest != 'help']
@@ -97,13 +101,13 @@ def options_as_markdown():
 
 def help_as_markdown():
     """Return the text of `--help`, as an indented block."""
-    lines = cli.build_parser().format_help().splitlines()
+    lines = app_parser.build_parser().format_help().splitlines()
     return '\n'.join(f'    {line}'.rstrip() for line in lines)
 
 
 def exit_codes_as_markdown():
     """Return the table of exit codes."""
-    codes = [line.split(maxsplit=1) for line in cli.EXIT_CODES.splitlines()[1:]]
+    codes = [line.split(maxsplit=1) for line in app_parser.EXIT_CODES.splitlines()[1:]]
     return '\n'.join(['| code | meaning |', '|---|---|', *(f'| {code} | {words} |' for code, words in codes)])
 
 

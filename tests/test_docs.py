@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from bids_examples import flair_path, mask_path, write_description
 
-from bids_lesionfill import cli, single_file
+from bids_lesionfill.app import cli, exit_codes, single_file
+from bids_lesionfill.app import parser as app_parser
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / 'docs'
@@ -57,7 +58,7 @@ def options_of(parser):
 
 def test_every_option_is_on_the_page_of_options(hooks):
     page = hooks.filled_in((DOCS / 'options.md').read_text())
-    for name in options_of(cli.build_parser()) - {'-h', '--help'}:
+    for name in options_of(app_parser.build_parser()) - {'-h', '--help'}:
         assert '_' in name or f'`{name}`' in page, name
     assert '%(default)' not in page
     assert 'usage: ' in page
@@ -66,8 +67,7 @@ def test_every_option_is_on_the_page_of_options(hooks):
 
 def test_every_exit_code_is_on_its_page(hooks):
     page = hooks.filled_in((DOCS / 'exit_codes.md').read_text())
-    for code in (cli.OK, cli.SOME_FAILED, cli.USAGE, cli.UNKNOWN_ARGUMENT, cli.INVALID, cli.NOTHING_TO_DO,
-                 cli.INTERNAL, cli.INTERRUPTED):  # fmt: skip
+    for code in (value for name, value in vars(exit_codes).items() if name.isupper() and isinstance(value, int)):
         assert f'| {code} |' in page
 
 
@@ -143,15 +143,14 @@ def arguments_of(words, program):
 
 
 def options_in_source(module):
-    """Return the options that a module of research declares, without importing it, which takes seconds."""
-    package = ROOT / 'bids_lesionfill'
-    source = next(path for path in (package / f'{module}.py', package / module / '__main__.py') if path.is_file())
-    return set(re.findall(r"'(--[a-z0-9-]+)'", source.read_text()))
+    """Return the options that a package of research declares, without importing it, which takes seconds."""
+    sources = (ROOT / 'bids_lesionfill' / module).glob('*.py')
+    return {option for source in sources for option in re.findall(r"'(--[a-z0-9-]+)'", source.read_text())}
 
 
 @pytest.mark.parametrize('name', TEXTS)
 def test_commands_of_a_page_are_understood(name):
-    parsers = {'bids_lesionfill': cli.build_parser(), 'bids_lesionfill-file': single_file.build_parser()}
+    parsers = {'bids_lesionfill': app_parser.build_parser(), 'bids_lesionfill-file': single_file.build_parser()}
     stops = {'--version', '--help', '--list-models', '--list-engines'}
     for words in commands_in((ROOT / name).read_text()):
         for program, parser in parsers.items():
@@ -178,7 +177,7 @@ FOREIGN = {  # options of other programs that the text names
 
 @pytest.mark.parametrize('name', TEXTS)
 def test_options_in_the_text_exist(name):
-    known = options_of(cli.build_parser()) | options_of(single_file.build_parser()) | FOREIGN
+    known = options_of(app_parser.build_parser()) | options_of(single_file.build_parser()) | FOREIGN
     known = known.union(*map(options_in_source, RESEARCH))
     text = re.sub(r'^```.*?^```', '', (ROOT / name).read_text(), flags=re.M | re.S)
     for option in re.findall(r'(?<![\w-])--[a-z][a-z0-9_-]+', text):
@@ -236,7 +235,7 @@ def test_commands_of_the_page_of_masks_fill_their_participant(world, model_dir):
             out = world / f'out-{n_runs}'
             arguments = [str(out) if word == '/out' else word for word in shlex.split(line, comments=True)[1:]]
             more = ('--model', str(model_dir), '--device', 'cpu', '--participant-label', '01')
-            assert cli.main([*arguments, *more]) == cli.OK, line
+            assert cli.main([*arguments, *more]) == exit_codes.OK, line
             assert (out / 'sub-01/anat/sub-01_desc-filled_T1w.nii.gz').is_file(), line
             n_runs += 1
     assert n_runs > 5
