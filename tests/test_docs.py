@@ -49,6 +49,14 @@ def test_version_is_said_alike_and_has_its_changes():
     assert re.search(heading, (ROOT / 'CHANGES.md').read_text(), re.MULTILINE)
 
 
+def test_design_names_every_package_and_module():
+    text = (DOCS / 'design.md').read_text()
+    tree = text[text.index('```\nbids_lesionfill/') :].split('\n```')[0]
+    for path in (ROOT / 'bids_lesionfill').rglob('*.py'):
+        if not path.name.startswith('__') and path.parent.name != 'engines':
+            assert re.search(rf'\b{path.stem}\b', tree), path
+
+
 # Generated parts
 
 
