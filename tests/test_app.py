@@ -1,6 +1,7 @@
 """The whole app on small datasets, against lists of files, and the promises of the README by name."""
 
 import hashlib
+import json
 import logging
 import os
 import re
@@ -24,7 +25,7 @@ from bids_lesionfill.thickness import tables as thickness_tables
 ROOT = Path(__file__).parent.parent
 DATASET_FILES = [
     '.bidsignore', 'README.md', 'dataset_description.json', 'descriptions.json', 'descriptions.tsv', 'dseg.tsv',
-    'logs/CITATION.bib', 'logs/CITATION.md', 'participants.json', 'participants.tsv',
+    'images.json', 'images.tsv', 'logs/CITATION.bib', 'logs/CITATION.md', 'participants.json', 'participants.tsv',
 ]  # fmt: skip
 FIGURES = [f'{entry}_{picture}.png' for entry in ('overview', 'lesion-1', 'lesion-2')
            for picture in ('before', 'mask', 'after')]  # fmt: skip
@@ -284,7 +285,7 @@ def test_flair_outputs_are_exactly_those_of_the_list(flair_dataset, model_dirs, 
     assert 'Lesions of FLAIR images were filled' in (tmp_path / 'out/logs/CITATION.md').read_text()
 
 
-def test_both_modalities_in_one_run_share_a_report(flair_dataset, run_modalities, tmp_path):
+def test_both_modalities_in_one_run_share_a_report(flair_dataset, run_modalities, tmp_path, make_phantom):
     out = tmp_path / 'out'
     assert run_modalities(flair_dataset(), out, 'T1w', 'FLAIR') == exit_codes.OK
     expected = [file for s in ('01', '02') for file in closing_files(s)]
@@ -293,11 +294,95 @@ def test_both_modalities_in_one_run_share_a_report(flair_dataset, run_modalities
     tables = [text_files.read_tsv(out / f'sub-01/anat/sub-01_{name}_qc.tsv')
               for name in ('desc-lesions', 'space-FLAIR_desc-lesions')]  # fmt: skip
     row, _ = text_files.read_tsv(out / 'participants.tsv')
-    assert (row['status'], row['images'], row['lesions'], row['message']) == ('filled', 2, 4, None)
-    assert row['volume_filled_ml'] == pytest.approx(sum(r['volume_mm3'] for t in tables for r in t) / 1000, abs=1e-3)
+    assert (row['status'], row['images'], row['message']) == ('filled', 2, None)
+    assert list(row) == ['participant_id', 'status', 'images', 'warnings', 'message']  # no sums over images
+    images = text_files.read_tsv(out / 'images.tsv')
+    assert [(image['participant_id'], image['modality']) for image in images] == [
+        (f'sub-{s}', m) for s in ('01', '02') for m in ('T1w', 'FLAIR')
+    ]
+    assert list(images[0]) == list(json.loads((out / 'images.json').read_text()))
+    for image, lesions in zip(images, tables):
+        assert image['filename'] == f'sub-01/anat/sub-01_{image["modality"]}.nii.gz'
+        assert (image['desc'], image['status'], image['lesions']) == ('filled', 'filled', 2)
+        assert image['filled_volume_ml'] == pytest.approx(sum(r['volume_mm3'] for r in lesions) / 1000, abs=1e-3)
+        assert 0 < image['given_volume_ml'] < image['filled_volume_ml']
+    given_ml = make_phantom().lesion_mask.sum() * 0.9 * 1.2 / 1000
+    assert images[0]['given_volume_ml'] == pytest.approx(given_ml, rel=0.3)  # drawn on thick slices of the FLAIR
     page = (out / 'sub-01.html').read_text()
     for words in ('<h2>sub-01_T1w</h2>', '<h2>sub-01_FLAIR</h2>', 'Lesions of T1w and FLAIR images were filled'):
         assert words in page
+
+
+def test_a_report_is_rebuilt_from_all_that_the_output_holds(flair_dataset, run_modalities, ruler, tmp_path):
+    """First T1w and FLAIR, then the thickness of the T1w: the section of the FLAIR stays, and its counts."""
+    root, out = flair_dataset(('01',)), tmp_path / 'out'
+    assert run_modalities(root, out, 'T1w', 'FLAIR') == exit_codes.OK
+    images = text_files.read_tsv(out / 'images.tsv')
+    assert run_modalities(root, out, 'T1w', more=['--thickness', ruler]) == exit_codes.OK
+    page = (out / 'sub-01.html').read_text()
+    for words in ('<h2>sub-01_T1w</h2>', '<h2>sub-01_FLAIR</h2>', 'Lesions of T1w and FLAIR images',
+                  'sub-01_FLAIR.nii.gz', 'Cortical thickness', 'Volume of the given mask'):  # fmt: skip
+        assert words in page
+    assert page.count('data:image/png') == 2 * 9
+    assert text_files.read_tsv(out / 'images.tsv') == images
+    (row,) = text_files.read_tsv(out / 'participants.tsv')
+    assert (row['status'], row['images']) == ('filled', 2)
+
+
+def test_a_report_tells_of_an_image_that_is_no_longer_there(flair_dataset, run_modalities, tmp_path, make_phantom):
+    root, out = flair_dataset(('01',)), tmp_path / 'out'
+    assert run_modalities(root, out, 'T1w', 'FLAIR') == exit_codes.OK
+    (root / flair_path('01')).unlink()
+    (root / mask_path('01')).unlink()
+    nib.save(make_phantom().lesion_mask_img, root / mask_path('01'))
+    assert run_modalities(root, out, 'T1w') == exit_codes.OK
+    page = (out / 'sub-01.html').read_text()
+    assert '<h2>sub-01_FLAIR</h2>' in page
+    assert page.count('data:image/png') == 9
+
+
+def test_a_repeated_finished_run_draws_nothing_and_needs_no_torch(dataset, run, tmp_path, model_dir):
+    root, out = dataset(), tmp_path / 'out'
+    assert run(root, out) == exit_codes.OK
+    paths = [*out.glob('*.html'), *out.glob('*/figures/*'), *out.glob('*/anat/*')]
+    kept = {path: path.stat().st_mtime_ns for path in paths}
+    assert len(kept) == 2 * (1 + 9 + 6)
+    images = text_files.read_tsv(out / 'images.tsv')
+    code = (
+        'import sys; from bids_lesionfill.app import cli; code = cli.main(sys.argv[1:]); '
+        'print(code, [name for name in ("torch", "matplotlib", "diffusers") if name in sys.modules])'
+    )
+    arguments = [str(root), str(out), 'participant', '--model', str(model_dir), '--skip-bids-validation']
+    result = subprocess.run([sys.executable, '-c', code, *arguments], capture_output=True, text=True, cwd=ROOT)
+    assert result.stdout.split('\n')[0] == '0 []', result.stderr
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert text_files.read_tsv(out / 'images.tsv') == images
+    nib.save(empty_like(nib.load(root / t1w_path('01'))), root / mask_path('01'))
+    assert run(root, out) == exit_codes.OK
+    changed = {path.name for path in kept if path.stat().st_mtime_ns != kept[path]}
+    assert 'sub-01.html' in changed
+    assert not any(name.startswith('sub-02') for name in changed)
+
+
+def test_healthy_participants_are_copied_if_that_is_asked_for(dataset, run, ruler, tmp_path, make_phantom, caplog):
+    root, out = dataset(('01', '03')), tmp_path / 'out'
+    (root / mask_path('03')).unlink()
+    assert run(root, out, '--copy-unlesioned', '--thickness', ruler) == exit_codes.OK
+    assert set(image_files('sub-03', 'sub-03/', 'T1w')) <= set(listing(out))
+    before, after = nib.load(root / t1w_path('03')), nib.load(out / 'sub-03/anat/sub-03_desc-filled_T1w.nii.gz')
+    assert before.to_bytes() == after.to_bytes()
+    assert not nib.load(out / 'sub-03/anat/sub-03_label-lesion_desc-used_mask.nii.gz').get_fdata().any()
+    rows = text_files.read_tsv(out / 'participants.tsv')
+    assert [row['status'] for row in rows] == ['filled', 'copied']
+    assert rows[1]['message'] == 'There is no lesion mask: the output is a copy of the input.'
+    assert set(thickness_files('03')) <= set(listing(out))
+    first = (out / 'sub-03/anat/sub-03_desc-filled_T1w.json').stat().st_mtime_ns
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        assert run(root, out, '--copy-unlesioned') == exit_codes.OK
+    assert (out / 'sub-03/anat/sub-03_desc-filled_T1w.json').stat().st_mtime_ns == first
+    assert run(root, tmp_path / 'other') == exit_codes.OK  # without the option nothing is written for them
+    assert not (tmp_path / 'other/sub-03/anat').exists()
 
 
 def test_promise_1_holds_for_flair_on_a_grid_of_its_own(flair_dataset, run_modalities, tmp_path):

@@ -42,7 +42,8 @@ def write_tables(tmp_path):
             table = table_of({n: (mm, 10) for n, mm in zip(REGIONS, regions)}, {'lh': lh, 'rh': rh})
             about = {'RunHash': 'x'} | (about_desc or {}).get(desc, {})
             if juxtacortical is not None:
-                about['LesionVoxels'] = {'outside_white_matter': juxtacortical}
+                counts = juxtacortical if isinstance(juxtacortical, dict) else {'cortex': juxtacortical}
+                about['LesionVoxels'] = counts
             path = folder / f'{scan}_seg-DK_desc-{desc}_morph.tsv'
             layout_tables.write_thickness(
                 path, engine, thickness_tables.table_rows(table, engine), about, ['bids:raw:x']
@@ -132,7 +133,28 @@ def test_juxta_min_voxels_is_a_threshold(write_tables, run_group, tmp_path):
         assert read(tmp_path, 'group_reproducibility.tsv')[1]['n'] == n_left
 
 
-def test_who_is_missing_or_failed_is_left_out_and_the_page_says_why(write_tables, run_group, tmp_path, bids_dir):
+def test_a_lesion_at_the_ventricles_is_juxtacortical_by_the_rule_of_the_thesis_alone(
+    write_tables, quick_group, tmp_path
+):
+    """Sub-01: 64 voxels outside white matter, all of them at the ventricles; sub-02: an engine without a ribbon."""
+    both = {'original': (2, 2, 2), 'filled': (2, 2, 2)}
+    for subject, counts in (('01', {'outside_white_matter': 64, 'grey_matter': 40, 'cortex': 0}),
+                            ('02', {'outside_white_matter': 64, 'grey_matter': 0}),
+                            ('03', {'outside_white_matter': 64, 'grey_matter': 40, 'cortex': 9})):  # fmt: skip
+        write_tables(f'sub-{subject}', both, juxtacortical=counts)
+    pages = {}
+    for arguments, n_left, voxels in (([], 2, [0, 0, 9]), (['--juxta-rule', 'thesis'], 0, [64, 64, 64])):
+        quick_group(*arguments)
+        _, without = text_files.read_tsv(tmp_path / 'out/group_reproducibility.tsv')
+        assert without['n'] == n_left
+        rows = text_files.read_tsv(tmp_path / 'out/phenotype/thickness.tsv')
+        assert [row['juxtacortical_voxels'] for row in rows] == voxels
+        pages[n_left] = (tmp_path / 'out/group.html').read_text()
+    assert 'Lesions at the ventricles do not count' in pages[2]
+    assert 'Lesions that touch the ventricles count too' in pages[0]
+
+
+def test_who_is_missing_or_failed_is_left_out_and_the_page_says_why(write_tables, quick_group, tmp_path, bids_dir):
     for subject in ('01', '02', '03', '04', '05'):
         (bids_dir / f'sub-{subject}').mkdir()
     write_tables('sub-01', {'original': (2, 2, 2), 'filled': (2, 2, 2)})

@@ -336,7 +336,8 @@ def test_row(table, name):
     if row.status == 'copied':
         assert not used_mask.any()
         return
-    assert status['lesions'] == len(text_files.read_tsv(out / f'sub-{name}/anat/sub-{name}_desc-lesions_qc.tsv')) > 0
+    (image,) = (row for row in text_files.read_tsv(out / 'images.tsv') if row['participant_id'] == f'sub-{name}')
+    assert image['lesions'] == len(text_files.read_tsv(out / f'sub-{name}/anat/sub-{name}_desc-lesions_qc.tsv')) > 0
     assert used_mask[row.fills].all()
     assert row.leaves is None or not used_mask[row.leaves].any()
     assert bool(list(out.glob(f'sub-{name}/figures/*.png'))) == (name in DRAWN)
@@ -363,7 +364,9 @@ def check_promise_1(root, out, name):
 
 def test_300_lesions_are_filled_one_by_one(table):
     _, out, statuses = table
-    assert statuses['manylesions']['lesions'] > 300
+    rows = {row['participant_id']: row for row in text_files.read_tsv(out / 'images.tsv')}
+    assert statuses['manylesions']['status'] == 'filled'
+    assert rows['sub-manylesions']['lesions'] > 300
 
 
 # Files that are no NIfTI in one file

@@ -98,7 +98,7 @@ def test_one_mask_for_two_flairs_is_refused_with_a_filter_that_works(tmp_path, i
     root = write_bids(tmp_path, dict.fromkeys(images, img))
     problem = find(root, modality='FLAIR')['01'][1].problem
     assert 'fits 2 images of sub-01, sub-01_run-2_FLAIR among them' in problem
-    filters = json.loads(problem.partition(' with ')[2].removesuffix(' in FILE'))
+    filters = json.loads(problem.rpartition(' with ')[2].removesuffix(' in FILE'))
     assert filters == {'flair': {'run': 2}}
     (chosen,) = find(root, modality='FLAIR', filters=filters)['01']
     assert chosen.problem == ''
@@ -385,7 +385,7 @@ def test_seed_depends_on_path_and_random_seed_only(tmp_path):
 
 
 def test_status_table_joins_runs_and_keeps_the_latest(tmp_path):
-    status = {'status': 'filled', 'images': 1, 'lesions': 2, 'volume_filled_ml': 0.5, 'message': None}
+    status = {'status': 'filled', 'images': 1, 'message': None}
     layout_status.write_status(tmp_path, '02', '20260101-000000_a', {**status, 'status': 'failed'})
     layout_status.write_status(tmp_path, '01', '20260101-000001_b', status)
     layout_status.write_status(tmp_path, '02', '20260101-000002_c', status)
@@ -600,7 +600,7 @@ def test_files_that_name_just_what_the_image_does_are_its_own_if_the_others_have
         assert inputs.lesion_mask_file == root / own['label-lesion_mask']
         assert not inputs.problem
     (root / gad['label-lesion_mask']).unlink()
-    assert ['fits 2 images' in inputs.problem for inputs in find(root)['01']] == [True, True]
+    assert [inputs.lesion_mask_file for inputs in find(root)['01']] == [root / plain['label-lesion_mask']] * 2
 
 
 def test_brain_mask_that_names_less_than_the_only_image_is_used(tmp_path, img):
@@ -617,8 +617,9 @@ def test_a_mask_for_two_sessions_is_refused_where_one_is_chosen(tmp_path, img, o
     assert 'fits 2 images of sub-01, sub-01_ses-2_T1w among them, of 2 sessions' in inputs.problem
     assert 'of this one: sub-01_ses-2_label-lesion_mask.nii.gz' in inputs.problem
     assert inputs.brain_mask_file is None
-    (tmp_path / mask_path('01')).rename(tmp_path / 'derivatives/lesions/sub-01/anat/sub-01_ses-2_label-lesion_mask.nii.gz')
-    assert [(found.session, found.problem) for found in find(tmp_path)['01']] == [
+    root = tmp_path / 'data'
+    (root / mask_path('01')).rename((root / mask_path('01')).with_name('sub-01_ses-2_label-lesion_mask.nii.gz'))
+    assert [(found.session, found.problem) for found in find(root)['01']] == [
         ('1', layout_inputs.NO_MASK), ('2', '')
     ]
 

@@ -105,3 +105,16 @@ def test_juxtacortical_rule_counts_what_the_dilated_mask_has_outside_white_matte
     lesion_mask[4, 4, 7] = True
     found = places.voxels_beside_white_matter(lesion_mask, tissue_seg)
     assert found == {'outside_white_matter': 7, 'grey_matter': 6}
+
+
+def test_a_lesion_at_the_ventricles_touches_no_cortex():
+    """Ventricle, its partial volume (grey by brightness), white matter, cortex, along one axis."""
+    tissue_seg = np.broadcast_to(np.array([1, 1, 2, 3, 3, 3, 3, 3, 2]), (5, 5, 9))
+    ribbon = np.zeros(tissue_seg.shape, dtype=bool)
+    ribbon[..., 8] = True
+    lesion_mask = np.zeros(tissue_seg.shape, dtype=bool)
+    lesion_mask[2, 2, 2:4] = True
+    counts = places.voxels_beside_white_matter(lesion_mask, tissue_seg, ribbon)
+    assert counts == {'outside_white_matter': 6, 'grey_matter': 5, 'cortex': 0}
+    lesion_mask[2, 2, 7] = True
+    assert places.voxels_beside_white_matter(lesion_mask, tissue_seg, ribbon)['cortex'] == 1

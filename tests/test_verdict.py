@@ -87,7 +87,7 @@ def test_of_many_unusual_lesions_the_worst_are_named_first():
 def test_what_is_not_known_is_not_checked(unknown):
     assert lesions_checks.check_filling({}, [], 'T1w') == []
     row = ROW | dict.fromkeys(('mean_after', 'mean_touching', 'faint_percent'), unknown)
-    assert [check.name for check in lesions_checks.check_filling({}, [row], 'T1w')] == ['Volume of all lesions']
+    assert [check.name for check in lesions_checks.check_filling({}, [row], 'T1w')] == ['Volume that was filled']
     assert len(lesions_checks.check_filling(INFO, [row], 'T1w')) == 3
     old = {name: ROW[name] for name in ('label', 'volume_mm3', 'mean_after', 'mean_surrounding')}  # of version 0.1.0
     assert lesions_checks.suspicion(old, {}, 'T1w') == 0

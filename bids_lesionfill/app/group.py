@@ -29,7 +29,7 @@ def run(options):
         words = 'nothing to do: no table of thickness (sub-*_seg-DK_desc-*_morph.tsv)%s in %s'
         logger.error(words, whose, ', '.join(map(str, folders)))
         return NOTHING_TO_DO
-    scans, unpaired = comparison.pair_scans(entries, options.juxta_min_voxels)
+    scans, unpaired = comparison.pair_scans(entries, options.juxta_min_voxels, options.juxta_rule)
     statuses = read_statuses(options.output_dir)
     excluded = missing_participants(options, tables, entries, statuses) + missing_tables(entries, statuses) + unpaired
     excluded += [comparison.left_out(scan, 'nothing was filled') for scan in scans if not scan['is_filled']]
@@ -48,6 +48,7 @@ def run(options):
         'rows': rows,
         'excluded': excluded,
         'juxta_min_voxels': options.juxta_min_voxels,
+        'juxta_rule': options.juxta_rule,
         'engines': [group.describe_engine(scans, engine, summaries) for engine in engines],
         'n_participants': len({scan['participant'] for scan in scans}),
         'n_scans': len({scan['scan'] for scan in scans}),

@@ -126,13 +126,17 @@ class Job(NamedTuple):
         about = {'TissueClasses': source}
         if desc == 'filled':
             seg = np.asarray(seg_img.dataobj).astype(int)
-            about['LesionVoxels'] = places.voxels_beside_white_matter(self.lesion_mask(), seg)
+            cortex_img = measurement.cortex_img
+            ribbon = None if cortex_img is None else np.asarray(cortex_img.dataobj) > 0
+            about['LesionVoxels'] = places.voxels_beside_white_matter(self.lesion_mask(), seg, ribbon)
             about['FilledVoxels'] = derivatives.read_sidecar(self.filled_file).get('LesionVoxelsUsed')
         return {name: value for name, value in about.items() if value is not None}
 
     def lesion_mask(self):
         """The lesions that were to be filled, on the grid of the T1w; bool array."""
         t1w_img = loading.open_image(self.filled_file)  # with its header, which may say nothing of its place
+        if self.image.lesion_mask_file is None:  # a copy, see `copying`
+            return np.zeros(t1w_img.shape[:3], dtype=bool)
         image = loading.settle(self.image)
         xfm_file = naming.xfm_file(self.output_dir, image)
         to_t1w = registration.from_itk_text(xfm_file.read_text(encoding='utf-8')) if xfm_file.is_file() else None

@@ -6,6 +6,7 @@ from pathlib import Path
 VERSION_FILE = Path(__file__).resolve().parents[2] / 'version'
 
 LOCATIONS = ('periventricular', 'juxtacortical', 'deep', 'infratentorial')
+JUXTA_RULES = ('cortex', 'thesis')  # see thickness.comparison
 MODALITIES = {'fill': ('T1w',), 'synth': ('FLAIR', 'T1w')}  # by mode, if not said
 
 
@@ -40,6 +41,7 @@ class Options:
     rim_voxels: int = 2
     num_inference_steps: int | None = None
     n_samples: int = 1
+    copy_unlesioned: bool = False  # write filled images, which are copies, for those without a lesion mask, too
     n_lesions: int | None = None  # synthesis: how many, how much, where, or exactly which; how bright
     lesion_load_ml: float | None = None
     lesion_locations: tuple = LOCATIONS
@@ -57,6 +59,7 @@ class Options:
     thickness_noise: bool = True
     allow_download: bool = False
     juxta_min_voxels: int = 1
+    juxta_rule: str = 'cortex'  # of comparison.JUXTA_RULES
     raw_dir: Path | None = None  # of --output-layout raw; output_dir is in it then
     work_dir: Path | None = None  # the system's folder for such files
     bids_database_dir: Path | None = None

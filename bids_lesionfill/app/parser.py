@@ -154,6 +154,13 @@ def build_parser():
         metavar='K',
         help='more than one: fill with the mean of K samples and write their standard deviation',
     )
+    filling.add_argument(
+        '--copy-unlesioned',
+        '--copy_unlesioned',
+        action='store_true',
+        help='write filled images, which are copies, for participants without a lesion mask, too: healthy ones then '
+        'take the same path as patients (one with an empty mask is always copied)',
+    )
     add_synthesis(
         parser.add_argument_group(
             'Specific options for synthesis', 'without a mask, lesions are drawn as patients have them'
@@ -189,8 +196,16 @@ def build_parser():
         type=positive,
         default=1,
         metavar='N',
-        help='group: from so many voxels of the dilated lesion mask outside white matter on, a participant counts as '
-        'one with juxtacortical lesions (default: %(default)s)',
+        help='group: from so many voxels of the dilated lesion mask in the cortex on (see --juxta-rule), a participant '
+        'counts as one with juxtacortical lesions (default: %(default)s)',
+    )
+    measuring.add_argument(
+        '--juxta-rule',
+        '--juxta_rule',
+        choices=options.JUXTA_RULES,
+        default='cortex',
+        help='group: which voxels of the dilated lesion mask count: those of the cortex; or, as in the thesis, all '
+        'that are not white matter, at the ventricles, too (default: %(default)s)',
     )
     measuring.add_argument(
         '--allow-download',

@@ -9,19 +9,17 @@ import time
 from ..diffusion import models as diffusion_models
 from ..images import registration
 from ..layout import derivatives as layout_derivatives
-from ..layout import errors, files, indexing, inputs, naming, ownership, pairing, raw, tables, tools
+from ..layout import errors, files, indexing, inputs, naming, ownership, pairing, raw, tables, tools, written
 from ..layout import status as layout_status
 from ..lesions import fill
-from ..report import methods, participant, pictures, references
-from ..report import page as report_page
+from ..report import methods, references
 from ..thickness import engine, registry
-from . import loading, progress, visits
+from . import copying, loading, progress, reporting, visits
 
 logger = logging.getLogger('bids_lesionfill')
 
 
 OK, SOME_FAILED, NOTHING_TO_DO = 0, 1, 66
-NO_IMAGE = 'no image'
 
 
 def run(options):
@@ -113,14 +111,15 @@ def run_all(found, donor, options, run_id):
 
 def conclude(statuses, options, derivatives):
     """Log what became of the participants; return the exit code."""
+    written.write_table(options.output_dir)
     failed = [f'sub-{subject}' for subject, status in statuses.items() if status == 'failed']
     if failed:
         logger.error('failed: %s; %s says why', ', '.join(failed), options.output_dir / 'participants.tsv')
         return SOME_FAILED
-    if set(statuses.values()) <= {inputs.NO_MASK, inputs.DONOR, NO_IMAGE} and options.mode == 'synth':
+    if set(statuses.values()) <= {inputs.NO_MASK, inputs.DONOR, reporting.NO_IMAGE} and options.mode == 'synth':
         logger.error('nothing to do: no %s with a T1w in %s', ' or '.join(options.modalities), options.bids_dir)
         return NOTHING_TO_DO
-    if set(statuses.values()) <= {inputs.NO_MASK, NO_IMAGE}:
+    if set(statuses.values()) <= {inputs.NO_MASK, reporting.NO_IMAGE}:
         logger.error(
             'nothing to do: no %s with a lesion mask in %s (looked for label-%s_mask in %s)',
             ' or '.join(options.modalities),
@@ -154,8 +153,8 @@ def find_images(bids_layout, options, derivatives):
 
 def check_device(options):
     """Raise UsageError if the device that was asked for is not there; the nodes of a cluster are not asked."""
-    if options.reports_only or options.plugin_file is not None:
-        return
+    if options.reports_only or options.plugin_file is not None or options.device != 'cuda':
+        return  # any other is there, and torch takes seconds to say so
     try:
         diffusion_models.choose_device(options.device)
     except ValueError as error:
@@ -163,10 +162,9 @@ def check_device(options):
 
 
 def load_models(images, options):
-    """The model for each modality of some images, on the device that was asked for; none if nothing is to be done."""
+    """Return the model for each modality of some images: dict of modality -> models.ModelFile, loaded when needed."""
     usable = {image.modality for image in images if not image.problem and not options.reports_only}
-    device = diffusion_models.choose_device(options.device) if usable else None
-    return {modality: diffusion_models.load_model(options.model_of(modality), device) for modality in usable}
+    return {modality: diffusion_models.ModelFile(options.model_of(modality), options.device) for modality in usable}
 
 
 def run_participant(subject, images, models, engines, donor, run_id, options):
@@ -174,7 +172,7 @@ def run_participant(subject, images, models, engines, donor, run_id, options):
     results = work_on(images, models, engines, donor, run_id, options)
     at_work = 'report'
     try:
-        status = finish(subject, results, run_id, options)
+        status = reporting.finish(subject, results, run_id, options, methods_text)
         if options.raw_dir is not None and status != 'failed':
             at_work = 'raw_layout'
             of_raw = (options.raw_dir, options.bids_dir, options.output_dir, subject, images, options.session_labels)
@@ -214,7 +212,8 @@ def work_on(images, models, engines, donor, run_id, options):
 
 def run_image(image, models, run_id, options):
     """Fill one image unless it is done; return what became of it as a dict with `status` and `message`."""
-    if image.problem:
+    is_copied = copying.is_wanted(image, options)
+    if image.problem and not is_copied:
         status = inputs.NO_MASK if image.problem == inputs.NO_MASK else 'failed'
         logger.log(logging.ERROR if status == 'failed' else logging.WARNING, '%s: %s', image.name, image.problem)
         return {'status': status, 'message': image.problem}
@@ -222,7 +221,10 @@ def run_image(image, models, run_id, options):
         done = bool(layout_derivatives.read_sidecar(naming.output_files(options.output_dir, image)['filled']))
         return {'status': 'filled'} if done else {'status': 'failed', 'message': 'not filled yet'}
     try:
-        fill_image(image, models[image.modality], options)
+        if is_copied:
+            copying.copy_image(image, options)
+        else:
+            fill_image(image, models[image.modality], options)
     except Exception as error:
         return {
             'status': 'failed',
@@ -249,7 +251,7 @@ def fill_image(image, model, options):
             loaded.image_img,
             loaded.lesion_mask_img,
             tissue_img=loaded.tissue_img,
-            model=model,
+            model=model.loaded,
             brain_mask_img=loaded.brain_mask_img,
             tissue_seg_img=loaded.tissue_seg_img,
             kept_mask_img=loaded.kept_mask_img,
@@ -319,58 +321,6 @@ def measure_thickness(image, result, is_only_t1w, engines, run_id, options):
         message = layout_status.note_crash(error, f'{image.name}_thickness', image.subject, run_id, options.output_dir)
         return {'status': 'failed', 'message': message, 'is_filled': True}
     return result
-
-
-def finish(subject, results, run_id, options):
-    """Write report and status of a participant; return the status."""
-    pages, lesions, volumes_ml = [], 0, {'filled': 0.0, 'synthesized': 0.0}
-    for image, desc, result in results:
-        page = {'name': image.name if len(options.variants) == 1 else f'{image.name}, desc-{desc}', **result}
-        if result['status'] in volumes_ml or result.get('is_filled'):
-            pictured = desc in ('filled', *options.variants[: participant.PICTURED_VARIANTS])
-            page |= participant.describe_image(image, desc, options.output_dir, pictured)
-            page |= result if result['status'] == 'failed' else {}
-            lesions += len(page['lesions'])
-            volumes_ml['filled' if desc == 'filled' else 'synthesized'] += (
-                sum(row['volume_mm3'] for row in page['lesions']) / 1000
-            )
-            stem = image.name if desc == 'filled' else f'{image.name}_{desc}'
-            for name, png in pictures.png_files(page['figures']).items():
-                files.write_bytes(options.output_dir / f'sub-{subject}' / 'figures' / f'{stem}_{name}.png', png)
-        pages.append(page)
-    statuses = [page['status'] for page in pages]
-    done = ('failed', 'filled', 'synthesized', 'copied', inputs.DONOR)
-    nothing = inputs.NO_MASK if results and options.mode == 'fill' else NO_IMAGE
-    status = next((s for s in done if s in statuses), nothing)
-    message = participant.status_message(pages, set(options.modalities) - {image.modality for image, _, _ in results})
-    report_page.write_participant(
-        options.output_dir / f'sub-{subject}.html',
-        {
-            'label': f'sub-{subject}',
-            'version': options.version,
-            'command': options.command,
-            'status': status,
-            'message': message,
-            'images': pages,
-            'methods': methods_text(options),
-        },
-    )
-    layout_status.write_status(
-        options.output_dir,
-        subject,
-        run_id,
-        {
-            'status': status,
-            'images': sum(s in done[1:4] for s in statuses),
-            'lesions': lesions,
-            'warnings': sum(len(page.get('warnings') or ()) for page in pages),
-            'volume_filled_ml': round(volumes_ml['filled'], 3),
-            'volume_synthesized_ml': round(volumes_ml['synthesized'], 3),
-            'message': message or None,
-        },
-    )
-    logger.info('sub-%s: %s; report %s', subject, status, options.output_dir / f'sub-{subject}.html')
-    return status
 
 
 def write_citation(options):

@@ -94,6 +94,7 @@ def options_of(arguments, argv):
         rim_voxels=arguments.rim_voxels,
         num_inference_steps=arguments.num_inference_steps,
         n_samples=arguments.n_samples,
+        copy_unlesioned=arguments.copy_unlesioned,
         n_lesions=arguments.new_lesions or arguments.n_lesions,
         lesion_load_ml=arguments.lesion_load_ml,
         lesion_locations=arguments.lesion_location,
@@ -111,6 +112,7 @@ def options_of(arguments, argv):
         thickness_noise=not arguments.no_thickness_noise,
         allow_download=arguments.allow_download,
         juxta_min_voxels=arguments.juxta_min_voxels,
+        juxta_rule=arguments.juxta_rule,
         work_dir=arguments.work_dir,
         bids_database_dir=arguments.bids_database_dir,
         nprocs=arguments.nprocs,
@@ -192,6 +194,8 @@ def check_synthesis(arguments):
         raise UsageError('--thickness measures images before and after filling: not with --mode synth')
     if arguments.mode == 'synth' and arguments.n_samples > 1:
         raise UsageError('--n-samples is for filling; --n-variants writes several images with new lesions')
+    if arguments.mode == 'synth' and arguments.copy_unlesioned:
+        raise UsageError('--copy-unlesioned is for filling: new lesions need no lesion mask')
     drawn = [
         name for name in ('--n-lesions', '--lesion-load-ml', '--lesion-location', '--new-lesions') if name in given
     ]

@@ -119,7 +119,7 @@ def synthesize_image(visit, image, variant, desc, model, options):
             loading.open_image(image.image_file),
             anatomy,
             new,
-            model,
+            model.loaded,
             lesion_mask_img=old_img,
             num_inference_steps=options.num_inference_steps,
             seed=(layout_derivatives.seed_of(image, options.random_seed) + 7919 * variant) % 2**63,

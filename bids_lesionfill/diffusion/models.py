@@ -5,6 +5,7 @@ A model is a folder: `unet/` and `scheduler/` as diffusers writes them (safetens
 of synthesis also `lesion_contrasts.json`.
 """
 
+import functools
 import hashlib
 import re
 from dataclasses import dataclass
@@ -147,6 +148,40 @@ def load_model(name_or_path, device='cpu', models_dir=MODELS_DIR):
         .eval(),
         scheduler=DDIMScheduler.from_pretrained(folder / 'scheduler'),
     )
+
+
+class ModelFile:
+    """A model that is loaded when it is needed: a run that has nothing to do needs the hash of its weights alone.
+
+    Parameters
+    ----------
+    name_or_path : str or path
+    device : str
+        `auto`, `cpu` or `cuda`.
+    """
+
+    def __init__(self, name_or_path, device='cpu'):
+        self.name_or_path, self.device = name_or_path, device
+
+    @functools.cached_property
+    def sha256(self):
+        """SHA-256 of the weights file."""
+        return sha256_of(find_model(self.name_or_path) / WEIGHTS)
+
+    @functools.cached_property
+    def loaded(self):
+        """The model, see `load_model`."""
+        return load_model(self.name_or_path, choose_device(self.device))
+
+
+STEPS_FOR_SEVERAL_SAMPLES = 10  # one step gives the mean of all fillings, whatever the seed
+
+
+def choose_steps(asked, of_plan, n_samples=1):
+    """Return how many steps a sampling takes: those asked for, or else the plan's; more for several samples."""
+    if asked is not None:
+        return asked
+    return max(of_plan, STEPS_FOR_SEVERAL_SAMPLES) if n_samples > 1 else of_plan
 
 
 def read_contrasts(folder):

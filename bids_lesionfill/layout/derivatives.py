@@ -15,7 +15,8 @@ logger = logging.getLogger('bids_lesionfill')
 BIDS_VERSION = '1.10.0'
 
 # Lines have no trailing slash: with one, the validator does not match nested folders.
-BIDSIGNORE = '*.html\nfigures\nlog\n*_morph.tsv\n*_morph.json\n*_qc.tsv\n*_qc.json\ngroup_*\n*_xfm.txt\n*_xfm.json\n'
+BIDSIGNORE = '*.html\nfigures\nlog\n*_morph.tsv\n*_morph.json\n*_qc.tsv\n*_qc.json\ngroup_*\n'
+BIDSIGNORE += 'images.*\n*_xfm.txt\n*_xfm.json\n'
 DESCRIPTIONS = {
     'desc-filled': 'lesions filled with healthy tissue by a diffusion model',
     'desc-filledsd': 'standard deviation over several fillings of the same lesions',
@@ -258,7 +259,8 @@ def write_dataset_files(output_dir, bids_dir, derivatives, version, citation, so
             'healthy tissue; outside the `desc-used` mask every voxel is that of the input. `desc-synth`: images with '
             'new lesions; outside the `desc-synthchanged` mask every voxel is that of the input, and the `desc-synth` '
             'mask holds all lesions, old and new.\nOpen `sub-*.html` to see it. '
-            '`logs/CITATION.md` says how to cite; `participants.tsv` says what was done for whom.\n'
+            '`logs/CITATION.md` says how to cite; `participants.tsv` says what was done for whom, `images.tsv` of '
+            'each image.\n'
         ).encode(),
     )
     layout_files.write_tsv(

@@ -67,10 +67,7 @@ def read_statuses(paths):
     return statuses
 
 
-STATUS_COLUMNS = [
-    *('participant_id', 'status', 'images', 'lesions', 'warnings', 'volume_filled_ml', 'volume_synthesized_ml'),
-    'message',
-]
+STATUS_COLUMNS = ['participant_id', 'status', 'images', 'warnings', 'message']  # of images: images.tsv
 
 
 def write_status(output_dir, subject, run_id, status):
@@ -99,11 +96,8 @@ def write_status(output_dir, subject, run_id, status):
                     'failed': 'see message and the crash file',
                 },
             },
-            'images': {'Description': 'number of images written'},
-            'lesions': {'Description': 'number of connected lesions filled or synthesized, all images'},
+            'images': {'Description': 'number of its images that are there (images.tsv), of this and earlier runs'},
             'warnings': {'Description': 'number of things to look at before images are used; the report names them'},
-            'volume_filled_ml': {'Description': 'volume filled, all images', 'Units': 'mL'},
-            'volume_synthesized_ml': {'Description': 'volume of new lesions, all images', 'Units': 'mL'},
             'message': {'Description': 'why, if the participant was not done'},
         },
     )

@@ -157,7 +157,7 @@ PHENOTYPE_COLUMNS = {
     },
     'noise_global_percent': {'Description': 'error of the global mean, rerun against original', 'Units': '%'},
     'noise_roi_percent': {'Description': 'mean error of the 68 regions, rerun against original', 'Units': '%'},
-    'juxtacortical_voxels': {'Description': 'voxels of the lesion mask, dilated by one, that are not white matter'},
+    'juxtacortical_voxels': {'Description': 'voxels of the lesion mask, dilated by one, that count by --juxta-rule'},
     'juxtacortical': {'Description': 'whether those are at least --juxta-min-voxels'},
 }
 
@@ -171,7 +171,7 @@ def with_interval(name, description):
 
 ERROR_COLUMNS = {
     'engine': {'Description': 'what measured the thickness'},
-    'participants': {'Description': 'all, or without those whose lesions touch what is not white matter'},
+    'participants': {'Description': 'all, or without those with juxtacortical lesions (--juxta-rule)'},
     'n': {'Description': 'participants of whom something was filled'},
     'n_scans': {'Description': 'their scans'},
     **with_interval(

@@ -70,7 +70,7 @@ def check_filling(info, lesions, modality):
     checks = [
         check_dropped(info),
         check_outside_brain(info),
-        check_size(info, lesions),
+        check_size(info, lesions, 'Volume that was filled'),
         check_contrast(lesions, modality, 'is the mask at its place?'),
         check_fill(info, lesions),
         check_border(info, lesions, modality),
@@ -82,7 +82,7 @@ def check_synthesis(info, lesions, modality):
     """Checks of an image with new lesions; see `check_filling`."""
     checks = [
         check_touching(info),
-        check_size(info, lesions),
+        check_size(info, lesions, 'Volume of new lesions'),
         check_contrast(lesions, modality, 'they will be hard to see.'),
     ]
     return [check for check in checks if check is not None]
@@ -114,8 +114,8 @@ def check_outside_brain(info):
     return Check('Mask outside the brain', percent(share), *limit(share, MAX_SHARE_OUTSIDE_BRAIN, sentence))
 
 
-def check_size(info, lesions):
-    """How large the largest lesion and all lesions are."""
+def check_size(info, lesions, name):
+    """Return how large the largest lesion and all lesions are, as they were filled or painted."""
     if not lesions:
         return None
     volumes_ml = [row['volume_mm3'] / 1000 for row in lesions]
@@ -128,7 +128,7 @@ def check_size(info, lesions):
     elif largest_ml > MAX_LESION_ML:
         label = lesions[volumes_ml.index(largest_ml)]['label']
         sentence = f'Lesion {label:.0f} has {largest_ml:.0f} ml: larger than lesions of multiple sclerosis mostly are.'
-    return Check('Volume of all lesions', found, f'up to {MAX_LOAD_ML} ml', sentence)
+    return Check(name, found, f'up to {MAX_LOAD_ML} ml', sentence)
 
 
 def check_contrast(lesions, modality, sentence_end):

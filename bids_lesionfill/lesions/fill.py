@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from ..diffusion import inpaint, models
+from ..diffusion import models
 from ..images import anatomy, grid, masks, nifti, placement
 from . import checks, contrasts, tables, unmixing
 from . import texture as textures
@@ -215,8 +215,10 @@ def fill(
 
     # 4. Sample on tiles that cover the lesions.
     scaling = grid.white_matter_scaling(image, wm_mask & ~hole)
-    num_inference_steps = inpaint.choose_steps(num_inference_steps, model.plan['num_inference_steps'], n_samples)
+    num_inference_steps = models.choose_steps(num_inference_steps, model.plan['num_inference_steps'], n_samples)
     seeds = [(seed + 7919 * sample) % 2**63 for sample in range(n_samples)]
+    from ..diffusion import inpaint  # with torch, which takes seconds: only where something is filled
+
     fillings = inpaint.fill_volume(
         *(scaling.apply(image), hole, wm_mask, model, num_inference_steps, seeds, device, batch_size), progress=progress
     )

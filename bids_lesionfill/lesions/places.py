@@ -134,8 +134,8 @@ def place_of(lesion_mask, places):
     return next((place for place in (PLACES['periventricular'], PLACES['juxtacortical']) if counts[place]), 4)
 
 
-def voxels_beside_white_matter(lesion_mask, tissue_seg):
-    """How far a lesion mask reaches out of white matter: the thesis' rule for juxtacortical lesions (3.5).
+def voxels_beside_white_matter(lesion_mask, tissue_seg, ribbon=None):
+    """Return how far a lesion mask reaches out of white matter, and into the cortex: what makes it juxtacortical.
 
     The mask is dilated by one voxel along the axes and laid over the tissue classes of the *filled* image: in the
     original, lesions themselves are called grey matter.
@@ -144,15 +144,18 @@ def voxels_beside_white_matter(lesion_mask, tissue_seg):
     ----------
     lesion_mask : (X, Y, Z) bool array
     tissue_seg : (X, Y, Z) int array
+    ribbon : (X, Y, Z) bool array, optional
+        Grey matter of the cortex: without deep nuclei, and without the partial volume at the ventricles.
 
     Returns
     -------
     dict of int
-        `outside_white_matter`: voxels of the dilated mask that are not white matter (the rule); `grey_matter`: those of
-        them that are grey matter.
+        `outside_white_matter`: voxels of the dilated mask that are not white matter (the rule of the thesis, 3.5);
+        `grey_matter`: those of them that are grey matter; `cortex`: those that are in the ribbon, where it is known.
     """
     dilated = ndimage.binary_dilation(lesion_mask)
     return {
         'outside_white_matter': int((dilated & (tissue_seg != tissues.WHITE_MATTER)).sum()),
         'grey_matter': int((dilated & (tissue_seg == tissues.GREY_MATTER)).sum()),
+        **({} if ribbon is None else {'cortex': int((dilated & ribbon).sum())}),
     }

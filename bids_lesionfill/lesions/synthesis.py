@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from ..diffusion import classical, inpaint, models
+from ..diffusion import classical, models
 from ..images import anatomy as images_anatomy
 from ..images import grid, masks, nifti, placement, registration, syn
 from . import checks, contrasts, sampling, tables
@@ -288,7 +288,7 @@ def paint(
 
     # 3. Sample on tiles that cover the lesions; no voxel leaves the range that the brain has anyway.
     contrast, source = contrasts.contrast_volume(image, hole, anatomy, new, model)
-    num_inference_steps = inpaint.choose_steps(num_inference_steps, model.plan['num_inference_steps'])
+    num_inference_steps = models.choose_steps(num_inference_steps, model.plan['num_inference_steps'])
     limits = limits_of(image, anatomy.brain_mask & ~hole)
     values = sample(
         image, hole, anatomy.wm_mask & ~hole, contrast, model, num_inference_steps, seed, device, batch_size, progress
@@ -441,6 +441,8 @@ def sample_at_contrast(
     -------
     (n,) float32 array: values of the voxels of the hole, in C order
     """
+    from ..diffusion import inpaint  # with torch, which takes seconds: only where something is painted
+
     values = inpaint.fill_volume(
         image, hole, wm_mask, model, num_inference_steps, [seed], device, batch_size, start_step, contrast, progress
     )[0]

@@ -45,9 +45,9 @@ def write(path, content):
     ----------
     path : path
     content : dict
-        `version`, `command`, `rows` (of the table of errors), `excluded`, `juxta_min_voxels`, `n_participants`,
-        `n_scans`, and `engines`: dicts with `engine`, `region_errors` ((68,) array), `participant_errors`,
-        `participant_noise`, `juxtacortical_scans`.
+        `version`, `command`, `rows` (of the table of errors), `excluded`, `juxta_min_voxels`, `juxta_rule`,
+        `n_participants`, `n_scans`, and `engines`: dicts with `engine`, `region_errors` ((68,) array),
+        `participant_errors`, `participant_noise`, `juxtacortical_scans`.
     """
     engines = [
         engine | {'cortex': draw_cortex(errors) if np.isfinite(errors := engine['region_errors']).any() else None}

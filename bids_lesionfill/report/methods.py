@@ -1,6 +1,6 @@
 """What a run did, for a paper: a paragraph of methods, and the works behind it. No files."""
 
-from ..diffusion import inpaint
+from ..diffusion import models
 from ..thickness import registry
 
 # What a model starts from, in words: the base of its form, see `inpaint.Form`.
@@ -134,7 +134,7 @@ def model_words(options, plans):
     sampled = 'RePaint (Lugmayr et al., 2022)' if repaint else 'DDIM (Song et al., 2021)'
     asked, n_samples = options.num_inference_steps, options.n_samples
     of_plans = {plan.get('num_inference_steps', 1) for plan in plans.values()}
-    steps = sorted({inpaint.choose_steps(asked, of_plan, n_samples) for of_plan in of_plans})
+    steps = sorted({models.choose_steps(asked, of_plan, n_samples) for of_plan in of_plans})
     kind = 'diffusion model' if repaint else 'conditional diffusion model'
     counted = ' or '.join(map(str, steps))
     return f'{kind} (Uhr, 2024; {names}),{trained} sampled by {sampled} in {counted} step{plural(steps[-1])}'

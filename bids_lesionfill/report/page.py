@@ -30,12 +30,22 @@ def write_participant(path, participant):
     ----------
     path : path
     participant : dict
-        `label`, `version`, `command`, `status`, `message`, `methods`, and `images`: a list of dicts with `name`,
-        `status` and any of `output`, `message`, `warnings`, `checks` (list of verdict.Check), `figures`, `lesions`,
-        `summary`, `provenance`.
+        `label`, `version`, `command`, `status`, `message`, `methods`, maybe `key` (see `read_key`), and `images`: a
+        list of dicts with `name`, `status` and any of `output`, `message`, `warnings`, `checks` (list of
+        verdict.Check), `figures`, `lesions`, `summary`, `provenance`.
     """
     html = page_template().render(participant=participant, outline_colour=OUTLINE_COLOUR)
     files.write_bytes(path, html.encode())
+
+
+def read_key(path):
+    """Return the `key` with which a page was written, which tells what is in it; None if there is no page."""
+    try:
+        with open(path, encoding='utf-8') as file:
+            found = re.search(r'<meta name="key" content="([0-9a-f]+)">', file.read(2000))
+    except (OSError, ValueError):
+        return None
+    return found and found[1]
 
 
 def page_template():

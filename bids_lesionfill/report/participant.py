@@ -7,7 +7,6 @@ from .. import text_files
 from ..images import nifti, placement, registration
 from ..layout import derivatives, naming
 from ..lesions import checks
-from . import pictures
 
 PICTURED_VARIANTS = 3  # of a synthesis; the others are in the tables
 
@@ -22,17 +21,18 @@ def status_message(pages, missing):
     return '; '.join(sentences + [f'no {modality} image' for modality in sorted(missing)])
 
 
-def describe_image(image, desc, output_dir, pictured=True):
-    """What the report says of a filled image, or one with new lesions, read back from the files that were written."""
+def describe_image(image, desc, output_dir):
+    """Return what the report says of a filled image, or one with new lesions, read back from the files.
+
+    All but the pictures, see `figures_of`.
+    """
     is_fill = desc == 'filled'
-    files = naming.output_files(output_dir, image) if is_fill else naming.synth_files(output_dir, image, desc)
-    after_file, mask_file = (files[name] for name in (('filled', 'used_mask') if is_fill else ('synth', 'new_mask')))
+    files, after_file = files_of(image, desc, output_dir)
     info = derivatives.read_sidecar(after_file)
     lesions = text_files.read_tsv(files['lesions'])
-    figures = draw_figures(image, after_file, mask_file, lesions, info if is_fill else {}) if pictured else []
-    if desc in ('filled', 'synth', 'synth1'):
-        figures += draw_overlay(image, mask_file, output_dir)
     unchanged = is_fill and not lesions
+    voxel_ml = abs(np.linalg.det(nib.load(after_file).affine[:3, :3])) / 1000
+    volumes = fill_volumes(info, voxel_ml) if is_fill else {'synthesized_volume_ml': volume_ml(lesions)}
     from . import thickness
 
     return {
@@ -41,11 +41,50 @@ def describe_image(image, desc, output_dir, pictured=True):
         'status': 'copied' if unchanged else 'filled' if is_fill else 'synthesized',
         'message': ' '.join(info.get('Warnings', [])) if unchanged else '',
         'lesions': lesions,
-        'figures': figures,
-        'summary': fill_summary(image, lesions, info) if is_fill else synth_summary(image, lesions, info),
+        'volumes': volumes,
+        'summary': fill_summary(image, lesions, info, volumes) if is_fill else synth_summary(image, lesions, info),
         'warnings': info.get('Warnings', []),
         'checks': (checks.check_filling if is_fill else checks.check_synthesis)(info, lesions, image.modality),
         'provenance': info,
+    }
+
+
+def files_of(image, desc, output_dir):
+    """Return the files of an image (dict of name -> path), and the main one of them."""
+    if desc == 'filled':
+        files = naming.output_files(output_dir, image)
+        return files, files['filled']
+    files = naming.synth_files(output_dir, image, desc)
+    return files, files['synth']
+
+
+def figures_of(image, desc, output_dir, pictured=True):
+    """Draw the pictures of an image, of its files; see `pictures.fill_figures`.
+
+    Parameters
+    ----------
+    image : layout.Inputs
+        With the FLAIR that was registered, if one was.
+    desc : str
+        `filled`, `synth`, `synth2`.
+    pictured : bool
+        False: only the first variant shows how FLAIR and T1w were brought together.
+    """
+    is_fill = desc == 'filled'
+    files, after_file = files_of(image, desc, output_dir)
+    mask_file = files['used_mask' if is_fill else 'new_mask']
+    info = derivatives.read_sidecar(after_file) if is_fill else {}
+    lesions = text_files.read_tsv(files['lesions'])
+    figures = draw_figures(image, after_file, mask_file, lesions, info) if pictured else []
+    return figures + (draw_overlay(image, mask_file, output_dir) if desc in ('filled', 'synth', 'synth1') else [])
+
+
+def fill_volumes(info, voxel_ml):
+    """Return the volumes of the mask that was given and of what was filled; ml, None where they are not known."""
+    counts = {'given_volume_ml': 'LesionVoxelsGiven', 'filled_volume_ml': 'LesionVoxelsUsed'}
+    return {
+        name: None if info.get(count) is None else round(float(info[count] * voxel_ml), 3)
+        for name, count in counts.items()
     }
 
 
@@ -67,6 +106,8 @@ def draw_figures(image, after_file, mask_file, lesions, info):
         }
         for row in lesions
     ]
+    from . import pictures  # with matplotlib, which takes seconds
+
     return pictures.fill_figures(
         volumes['before'], volumes['mask'] > 0, volumes['after'], nib.affines.voxel_sizes(affine), located
     )
@@ -80,6 +121,8 @@ def draw_overlay(image, mask_file, output_dir):
     to_t1w = registration.from_itk_text(xfm_file.read_text(encoding='utf-8'))
     to_image = np.linalg.inv(to_t1w) if image.tissue_file else to_t1w
     image_img, mask_img = (nib.as_closest_canonical(nib.load(path)) for path in (image.image_file, mask_file))
+    from . import pictures
+
     return pictures.overlay_figures(
         nifti.one_volume(image_img),
         placement.laid_over(nib.load(other_file), to_image, image_img),
@@ -89,13 +132,14 @@ def draw_overlay(image, mask_file, output_dir):
     )
 
 
-def fill_summary(image, lesions, info):
+def fill_summary(image, lesions, info, volumes):
     """What a report says of a filling at a glance."""
     return {
         'Modality': image.modality,
         'Lesions filled': len(lesions),
         **({'Lesions not filled': info['LesionsDropped']} if info.get('LesionsDropped') else {}),
-        'Volume filled (ml)': volume_ml(lesions),
+        'Volume of the given mask (ml)': volumes['given_volume_ml'],
+        'Volume filled (ml)': volumes['filled_volume_ml'],
         'Voxels changed': info.get('VoxelsChanged', 0),
         **({'Voxels of lesions kept': info['LesionVoxelsKept']} if info.get('LesionVoxelsKept') else {}),
         'Lesion mask': image.lesion_mask_file.name if image.lesion_mask_file else 'n/a',

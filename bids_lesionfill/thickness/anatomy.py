@@ -46,7 +46,15 @@ class Anatomy:
 
     def seg_img(self, target_img):
         """Tissue classes on the grid of an image; uint8."""
-        own_img = nib.Nifti1Image(self.tissue_seg.astype(np.float32), self.affine)
+        return self.on_grid(self.tissue_seg, target_img)
+
+    def cortex_img(self, target_img):
+        """Return the cortex (the ribbon without deep nuclei and what borders the ventricles) on an image's grid."""
+        return self.on_grid(self.regions > 0, target_img)
+
+    def on_grid(self, labels, target_img):
+        """Return labels on the grid of an image, by the nearest voxel; uint8 image."""
+        own_img = nib.Nifti1Image(labels.astype(np.float32), self.affine)
         seg = grid.resample_to(own_img, target_img, order=0)
         seg_img = nib.Nifti1Image(np.rint(seg).astype(np.uint8), target_img.affine)
         seg_img.header.set_xyzt_units('mm')

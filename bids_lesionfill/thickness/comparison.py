@@ -6,6 +6,9 @@ from . import reproducibility
 from .tables import HEMISPHERES, REGIONS
 
 ALL, WITHOUT = 'all', 'without juxtacortical'
+# Which voxels of the dilated lesion mask make a lesion juxtacortical: counts of `places.voxels_beside_white_matter`,
+# the first that is known. Engines that know no ribbon, and older outputs, count all grey matter.
+JUXTA_RULES = {'cortex': ('cortex', 'grey_matter'), 'thesis': ('outside_white_matter',)}
 VALUES = (*(f'{hemisphere}_MeanThickness' for hemisphere in HEMISPHERES), *REGIONS)
 
 
@@ -19,8 +22,16 @@ def values_of(entry):
     return np.array([entry['thickness_mm'].get(name) for name in VALUES], dtype=np.float64)
 
 
-def pair_scans(entries, juxta_min_voxels):
+def pair_scans(entries, juxta_min_voxels, juxta_rule='cortex'):
     """Put the original, filled and rerun measurement of a scan by an engine together.
+
+    Parameters
+    ----------
+    entries : list of dict
+        Of `layout.tables.read_thickness`.
+    juxta_min_voxels : int
+    juxta_rule : str
+        Key of `JUXTA_RULES`.
 
     Returns
     -------
@@ -42,7 +53,8 @@ def pair_scans(entries, juxta_min_voxels):
             excluded.append(left_out(first, '; '.join(reasons)))
             continue
         about = found['filled']['about']
-        n_voxels = about.get('LesionVoxels', {}).get('outside_white_matter')
+        counts = about.get('LesionVoxels', {})
+        n_voxels = next((counts[name] for name in JUXTA_RULES[juxta_rule] if name in counts), None)
         scans.append(
             {
                 'participant': first['participant'],

@@ -22,4 +22,5 @@ class ProjectionBasedThickness:
         """Measure a T1w image; `Measurement` with tissue classes."""
         found = anatomy.anatomy_of(scan)
         table = anatomy.average(cortex.projection_thickness(found.ribbon), found)
-        return Measurement(table, found.seg_img(scan.t1w_img), {**found.info, 'Thickness': 'projection-based'})
+        info = {**found.info, 'Thickness': 'projection-based'}
+        return Measurement(table, found.seg_img(scan.t1w_img), info, found.cortex_img(scan.t1w_img))

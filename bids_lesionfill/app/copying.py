@@ -1,0 +1,45 @@
+"""`--copy-unlesioned`: a filled image, which is a copy, of those without a lesion mask: a study has one path."""
+
+import logging
+
+import numpy as np
+
+from ..images import anatomy, grid, nifti
+from ..layout import derivatives, files, inputs, tables
+from ..lesions import fill
+
+logger = logging.getLogger('bids_lesionfill')
+
+NO_MODEL = 'none'  # in place of the hash of weights
+WARNING = 'There is no lesion mask: the output is a copy of the input.'
+
+
+def is_wanted(image, options):
+    """Whether an image is to be copied: it has no lesion mask, and that was asked for."""
+    return options.copy_unlesioned and image.problem == inputs.NO_MASK
+
+
+def copy_image(image, options):
+    """Write the derivatives of an image without a lesion mask, unless they are there from the same input."""
+    derivatives.check_files(image)
+    result_options = options.of_result(image.modality)
+    run_hash = derivatives.hash_run(image, result_options, NO_MODEL, options.version)
+    if derivatives.is_finished(options.output_dir, image, run_hash, n_samples=1):
+        logger.info('%s: already done', image.name)
+        return
+    image_img = files.open_image(image.image_file)
+    nifti.check_image(image_img, 'image')
+    plain_img = nifti.plain(image_img, 'image')
+    info = {'LesionVoxelsGiven': 0, 'LesionVoxelsUsed': 0, 'LesionVoxelsKept': 0, 'Lesions': 0}
+    info['SkullStripped'] = anatomy.is_skull_stripped(grid.conform(plain_img).get_fdata(dtype=np.float32))
+    filling = fill.Filling(
+        nifti.copy_image(image_img),
+        nifti.mask_image(np.zeros(plain_img.shape, dtype=bool), image_img),
+        info=info,
+        warnings=[WARNING],
+    )
+    tables.remove_thickness(options.output_dir, image)
+    derivatives.write_xfm(options.output_dir, image, None, {})
+    provenance = derivatives.provenance_of(result_options, run_hash, options.version)
+    derivatives.write_filling(options.output_dir, image, filling, provenance)
+    logger.info('%s: no lesion mask: copied', image.name)

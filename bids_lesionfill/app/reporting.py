@@ -1,0 +1,168 @@
+"""Report and status of a participant, from what became of its images in this run and what is there of others."""
+
+import collections
+import hashlib
+import json
+import logging
+from dataclasses import replace
+
+from ..layout import files, inputs, written
+from ..layout import status as layout_status
+from ..report import page as report_page
+from ..report import participant
+from . import loading
+
+logger = logging.getLogger('bids_lesionfill')
+
+NO_IMAGE = 'no image'
+WRITTEN = ('filled', 'synthesized', 'copied')
+ORDER = ('failed', *WRITTEN, inputs.DONOR)  # the first of these that one of its images has is a participant's status
+
+
+def finish(subject, results, run_id, options, methods_of):
+    """Write report and status of a participant; return the status.
+
+    The report shows all that the output folder holds of the participant. It is not drawn again if it would say the
+    same.
+
+    Parameters
+    ----------
+    results : list of (Inputs, desc, dict with `status` and `message`)
+        Of this run.
+    methods_of : callable
+        Gives the text for a paper, of options.
+    """
+    there = {(image.name, desc) for image, desc in written.find_images(options.output_dir, options.bids_dir, subject)}
+    results = [
+        (image, desc, {'status': 'filled'})  # of an earlier run, with a mask or --copy-unlesioned
+        if result['status'] == inputs.NO_MASK and (image.name, desc) in there
+        else (image, desc, result)
+        for image, desc, result in results
+    ]
+    shown = results + held(subject, results, options)
+    pages = [describe(image, desc, result, options) for image, desc, result in shown]
+    name_pages(pages, shown)
+    of_run = [page['status'] for page in pages[: len(results)]]
+    nothing = inputs.NO_MASK if results and options.mode == 'fill' else NO_IMAGE
+    status = next((s for s in ORDER if s in of_run), nothing)
+    missing = set(options.modalities) - {image.modality for image, _, _ in shown}
+    message = participant.status_message(pages[: len(results)], missing)
+    content = {
+        'label': f'sub-{subject}',
+        'version': options.version,
+        'status': status,
+        'message': message,
+        'images': pages,
+        'methods': methods_text(shown[len(results) :], pages[len(results) :], options, methods_of),
+    }
+    report_file = options.output_dir / f'sub-{subject}.html'
+    content['key'] = key_of(content)
+    if options.reports_only or report_page.read_key(report_file) != content['key']:
+        for (image, desc, _), page in zip(shown, pages, strict=True):
+            draw(image, desc, page, options)
+        report_page.write_participant(report_file, content | {'command': options.command})
+    rows = [image_row(*one, page) for one, page in zip(shown, pages, strict=True)]
+    layout_status.write_status(
+        options.output_dir,
+        subject,
+        run_id,
+        {
+            'status': status,
+            'images': sum(page['status'] in WRITTEN for page in pages),
+            'warnings': sum(len(page.get('warnings') or ()) for page in pages),
+            'message': message or None,
+            'images_done': rows,
+        },
+    )
+    logger.info('sub-%s: %s; report %s', subject, status, report_file)
+    return status
+
+
+def held(subject, results, options):
+    """Return what the output folder holds of a participant beside the results of this run, in their form."""
+    done = {(image.name, desc) for image, desc, _ in results}
+    found = written.find_images(options.output_dir, options.bids_dir, subject)
+    return [
+        (image, desc, {'status': 'filled' if desc == 'filled' else 'synthesized'})
+        for image, desc in found
+        if (image.name, desc) not in done
+    ]
+
+
+def describe(image, desc, result, options):
+    """Return a page of the report without pictures: what is known of an image."""
+    page = {'name': image.name, **result}
+    if result['status'] in WRITTEN or result.get('is_filled'):
+        page |= participant.describe_image(image, desc, options.output_dir)
+        page |= result if result['status'] == 'failed' else {}
+    return page
+
+
+def name_pages(pages, shown):
+    """Say in the names of pages which variant they are of, where an image has several."""
+    counts = collections.Counter(image.name for image, _, _ in shown)
+    for (image, desc, _), page in zip(shown, pages, strict=True):
+        if counts[image.name] > 1:
+            page['name'] = f'{image.name}, desc-{desc}'
+
+
+def draw(image, desc, page, options):
+    """Add the pictures to a page, and write them as files."""
+    if 'output' not in page or not image.image_file.is_file():
+        return
+    from ..report import pictures  # matplotlib takes seconds: a run that has nothing to do must not wait for it
+
+    number = int(desc.removeprefix('synth') or 1) if desc != 'filled' else 1
+    is_pictured = number <= participant.PICTURED_VARIANTS
+    page['figures'] = participant.figures_of(drawn(image), desc, options.output_dir, is_pictured)
+    stem = image.name if desc == 'filled' else f'{image.name}_{desc}'
+    for name, png in pictures.png_files(page['figures']).items():
+        files.write_bytes(options.output_dir / f'sub-{image.subject}' / 'figures' / f'{stem}_{name}.png', png)
+
+
+def drawn(image):
+    """Return an image with the one on which its mask was drawn, if both can be read."""
+    try:
+        return loading.settle(image)
+    except (OSError, ValueError):
+        return image
+
+
+def key_of(content):
+    """Return what the content of a report is known by, as SHA-256."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def methods_text(others, pages, options, methods_of):
+    """Return the methods for a paper; images of other runs are named, unless they were made with the same options."""
+    modalities, named = list(options.modalities), []
+    for (image, desc, _), page in zip(others, pages, strict=True):
+        made_with = (page.get('provenance') or {}).get('Options')
+        same_mode = (desc == 'filled') == (options.mode == 'fill')
+        asked = json.loads(json.dumps(options.of_result(image.modality)))
+        if same_mode and options.model is None and made_with == asked:
+            modalities.append(image.modality)
+        else:
+            named.append(page['name'])
+    text = methods_of(replace(options, modalities=tuple(dict.fromkeys(modalities))))
+    if named:
+        text += f' Of another run, whose options are in their provenance: {", ".join(named)}.'
+    return text
+
+
+def image_row(image, desc, result, page):
+    """Return the row of an image in `images.tsv`, see `written.IMAGE_COLUMNS`."""
+    is_written = 'output' in page
+    return {
+        'participant_id': f'sub-{image.subject}',
+        'session_id': f'ses-{image.session}' if image.session else None,
+        'filename': image.relative_path,
+        'modality': image.modality,
+        'desc': desc if is_written else None,
+        'status': page['status'],
+        'lesions': len(page['lesions']) if is_written else None,
+        **(page['volumes'] if is_written else {}),
+        'changed_voxels': (page.get('provenance') or {}).get('VoxelsChanged', 0 if is_written else None),
+        'warnings': len(page.get('warnings') or ()),
+        'message': page.get('message') or None,
+    }
