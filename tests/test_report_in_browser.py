@@ -113,6 +113,7 @@ def test_a_page_prints(page, browse, tmp_path):
 def test_the_page_of_the_group_opens_without_a_complaint(tmp_path, browse):
     engine = {'engine': 'pbt', 'region_errors': np.linspace(0, 1, 68), 'participant_errors': [0.2, 0.4]}
     engine |= {'participant_noise': [0.1], 'juxtacortical_scans': []}
-    content = {'version': '1', 'command': 'run.py', 'rows': [], 'excluded': [], 'juxta_min_voxels': 1, 'juxta_rule': 'cortex'}
+    content = {'version': '1', 'command': 'run.py', 'rows': [], 'excluded': [], 'juxta_min_voxels': 1}
+    content |= {'juxta_rule': 'cortex'}
     group.write(tmp_path / 'group.html', content | {'n_participants': 2, 'n_scans': 2, 'engines': [engine]})
     assert 'Reproducibility error' in browse(tmp_path / 'group.html', '--dump-dom')

@@ -266,8 +266,8 @@ def test_words_in_the_group_page_are_escaped(tmp_path, monkeypatch):
         engine = {'engine': words, 'region_errors': np.ones(68), 'participant_errors': [1.0],
                   'participant_noise': [0.5], 'juxtacortical_scans': [words]}  # fmt: skip
         row = {'engine': words, 'participants': words, 'n': words, 'n_noise': words}
-        content = {'version': words, 'command': words, 'rows': [row], 'juxta_min_voxels': words, 'juxta_rule': words, 'engines': [engine],
-                   'excluded': [dict.fromkeys(('participant', 'scan', 'engine', 'reason'), words)],
+        content = {'version': words, 'command': words, 'rows': [row], 'juxta_min_voxels': words, 'engines': [engine],
+                   'juxta_rule': words, 'excluded': [dict.fromkeys(('participant', 'scan', 'engine', 'reason'), words)],
                    'n_participants': words, 'n_scans': words}  # fmt: skip
         group.write(tmp_path / 'group.html', content)
         return (tmp_path / 'group.html').read_text()

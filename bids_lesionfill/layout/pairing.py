@@ -5,8 +5,7 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..text_files import read_tsv
-from . import errors, indexing, inputs, naming, tools
+from . import errors, indexing, inputs, meaning, naming, segmentations, tools
 
 logger = logging.getLogger('bids_lesionfill')
 
@@ -101,8 +100,8 @@ def find_inputs(
         spaces = {modality_of_space(mask.filename) for mask in masks} - {None, 'T1w'}
         suffixes = {'FLAIR', 'T1w', *spaces} if modality == 'T1w' else {'T1w'}
         others = {suffix: images_of(subject, suffix) for suffix in suffixes}
-        segmentations = segmentations_of(layout, subject, filters.get('tissue', {}))
-        candidates = Candidates(rivals, masks, others, segmentations)
+        tissue_files = segmentations.segmentations_of(layout, subject, filters.get('tissue', {}))
+        candidates = Candidates(rivals, masks, others, tissue_files)
         paired = [pair(image, candidates, layout, derivatives, needs_mask, tool_masks, tool_labels) for image in images]
         found[subject] = one_of_each_name(paired)
     return found
@@ -199,157 +198,6 @@ def masks_in_space(image, images, masks):
     return own or (unnamed if all(other.get('space') for other in images) else [])
 
 
-def brain_masks_of(layout, subject):
-    """Brain masks of a subject's T1w images among the derivatives."""
-    return [
-        mask
-        for mask in layout.get(subject=subject, suffix='mask', extension=naming.NIFTI, scope='derivatives')
-        if mask.get_entities().get('desc') == 'brain'
-        and 'space' not in mask.get_entities()
-        and naming.is_anatomical(mask)
-    ]
-
-
-FREESURFER_DESCS = ('aseg', 'aparcaseg', 'aparcdktaseg', 'synthseg', 'fastsurfer', 'freesurfer', 'samseg')
-
-
-def segmentations_of(layout, subject, tissue_filter):
-    """Tissue segmentations among a subject's derivatives, without template space and lesions: list of BIDS files.
-
-    Parameters
-    ----------
-    tissue_filter : dict or None
-        pybids filters; None: none are wanted.
-    """
-    if tissue_filter is None:
-        return []
-    query = {'subject': subject, 'suffix': ['dseg', 'probseg'], 'extension': naming.NIFTI, 'scope': 'derivatives'}
-    files = layout.get(**(query | tissue_filter))
-    return [
-        file
-        for file in files
-        if naming.lesion_kind(file.filename) is None
-        and naming.is_anatomical(file)
-        and (naming.space_of(file.filename) == 'T1w' or 'space' not in naming.name_entities(file.filename))
-    ]
-
-
-def names_of(file):
-    """What a file names of the entities by which images are told apart."""
-    entities = file.get_entities()
-    return {key: entities[key] for key in naming.IMAGE_KEYS if key in entities}
-
-
-def meant_by(names, images):
-    """Images (dicts of entities) that a file could be for: those that are what it names."""
-    return [image for image in images if all(image.get(key) == value for key, value in names.items())]
-
-
-def meant_images(file, images, files):
-    """Images (dicts of entities) that a file could be for.
-
-    One that names just what the file does is meant alone, if each of the others has a file that names more
-    (`sub-01_dseg` beside `sub-01_ce-gad_dseg`).
-    """
-    names = names_of(file)
-    meant = meant_by(names, images)
-    exact = [image for image in meant if {key: image[key] for key in naming.IMAGE_KEYS if key in image} == names]
-    more = [names_of(other) for other in files if len(names_of(other)) > len(names)]
-    others = [image for image in meant if image not in exact]
-    return exact if exact and all(any(meant_by(n, [image]) for n in more) for image in others) else meant
-
-
-def own_files(image, images, files):
-    """Files that are for an image and could be for no other, those that name the most first.
-
-    Parameters
-    ----------
-    image : dict
-        Its entities.
-    images : list of dict
-        Entities of all images of the subject and modality, this one among them.
-    files : list of BIDS files
-    """
-    fitting = [file for file in files if meant_by(names_of(file), [image])]
-    own = [file for file in fitting if meant_images(file, images, files) in ([image], [])]
-    return sorted(own, key=lambda file: (-len(names_of(file)), str(file.path)))
-
-
-def choose_brain_mask(t1w_entities, t1w_images, masks):
-    """The `desc-brain_mask` of a T1w (path): of several the one that names the most; None if none or several do."""
-    own = own_files(t1w_entities, t1w_images, masks)
-    best = [mask for mask in own if len(names_of(mask)) == len(names_of(own[0]))]
-    return Path(best[0].path) if len(best) == 1 else None
-
-
-def choose_segmentation(t1w_entities, t1w_images, files, roots, tool_files=True):
-    """The segmentation that a T1w has: one of FreeSurfer's labels, which know lesions, before three classes.
-
-    Parameters
-    ----------
-    t1w_entities : dict
-    t1w_images : list of dict
-        Entities of all T1w of the subject.
-    files : list of BIDS files, or their likes
-    roots : dict of name -> path
-        Of derivatives, in which tools' own files are looked for.
-    tool_files : bool
-
-    Returns
-    -------
-    Segmentation or None
-    """
-    labels, classes, probable = [], [], {}
-    for file in own_files(t1w_entities, t1w_images, files):
-        entities, path = naming.name_entities(file.filename), Path(file.path)
-        if file.get_entities()['suffix'] == 'probseg':
-            probable.setdefault((path.parent, *names_of(file)), {})[entities.get('label')] = path
-        elif entities.get('desc', entities.get('seg', '')).casefold() in FREESURFER_DESCS:
-            labels.append(inputs.Segmentation((path,), f'labels of FreeSurfer in {path.name}', 'freesurfer'))
-        else:
-            words = f'classes in {path.name}'
-            classes.append(inputs.Segmentation((path,), words, label_table(path, roots)))
-    if tool_files:
-        labels += [
-            inputs.Segmentation((path,), f'labels of {tool} in {path.name}', 'freesurfer')
-            for path, tool in tool_labels_of(t1w_entities, t1w_images, roots)
-        ]
-    threes = [
-        inputs.Segmentation(tuple(of[name] for name in ('CSF', 'GM', 'WM')), f'probabilities in {of["WM"].name}')
-        for of in probable.values()
-        if {'CSF', 'GM', 'WM'} <= set(of)
-    ]
-    return next(iter(labels + classes + threes), None)
-
-
-def tool_labels_of(t1w_entities, t1w_images, roots):
-    """Label files of tools for the visit of a T1w, as `tool_outputs.find_labels`; none if it has several T1w."""
-    subject, session = t1w_entities['subject'], t1w_entities.get('session')
-    own = tools.find_labels(roots.values(), subject, session)
-    n_t1w = n_of_visit(t1w_entities, t1w_images)
-    if own and n_t1w > 1:
-        logger.warning('%s is not used: it could be for each of %d T1w of its visit', own[0][0], n_t1w)
-        return []
-    return own
-
-
-def n_of_visit(image, images):
-    """How many images are of the session of an image."""
-    return len(meant_by({'session': image.get('session')}, images))
-
-
-def label_table(path, roots):
-    """Rows of the table that names the labels of a `dseg`: beside it, or at the top of its dataset; None without."""
-    path = Path(path)
-    tops = [Path(root) for root in roots.values() if path.absolute().is_relative_to(Path(root).absolute())]
-    desc = naming.name_entities(path.name).get('desc')
-    names = ([f'desc-{desc}_dseg.tsv'] if desc else []) + ['dseg.tsv']
-    for table in [naming.sidecar(path).with_suffix('.tsv'), *(top / name for top in tops for name in names)]:
-        if table.is_file():
-            return tuple(read_tsv(table))
-    return None
-
-
 def pair(image, candidates, layout, roots, needs_mask=True, tool_masks=True, tool_labels=True):
     """Return an image with its lesion mask, its T1w or (of a T1w) FLAIR, and tissue classes; or why it cannot be used.
 
@@ -373,7 +221,7 @@ def pair(image, candidates, layout, roots, needs_mask=True, tool_masks=True, too
         if mask is None and entities['suffix'] == 'T1w':
             mask = choose_mask_on_flair(entities, rivals['FLAIR'], masks, name, roots)
         if mask is not None:
-            lesion_mask_file, mask_names = Path(mask.path), names_of(mask)
+            lesion_mask_file, mask_names = Path(mask.path), meaning.names_of(mask)
         elif tool_masks:
             lesion_mask_file, lesion_labels = tool_mask_of(entities, rivals[entities['suffix']], roots, name)
     except AmbiguousMaskError as error:
@@ -391,7 +239,7 @@ def pair(image, candidates, layout, roots, needs_mask=True, tool_masks=True, too
             flair = choose_flair(entities, mask_names, drawn_on, name)
             flair_file = Path(flair.path) if flair else None
         if lesion_mask_file is not None:
-            meant = [file for file in candidates.others['T1w'] if meant_by(mask_names, [file.get_entities()])]
+            meant = [file for file in candidates.others['T1w'] if meaning.meant_by(mask_names, [file.get_entities()])]
             siblings = [file for file in of_visit(entities, meant) if file.path != image.path]
     else:
         tissue = choose_t1w(entities, candidates.others['T1w'], name)
@@ -400,11 +248,13 @@ def pair(image, candidates, layout, roots, needs_mask=True, tool_masks=True, too
         else:
             tissue_file, tissue_entities = Path(tissue.path), tissue.get_entities()
             sources.append(naming.uri(tissue_file, roots, layout.root))
-    brain_masks = brain_masks_of(layout, entities['subject'])
-    brain_mask_file = choose_brain_mask(tissue_entities, rivals['T1w'], brain_masks)
+    brain_masks = segmentations.brain_masks_of(layout, entities['subject'])
+    brain_mask_file = segmentations.choose_brain_mask(tissue_entities, rivals['T1w'], brain_masks)
     if brain_mask_file is not None:
         sources.append(naming.uri(brain_mask_file, roots, layout.root))
-    segmentation = choose_segmentation(tissue_entities, rivals['T1w'], candidates.segmentations, roots, tool_labels)
+    segmentation = segmentations.choose_segmentation(
+        tissue_entities, rivals['T1w'], candidates.segmentations, roots, tool_labels
+    )
     if segmentation is not None:
         sources += [naming.uri(file, roots, layout.root) for file in segmentation.files]
     return inputs.Inputs(
@@ -447,7 +297,7 @@ def tool_mask_of(image_entities, all_images, roots, name):
     if not own:
         return None, ()
     path, labels = choose_own(own, image_entities['suffix'])
-    meant = meant_by({'session': image_entities.get('session')}, all_images)
+    meant = meaning.meant_by({'session': image_entities.get('session')}, all_images)
     if len(meant) > 1 and image_entities['suffix'] != 'T1w':
         raise several_images(path, image_entities, meant, name)
     return path, labels
@@ -513,8 +363,8 @@ def choose_mask(image_entities, all_images, masks, name, roots=None):
     """
     fitting = {}
     for mask in masks:
-        if meant_by(names_of(mask), [image_entities]):
-            fitting.setdefault(len(names_of(mask)), []).append(mask)
+        if meaning.meant_by(meaning.names_of(mask), [image_entities]):
+            fitting.setdefault(len(meaning.names_of(mask)), []).append(mask)
     if not fitting:
         return None
     best = fitting[max(fitting)]
@@ -523,7 +373,7 @@ def choose_mask(image_entities, all_images, masks, name, roots=None):
     if len(best) > 1:
         raise several_masks(best, name, roots or {})
     mask = best[0]
-    meant = meant_images(mask, all_images, masks)
+    meant = meaning.meant_images(mask, all_images, masks)
     is_shared = roots is not None and image_entities['suffix'] == 'T1w'
     if len(meant) > 1 and not (is_shared and len({image.get('session') for image in meant}) == 1):
         if roots is None:
@@ -543,8 +393,8 @@ def choose_mask_on_flair(t1w_entities, flair_images, masks, name, roots):
         If there are several.
     """
     on_flair = [mask for mask in masks if naming.space_of(mask.filename) == 'FLAIR']
-    flairs = meant_by({'session': t1w_entities.get('session')}, flair_images)
-    best = [mask for flair in flairs for mask in own_files(flair, flair_images, on_flair)]
+    flairs = meaning.meant_by({'session': t1w_entities.get('session')}, flair_images)
+    best = [mask for flair in flairs for mask in meaning.own_files(flair, flair_images, on_flair)]
     if len(best) > 1:
         raise several_masks(best, name, roots)
     return next(iter(best), None)

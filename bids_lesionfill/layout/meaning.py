@@ -1,0 +1,44 @@
+"""Which images a file could be for, by the entities that its name has."""
+
+from . import naming
+
+
+def names_of(file):
+    """What a file names of the entities by which images are told apart."""
+    entities = file.get_entities()
+    return {key: entities[key] for key in naming.IMAGE_KEYS if key in entities}
+
+
+def meant_by(names, images):
+    """Images (dicts of entities) that a file could be for: those that are what it names."""
+    return [image for image in images if all(image.get(key) == value for key, value in names.items())]
+
+
+def meant_images(file, images, files):
+    """Images (dicts of entities) that a file could be for.
+
+    One that names just what the file does is meant alone, if each of the others has a file that names more
+    (`sub-01_dseg` beside `sub-01_ce-gad_dseg`).
+    """
+    names = names_of(file)
+    meant = meant_by(names, images)
+    exact = [image for image in meant if {key: image[key] for key in naming.IMAGE_KEYS if key in image} == names]
+    more = [names_of(other) for other in files if len(names_of(other)) > len(names)]
+    others = [image for image in meant if image not in exact]
+    return exact if exact and all(any(meant_by(n, [image]) for n in more) for image in others) else meant
+
+
+def own_files(image, images, files):
+    """Files that are for an image and could be for no other, those that name the most first.
+
+    Parameters
+    ----------
+    image : dict
+        Its entities.
+    images : list of dict
+        Entities of all images of the subject and modality, this one among them.
+    files : list of BIDS files
+    """
+    fitting = [file for file in files if meant_by(names_of(file), [image])]
+    own = [file for file in fitting if meant_images(file, images, files) in ([image], [])]
+    return sorted(own, key=lambda file: (-len(names_of(file)), str(file.path)))
