@@ -154,7 +154,7 @@ def test_a_lesion_at_the_ventricles_is_juxtacortical_by_the_rule_of_the_thesis_a
     assert 'Lesions that touch the ventricles count too' in pages[0]
 
 
-def test_who_is_missing_or_failed_is_left_out_and_the_page_says_why(write_tables, quick_group, tmp_path, bids_dir):
+def test_who_is_missing_or_failed_is_left_out_and_the_page_says_why(write_tables, run_group, tmp_path, bids_dir):
     for subject in ('01', '02', '03', '04', '05'):
         (bids_dir / f'sub-{subject}').mkdir()
     write_tables('sub-01', {'original': (2, 2, 2), 'filled': (2, 2, 2)})

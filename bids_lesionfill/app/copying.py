@@ -11,7 +11,6 @@ from ..lesions import fill
 logger = logging.getLogger('bids_lesionfill')
 
 NO_MODEL = 'none'  # in place of the hash of weights
-WARNING = 'There is no lesion mask: the output is a copy of the input.'
 
 
 def is_wanted(image, options):
@@ -36,7 +35,6 @@ def copy_image(image, options):
         nifti.copy_image(image_img),
         nifti.mask_image(np.zeros(plain_img.shape, dtype=bool), image_img),
         info=info,
-        warnings=[WARNING],
     )
     tables.remove_thickness(options.output_dir, image)
     derivatives.write_xfm(options.output_dir, image, None, {})

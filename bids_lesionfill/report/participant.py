@@ -39,7 +39,7 @@ def describe_image(image, desc, output_dir):
         'output': after_file.name,
         'thickness': thickness.describe_thickness(image, output_dir) if is_fill and image.modality == 'T1w' else [],
         'status': 'copied' if unchanged else 'filled' if is_fill else 'synthesized',
-        'message': ' '.join(info.get('Warnings', [])) if unchanged else '',
+        'message': (' '.join(info.get('Warnings', [])) or info.get('Description', '')) if unchanged else '',
         'lesions': lesions,
         'volumes': volumes,
         'summary': fill_summary(image, lesions, info, volumes) if is_fill else synth_summary(image, lesions, info),
