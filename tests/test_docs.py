@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bids_lesionfill.app import exit_codes, single_file
+from bids_lesionfill.app import options as app_options
 from bids_lesionfill.app import parser as app_parser
 from bids_lesionfill.score.__main__ import build_parser as score_parser
 
@@ -32,14 +33,17 @@ def test_version_is_said_alike_and_has_its_changes():
     assert re.search(heading, (root / 'CHANGES.md').read_text(), re.MULTILINE)
 
 
-def options_of(parser):
-    return {name for action in parser._actions for name in action.option_strings}
+def options_in(help_text):
+    """Return the options that a help text lists."""
+    return set(re.findall(r'(?<![\w-])--?[a-zA-Z][\w-]*', help_text))
 
 
 def test_every_option_and_exit_code_is_on_the_page_of_options(hooks):
     page = hooks.on_page_markdown((DOCS / 'options.md').read_text())
-    for name in options_of(app_parser.build_parser()) - {'-h', '--help'}:
-        assert '_' in name or f'`{name}`' in page, name
+    for name in {flag for flag in app_parser.all_flags() if '_' not in flag} - {'-h', '--help'}:
+        assert f'`{name}`' in page, name
+    for spec in app_options.all_specs().values():
+        assert spec.help.replace('|', '\\|') in page, spec.name
     for code in (value for name, value in vars(exit_codes).items() if name.isupper() and isinstance(value, int)):
         assert f'| {code} |' in page
     assert '%(default)' not in page
@@ -47,7 +51,8 @@ def test_every_option_and_exit_code_is_on_the_page_of_options(hooks):
 
 @pytest.mark.parametrize('name', [name for name in PAGES if name not in OTHER_PROGRAMS])
 def test_options_that_a_page_names_exist(name):
-    known = options_of(app_parser.build_parser()) | options_of(single_file.build_parser()) | options_of(score_parser())
+    known = app_parser.all_flags()
+    known = known.union(*(options_in(build().format_help()) for build in (single_file.build_parser, score_parser)))
     foreign = {'--array', '--cpus-per-task', '--time', '--output', '--cleanenv', '--containall', '--dependency', '--t1',
                '--sid', '--sd', '--lesion', '--lesion_mask', '--plan', '--fsaparc'}  # fmt: skip
     for option in re.findall(r'(?<![\w-])--[a-z][a-z0-9_-]+', (DOCS / name).read_text()):

@@ -52,7 +52,6 @@ def prepare(options):
     """
     derivatives = derivatives_of(options)
     make_engines(options)  # one that is not available stops the run before any work
-    check_device(options)
     bids_layout = indexing.open_layout(options.bids_dir, derivatives.values(), options.bids_database_dir)
     found = find_images(bids_layout, options, derivatives)
     donor = visits.find_donor(bids_layout, options, derivatives) if options.mask_from else None
@@ -152,16 +151,6 @@ def find_images(bids_layout, options, derivatives):
     return found
 
 
-def check_device(options):
-    """Raise UsageError if the device that was asked for is not there; the nodes of a cluster are not asked."""
-    if options.reports_only or options.plugin_file is not None:
-        return
-    try:
-        diffusion_models.choose_device(options.device)
-    except ValueError as error:
-        raise errors.UsageError(str(error)) from None
-
-
 def load_models(images, options):
     """The model for each modality of some images, on the device that was asked for; none if nothing is to be done."""
     usable = {image.modality for image in images if not image.problem and not options.reports_only}
@@ -255,6 +244,7 @@ def fill_image(image, model, options):
             kept_mask_img=loaded.kept_mask_img,
             dilate=options.dilate,
             rim_voxels=options.rim_voxels,
+            rims=options.rims,
             num_inference_steps=options.num_inference_steps,
             n_samples=options.n_samples,
             device=options.device,
@@ -376,7 +366,9 @@ def finish(subject, results, run_id, options):
 def write_citation(options):
     """Write `logs/CITATION.md` and `.bib`."""
     for name, text in citation_of(options).items():
-        files.write_bytes(options.output_dir / 'logs' / f'CITATION.{name}', text.encode())
+        path = options.output_dir / 'logs' / f'CITATION.{name}'
+        files.write_bytes(path, text.encode())
+        logger.info('written: %s', path)
 
 
 def citation_of(options):
