@@ -15,7 +15,6 @@ from .table import Spec, option, specs_of
 
 VERSION_FILE = Path(__file__).resolve().parents[2] / 'version'
 
-LOCATIONS = values.LOCATIONS
 MODALITIES = {'fill': ('T1w',), 'synth': ('FLAIR', 'T1w')}  # by mode, if none is given
 
 # Kinds of options: those of files, and those that are misplaced elsewhere.
@@ -176,7 +175,6 @@ class Growth:
         is_of_result=True,
         help='further growth into white matter that is as dark (FLAIR: bright) as the rim of a lesion',
     )
-    # Place of --texture {sampled,mean}: when `fill.fill` has the keyword.
 
 
 @dataclass(frozen=True)
@@ -222,6 +220,13 @@ class Sampling:
         is_of_result=True,
         help='number of samples, of which the mean is filled in and the standard deviation written',
     )
+    texture: str = filling_option(
+        '--texture',
+        default='sampled',
+        choices=('sampled', 'mean'),
+        is_of_result=True,
+        help="texture of filled voxels: sampled has the noise of the image's white matter, mean is the smooth estimate",
+    )
 
 
 @dataclass(frozen=True)
@@ -251,11 +256,11 @@ class Synthesis:
     lesion_locations: tuple = synthesis_option(
         '--lesion-location',
         parse=values.locations,
-        default=LOCATIONS,
+        default=values.LOCATIONS,
         default_text='all',
         metavar='PLACE,...',
         is_of_result=True,
-        help=f'locations of new lesions, of {",".join(LOCATIONS)}',
+        help=f'locations of new lesions, of {",".join(values.LOCATIONS)}',
     )
     new_mask_file: Path | None = synthesis_option(
         '--mask', parse=Path, metavar='FILE', help='mask of the new lesions, in the scanner space of the T1w'

@@ -9,7 +9,7 @@ import time
 from ..diffusion import models as diffusion_models
 from ..images import registration
 from ..layout import derivatives as layout_derivatives
-from ..layout import errors, files, indexing, inputs, naming, ownership, pairing, raw, tables, tools
+from ..layout import files, indexing, inputs, naming, near_misses, ownership, pairing, raw, tables, tools
 from ..layout import status as layout_status
 from ..lesions import fill
 from ..report import methods, participant, pictures, references
@@ -112,6 +112,11 @@ def run_all(found, donor, options, run_id):
 
 def conclude(statuses, options, derivatives):
     """Log what became of the participants; return the exit code."""
+    unmasked = [subject for subject, status in statuses.items() if status == inputs.NO_MASK]
+    if unmasked and options.mode == 'fill':
+        said = near_misses.describe(options.bids_dir, derivatives, unmasked, options.mask_labels, options.mask_desc)
+        names = ', '.join(f'sub-{subject}' for subject in unmasked[:8]) + (', ...' if len(unmasked) > 8 else '')
+        logger.warning('no lesion mask of %d participant(s) (%s): %s', len(unmasked), names, said)
     failed = [f'sub-{subject}' for subject, status in statuses.items() if status == 'failed']
     if failed:
         logger.error('failed: %s; %s says why', ', '.join(failed), options.output_dir / 'participants.tsv')
@@ -120,13 +125,7 @@ def conclude(statuses, options, derivatives):
         logger.error('nothing to do: no %s with a T1w in %s', ' or '.join(options.modalities), options.bids_dir)
         return NOTHING_TO_DO
     if set(statuses.values()) <= {inputs.NO_MASK, NO_IMAGE}:
-        logger.error(
-            'nothing to do: no %s with a lesion mask in %s (looked for label-%s_mask in %s)',
-            ' or '.join(options.modalities),
-            options.bids_dir,
-            ' or label-'.join(options.mask_labels),
-            ', '.join(derivatives) or 'no derivatives',
-        )
+        logger.error('nothing to do: no %s with a lesion mask in %s', ' or '.join(options.modalities), options.bids_dir)
         return NOTHING_TO_DO
     return OK
 
@@ -245,6 +244,7 @@ def fill_image(image, model, options):
             dilate=options.dilate,
             rim_voxels=options.rim_voxels,
             rims=options.rims,
+            texture=options.texture,
             num_inference_steps=options.num_inference_steps,
             n_samples=options.n_samples,
             device=options.device,
@@ -342,7 +342,7 @@ def finish(subject, results, run_id, options):
             'status': status,
             'message': message,
             'images': pages,
-            'methods': methods_text(options),
+            'methods': methods_text(options) if any(page.get('output') for page in pages) else None,
         },
     )
     layout_status.write_status(
