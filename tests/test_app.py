@@ -197,7 +197,8 @@ def test_promise_5_every_number_is_explained(dataset, run, tmp_path, model_dir):
                                'bids:lesions:sub-01/anat/sub-01_label-lesion_mask.nii.gz']  # fmt: skip
     assert info['LesionVoxelsUsed'] == used_mask.sum()
     assert info['Model'] == 'tiny'
-    assert {'SkullStripped', 'RandomSeed', 'NumInferenceSteps', 'Dilation', 'LesionVoxelsGiven', 'Device'} <= set(info)
+    assert {'SkullStripped', 'RandomSeed', 'NumInferenceSteps', 'LesionVoxelsGiven', 'Device'} <= set(info)
+    assert {'LesionVoxelsUnmixed', 'Texture'} <= set(info)
 
 
 @pytest.mark.parametrize(('content', 'words'), [

@@ -30,7 +30,8 @@ def options_with(places, content, *more):
 def test_options_of_a_file_are_those_of_the_command_line(places):
     options = options_with(
         places,
-        'participant_label = ["sub-01", "02"]\ndilate = 2\nrims = "grown"\nmask-threshold = 0.3\nreports_only = true\nn_cpus = 3\n',
+        'participant_label = ["sub-01", "02"]\ndilate = 2\nrims = "grown"\n'
+        'mask-threshold = 0.3\nreports_only = true\nn_cpus = 3\n',
     )
     assert options.participant_labels == ('01', '02')
     assert (options.dilate, options.mask_threshold, options.reports_only, options.nprocs) == (2, 0.3, True, 3)
@@ -45,8 +46,8 @@ def other_value(spec):
     """Return words that give an option another value than its default."""
     if spec.kind in ('switch', 'count'):
         return [spec.name]
-    if spec.choices:
-        return [spec.name, str(next(choice for choice in spec.choices if choice != spec.default))]
+    if spec.choice_names:
+        return [spec.name, str(next(choice for choice in spec.choice_names if choice != spec.default))]
     words = {parse: '0.25' for parse in values.LIMITS} | dict.fromkeys((values.positive, values.whole_number, int), '3')
     words |= {values.locations: 'deep,infratentorial', values.memory_mb: '4G'}
     return [spec.name, *[words.get(spec.parse, 'sub-ä "x" \\')] * (2 if spec.kind == 'list' else 1)]
@@ -102,7 +103,7 @@ def test_every_option_has_a_help_and_is_a_field_of_the_options(name):
     assert hasattr(app_options.Options('in', 'out'), name)
     assert spec.is_positional or spec.kind in ('switch', 'count') or spec.value_name != '{}'
     needs = {other.key: other for other in app_options.all_specs().values()}
-    assert all(value in needs[key].choices for key, value in spec.needs.items())
+    assert all(value in needs[key].choice_names for key, value in spec.needs.items())
 
 
 def test_what_is_written_is_read_as_the_same(places, tmp_path, monkeypatch):

@@ -315,10 +315,9 @@ class Thickness:
         '--thickness',
         kind='list',
         alone=(registry.DEFAULT_ENGINE,),
-        choices=tuple(registry.ENGINES),
+        choices=lambda: registry.ENGINES,
         metavar='ENGINE',
-        help=f'engines that measure a T1w before and after filling: {", ".join(registry.ENGINES)}; alone: '
-        f'{registry.DEFAULT_ENGINE}',
+        help=f'engines that measure a T1w before and after filling; alone: {registry.DEFAULT_ENGINE}',
     )
     thickness_noise: bool = filling_option(
         '--no-thickness-noise',

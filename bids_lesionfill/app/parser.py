@@ -39,7 +39,7 @@ def build_parser(prog: str = 'run.py') -> Parser:
 
 def add_option(section: argparse.ArgumentParser, spec: Spec) -> None:
     """Add an option of the table to a parser, or to a group of one."""
-    about = {'type': spec.parse, 'choices': spec.choices or None}
+    about = {'type': spec.parse, 'choices': spec.choice_names or None}
     if spec.is_positional:
         section.add_argument(spec.name, help=spec.text.replace('%', '%%'), **about)
         return

@@ -1,7 +1,7 @@
 """Declaration of an option; the table of all options is in `options`."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -33,7 +33,8 @@ class Spec:
         `value`, `list` (one word or more), `switch` (no value) or `count` (`-vv`).
     alone : tuple, optional
         Of a list: the values if the option stands alone.
-    choices : tuple
+    choices : tuple, or callable
+        A callable is asked when the parser is built: registries may have grown by then.
     metavar : str, optional
     needs : dict of key -> value
         Other options without which this one is misplaced.
@@ -53,7 +54,7 @@ class Spec:
     parse: Callable = str
     kind: str = 'value'
     alone: tuple | None = None
-    choices: tuple = ()
+    choices: tuple | Callable[[], Iterable[str]] = ()
     metavar: str | None = None
     needs: dict = field(default_factory=dict)
     level: str = ''
@@ -81,11 +82,16 @@ class Spec:
         return tuple('--' + flag[2:].replace('-', '_') for flag in self.flags if '-' in flag[2:])
 
     @property
+    def choice_names(self) -> tuple[str, ...]:
+        """The values among which it is to choose; empty if it is free."""
+        return tuple(self.choices() if callable(self.choices) else self.choices)
+
+    @property
     def value_name(self) -> str:
         """What stands for the value in the help; empty if there is none."""
         if self.kind in ('switch', 'count') or self.is_positional:
             return ''
-        return self.metavar or '{' + ','.join(map(str, self.choices)) + '}'
+        return self.metavar or '{' + ','.join(self.choice_names) + '}'
 
     @property
     def text(self) -> str:
