@@ -4,7 +4,7 @@ from typing import ClassVar
 import pytest
 from bids_examples import write_description
 
-from bids_lesionfill.app import cli, config, exit_codes, options_page, parser, table, validation, values
+from bids_lesionfill.app import cli, config, exit_codes, log, options_page, parser, table, validation, values
 from bids_lesionfill.app import options as app_options
 from bids_lesionfill.diffusion import models
 from bids_lesionfill.layout.errors import UsageError
@@ -184,7 +184,7 @@ def test_boilerplate_only_writes_the_text_and_nothing_else(places, tmp_path, cap
 @pytest.mark.parametrize(('flags', 'level'), [((), 20), (('-q',), 30), (('-v',), 10)])
 def test_quiet_and_verbose_set_the_level(places, monkeypatch, flags, level):
     asked = []
-    monkeypatch.setattr(cli.logging, 'basicConfig', lambda **options: asked.append(options['level']))
+    monkeypatch.setattr(log.logging, 'basicConfig', lambda **options: asked.append(options['level']))
     monkeypatch.setattr(cli, 'start', lambda *_: exit_codes.OK)
     assert cli.main([*places, *flags]) == exit_codes.OK
     assert asked == [level]

@@ -68,6 +68,20 @@ def test_nodes_of_nipype_do_what_one_process_does(bids_dir, tmp_path, caplog):
         assert len(list((tmp_path / f'many/sub-{subject}/log').glob('*/config.toml'))) == 1
 
 
+def test_processes_of_nodes_log_our_lines_and_not_those_of_nipype(bids_dir, tmp_path):
+    command = [sys.executable, str(ROOT / 'run.py'), str(bids_dir), str(tmp_path / 'out'), 'participant']
+    command += ['--nprocs', '2', '--skip-bids-validation']
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {'TMPDIR': str(tmp_path)})
+    assert done.returncode == exit_codes.NOTHING_TO_DO
+    assert done.stdout == ''
+    lines = done.stderr.splitlines()
+    assert [line for line in lines if not re.match(r'\d\d:\d\d:\d\d (INFO|WARNING|ERROR) ', line)] == []
+    assert not [line for line in lines if '[Node]' in line or 'schema path' in line]
+    for subject in ('01', '02', '03'):
+        assert [line for line in lines if line.endswith(f'WARNING sub-{subject}_T1w: no lesion mask')]
+        assert [line for line in lines if f'INFO sub-{subject} is through' in line]
+
+
 @pytest.mark.parametrize(('side', 'gb'), [(4, 3.3), (256, 3.92), (512, 8.27)])
 def test_a_large_image_asks_nipype_for_more_memory(tmp_path, side, gb):
     header = nib.Nifti1Header()

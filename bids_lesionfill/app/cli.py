@@ -10,15 +10,12 @@ import threading
 from ..layout import errors
 from ..layout.errors import UsageError
 from ..thickness import engine
-from . import config, entry, exit_codes, validation
+from . import config, entry, exit_codes, log, validation
 from . import parser as app_parser
 
 logger = logging.getLogger('bids_lesionfill')
 
 NO_ROOM_OR_RIGHT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
-
-
-NOISY = ('matplotlib', 'PIL', 'bids', 'bidsschematools', 'filelock', 'urllib3', 'httpx')  # their INFO is not ours
 
 
 def parse(argv, config_file=None):
@@ -88,7 +85,7 @@ def run(argv):
         name = app_parser.called_as()
         print(f'{name}: {unknown} (see {name} --help)', file=sys.stderr)
         return exit_codes.UNKNOWN_ARGUMENT
-    set_up_logging(arguments)
+    log.set_up(arguments)
     try:
         validation.check_level(arguments)
         if arguments.config_file is not None:
@@ -104,18 +101,6 @@ def run(argv):
     if options.analysis_level == 'participant' and not (unread or validation.is_valid(options)):
         return exit_codes.INVALID
     return work(options)
-
-
-def set_up_logging(arguments):
-    """Log to stderr, as much as was asked for."""
-    logging.basicConfig(
-        format='%(asctime)s %(levelname)s %(message)s',
-        datefmt='%H:%M:%S',
-        stream=sys.stderr,
-        level=logging.WARNING if arguments.quiet else max(logging.DEBUG, logging.INFO - 10 * arguments.verbose),
-    )
-    for name in NOISY:
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def limit_threads(options):
