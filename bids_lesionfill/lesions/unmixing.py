@@ -23,7 +23,7 @@ EDGES_MM = (1.0, 0.8)  # widths of the Gaussian of `soft_distance`: the first ev
 MARGIN_MM = 20  # around the lesions, of the box that is worked on
 REACH_MM = 4.0  # of rims; beyond, white matter is trusted
 # Shares of lesion from which on a voxel counts as lesion; as touched by it; and is not trusted when it is unmixed.
-REPLACED, TOUCHED, TRUSTED = 0.5, 0.02, 0.2
+REPLACED, TOUCHED, TRUSTED = 0.5, 0.1, 0.2
 
 
 class Unmixing(NamedTuple):
