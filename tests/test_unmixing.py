@@ -109,9 +109,10 @@ def test_wall_of_a_ventricle_stays_where_it_is():
     half_way = (WM + CSF) / 2
     before, after = ((image < half_way) & painted.brain for image in (painted.healthy, result))
     assert after.sum() == pytest.approx(before.sum(), rel=0.03)
-    assert np.abs(result - painted.healthy)[painted.mask].mean() < 0.25 * np.abs(painted.image - painted.healthy)[
-        painted.mask
-    ].mean()
+    assert (
+        np.abs(result - painted.healthy)[painted.mask].mean()
+        < 0.25 * np.abs(painted.image - painted.healthy)[painted.mask].mean()
+    )
 
 
 def test_ventricles_do_not_change_where_white_matter_alone_was_masked():
