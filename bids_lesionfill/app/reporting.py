@@ -53,8 +53,10 @@ def finish(subject, results, run_id, options, methods_of):
         'status': status,
         'message': message,
         'images': pages,
-        'methods': methods_text(shown[len(results) :], pages[len(results) :], options, methods_of),
+        'methods': None,
     }
+    if any(page.get('output') for page in pages):
+        content['methods'] = methods_text(shown[len(results) :], pages[len(results) :], options, methods_of)
     report_file = options.output_dir / f'sub-{subject}.html'
     content['key'] = key_of(content)
     if options.reports_only or report_page.read_key(report_file) != content['key']:
