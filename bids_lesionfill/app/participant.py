@@ -112,7 +112,8 @@ def run_all(found, donor, options, run_id):
 
 
 def conclude(statuses, options, derivatives):
-    """Log what became of the participants; return the exit code."""
+    """Bring the table of participants up to date and log what became of them; return the exit code."""
+    layout_status.write_table(options.output_dir)
     failed = [f'sub-{subject}' for subject, status in statuses.items() if status == 'failed']
     if failed:
         logger.error('failed: %s; %s says why', ', '.join(failed), options.output_dir / 'participants.tsv')
