@@ -74,6 +74,27 @@ class Options:
         """Name or path of the model for images of a modality."""
         return self.model or f'{self.mode}-{modality}'
 
+    @property
+    def mask_choice(self):
+        """Which voxels and lesions of a mask are meant."""
+        from ..lesions.settings import MaskChoice
+
+        return MaskChoice(self.mask_threshold, tuple(self.lesion_labels), self.min_lesion_volume)
+
+    @property
+    def growth(self):
+        """How far masks grow."""
+        from ..lesions.settings import Growth
+
+        return Growth(self.dilate, self.rim_voxels)
+
+    def sampling(self, seed, report_tiles=None):
+        """How the network is sampled for an image of a seed."""
+        from ..lesions.settings import Sampling
+
+        steps, n_samples = self.num_inference_steps, self.n_samples if self.mode == 'fill' else 1
+        return Sampling(steps, n_samples, seed, self.device, self.batch_size, report_tiles)
+
     def of_result(self, modality):
         """Those options that change the result for an image of a modality; written to the sidecar."""
         names = ['mask_threshold', 'num_inference_steps', 'device', 'random_seed']
