@@ -1,6 +1,5 @@
 """From the files that were found for an image to images in one world: which lesions, whose tissues, FLAIR to T1w."""
 
-import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -8,12 +7,12 @@ import nibabel as nib
 import numpy as np
 
 from ..images import grid, masks, nifti, placement, registration, segmentations
-from ..layout import files, inputs
+from ..layout import inputs
+from ..layout.files import open_image
 from ..lesions import settings
 
 MAX_SHIFT_MM = 1  # up to this, world coordinates agree
 MIN_GAIN = 1.02  # of mutual information; less is what interpolation and noise give
-NIBABEL_ERRORS = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError)
 
 
 @dataclass(frozen=True)
@@ -54,21 +53,6 @@ class Opener:
         if path not in self.opened:
             self.opened[path] = open_image(path)
         return self.opened[path]
-
-
-def open_image(path):
-    """An image file, of which the header is read.
-
-    Raises
-    ------
-    ValueError
-        If that is not possible; the sentence names the file.
-    """
-    files.check_content(path)
-    try:
-        return nib.load(path)
-    except (OSError, EOFError, ValueError, zlib.error, *NIBABEL_ERRORS) as error:
-        raise ValueError(f'{Path(path).name} cannot be read as an image: {error}') from None
 
 
 def settle(image, opener=open_image):

@@ -1,5 +1,6 @@
 """Participants and sessions as nodes of nipype: several at once on one machine, or on a cluster by a plugin."""
 
+import importlib.util
 import logging
 import math
 import multiprocessing
@@ -33,6 +34,8 @@ def run(options):
     The results are those of one process: seeds depend on the image alone. What is there already is not done again; this
     is seen in the output folder, so the work folder holds nothing that is needed later.
     """
+    if importlib.util.find_spec('nipype') is None:
+        raise errors.UsageError("--nprocs and --use-plugin need nipype: pip install 'bids_lesionfill[cluster]'")
     plugin, plugin_args = read_plugin(options)
     derivatives, found, donor = participant.prepare(options)
     os.environ.setdefault('LOGNAME', 'bids_lesionfill')  # nipype's SLURM and SGE name jobs by it; containers lack it
@@ -218,10 +221,10 @@ def count_voxels(image_file):
 
 def run_node(subject, images, donor, options, run_id, **sessions):
     """What a node does, in a process of its own; nipype takes this function as text, so it imports what it needs."""
-    from bids_lesionfill.app import participant
+    from bids_lesionfill.app import participant, workflow
     from bids_lesionfill.layout import files
 
-    end_with_parent()
+    workflow.end_with_parent()
     with files.lock(options.top_dir, shared=True):  # also when the run that started it is dead
         status = participant.run_all({subject: images}, donor, options, run_id)[subject]
     if status == 'failed' and options.stop_on_first_crash:
@@ -231,10 +234,10 @@ def run_node(subject, images, donor, options, run_id, **sessions):
 
 def run_session_node(subject, session, images, donor, options, run_id):
     """The same for one session, whose participant's node says what became of it."""
-    from bids_lesionfill.app import participant
+    from bids_lesionfill.app import participant, workflow
     from bids_lesionfill.layout import files
 
-    end_with_parent()
+    workflow.end_with_parent()
     folder = options.output_dir / f'sub-{subject}'
     with (
         files.lock(options.top_dir, shared=True),

@@ -12,8 +12,10 @@ from ..images import anatomy as images_anatomy
 from ..images import grid, masks, nifti, placement
 from ..images.anatomy import Anatomy
 from . import checks, contrasts, tables, unmixing
+from . import texture as textures
 from .settings import DEFAULT_GROWTH, DEFAULT_SAMPLING, Growth, Lesions, Sampling
 
+TEXTURE_STREAM = 1  # of random numbers, apart from those of the model
 LESION_SHARE = 0.05  # of a voxel of the working grid that is no longer healthy
 
 
@@ -40,6 +42,7 @@ def fill_lesions(
     rim_voxels=2,
     rims='unmixed',
     rim_img=None,
+    texture='sampled',
     num_inference_steps=None,
     n_samples=1,
     device='auto',
@@ -71,6 +74,9 @@ def fill_lesions(
     rim_voxels : int
         Voxels that it may grow further, into white matter as dark (FLAIR: bright) as the rim of a lesion that the mask
         missed; see `inpaint.grow_to_rim`.
+    texture : {'sampled', 'mean'}
+        Fill with a sample, which has the noise of this image's white matter (`texture`), or with the smooth estimate of
+        the mean.
     num_inference_steps : int, optional
         DDIM steps; the model's default if not given.
     n_samples : int
@@ -92,7 +98,7 @@ def fill_lesions(
     """
     lesions = Lesions(lesion_mask_img, rim_img=rim_img)
     growth = Growth(dilate, rim_voxels, rims)
-    sampling = Sampling(num_inference_steps, n_samples, seed, device)
+    sampling = Sampling(num_inference_steps, n_samples, seed, device, texture=texture)
     return nifti.as_loaded(fill_alone(image_img, lesions, model, tissue_img, wm_mask_img, growth, sampling).filled_img)
 
 
@@ -158,7 +164,8 @@ class Hole(NamedTuple):
 
     used_mask: np.ndarray  # (X, Y, Z) bool, own grid
     mask: np.ndarray  # (X, Y, Z) bool, working grid
-    image: np.ndarray  # (X, Y, Z) float32, working grid: without what of lesions lies outside the hole
+    tissue: np.ndarray  # (X, Y, Z) float32, own grid: the image without what of lesions lies outside the hole
+    image: np.ndarray  # (X, Y, Z) float32: the same on the working grid
     mix: unmixing.Unmixing | None = None  # shares of lesion and fluid, if rims are unmixed
 
 
@@ -216,7 +223,7 @@ def fill(
             nifti.copy_image(image_img), nifti.mask_image(hole.used_mask, image_img), info=info, warnings=notes
         )
     sampled = sample(scene, hole, model, sampling)
-    filled, sd_img = to_own_grid(image_img, scene, hole, sampled)
+    filled, sd_img = to_own_grid(image_img, scene, hole, sampled, sampling)
     return describe(image_img, scene, hole, (filled, sd_img), info | about(model, sampling, sampled), notes, model)
 
 
@@ -256,8 +263,8 @@ def grow_mask(scene: Scene, lesions: Lesions, growth: Growth, model) -> Hole:
         mix = find_shares(scene, used_mask, lesions.rim_img)
         tissue = unmixing.tissue_alone(scene.plain_img.get_fdata(dtype=np.float32), mix)
         image = grid.conform(nib.Nifti1Image(tissue, scene.plain_img.affine)).get_fdata(dtype=np.float32)
-        return Hole(mix.touched, to_working_grid(mix.filled, scene), image, mix)
-    image = scene.image
+        return Hole(mix.touched, to_working_grid(mix.filled, scene), tissue, image, mix)
+    tissue, image = scene.plain_img.get_fdata(dtype=np.float32), scene.image
     step = masks.one_step(nib.affines.voxel_sizes(scene.plain_img.affine))
     used_mask = masks.dilate_within(used_mask, scene.native_wm, growth.dilate, step)
     hole = to_working_grid(used_mask, scene)
@@ -268,7 +275,7 @@ def grow_mask(scene: Scene, lesions: Lesions, growth: Growth, model) -> Hole:
         # On another grid a thin rim falls apart: only what still touches the mask is taken.
         used_mask = ndimage.binary_propagation(used_mask, step, mask=used_mask | rim)
         hole = to_working_grid(used_mask, scene)
-    return Hole(used_mask, hole, image)
+    return Hole(used_mask, hole, tissue, image)
 
 
 def to_working_grid(mask, scene: Scene):
@@ -305,8 +312,8 @@ def sample(scene: Scene, hole: Hole, model, sampling: Sampling) -> Sampled:
     return Sampled(scaling.invert(values), float(1.5 / scaling.slope), steps)
 
 
-def to_own_grid(image_img, scene: Scene, hole: Hole, sampled: Sampled):
-    """Bring the mean of the samples back to the image's own grid, inside the mask only.
+def to_own_grid(image_img, scene: Scene, hole: Hole, sampled: Sampled, sampling: Sampling):
+    """Bring the mean of the samples back to the image's own grid, inside the mask only, with its texture.
 
     Returns
     -------
@@ -317,8 +324,12 @@ def to_own_grid(image_img, scene: Scene, hole: Hole, sampled: Sampled):
     before, used_mask = nifti.one_volume(image_img), hole.used_mask
     filled, mean = before.astype(np.float64), sampled.values.mean(axis=0)
     filled[used_mask] = placement.on_grid(hole.image, hole.mask, mean, scene.grid_img, scene.plain_img)[used_mask]
-    if hole.mix is not None:
-        filled = unmixing.blend(before, filled, hole.mix)
+    if sampling.texture == 'sampled':
+        to_fill = used_mask if hole.mix is None else hole.mix.filled
+        healthy = scene.native_wm & ~used_mask
+        filled = add_texture(hole.tissue, filled, to_fill, healthy, scene.plain_img, sampling.seed)
+    if hole.mix is not None:  # not `before`: it may hold what is no number
+        filled = unmixing.blend(scene.plain_img.get_fdata(), filled, hole.mix)
     if len(sampled.values) == 1:
         return filled, None
     zeros, deviation = np.zeros_like(hole.image), sampled.values.std(axis=0)
@@ -337,6 +348,7 @@ def about(model, sampling: Sampling, sampled: Sampled) -> dict:
         'NumInferenceSteps': sampled.num_inference_steps,
         'NumSamples': sampling.n_samples,
         'Device': models.choose_device(sampling.device),
+        'Texture': sampling.texture,
         'WhiteMatterMedian': sampled.white_matter,
     }
 
@@ -358,6 +370,30 @@ def describe(image_img, scene: Scene, hole: Hole, result, info, notes, model) ->
     )
     warnings = notes + checks.warnings_of(checks.check_filling(info, lesions, model.modality))
     return Filling(filled_img, nifti.mask_image(used_mask, image_img), sd_img, lesions, info, warnings)
+
+
+def add_texture(tissue, filled, hole, wm_mask, img, seed):
+    """Return a filling of the mean with the texture of white matter; see `texture.add_texture`.
+
+    Parameters
+    ----------
+    tissue : (X, Y, Z) float array
+        The image without rims and fluid next to the hole.
+    filled : (X, Y, Z) float array
+        The mean inside the hole; elsewhere what is returned there.
+    hole, wm_mask : (X, Y, Z) bool array
+    img : nibabel image
+        Gives the voxel size.
+    seed : int
+    """
+    rng = np.random.default_rng([seed, TEXTURE_STREAM])
+    # In the order of RAS, so that the numbers drawn for a place do not depend on how the image is stored.
+    to_ras = nib.io_orientation(img.affine)
+    back = nib.orientations.ornt_transform([[0, 1], [1, 1], [2, 1]], to_ras)
+    voxel_mm = nib.affines.voxel_sizes(img.affine)[np.argsort(to_ras[:, 0])]
+    arrays = [nib.orientations.apply_orientation(array, to_ras) for array in (tissue, filled, hole, wm_mask)]
+    sampled = nib.orientations.apply_orientation(textures.add_texture(*arrays, rng, voxel_mm), back)
+    return np.where(hole, sampled, filled)
 
 
 def find_shares(scene: Scene, lesion_mask, rim_img=None):

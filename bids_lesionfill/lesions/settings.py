@@ -28,6 +28,7 @@ class Sampling:
     device: str = 'auto'
     batch_size: int = 8  # tiles at once
     progress: Callable | None = None  # see `inpaint.fill_volume`
+    texture: str = 'sampled'  # with the noise of white matter; 'mean': the smooth estimate
 
 
 @dataclass(frozen=True)

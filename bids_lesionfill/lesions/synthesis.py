@@ -278,9 +278,7 @@ def paint(
     values = np.clip(sample(image, hole, anatomy.wm_mask & ~hole, contrast, model, sampling), *limits)
 
     halo_share = contrasts.choose_halo(lesion_halo, image, anatomy, model)
-    grey = placement.on_grid(
-        scaling.invert(image), hole, scaling.invert(values), anatomy.grid_img, canvas.plain_img
-    )
+    grey = placement.on_grid(scaling.invert(image), hole, scaling.invert(values), anatomy.grid_img, canvas.plain_img)
     synth_img, changed_mask = paste_lesions(image_img, canvas, grey, halo_share, scaling.invert(limits))
     info = {
         'Model': model.name,
