@@ -109,7 +109,7 @@ def test_lesion_far_from_white_matter_is_kept_and_named(phantom, model):
 
 def test_used_mask_grows_into_white_matter_only(phantom, model):
     filling = fill_with(
-        phantom.t1w_img, phantom.lesion_mask_img, model=model, wm_mask_img=phantom.wm_mask_img, dilate=2
+        phantom.t1w_img, phantom.lesion_mask_img, model=model, wm_mask_img=phantom.wm_mask_img, rims='grown', dilate=2
     )
     used_mask = np.asarray(filling.used_mask_img.dataobj) > 0
     assert used_mask.sum() > 2 * phantom.lesion_mask.sum()
@@ -119,7 +119,7 @@ def test_used_mask_grows_into_white_matter_only(phantom, model):
 
 def test_dilation_zero_fills_the_mask_as_it_is(phantom, model):
     filling = fill_with(
-        phantom.t1w_img, phantom.lesion_mask_img, model=model, wm_mask_img=phantom.wm_mask_img, dilate=0
+        phantom.t1w_img, phantom.lesion_mask_img, model=model, wm_mask_img=phantom.wm_mask_img, rims='grown', dilate=0
     )
     assert np.array_equal(np.asarray(filling.used_mask_img.dataobj) > 0, phantom.lesion_mask)
 
@@ -416,7 +416,7 @@ def test_missed_rim_is_bright_on_flair_and_dark_on_t1w(make_phantom, model, flai
 
     def share_taken(array, model, rim_voxels):
         filling = fill_with(phantom.img(array), phantom.img(tight), model=model, wm_mask_img=phantom.wm_mask_img,
-                            dilate=0, rim_voxels=rim_voxels)  # fmt: skip
+                            rims='grown', dilate=0, rim_voxels=rim_voxels)  # fmt: skip
         return (np.asarray(filling.used_mask_img.dataobj) > 0)[rim].mean()
 
     for array, own, other in ((phantom.flair, flair_model, model), (phantom.t1w, model, flair_model)):
