@@ -75,7 +75,7 @@ def test_untouched_tissue_measures_as_itself(head, untouched):
 def test_flat_fill_has_no_grain(head, untouched):
     t1w, _, lesions, *_ = head
     row = rows_of(head, untouched, np.where(lesions, WHITE, t1w))['all']
-    assert row['grain'] == pytest.approx(0, abs=1e-6)
+    assert row['grain'] == pytest.approx(0, abs=1e-4)  # float32
     assert row['glow'] == row['dark'] == 0
 
 
