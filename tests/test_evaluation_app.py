@@ -149,11 +149,11 @@ def test_no_masks_of_changes_is_said(tmp_path):
 def test_fills_are_made_once(phantom, tmp_path, monkeypatch):
     calls = []
 
-    def fill_once(image_img, mask_img, **options):
-        calls.append(options)
-        return fill.Filling(phantom.healthy_img, mask_img)
+    def fill_once(image_img, lesions, model, tissue_img, sampling):
+        calls.append({'tissue_img': tissue_img, 'steps': sampling.num_inference_steps})
+        return fill.Filling(phantom.healthy_img, lesions.mask_img)
 
-    monkeypatch.setattr(fill, 'fill', fill_once)
+    monkeypatch.setattr(fill, 'fill_alone', fill_once)
     model = SimpleNamespace(name='some', modality='T1w')
     options = SimpleNamespace(output_dir=tmp_path, reuse_fills=False, device='cpu')
     arguments = ('sub-01 T1w', phantom.t1w_img, phantom.lesion_mask_img, phantom.t1w_img, model, None)
@@ -168,6 +168,7 @@ def test_fills_are_made_once(phantom, tmp_path, monkeypatch):
     assert np.array_equal(again.used_mask_img.get_fdata(), phantom.lesion_mask)
     app_fills.fill_by_app(*arguments[:-1], 5, options)  # other steps are another fill
     assert len(calls) == 2
+    assert calls[1]['steps'] == 5
 
 
 def test_classical_fillers_fill_the_used_mask_alone(phantom):
