@@ -480,6 +480,28 @@ class Options(Run, Resources, Thickness, Synthesis, Sampling, Growth, MaskChoice
         """Return the name or path of the model for images of a modality."""
         return self.model or f'{self.mode}-{modality}'
 
+    @property
+    def mask_choice(self):
+        """Which voxels and lesions of a mask file are meant: lesions.settings.MaskChoice."""
+        from ..lesions.settings import MaskChoice
+
+        return MaskChoice(self.mask_threshold, tuple(self.lesion_labels), self.min_lesion_volume)
+
+    @property
+    def growth(self):
+        """How far masks reach: lesions.settings.Growth."""
+        from ..lesions.settings import Growth
+
+        return Growth(self.dilate, self.rim_voxels, self.rims)
+
+    def sampling(self, seed: int, report_tiles=None):
+        """Return how the network is sampled for an image of a seed: lesions.settings.Sampling."""
+        from ..lesions.settings import Sampling
+
+        n_samples = self.n_samples if self.mode == 'fill' else 1
+        steps, texture = self.num_inference_steps, self.texture
+        return Sampling(steps, n_samples, seed, self.device, self.batch_size, report_tiles, texture)
+
     def of_result(self, modality: str) -> dict:
         """Return the options that change the result for an image of a modality; they are written to its sidecar."""
         names = [name for name, spec in all_specs().items() if spec.is_of_result and not spec.unmet(self)]

@@ -20,7 +20,7 @@ class ProjectionBasedThickness:
 
     def run(self, scan):
         """Measure a T1w image; `Measurement` with tissue classes."""
-        found = anatomy.anatomy_of(scan)
+        found = scan.anatomy
         table = anatomy.average(cortex.projection_thickness(found.ribbon), found)
         info = {**found.info, 'Thickness': 'projection-based'}
         return Measurement(table, found.seg_img(scan.t1w_img), info, found.cortex_img(scan.t1w_img))
