@@ -88,7 +88,7 @@ def test_text_says_which_lesions_were_kept_and_how_many_samples_were_drawn():
     text = text_of(lesion_labels=(3, 7), min_lesion_volume=5.0, n_samples=4)
     assert 'Lesions without the labels 3, 7 or smaller than 5 mm3 were left as they were.' in text
     assert 'The mean of 4 samples was filled in.' in text
-    assert f'in {inpaint.STEPS_FOR_SEVERAL_SAMPLES} steps' in text
+    assert f'in {models.STEPS_FOR_SEVERAL_SAMPLES} steps' in text
     assert 'sampled by DDIM (Song et al., 2021) in 1 step.' in text_of()
     assert 'in 25 steps.' in text_of(num_inference_steps=25)
 
