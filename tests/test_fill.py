@@ -228,7 +228,7 @@ def test_table_has_a_row_per_lesion_of_the_given_mask(phantom, model):
     voxel = nib.affines.apply_affine(np.linalg.inv(phantom.affine), [largest[f'{axis}_mm'] for axis in 'xyz'])
     assert used_mask[tuple(np.rint(voxel).astype(int))]
     assert largest['mean_surrounding'] == pytest.approx(800, abs=20)
-    assert 550 < largest['mean_before'] < 750
+    assert 540 < largest['mean_before'] < 750  # of voxels that hold lesion: no healthy ones that a grown mask took
 
 
 def test_hand_made_table():

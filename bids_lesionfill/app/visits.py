@@ -216,6 +216,9 @@ class Visit:
 
     def fill(self, image: inputs.Inputs, model, report_tiles=None) -> tuple[fill.Filling, loading.View]:
         """Fill an image of the visit (of `settle`), and return from where it was seen."""
+        # Before what depends on them is done, and fails in other words.
+        nifti.check_image(self.opener(image.t1w_file), 'T1w' if image.tissue_file else 'image')
+        nifti.check_image(self.opener(image.image_file), 'image')
         view, options = self.view(image), self.options
         anatomy, notes = None, []
         if view.lesions.on_grid(view.image_img)[0].any():

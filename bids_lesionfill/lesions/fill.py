@@ -15,6 +15,7 @@ from . import checks, contrasts, tables, unmixing
 from . import texture as textures
 from .settings import DEFAULT_GROWTH, DEFAULT_SAMPLING, Growth, Lesions, Sampling
 
+TISSUE_ABOVE = 0.5  # of white matter: the darkest lesions are brighter, fluid is darker
 TEXTURE_STREAM = 1  # of random numbers, apart from those of the model
 LESION_SHARE = 0.05  # of a voxel of the working grid that is no longer healthy
 
@@ -404,6 +405,8 @@ def find_shares(scene: Scene, lesion_mask, rim_img=None):
     plain_img, grid_img, native_wm = scene.plain_img, scene.grid_img, scene.native_wm
     image = plain_img.get_fdata(dtype=np.float32)
     brain = grid.conform_mask(nifti.mask_image(scene.brain_mask, grid_img), plain_img)
+    # A brain mask may end too early: what a rater delineated there, as bright as tissue, is tissue.
+    brain |= lesion_mask & (image > TISSUE_ABOVE * np.median(image[native_wm & ~lesion_mask]))
     voxel_mm = nib.affines.voxel_sizes(plain_img.affine)
     if scene.is_t1w and rim_img is None:
         return unmixing.unmix(image, lesion_mask, native_wm, brain, voxel_mm)
