@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / 'bids_lesionfill'
 
 # Each package may import those named, and itself. `app` may import all but the research tools; nothing imports `app`.
-GROUND = {'modality', 'statistics', 'text_files'}
+GROUND = {'modality', 'plugins', 'statistics', 'text_files'}
 RESEARCH = {*GROUND, 'layout', 'lesions', 'diffusion', 'images'}
 MAY_IMPORT = {
     **{module: set() for module in GROUND},

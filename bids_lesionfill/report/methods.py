@@ -25,7 +25,6 @@ TRAINED_ON = (
     'OASIS-1 (Marcus et al., 2007; tissue labels by Neuromorphometrics, Inc.), of the Ljubljana database (Lesjak et '
     'al., 2018) and of MSLesSeg (Guarnera et al., 2025)'
 )
-WITH_ANTS = ('pbt', 'ants', 'antspynet')  # engines of thickness that run antspyx
 
 # Tools whose lesion masks or tissue labels are read under names of their own, see `tool_outputs`.
 TOOLS = {
@@ -183,11 +182,17 @@ def tissue_words(tools):
 
 def software_of(options):
     """Packages whose version belongs into a paper."""
-    with_ants = bool(options.mask_from) or any(engine in WITH_ANTS for engine in options.thickness)
-    return [name for name in SOFTWARE if name != 'antspyx' or with_ants]
+    of_engines = [name for engine in options.thickness for name in registry.ENGINES[engine].packages]
+    with_ants = bool(options.mask_from) or 'antspyx' in of_engines
+    always = [name for name in SOFTWARE if name != 'antspyx' or with_ants]
+    return list(dict.fromkeys([*always, *of_engines]))
 
 
 def software_words(options, versions):
     """The packages in a sentence."""
-    named = [f'{name} {versions[name]} ({SOFTWARE[name]})' for name in software_of(options) if name in versions]
+    named = [
+        f'{name} {versions[name]}' + (f' ({SOFTWARE[name]})' if name in SOFTWARE else '')
+        for name in software_of(options)
+        if name in versions
+    ]
     return f'Software: {", ".join(named)}.'
