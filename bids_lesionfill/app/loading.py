@@ -1,18 +1,15 @@
 """From the files that were found for an image to images in one world: which lesions, whose tissues, FLAIR to T1w."""
 
-import zlib
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
 from ..images import grid, masks, nifti, placement, registration, segmentations
-from ..layout import files
+from ..layout.files import open_image
 
 MAX_SHIFT_MM = 1  # up to this, world coordinates agree
 MIN_GAIN = 1.02  # of mutual information; less is what interpolation and noise give
-NIBABEL_ERRORS = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError)
 
 
 @dataclass(frozen=True)
@@ -28,21 +25,6 @@ class Loaded:
     flair_to_t1w: np.ndarray | None = None  # (4, 4), world to world; None if their worlds agree
     info: dict = field(default_factory=dict)  # for the sidecar
     warnings: list = field(default_factory=list)
-
-
-def open_image(path):
-    """An image file, of which the header is read.
-
-    Raises
-    ------
-    ValueError
-        If that is not possible; the sentence names the file.
-    """
-    files.check_content(path)
-    try:
-        return nib.load(path)
-    except (OSError, EOFError, ValueError, zlib.error, *NIBABEL_ERRORS) as error:
-        raise ValueError(f'{Path(path).name} cannot be read as an image: {error}') from None
 
 
 def settle(image):

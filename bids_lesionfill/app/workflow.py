@@ -218,10 +218,10 @@ def count_voxels(image_file):
 
 def run_node(subject, images, donor, options, run_id, **sessions):
     """What a node does, in a process of its own; nipype takes this function as text, so it imports what it needs."""
-    from bids_lesionfill.app import participant
+    from bids_lesionfill.app import participant, workflow
     from bids_lesionfill.layout import files
 
-    end_with_parent()
+    workflow.end_with_parent()
     with files.lock(options.top_dir, shared=True):  # also when the run that started it is dead
         status = participant.run_all({subject: images}, donor, options, run_id)[subject]
     if status == 'failed' and options.stop_on_first_crash:
@@ -231,10 +231,10 @@ def run_node(subject, images, donor, options, run_id, **sessions):
 
 def run_session_node(subject, session, images, donor, options, run_id):
     """The same for one session, whose participant's node says what became of it."""
-    from bids_lesionfill.app import participant
+    from bids_lesionfill.app import participant, workflow
     from bids_lesionfill.layout import files
 
-    end_with_parent()
+    workflow.end_with_parent()
     folder = options.output_dir / f'sub-{subject}'
     with (
         files.lock(options.top_dir, shared=True),

@@ -12,6 +12,7 @@ import re
 import shlex
 import time
 import uuid
+import zlib
 from pathlib import Path
 
 from . import errors
@@ -142,3 +143,21 @@ def check_content(path):
     if is_pointer:
         kind = f'a link to {os.readlink(path)}, which is not there' if path.is_symlink() else 'a pointer of git-annex'
         raise ValueError(f'{path} is {kind}: fetch its content, with DataLad by: datalad get {shlex.quote(str(path))}')
+
+
+def open_image(path):
+    """Open an image file, of which the header is read.
+
+    Raises
+    ------
+    ValueError
+        If that is not possible; the sentence names the file.
+    """
+    import nibabel as nib  # here: `--help` must not wait for it
+
+    check_content(path)
+    damaged = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError)
+    try:
+        return nib.load(path)
+    except (OSError, EOFError, ValueError, zlib.error, *damaged) as error:
+        raise ValueError(f'{Path(path).name} cannot be read as an image: {error}') from None

@@ -76,7 +76,7 @@ def bounding_box(mask):
 
 
 def smooth_within(values, mask, sigma):
-    """Return the Gaussian mean of the values inside a mask; zero where the mask is too far away.
+    """Return the Gaussian mean of the values inside a mask; zero where the mask is too far away; float32.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def smooth_within(values, mask, sigma):
         Standard deviation, voxels per axis.
     """
     weight = ndimage.gaussian_filter(mask.astype(np.float32), sigma, mode='constant')
-    total = ndimage.gaussian_filter(np.where(mask, values, 0), sigma, mode='constant')
+    total = ndimage.gaussian_filter(np.where(mask, values, 0).astype(np.float32), sigma, mode='constant')
     return np.where(weight > 1e-6, total / np.maximum(weight, 1e-6), 0)
 
 
@@ -126,8 +126,10 @@ def local_deviation(residual, interior, sigma):
     sigma : (3,) floats
         Standard deviation of the Gaussian neighbourhood, voxels per axis.
     """
-    share = ndimage.gaussian_filter(interior.astype(np.float32), sigma, mode='constant')
-    square = ndimage.gaussian_filter(np.where(interior, residual**2, 0), sigma, mode='constant')
+    share, square = interior.astype(np.float32), np.where(interior, residual, 0).astype(np.float32) ** 2
+    for _ in range(3):  # three boxes are nearly a Gaussian, and their cost does not grow with it
+        width = np.maximum(np.rint(np.sqrt(4 * np.asarray(sigma) ** 2 + 1)), 1).astype(int)
+        share, square = (np.maximum(ndimage.uniform_filter(a, width, mode='constant'), 0) for a in (share, square))
     prior = 0.01
     return np.sqrt((square + prior * (residual[interior] ** 2).mean()) / (share + prior))
 
@@ -158,12 +160,21 @@ def estimate_covariance(residual, mask, max_lag=MAX_LAG):
     lags = np.ix_(*[np.arange(-max_lag, max_lag + 1)] * 3)
     products, pairs = products[lags].astype(np.float64), pairs[lags].astype(np.float64)
     covariance = products / np.maximum(pairs, 1)
-    variance = covariance[(max_lag,) * 3]
-    taper = lag_taper(max_lag)
-    covariance *= taper * (pairs > 30)
-    for _ in range(20):  # alternating projections: nonnegative spectrum, bounded support
-        covariance = fft.ifftn(spectrum_of(covariance, [4 * max_lag] * 3)).real[lags] * (taper > 0)
-    return covariance * variance / covariance[(max_lag,) * 3]
+    covariance *= lag_taper(max_lag) * (pairs > 30)
+    return make_valid(covariance)
+
+
+def make_valid(covariance):
+    """Return an autocovariance near the given one, with the same variance and (nearly) no negative spectrum.
+
+    By alternating projections on two convex sets: nonnegative spectra, and support within the lags.
+    """
+    max_lag = covariance.shape[0] // 2
+    lags = np.ix_(*[np.arange(-max_lag, max_lag + 1)] * 3)
+    valid = covariance
+    for _ in range(20):
+        valid = fft.ifftn(np.maximum(spectrum_of(valid, [4 * max_lag] * 3), 0)).real[lags] * (covariance != 0)
+    return valid * covariance[(max_lag,) * 3] / valid[(max_lag,) * 3]
 
 
 def restore_trend(covariance, sigma):
@@ -183,9 +194,9 @@ def restore_trend(covariance, sigma):
     angular = np.meshgrid(*[2 * np.pi * fft.fftfreq(n) for n in shape], indexing='ij', sparse=True)
     passed = np.exp(-0.5 * sum((s * w) ** 2 for s, w in zip(sigma, angular)))
     gain = np.minimum(1 / np.maximum(1 - passed, 1e-6) ** 2, MOST_GAIN)
-    restored = fft.ifftn(spectrum_of(covariance, shape) * gain).real
+    restored = fft.ifftn(np.maximum(spectrum_of(covariance, shape), 0) * gain).real
     lags = np.ix_(*[np.arange(-max_lag, max_lag + 1)] * 3)
-    return restored[lags] * lag_taper(max_lag)
+    return make_valid(restored[lags] * lag_taper(max_lag))
 
 
 def lag_taper(max_lag):
@@ -195,11 +206,11 @@ def lag_taper(max_lag):
 
 
 def spectrum_of(covariance, shape):
-    """Return the nonnegative spectrum of an autocovariance on a periodic grid of the given shape."""
+    """Return the spectrum of an autocovariance on a periodic grid of the given shape."""
     max_lag = covariance.shape[0] // 2
     kernel = np.zeros(shape, dtype=covariance.dtype)
     kernel[np.ix_(*[np.arange(-max_lag, max_lag + 1)] * 3)] = covariance
-    return np.maximum(fft.fftn(kernel).real, 0)
+    return fft.fftn(kernel).real
 
 
 def gaussian_field(covariance, shape, rng):
@@ -262,6 +273,13 @@ def sample_given(known_values, hole, shell, covariance, rng):
     return np.where(hole, field, 0)
 
 
+def nugget_of(covariance):
+    """Return the variance to add so that the linear system of kriging is positive definite and well conditioned."""
+    max_lag = covariance.shape[0] // 2
+    lowest = spectrum_of(covariance, [4 * max_lag] * 3).min()
+    return NUGGET * covariance[(max_lag,) * 3] + max(-lowest, 0)
+
+
 def kriging(values, known, targets, covariance):
     """Return the simple-kriging estimate at target voxels, of zero mean, from values at known voxels.
 
@@ -282,7 +300,7 @@ def kriging(values, known, targets, covariance):
     index = np.full(weights.shape, -1, dtype=np.int32)
     index[inner][known] = np.arange(len(values))
     at_known, at_targets = np.flatnonzero(index >= 0), np.flatnonzero(np.pad(targets, max_lag))
-    steps = np.argwhere(np.abs(covariance) > 1e-3 * covariance[(max_lag,) * 3])
+    steps = np.argwhere(np.abs(covariance) > 2e-3 * covariance[(max_lag,) * 3])
     shifts = (steps - max_lag) @ (np.array(index.strides) // index.itemsize)
     entries = covariance[tuple(steps.T)]
     rows, columns, data = [], [], []
@@ -295,8 +313,8 @@ def kriging(values, known, targets, covariance):
     matrix = sparse.csr_array(
         (np.concatenate(data), (np.concatenate(rows), np.concatenate(columns))), shape=(len(values),) * 2
     )
-    matrix.setdiag(matrix.diagonal() * (1 + NUGGET))
-    dual, _ = linalg.cg(matrix, values.astype(np.float64), rtol=1e-3, maxiter=200)
+    matrix.setdiag(matrix.diagonal() + nugget_of(covariance))
+    dual, _ = linalg.cg(matrix, values.astype(np.float64), rtol=1e-2, maxiter=100)
     weights[inner][known] = dual
     estimate = np.zeros(len(at_targets))
     for shift, entry in zip(shifts, entries):

@@ -232,9 +232,9 @@ def score(options, found, command):
 
 def read_version():
     """Return the version of the app."""
-    from ..app import options as app_options
+    from importlib import metadata
 
-    return app_options.version()
+    return metadata.version('bids_lesionfill')
 
 
 def score_case(case, options):

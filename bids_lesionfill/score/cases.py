@@ -259,10 +259,10 @@ def is_on_flair(prediction_file, flair_mask, t1w_mask):
     space = naming.space_of(prediction_file.name)
     if space:
         return space == 'FLAIR'
-    from ..app import loading
     from ..images import placement
+    from ..layout import files
 
-    prediction_img, flair_img, t1w_img = map(loading.open_image, (prediction_file, flair_mask, t1w_mask))
+    prediction_img, flair_img, t1w_img = map(files.open_image, (prediction_file, flair_mask, t1w_mask))
     return placement.same_grid(prediction_img, flair_img) and not placement.same_grid(prediction_img, t1w_img)
 
 
@@ -414,8 +414,8 @@ def load(case, threshold=0.5):
     import nibabel as nib
     import numpy as np
 
-    from ..app import loading
     from ..images import nifti
+    from ..layout import files
 
     truth_img = open_mask(case.truth_file, case.truth_labels, threshold)
     truth = np.asarray(truth_img.dataobj) > 0
@@ -426,7 +426,7 @@ def load(case, threshold=0.5):
     images = {}
     for modality, path in case.images.items():
         try:
-            images[modality] = resample_image(nifti.plain(loading.open_image(path), modality), truth_img)
+            images[modality] = resample_image(nifti.plain(files.open_image(path), modality), truth_img)
         except ValueError as error:
             logger.warning('%s: %s is not used: %s', case.scan, path.name, error)
     turn = nib.io_orientation(truth_img.affine)
@@ -447,10 +447,10 @@ def open_mask(path, labels=(), threshold=0.5):
     """
     import numpy as np
 
-    from ..app import loading
     from ..images import nifti, placement
+    from ..layout import files
 
-    mask_img = loading.open_image(path)
+    mask_img = files.open_image(path)
     nifti.check_image(mask_img, 'lesion mask')
     values = nifti.one_volume(mask_img)
     if labels == (MINDGLIDE_LESION,) and np.nanmax(values) > MINDGLIDE_LABELS:
