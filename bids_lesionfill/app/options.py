@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..modality import get
+
 VERSION_FILE = Path(__file__).resolve().parents[2] / 'version'
 
 LOCATIONS = ('periventricular', 'juxtacortical', 'deep', 'infratentorial')
@@ -72,7 +74,7 @@ class Options:
 
     def model_of(self, modality):
         """Name or path of the model for images of a modality."""
-        return self.model or f'{self.mode}-{modality}'
+        return self.model or get(modality).model_for(self.mode) or f'{self.mode}-{modality}'
 
     def of_result(self, modality):
         """Those options that change the result for an image of a modality; written to the sidecar."""

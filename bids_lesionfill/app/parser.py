@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from ..diffusion import models
+from .. import modality
+from ..diffusion import registry as fillers
 from ..thickness import registry
 from . import options
 
@@ -103,14 +104,15 @@ def build_parser():
     sampling.add_argument(
         '--modality',
         nargs='+',
-        choices=['T1w', 'FLAIR'],
-        help='images to work on; a FLAIR needs a T1w of its session, in which white matter is found '
+        choices=list(modality.NAMES),
+        help='images to work on; all but T1w need a T1w of their session, in which white matter is found '
         '(default: fill T1w, synth both)',
     )
     sampling.add_argument(
         '--model',
         metavar='NAME_OR_PATH',
-        help='a bundled model or a folder in the same format (default: that of mode and modality, as fill-T1w)',
+        help='a bundled model, another filler as biharmonic (--list-models names all), or a folder in the format of '
+        'models (default: that of mode and modality, as fill-T1w)',
     )
     sampling.add_argument('--list-models', action=ListModels, help='say which models are bundled, and stop')
     sampling.add_argument(
@@ -405,15 +407,14 @@ def add_synthesis(group):
 
 
 class ListModels(argparse.Action):
-    """Print the bundled models and exit, as `--version` does."""
+    """Print the bundled models and other fillers and exit, as `--version` does."""
 
     def __init__(self, option_strings, dest, **kwargs):
         super().__init__(option_strings, dest, nargs=0, **kwargs)
 
     def __call__(self, parser, namespace, values, option_string=None):
-        for name, plan in models.list_models().items():
-            made_for, steps = f'{plan["task"]} {plan["modality"]}', f'{plan["num_inference_steps"]} step(s)'
-            print(name, made_for, plan['size'], steps, models.license_of(name), sep='\t')
+        for row in fillers.table():
+            print(*row, sep='\t')
         parser.exit()
 
 

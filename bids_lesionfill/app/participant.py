@@ -7,6 +7,7 @@ import logging
 import time
 
 from ..diffusion import models as diffusion_models
+from ..diffusion import registry as fillers
 from ..images import registration
 from ..layout import derivatives as layout_derivatives
 from ..layout import errors, files, indexing, inputs, naming, ownership, pairing, raw, tables, tools
@@ -166,7 +167,7 @@ def load_models(images, options):
     """The model for each modality of some images, on the device that was asked for; none if nothing is to be done."""
     usable = {image.modality for image in images if not image.problem and not options.reports_only}
     device = diffusion_models.choose_device(options.device) if usable else None
-    return {modality: diffusion_models.load_model(options.model_of(modality), device) for modality in usable}
+    return {modality: fillers.load_filler(options.model_of(modality), device, modality) for modality in usable}
 
 
 def run_participant(subject, images, models, engines, donor, run_id, options):
@@ -381,7 +382,8 @@ def write_citation(options):
 
 def citation_of(options):
     """Contents of `logs/CITATION.md` and `.bib`."""
-    return references.citation(methods_text(options))
+    plans = {modality: plan_of(options, modality) for modality in options.modalities}
+    return references.citation(methods_text(options), methods.brought(options, plans))
 
 
 def methods_text(options):
@@ -397,7 +399,7 @@ def methods_text(options):
 
 def plan_of(options, modality):
     """The plan of the model for a modality."""
-    return diffusion_models.read_plan(options.model_of(modality))
+    return fillers.describe(options.model_of(modality))
 
 
 def versions_of(packages):

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .. import text_files
-from ..diffusion import models
+from ..diffusion import registry as fillers
 from ..layout import indexing, ownership, raw, tools, validator
 from ..layout.errors import UsageError
 from ..thickness import registry
@@ -131,7 +131,7 @@ def options_of(arguments, argv):
         )
     try:
         for modality in options.modalities:
-            models.check_model(options.model_of(modality), options.mode, modality)
+            fillers.check(options.model_of(modality), options.mode, modality)
     except (FileNotFoundError, ValueError) as error:
         raise UsageError(str(error)) from None
     besides = [folder for folder in (options.work_dir, options.bids_database_dir) if folder is not None]
@@ -145,7 +145,7 @@ def with_absolute_paths(options):
     for name in ('derivatives', 'thickness_results'):
         if folders := getattr(options, name):
             paths[name] = {label: folder.absolute() for label, folder in folders.items()}
-    if options.model and options.model not in models.list_models():
+    if options.model and options.model not in fillers.names():
         paths['model'] = str(Path(options.model).absolute())
     return replace(options, **paths)
 

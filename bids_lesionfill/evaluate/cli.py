@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from ..diffusion import models
+from ..diffusion import registry
+from ..diffusion.models import Model
 from ..layout import datasets, errors, naming, ownership
 from ..layout import files as layout_files
 from ..train import brains
@@ -91,9 +92,12 @@ def parse_options(argv=None):
             parser.error(f'kind {kind} needs {option}')
     for text in options.models:
         try:
-            models.find_model(methods.ModelMethod.parse(text).name_or_path)
+            registry.check_known(methods.ModelMethod.parse(text).name_or_path)
         except (FileNotFoundError, ValueError) as error:
             parser.error(str(error))
+    # A classical filler that is named among the models has its row there.
+    named = {getattr(registry.FILLERS[text], 'label', text) for text in options.models if registry.is_filler(text)}
+    options.baselines = [name for name in options.baselines if name not in named]
     return options
 
 
@@ -165,15 +169,16 @@ def main(argv=None):
         'lesion shapes': f'{len(shapes)} from the last {len(mask_files)} masks of the folder, which `train` holds out',
         'selection': f'models may have been chosen on these subjects (split {options.split}): see their cards',
         'cases': ', '.join(f'{kind}: {n}' for kind, n in count_cases(rows).items()),
-        'models': '; '.join(f'{named[text]}: SHA-256 {model.sha256}' for text, model in loaded.items()),
+        'models': '; '.join(f'{named[text]}: SHA-256 {model.sha256 or "n/a"}' for text, model in loaded.items()),
         'version': metadata.version('bids_lesionfill'),
         'torch': torch.__version__,
         'minutes': f'{(time.monotonic() - started) / 60:.0f}',
         'dilation': {'rim': options.dilate[-1]},
     }
-    flat = [named[text] for text, model in loaded.items() if not model.plan['pseudo_3d']]
-    conditional = [named[t] for t, m in loaded.items() if m.plan['pseudo_3d'] and m.form.kind != 'unconditional']
-    repaint = [named[text] for text, model in loaded.items() if model.form.kind == 'unconditional']
+    diffusion = {named[text]: model for text, model in loaded.items() if isinstance(model, Model)}
+    flat = [name for name, model in diffusion.items() if not model.plan['pseudo_3d']]
+    repaint = [name for name, model in diffusion.items() if methods.is_repaint(model)]
+    conditional = [name for name in diffusion if name not in flat + repaint]
     options.output_dir.mkdir(parents=True, exist_ok=True)
     layout_files.write_json(options.output_dir / 'evaluation.json', {'info': info, 'summary': without_nan(summary)})
     layout_files.write_tsv(options.output_dir / 'scores.tsv', rows, [*scores.KEYS, *scores.METRICS])

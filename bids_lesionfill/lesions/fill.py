@@ -6,7 +6,8 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from ..diffusion import inpaint, models
+from ..diffusion import models, registry
+from ..diffusion.filler import Sampling
 from ..images import anatomy, grid, masks, nifti, placement
 from . import checks, contrasts, tables, unmixing
 
@@ -50,8 +51,9 @@ def fill_lesions(
     tissue_img : nibabel image, optional
         The T1w in which brain and white matter are found, in the same world space; the image itself if not given.
         A FLAIR needs it, unless `wm_mask_img` is given.
-    model : str, path or weights.Model
-        A bundled name, a model folder, or a loaded model.
+    model : str, path or Filler
+        The name of a bundled model or of another filler (`biharmonic`, ...; see `diffusion.registry`), a model folder,
+        or a loaded filler.
     wm_mask_img : nibabel image, optional
         White matter, above zero; found by a mixture model if not given.
     rims : {'unmixed', 'grown'}
@@ -144,8 +146,7 @@ def fill(
             warnings=[f'{reason}: the output is a copy of the input.'],
         )
     device = models.choose_device(device)
-    if not isinstance(model, models.Model):
-        model = models.load_model(model, device)
+    model = registry.load_filler(model, device)
     if model.modality == 'FLAIR' and tissue_img is None and wm_mask_img is None:
         raise ValueError(f'model {model.name} fills FLAIR images: it needs their T1w (tissue_img) or wm_mask_img')
 
@@ -205,12 +206,9 @@ def fill(
 
     # 4. Sample on tiles that cover the lesions.
     scaling = grid.white_matter_scaling(image, wm_mask & ~hole)
-    num_inference_steps = inpaint.choose_steps(num_inference_steps, model.plan['num_inference_steps'], n_samples)
-    seeds = [(seed + 7919 * sample) % 2**63 for sample in range(n_samples)]
-    fillings = inpaint.fill_volume(
-        *(scaling.apply(image), hole, wm_mask, model, num_inference_steps, seeds, device, batch_size), progress=progress
-    )
-    fillings = scaling.invert(fillings)
+    seeds = tuple((seed + 7919 * sample) % 2**63 for sample in range(n_samples))
+    sampling = Sampling(seeds, num_inference_steps, device, batch_size, progress)
+    fillings = scaling.invert(model.fill(scaling.apply(image), hole, wm_mask, sampling))
 
     # 5. Back to the image's grid and its stored values, inside the mask only.
     before = nifti.one_volume(image_img)
@@ -224,10 +222,7 @@ def fill(
         sd_img = nib.Nifti1Image(np.where(used_mask, sd, 0).astype(np.float32), image_img.affine)
         sd_img.header.set_xyzt_units('mm')
     info |= {
-        'Model': model.name,
-        'WeightsSHA256': model.sha256,
-        'RandomSeed': seed,
-        'NumInferenceSteps': num_inference_steps,
+        **model.info(sampling),
         'NumSamples': n_samples,
         'Device': device,
         'VoxelsChanged': int((filled != before)[used_mask].sum()),

@@ -1,15 +1,8 @@
 """What a run did, for a paper: a paragraph of methods, and the works behind it. No files."""
 
-from ..diffusion import inpaint
+from ..diffusion.models import describe_models
+from ..modality import get
 from ..thickness import registry
-
-# What a model starts from, in words: the base of its form, see `inpaint.Form`.
-BASES = {
-    'biharmonic': ', starting from biharmonic interpolation',
-    'membrane': ', starting from harmonic interpolation',
-    'local_white_matter': ', starting from the mean of the white matter around',
-    'lesion': ', starting from lesions of even contrast',
-}
 
 # Packages whose version is said, and the work that stands for them.
 SOFTWARE = {
@@ -63,7 +56,7 @@ def filling_words(options, plans):
         kept.append(f'smaller than {options.min_lesion_volume:g} mm3')
     return [
         f'Lesions of {" and ".join(options.modalities)} images were filled with bids_lesionfill {options.version}, '
-        f'a BIDS App (Gorgolewski et al., 2017), by a pseudo-3D {model_words(options, plans)}.',
+        f'a BIDS App (Gorgolewski et al., 2017), by {model_words(options, plans)}.',
         *samples,
         *([f'Lesions {" or ".join(kept)} were left as they were.'] if kept else []),
         growth_words(options),
@@ -76,8 +69,8 @@ def growth_words(options):
     if options.dilate:
         steps.append(f'by {options.dilate} voxel{plural(options.dilate)} within white matter')
     if options.rim_voxels:
-        looks = {'T1w': 'dark', 'FLAIR': 'bright'}
-        looks = ' or '.join(f'{looks[modality]} ({modality})' for modality in options.modalities)
+        looks = {1: 'bright', -1: 'dark', None: 'dark or bright'}
+        looks = ' or '.join(f'{looks[get(modality).lesion_sign]} ({modality})' for modality in options.modalities)
         more = 'more ' if steps else f'voxel{plural(options.rim_voxels)} '
         steps.append(
             f'by up to {options.rim_voxels} {more}where white matter was as {looks} as the rim of a lesion that the '
@@ -104,7 +97,7 @@ def synthesis_words(options, plans):
     quantile = 'a random quantile' if options.lesion_intensity == 'auto' else f'quantile {options.lesion_intensity:g}'
     return [
         f'New lesions were painted into {" and ".join(options.modalities)} images with bids_lesionfill '
-        f'{options.version}, a BIDS App (Gorgolewski et al., 2017), by a pseudo-3D {model_words(options, plans)}.',
+        f'{options.version}, a BIDS App (Gorgolewski et al., 2017), by {model_words(options, plans)}.',
         where,
         f'Their contrast was {quantile} of that of real lesions of the same size.',
         halo_words(options),
@@ -122,39 +115,26 @@ def halo_words(options):
 
 
 def model_words(options, plans):
-    """The models of a run, what they start from, and how they were trained and sampled."""
-    names = '; '.join(f'{options.model_of(modality)}{base_words(plan)}' for modality, plan in plans.items())
-    repaint = any(is_unconditional(plan) for plan in plans.values())
-    trained = (
-        ' trained by v-prediction (Salimans and Ho, 2022) and'
-        if all(plan.get('prediction_type') == 'v_prediction' for plan in plans.values())
-        else ''
-    )
-    sampled = 'RePaint (Lugmayr et al., 2022)' if repaint else 'DDIM (Song et al., 2021)'
-    asked, n_samples = options.num_inference_steps, options.n_samples
-    of_plans = {plan.get('num_inference_steps', 1) for plan in plans.values()}
-    steps = sorted({inpaint.choose_steps(asked, of_plan, n_samples) for of_plan in of_plans})
-    kind = 'diffusion model' if repaint else 'conditional diffusion model'
-    counted = ' or '.join(map(str, steps))
-    return f'{kind} (Uhr, 2024; {names}),{trained} sampled by {sampled} in {counted} step{plural(steps[-1])}'
+    """Return how the fillers of a run work: diffusion models in one phrase, others in the words that they bring."""
+    models = {options.model_of(modality): plan for modality, plan in plans.items() if 'methods' not in plan}
+    others = dict.fromkeys(plan['methods'] for plan in plans.values() if 'methods' in plan)
+    words = [describe_models(models, options.num_inference_steps, options.n_samples)[0]] if models else []
+    return '; and by '.join([*words, *others])
+
+
+def brought(options, plans):
+    """Return the BibTeX entries that engines and fillers of other packages bring, for `references.citation`."""
+    named = [reference for plan in plans.values() for reference in plan.get('references', ())]
+    for name in options.thickness:
+        named += registry.make_engine(name).references
+    return [reference for reference in named if reference.lstrip().startswith('@')]
 
 
 def training_words(options, plans):
     """On whose images the app's own models were trained, in a sentence; none for other models."""
-    bundled = [name for modality in plans if (name := options.model_of(modality)) in BUNDLED]
+    bundled = list(dict.fromkeys(name for modality in plans if (name := options.model_of(modality)) in BUNDLED))
     named = f'model{plural(bundled)} {" and ".join(bundled)}'
     return [f'The {named} had been trained on images of {TRAINED_ON}.'] if bundled else []
-
-
-def is_unconditional(plan):
-    """True if a model knows no mask."""
-    return plan.get('form', {}).get('kind') == 'unconditional'
-
-
-def base_words(plan):
-    """What a model starts from."""
-    form = plan.get('form', {})
-    return BASES.get(form.get('base', 'biharmonic'), '') if form.get('kind') == 'residual' else ''
 
 
 def plural(number_or_items):

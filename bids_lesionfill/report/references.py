@@ -52,9 +52,7 @@ def citation(text: str, brought: Iterable[str] = ()) -> dict[str, str]:
     """
     cited = {key: reference for key, reference in REFERENCES.items() if reference.cited in text}
     cited |= {key: reference for entry in brought for key, reference in read_bibtex(entry).items()}
-    lines = [
-        f'- {r.fields["author"]} ({r.fields["year"]}). {r.fields["title"]}. {r.where}.' for r in cited.values()
-    ]
+    lines = [f'- {r.fields["author"]} ({r.fields["year"]}). {r.fields["title"]}. {r.where}.' for r in cited.values()]
     entries = [
         f'@{r.kind}{{{key},\n' + ',\n'.join(f'  {name} = {{{value}}}' for name, value in r.fields.items()) + '\n}'
         for key, r in cited.items()

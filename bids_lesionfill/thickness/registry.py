@@ -1,7 +1,8 @@
 """Registry of thickness engines: one table for all, and the engines that fill it (thesis 3.5).
 
-An engine is a class (`engine.Engine`) that is made with `Settings` and has two methods: `check() -> Availability` tells,
-before any work, whether it can be used here and what it lacks; `run(scan) -> Measurement` measures one `Scan`. All that
+An engine is a class (`engine.Engine`) that is made with `Settings` and has two methods: before any work,
+`check() -> Availability` tells whether it can be used here and what it lacks; `run(scan) -> Measurement` measures one
+`Scan`. All that
 the app needs to know of it stands with the class: name, pattern of results that it reads, sentence for a paper,
 references, packages. Other packages bring engines as entry points of the group `bids_lesionfill.engines`.
 """
