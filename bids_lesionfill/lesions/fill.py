@@ -10,6 +10,9 @@ from ..diffusion import models, registry
 from ..diffusion.filler import Sampling
 from ..images import anatomy, grid, masks, nifti, placement
 from . import checks, contrasts, tables, unmixing
+from . import texture as textures
+
+TEXTURE_STREAM = 1  # of random numbers, apart from those of the model
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ def fill_lesions(
     rim_voxels=2,
     rims='unmixed',
     rim_img=None,
+    texture='sampled',
     num_inference_steps=None,
     n_samples=1,
     device='auto',
@@ -67,6 +71,9 @@ def fill_lesions(
     rim_voxels : int
         Voxels that it may grow further, into white matter as dark (FLAIR: bright) as the rim of a lesion that the mask
         missed; see `inpaint.grow_to_rim`.
+    texture : {'sampled', 'mean'}
+        Fill with a sample, which has the noise of this image's white matter (`texture`), or with the smooth estimate of
+        the mean.
     num_inference_steps : int, optional
         DDIM steps; the model's default if not given.
     n_samples : int
@@ -96,6 +103,7 @@ def fill_lesions(
         rim_voxels=rim_voxels,
         rims=rims,
         rim_img=rim_img,
+        texture=texture,
         num_inference_steps=num_inference_steps,
         n_samples=n_samples,
         device=device,
@@ -118,6 +126,7 @@ def fill(
     rim_voxels=2,
     rims='unmixed',
     rim_img=None,
+    texture='sampled',
     num_inference_steps=None,
     n_samples=1,
     device='auto',
@@ -180,6 +189,7 @@ def fill(
         tissue = unmixing.tissue_alone(plain_img.get_fdata(dtype=np.float32), mix)
         image = grid.conform(nib.Nifti1Image(tissue, plain_img.affine)).get_fdata(dtype=np.float32)
     else:
+        tissue = plain_img.get_fdata(dtype=np.float32)
         used_mask = masks.dilate_within(used_mask, native_wm, dilate, step)
         hole = grid.touched_by(nifti.mask_image(used_mask, plain_img), conformed_img)
         rim = contrasts.grow_to_rim(image, hole, wm_mask, rim_voxels, bright_lesions=model.modality == 'FLAIR') & ~hole
@@ -214,8 +224,12 @@ def fill(
     before = nifti.one_volume(image_img)
     filled = before.astype(np.float64)
     filled[used_mask] = placement.on_grid(image, hole, fillings.mean(axis=0), conformed_img, plain_img)[used_mask]
+    if texture == 'sampled':
+        filled = add_texture(
+            tissue, filled, used_mask if mix is None else mix.filled, native_wm & ~used_mask, plain_img, seed
+        )
     if mix is not None:
-        filled = unmixing.blend(before, filled, mix)
+        filled = unmixing.blend(plain_img.get_fdata(), filled, mix)  # not `before`: it may hold what is no number
     sd_img = None
     if n_samples > 1:
         sd = placement.on_grid(np.zeros_like(image), hole, fillings.std(axis=0), conformed_img, plain_img, order=1)
@@ -225,6 +239,7 @@ def fill(
         **model.info(sampling),
         'NumSamples': n_samples,
         'Device': device,
+        'Texture': texture,
         'VoxelsChanged': int((filled != before)[used_mask].sum()),
         'WhiteMatterMedian': float(1.5 / scaling.slope),
         'WhiteMatterDeviation': tables.deviation_of(before, native_wm & ~used_mask),
@@ -238,6 +253,30 @@ def fill(
     )
     warnings = place_notes + checks.warnings_of(checks.check_filling(info, lesions, model.modality))
     return Filling(filled_img, nifti.mask_image(used_mask, image_img), sd_img, lesions, info, warnings)
+
+
+def add_texture(tissue, filled, hole, wm_mask, img, seed):
+    """Return a filling of the mean with the texture of white matter; see `texture.add_texture`.
+
+    Parameters
+    ----------
+    tissue : (X, Y, Z) float array
+        The image without rims and fluid next to the hole.
+    filled : (X, Y, Z) float array
+        The mean inside the hole; elsewhere what is returned there.
+    hole, wm_mask : (X, Y, Z) bool array
+    img : nibabel image
+        Gives the voxel size.
+    seed : int
+    """
+    rng = np.random.default_rng([seed, TEXTURE_STREAM])
+    # In the order of RAS, so that the numbers drawn for a place do not depend on how the image is stored.
+    to_ras = nib.io_orientation(img.affine)
+    back = nib.orientations.ornt_transform([[0, 1], [1, 1], [2, 1]], to_ras)
+    voxel_mm = nib.affines.voxel_sizes(img.affine)[np.argsort(to_ras[:, 0])]
+    arrays = [nib.orientations.apply_orientation(array, to_ras) for array in (tissue, filled, hole, wm_mask)]
+    sampled = nib.orientations.apply_orientation(textures.add_texture(*arrays, rng, voxel_mm), back)
+    return np.where(hole, sampled, filled)
 
 
 def find_shares(plain_img, lesion_mask, native_wm, brain_mask, wm_mask, t1w, conformed_img, is_t1w, rim_img=None):
