@@ -73,33 +73,36 @@ NAMES = tuple(MODALITIES)  # what `--modality` takes
 T1W, FLAIR = MODALITIES['T1w'], MODALITIES['FLAIR']
 # A T1w after contrast agent (`ce-` in its name) has dark lesions and, where they enhance, bright ones.
 POST_CONTRAST = Modality('T1w after contrast agent', 'T1w', lesion_sign=None, needs_t1w=False, synth_model='synth-T1w')
-UNKNOWN = Modality('image', '', lesion_sign=None)
+UNKNOWN = Modality('image', '', lesion_sign=None, needs_t1w=False)
 
 
 def get(name: 'str | Modality | None') -> Modality:
-    """Return a modality by its name or suffix; None stands for one that is not known.
+    """Return a modality by its name or suffix; None and `any` stand for one that is not known.
 
     Raises
     ------
     ValueError
         If there is none of this name.
     """
-    if name is None:
+    if name in (None, 'any'):
         return UNKNOWN
     if isinstance(name, Modality):
         return name
-    if name == POST_CONTRAST.name:
-        return POST_CONTRAST
+    for other in (POST_CONTRAST, UNKNOWN):
+        if name == other.name:
+            return other
     if name not in MODALITIES:
         raise ValueError(f'modality is {name!r}, expected one of {", ".join(MODALITIES)}')
     return MODALITIES[name]
 
 
 def of_file(filename: str) -> Modality:
-    """Return the modality of a BIDS file by its suffix and `ce-` (contrast agent); the extension may be missing."""
+    """Return the modality of a BIDS file by its suffix and `ce-` (contrast agent); `UNKNOWN` if it has none of them."""
     stem = filename.partition('.')[0]
     suffix = stem.rpartition('_')[2]
-    return POST_CONTRAST if suffix == 'T1w' and '_ce-' in stem else get(suffix)
+    if suffix == T1W.suffix and '_ce-' in stem:
+        return POST_CONTRAST
+    return get(suffix) if suffix in MODALITIES else UNKNOWN
 
 
 def accepts(name: str, task: str, made_for: str | None) -> bool:

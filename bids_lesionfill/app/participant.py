@@ -243,7 +243,7 @@ def fill_image(image, model, options):
         return
     if image.modality == 'T1w':
         check_results(image, options)
-    started = time.monotonic()
+    model, started = fillers.load_filler(model, modality=image.contrast), time.monotonic()
     loaded = loading.load(image, options.mask_threshold, options.lesion_labels, options.min_lesion_volume)
     with progress.of_parts(image.name) as report_tiles:
         filling = fill.fill(

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from ..layout import files
+from ..modality import FLAIR, T1W
 from . import entry
 
 logger = logging.getLogger('bids_lesionfill')
@@ -75,7 +76,7 @@ def main(argv):
             loading.open_image(arguments.image),
             loading.open_image(arguments.mask),
             tissue_img=loading.open_image(arguments.t1w) if arguments.t1w else None,
-            model=arguments.model or ('fill-FLAIR' if arguments.t1w else 'fill-T1w'),
+            model=arguments.model or (FLAIR if arguments.t1w else T1W).fill_model,
             dilate=arguments.dilate,
             device=arguments.device,
             seed=arguments.random_seed,

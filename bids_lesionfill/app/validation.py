@@ -13,6 +13,7 @@ from .. import text_files
 from ..diffusion import registry as fillers
 from ..layout import indexing, ownership, raw, tools, validator
 from ..layout.errors import UsageError
+from ..modality import NAMES
 from ..thickness import registry
 from . import config, parser
 from . import options as app_options
@@ -212,7 +213,7 @@ def read_filters(path):
         content = json.loads(text_files.read_text(path))
     except (OSError, ValueError) as error:
         raise UsageError(f'--bids-filter-file {path} cannot be read as JSON: {error}') from None
-    known = ('t1w', 'flair', 'lesion_mask', 'tissue')
+    known = (*(name.lower() for name in NAMES), 'lesion_mask', 'tissue')
     check_filters(content, known, path)
     content = {key: with_long_names(value, key, path) if key in known else value for key, value in content.items()}
     ignored = sorted(set(content) - set(known))
@@ -220,7 +221,7 @@ def read_filters(path):
         logger.info('keys %s of %s are ignored', ignored, path)
     special = {None: None, '*': '*'}
     if content.get('tissue', {}) is None:  # no segmentation is to be used at all
-        return read_keys(content, known[:3], special) | {'tissue': None}
+        return read_keys(content, known[:-1], special) | {'tissue': None}
     return read_keys(content, known, special)
 
 

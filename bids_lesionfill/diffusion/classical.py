@@ -288,6 +288,7 @@ class ClassicalFiller:
     name = label = ''  # of the registry; of tables
     words, references = '', ()  # see `Filler.methods`
     sha256 = ''
+    has_texture = False
     bright_lesions = True  # whether it fills lesions that are brighter than white matter
 
     def __init__(self, modality: str | None = None):
@@ -337,6 +338,7 @@ class WhiteMatterNormal(ClassicalFiller):
     """`normal_white_matter`."""
 
     name, label = 'white-matter-normal', 'white-matter normal'
+    has_texture = True
     words = 'values of a normal distribution of the white matter of each slice (as in SLF; Valverde et al., 2014)'
     references = ('valverde2014',)
 
@@ -348,6 +350,7 @@ class LocalWhiteMatterVoxels(ClassicalFiller):
     """`local_white_matter_voxels`."""
 
     name, label = 'local-white-matter-voxels', 'local white-matter voxels'
+    has_texture = True
     words = 'values sampled from the white matter around each lesion (as in FSL; Battaglini et al., 2012)'
     references = ('battaglini2012',)
 
@@ -369,6 +372,7 @@ class AntsRule(ClassicalFiller):
     """`ants_rule`."""
 
     name, label = 'ants-rule', 'ANTs rule'
+    has_texture = True
     words = 'values of brighter white matter that touches each lesion (as the program LesionFilling of ANTs)'
     bright_lesions = False
 
@@ -380,6 +384,7 @@ class PatchMatch(ClassicalFiller):
     """`patch_match`."""
 
     name, label = 'patch-match', 'patch match'
+    has_texture = True
     words = 'the centres of similar patches of the white matter (after Prados et al., 2016)'
     references = ('prados2016',)
 

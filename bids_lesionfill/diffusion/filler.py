@@ -29,6 +29,7 @@ class Filler(Protocol):
     name: str
     modality: str | None  # of the images that it fills
     sha256: str  # of its weights; '' if it has none
+    has_texture: bool  # a filling has the noise of tissue; False: it is smooth, and the app adds noise
 
     def fill(
         self, volume: 'np.ndarray', lesion_mask: 'np.ndarray', wm_mask: 'np.ndarray', sampling: Sampling

@@ -44,6 +44,7 @@ class Model:
     jump_n_sample: int = 10
     contrasts: tuple | None = None  # of synthesis: volumes (mm3) and contrasts of the lesions it was trained on
     used_on: str | None = None  # modality of the images that it is used on, if that is not what it was made for
+    has_texture = False  # one step gives the mean of all fillings
 
     @property
     def modality(self) -> str:

@@ -9,6 +9,7 @@ from scipy import ndimage
 from ..diffusion import models, registry
 from ..diffusion.filler import Sampling
 from ..images import anatomy, grid, masks, nifti, placement
+from ..modality import get
 from . import checks, contrasts, tables, unmixing
 from . import texture as textures
 
@@ -33,6 +34,7 @@ def fill_lesions(
     *,
     tissue_img=None,
     model='fill-T1w',
+    modality=None,
     wm_mask_img=None,
     dilate=1,
     rim_voxels=2,
@@ -54,10 +56,12 @@ def fill_lesions(
         Above zero = lesion; another grid in the same world space is resampled.
     tissue_img : nibabel image, optional
         The T1w in which brain and white matter are found, in the same world space; the image itself if not given.
-        A FLAIR needs it, unless `wm_mask_img` is given.
+        All modalities but T1w need it, unless `wm_mask_img` is given.
     model : str, path or Filler
         The name of a bundled model or of another filler (`biharmonic`, ...; see `diffusion.registry`), a model folder,
         or a loaded filler.
+    modality : str, optional
+        What the image is (`modality.MODALITIES`); that which the model was made for if not given.
     wm_mask_img : nibabel image, optional
         White matter, above zero; found by a mixture model if not given.
     rims : {'unmixed', 'grown'}
@@ -98,6 +102,7 @@ def fill_lesions(
         lesion_mask_img,
         tissue_img=tissue_img,
         model=model,
+        modality=modality,
         wm_mask_img=wm_mask_img,
         dilate=dilate,
         rim_voxels=rim_voxels,
@@ -118,6 +123,7 @@ def fill(
     *,
     tissue_img=None,
     model='fill-T1w',
+    modality=None,
     wm_mask_img=None,
     brain_mask_img=None,
     tissue_seg_img=None,
@@ -155,9 +161,11 @@ def fill(
             warnings=[f'{reason}: the output is a copy of the input.'],
         )
     device = models.choose_device(device)
-    model = registry.load_filler(model, device)
-    if model.modality == 'FLAIR' and tissue_img is None and wm_mask_img is None:
-        raise ValueError(f'model {model.name} fills FLAIR images: it needs their T1w (tissue_img) or wm_mask_img')
+    model = registry.load_filler(model, device, modality)
+    if get(model.modality).needs_t1w and tissue_img is None and wm_mask_img is None:
+        raise ValueError(
+            f'model {model.name} fills {model.modality} images: it needs their T1w (tissue_img) or wm_mask_img'
+        )
 
     # 1. To the working grid: 1 mm, RAS.
     plain_img = nifti.plain(image_img, 'image')
@@ -178,6 +186,8 @@ def fill(
     # 3. The mask that is used, on the image's own grid.
     native_wm = grid.conform_mask(nifti.mask_image(wm_mask, conformed_img), plain_img) & ~kept_mask
     used_mask = masks.restrict_to_white_matter(given_mask, native_wm)
+    usual_sign = get(model.modality).lesion_sign
+    lesion_sign = contrasts.lesion_sign(image, lesion_mask, wm_mask & ~lesion_mask, usual_sign)
     step = masks.one_step(nib.affines.voxel_sizes(plain_img.affine))
     mix = None
     if rims == 'unmixed' and used_mask.any():
@@ -192,7 +202,7 @@ def fill(
         tissue = plain_img.get_fdata(dtype=np.float32)
         used_mask = masks.dilate_within(used_mask, native_wm, dilate, step)
         hole = grid.touched_by(nifti.mask_image(used_mask, plain_img), conformed_img)
-        rim = contrasts.grow_to_rim(image, hole, wm_mask, rim_voxels, bright_lesions=model.modality == 'FLAIR') & ~hole
+        rim = contrasts.grow_to_rim(image, hole, wm_mask, rim_voxels, bright_lesions=lesion_sign > 0) & ~hole
         if rim.any():
             rim = grid.conform_mask(nifti.mask_image(rim, conformed_img), plain_img) & native_wm
             # On another grid a thin rim falls apart: only what still touches the mask is taken.
@@ -203,6 +213,7 @@ def fill(
         'LesionVoxelsGiven': int(given_mask.sum()),
         'LesionVoxelsUsed': int(used_mask.sum()),
         'LesionVoxelsKept': int(kept_mask.sum()),
+        'LesionSign': lesion_sign,
         **tables.describe_mask(given_mask, used_mask, plain_img, brain_mask, conformed_img),
         **({'Dilation': dilate, 'RimVoxels': rim_voxels} if mix is None else unmixing.describe(mix, given_mask)),
         **tissue_info,
@@ -224,7 +235,7 @@ def fill(
     before = nifti.one_volume(image_img)
     filled = before.astype(np.float64)
     filled[used_mask] = placement.on_grid(image, hole, fillings.mean(axis=0), conformed_img, plain_img)[used_mask]
-    if texture == 'sampled':
+    if texture == 'sampled' and not model.has_texture:
         filled = add_texture(
             tissue, filled, used_mask if mix is None else mix.filled, native_wm & ~used_mask, plain_img, seed
         )
@@ -239,7 +250,7 @@ def fill(
         **model.info(sampling),
         'NumSamples': n_samples,
         'Device': device,
-        'Texture': texture,
+        'Texture': "the filler's own" if model.has_texture else texture,
         'VoxelsChanged': int((filled != before)[used_mask].sum()),
         'WhiteMatterMedian': float(1.5 / scaling.slope),
         'WhiteMatterDeviation': tables.deviation_of(before, native_wm & ~used_mask),
@@ -247,9 +258,10 @@ def fill(
     filled_img = nifti.paste(image_img, filled, used_mask)
     after = nifti.one_volume(nifti.as_loaded(filled_img))
     faint_below = checks.FAINT_BELOW_SD * (info['WhiteMatterDeviation'] or 0)
-    lesion_sign = checks.sign(model.modality)
     lesions = tables.describe_lesions(
-        *(before, after, given_mask, used_mask, native_wm, image_img.affine), lesion_sign * before, faint_below
+        *(before, after, given_mask, used_mask, native_wm, image_img.affine),
+        (usual_sign or lesion_sign) * before,
+        faint_below,
     )
     warnings = place_notes + checks.warnings_of(checks.check_filling(info, lesions, model.modality))
     return Filling(filled_img, nifti.mask_image(used_mask, image_img), sd_img, lesions, info, warnings)

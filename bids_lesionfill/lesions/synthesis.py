@@ -13,6 +13,7 @@ from scipy import ndimage
 from ..diffusion import classical, inpaint, models
 from ..images import anatomy as images_anatomy
 from ..images import grid, masks, nifti, placement, registration, syn
+from ..modality import get
 from . import checks, contrasts, sampling, tables
 from . import library as lesions_library
 from . import places as lesions_places
@@ -113,7 +114,7 @@ def synthesize_lesions(
     device = models.choose_device(device)
     if not isinstance(model, models.Model):
         model = models.load_model(model, device)
-    if model.modality != 'T1w' and t1w_img is None:
+    if get(model.modality).needs_t1w and t1w_img is None:
         raise ValueError(f'model {model.name} paints into {model.modality} images: it needs their T1w (t1w_img)')
     anatomy = images_anatomy.look_at(image_img if t1w_img is None else t1w_img, lesion_mask_img)
     rng = np.random.default_rng(seed)
@@ -326,10 +327,10 @@ def paint(
         'NewLesionsTouchingOld': tables.count_touching(new_mask, old_mask),
         **anatomy.info,
     }
-    if model.modality != 'T1w':
+    if get(model.modality).needs_t1w:
         info['SkullStripped'] = images_anatomy.is_skull_stripped(raw)
     faint_below = checks.FAINT_BELOW_SD * (info['WhiteMatterDeviation'] or 0)
-    lesion_sign = checks.sign(model.modality)
+    lesion_sign = checks.sign(model.modality) or contrasts.lesion_sign(after, new_mask, wm_mask & ~changed_mask)
     lesions = tables.describe_lesions(
         *(before, after, new_mask, new_mask, wm_mask, image_img.affine), lesion_sign * after, faint_below
     )

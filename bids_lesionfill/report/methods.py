@@ -1,7 +1,7 @@
 """What a run did, for a paper: a paragraph of methods, and the works behind it. No files."""
 
 from ..diffusion.models import describe_models
-from ..modality import get
+from ..modality import FLAIR, get
 from ..thickness import registry
 
 # Packages whose version is said, and the work that stands for them.
@@ -42,7 +42,7 @@ def methods_text(options, plans, versions, tools=()):
         Of `TOOLS`: whose results lie beside the dataset.
     """
     words = synthesis_words if options.mode == 'synth' else filling_words
-    sentences = [*words(options, plans), *training_words(options, plans), *tissue_words(tools)]
+    sentences = [*words(options, plans), *training_words(options, plans), *tissue_words(options, tools)]
     return ' '.join(sentences) + registry.methods_text(options.thickness) + ' ' + software_words(options, versions)
 
 
@@ -143,19 +143,20 @@ def plural(number_or_items):
     return '' if number == 1 else 's'
 
 
-def tissue_words(tools):
+def tissue_words(options, tools):
     """Where brain and white matter come from, in sentences."""
     sentences = []
     if tools:
         named = ' and '.join(f'{tool} ({TOOLS[tool]})' for tool in tools)
         sentences.append(f'Lesion masks and tissue labels by {named} were used where they were there.')
+    others = ' or '.join(name for name in options.modalities if get(name).needs_t1w) or FLAIR.name
     return [
         *sentences,
         'Brain masks were made with deepbet (Fisch et al., 2024) where none was given and images were not '
         'skull-stripped.',
         'Where no segmentation by another tool was given, white matter was found on the T1w by a mixture of three '
         'normal distributions after N4 bias correction (Tustison et al., 2010).',
-        'Where the headers of a T1w and a FLAIR did not agree, the FLAIR was registered rigidly by mutual '
+        f'Where the headers of a T1w and a {others} did not agree, the {others} was registered rigidly by mutual '
         'information (Mattes et al., 2003).',
     ]
 
