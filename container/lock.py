@@ -22,6 +22,7 @@ import tomllib
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 PYTHON, MACHINE = (3, 11), 'x86_64'  # of the image
+EXTRAS = ('thickness', 'cluster', 'train', 'evaluate')  # all that is for users
 # What comes with torch, and setuptools, which torch needs and the few packages without wheels are built with.
 WITH_TORCH = re.compile(r'torch|triton|setuptools|nvidia-|cuda-')
 
@@ -59,7 +60,9 @@ def lock(packages):
 def main():
     if sys.version_info[:2] != PYTHON or os.uname().machine != MACHINE:
         sys.exit(f'the image has Python {PYTHON[0]}.{PYTHON[1]} on {MACHINE}: run this with the same')
-    requirements = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['dependencies']
+    project = tomllib.loads((ROOT / 'pyproject.toml').read_text(encoding='utf-8'))['project']
+    extras = project['optional-dependencies']
+    requirements = project['dependencies'] + [name for extra in EXTRAS for name in extras[extra]]
     with tempfile.TemporaryDirectory() as folder:
         venv.create(folder, with_pip=True)
         pip = Path(folder) / 'bin' / 'pip'

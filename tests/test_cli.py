@@ -462,9 +462,3 @@ def test_interrupt_is_130(bids_dir, tmp_path, monkeypatch):
 
     monkeypatch.setattr(participant, 'run', interrupt)
     assert cli.main([str(bids_dir), str(tmp_path / 'out'), 'participant']) == exit_codes.INTERRUPTED
-
-
-def test_help_of_the_readme_is_the_real_one():
-    text = subprocess.run([sys.executable, 'run.py', '--help'], cwd=ROOT, capture_output=True, text=True,
-                          env={'COLUMNS': '100', 'PATH': ''}).stdout  # fmt: skip
-    assert text.strip() in (ROOT / 'README.md').read_text()

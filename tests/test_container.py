@@ -57,8 +57,11 @@ def test_locks_pin_the_versions_that_were_tested(licenses):
 def test_locks_hold_every_dependency(licenses):
     locked = {name for lock in LOCKS for name in licenses.locked((ROOT / 'container' / lock).read_text())}
     text = (ROOT / 'pyproject.toml').read_text()
-    dependencies = re.search(r'^dependencies = \[(.*?)\]', text, re.MULTILINE | re.DOTALL)[1]
-    names = {canonical(name) for name in re.findall(r'"([\w.-]+)[^";]*"', dependencies)}  # without those of old Pythons
+    groups = [re.search(r'^dependencies = \[(.*?)\]', text, re.MULTILINE | re.DOTALL)[1]]
+    groups += re.findall(r'^(?:thickness|cluster|train|evaluate) = \[(.*?)\]', text, re.MULTILINE)
+    assert len(groups) == 5
+    # Without those of old Pythons.
+    names = {canonical(name) for group in groups for name in re.findall(r'"([\w.-]+)[^";]*"', group)}
     assert names
     assert names <= locked
 

@@ -1,19 +1,28 @@
-"""The documentation: what it names is there."""
+"""The documentation: what it names exists, and its commands are understood."""
 
 import doctest
 import importlib.util
+import os
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
+from bids_examples import flair_path, mask_path, write_description
 
-from bids_lesionfill.app import exit_codes, single_file
+from bids_lesionfill.app import cli, exit_codes, single_file
 from bids_lesionfill.app import parser as app_parser
-from bids_lesionfill.score.__main__ import build_parser as score_parser
 
-DOCS = Path(__file__).parent.parent / 'docs'
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / 'docs'
 PAGES = sorted(path.name for path in DOCS.glob('*.md'))
-OTHER_PROGRAMS = ('reader_study.md', 'container.md')  # whose options they name
+TEXTS = ['README.md', 'CONTRIBUTING.md', 'benchmarks/thickness.md', *(f'docs/{name}' for name in PAGES)]
+RESEARCH = ('train', 'evaluate', 'readerstudy', 'score')  # python -m bids_lesionfill.NAME
+BIDS_APP_HEADINGS = ('Description', 'Documentation', 'How to report errors', 'Acknowledgments', 'Usage')
 
 
 @pytest.fixture(scope='module')
@@ -24,48 +33,163 @@ def hooks():
     return module
 
 
+# README
+
+
+def test_readme_is_short_and_has_the_headings_of_a_bids_app():
+    text = (ROOT / 'README.md').read_text()
+    assert len(text.splitlines()) <= 150
+    assert re.findall(r'^## (.+)$', text, re.M) == list(BIDS_APP_HEADINGS)
+
+
 def test_version_is_said_alike_and_has_its_changes():
-    root = DOCS.parent
-    version = (root / 'version').read_text().strip()
-    assert f'\nversion: {version}\n' in (root / 'CITATION.cff').read_text()
+    version = (ROOT / 'version').read_text().strip()
+    assert f'\nversion: {version}\n' in (ROOT / 'CITATION.cff').read_text()
     heading = rf'^## (Unreleased|{re.escape(version)} \(\d{{4}}-\d\d-\d\d\))$'
-    assert re.search(heading, (root / 'CHANGES.md').read_text(), re.MULTILINE)
+    assert re.search(heading, (ROOT / 'CHANGES.md').read_text(), re.MULTILINE)
+
+
+def test_design_names_every_package_and_module():
+    text = (DOCS / 'design.md').read_text()
+    tree = text[text.index('```\nbids_lesionfill/') :].split('\n```')[0]
+    for path in (ROOT / 'bids_lesionfill').rglob('*.py'):
+        if not path.name.startswith('__') and path.parent.name != 'engines':
+            assert re.search(rf'\b{path.stem}\b', tree), path
+
+
+# Generated parts
 
 
 def options_of(parser):
     return {name for action in parser._actions for name in action.option_strings}
 
 
-def test_every_option_and_exit_code_is_on_the_page_of_options(hooks):
-    page = hooks.on_page_markdown((DOCS / 'options.md').read_text())
+def test_every_option_is_on_the_page_of_options(hooks):
+    page = hooks.filled_in((DOCS / 'options.md').read_text())
     for name in options_of(app_parser.build_parser()) - {'-h', '--help'}:
         assert '_' in name or f'`{name}`' in page, name
+    assert '%(default)' not in page
+    assert 'usage: ' in page
+    assert '<!--' not in page
+
+
+def test_every_exit_code_is_on_its_page(hooks):
+    page = hooks.filled_in((DOCS / 'exit_codes.md').read_text())
     for code in (value for name, value in vars(exit_codes).items() if name.isupper() and isinstance(value, int)):
         assert f'| {code} |' in page
-    assert '%(default)' not in page
 
 
-@pytest.mark.parametrize('name', [name for name in PAGES if name not in OTHER_PROGRAMS])
-def test_options_that_a_page_names_exist(name):
-    known = options_of(app_parser.build_parser()) | options_of(single_file.build_parser()) | options_of(score_parser())
-    foreign = {'--array', '--cpus-per-task', '--time', '--output', '--cleanenv', '--containall', '--dependency', '--t1',
-               '--sid', '--sd', '--lesion', '--lesion_mask', '--plan', '--fsaparc'}  # fmt: skip
-    for option in re.findall(r'(?<![\w-])--[a-z][a-z0-9_-]+', (DOCS / name).read_text()):
-        assert option in known | foreign, option
+def test_columns_of_tables_are_those_of_the_sidecars(hooks):
+    page = hooks.filled_in((DOCS / 'formats.md').read_text())
+    assert '| `volume_mm3` |' in page
+    assert '| `juxtacortical` |' in page
+    assert '<!--' not in page
 
 
-@pytest.mark.parametrize('name', PAGES)
-def test_links_between_pages_lead_somewhere(name):
-    for target, anchor in re.findall(r'\]\((?!http)([^)#]+)#?([^)]*)\)', (DOCS / name).read_text()):
-        assert (DOCS / target).is_file(), target
-        assert not target.startswith('..'), target  # the site holds docs/ alone
-        titles = re.findall(r'^#+ (.+)$', (DOCS / target).read_text(), re.M) if anchor else []
-        assert not anchor or anchor in {title.lower().replace(' ', '-') for title in titles}
+def test_links_of_imported_pages_lead_to_pages_of_the_site(hooks):
+    card = '../bids_lesionfill/models/fill-T1w/README.md'
+    link = f'[a](../docs/growth.md#choose) [b]({card}) [c](speed.py) ![d](../docs/x.png)'
+    assert hooks.with_links(link, 'benchmarks/README.md', 'benchmarks/index.md', None) == (
+        '[a](../growth.md#choose) [b](../models/fill-T1w.md) c ![d](../x.png)'
+    )
+    assert 'https://x/blob/main/benchmarks/speed.py' in hooks.with_links(
+        link, 'benchmarks/README.md', 'benchmarks/index.md', 'https://x'
+    )
+
+
+# Links and navigation
+
+
+def anchors_of(text):
+    titles = re.findall(r'^#+ (.+)$', text, re.M)
+    slugs = [re.sub(r'[^\w\s-]', '', title.lower()).strip() for title in titles]
+    return {re.sub(r'\s', '-', slug) for slug in slugs} | {re.sub(r'[\s-]+', '-', slug) for slug in slugs}
+
+
+@pytest.mark.parametrize('name', TEXTS)
+def test_links_lead_somewhere(name):
+    text = (ROOT / name).read_text()
+    for target, anchor in re.findall(r'\]\((?!https?:|#)([^)#\s]+)#?([^)]*)\)', text):
+        path = ROOT / name
+        assert (path.parent / target).exists(), target
+        assert not anchor or anchor in anchors_of((path.parent / target).read_text()), (target, anchor)
 
 
 def test_every_page_is_in_the_navigation():
-    text = (DOCS.parent / 'mkdocs.yml').read_text()
-    assert sorted(re.findall(r': (\w+\.md)$', text, re.M)) == PAGES
+    text = (ROOT / 'mkdocs.yml').read_text()
+    assert sorted(re.findall(r': (\w+\.md)$', text, re.M)) == sorted([*PAGES, 'changes.md', 'contributing.md'])
+
+
+@pytest.mark.slow
+def test_site_builds_without_a_warning(tmp_path):
+    for package in ('material', 'mkdocstrings_handlers'):
+        pytest.importorskip(package, reason='the site needs the extra [docs]')
+    command = [sys.executable, '-m', 'mkdocs', 'build', '--strict', '--site-dir', str(tmp_path / 'site')]
+    result = subprocess.run(command, cwd=ROOT, env=os.environ | {'PYTHONPATH': '.'}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / 'site' / 'api' / 'index.html').is_file()
+
+
+# Commands
+
+
+def commands_in(text):
+    """Return the command lines of the bash blocks of a page, without comments."""
+    blocks = re.findall(r'^```bash\n(.*?)^```', text, re.M | re.S)
+    lines = [line for block in blocks for line in block.replace('\\\n', ' ').splitlines()]
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def arguments_of(words, program):
+    """Return what a command line hands to a program, or None if it does not call it."""
+    if words[0].endswith(f'/{program}') or words[0] == program:
+        return words[1:]
+    image = {'docker': 'bids_lesionfill', 'apptainer': 'bids_lesionfill.sif', 'singularity': 'bids_lesionfill.sif'}
+    if program == 'bids_lesionfill' and words[1:2] == ['run'] and '--entrypoint' not in words and words[0] in image:
+        return words[words.index(image[words[0]]) + 1 :]
+    return words[3:] if words[1:3] == ['-m', program] else None
+
+
+def options_in_source(module):
+    """Return the options that a package of research declares, without importing it, which takes seconds."""
+    sources = (ROOT / 'bids_lesionfill' / module).glob('*.py')
+    return {option for source in sources for option in re.findall(r"'(--[a-z0-9-]+)'", source.read_text())}
+
+
+@pytest.mark.parametrize('name', TEXTS)
+def test_commands_of_a_page_are_understood(name):
+    parsers = {'bids_lesionfill': app_parser.build_parser(), 'bids_lesionfill-file': single_file.build_parser()}
+    stops = {'--version', '--help', '--list-models', '--list-engines'}
+    for words in commands_in((ROOT / name).read_text()):
+        for program, parser in parsers.items():
+            arguments = arguments_of(words, program)
+            if arguments is not None and not stops & set(arguments):
+                parser.parse_args(arguments)
+        for module in RESEARCH:
+            arguments = arguments_of(words, f'bids_lesionfill.{module}') or []
+            assert set(re.findall(r'--[a-z0-9-]+', ' '.join(arguments))) <= options_in_source(module)
+
+
+def test_pages_have_commands_to_be_understood():
+    found = [words for name in TEXTS for words in commands_in((ROOT / name).read_text())]
+    assert sum(arguments_of(words, 'bids_lesionfill') is not None for words in found) > 40
+    assert sum(arguments_of(words, 'bids_lesionfill.train') is not None for words in found) > 3
+
+
+FOREIGN = {  # options of other programs that the text names
+    *('--array', '--cap-drop', '--cleanenv', '--containall', '--cpu', '--cpus', '--dependency', '--entrypoint'),
+    *('--format', '--fsaparc', '--gpus', '--lesion', '--lesion_mask', '--network', '--nv', '--read-only', '--rm'),
+    *('--strict', '--time', '--user', '--userns'),
+}
+
+
+@pytest.mark.parametrize('name', TEXTS)
+def test_options_in_the_text_exist(name):
+    known = options_of(app_parser.build_parser()) | options_of(single_file.build_parser()) | FOREIGN
+    known = known.union(*map(options_in_source, RESEARCH))
+    text = re.sub(r'^```.*?^```', '', (ROOT / name).read_text(), flags=re.M | re.S)
+    for option in re.findall(r'(?<![\w-])--[a-z][a-z0-9_-]+', text):
+        assert option in known, option
 
 
 @pytest.mark.slow
@@ -73,3 +197,53 @@ def test_examples_in_python_run():
     result = doctest.testfile(str(DOCS / 'python.md'), module_relative=False)
     assert result.attempted > 8
     assert result.failed == 0
+
+
+# Commands that run: those of the page of masks, on a phantom that holds what the page speaks of
+
+SEGMENTED = np.array([0, 24, 3, 2])  # labels of FreeSurfer for background, CSF, grey and white matter
+
+
+@pytest.fixture
+def world(dataset, make_phantom, tmp_path, monkeypatch):
+    """A folder with the dataset /data, and with the outputs of tools and raters that the page names; it is the cwd."""
+    phantom = make_phantom()
+    thick = phantom.thick_slices(phantom.lesion_mask)
+    rater = {mask_path(s, derivative='rater1', extra='desc-rater1_'): phantom.lesion_mask_img for s in ('01', '02')}
+    flairs = {flair_path(s): phantom.thick_slices(phantom.flair) for s in ('01', '02')}
+    drawn = {mask_path(s, derivative='raters', extra='space-FLAIR_'): thick for s in ('01', '02')}
+    data = dataset(**(rater | flairs | drawn))
+    for name in ('rater1', 'raters'):
+        write_description(data / 'derivatives' / name, DatasetType='derivative')
+    labels = np.where(phantom.lesion_mask, 99, SEGMENTED[phantom.tissue_seg]).astype(np.int32)
+    for subject in ('sub-01', 'sub-02'):
+        for tool in ('lst', 'samseg'):
+            (tmp_path / 'path/to' / tool / subject).mkdir(parents=True)
+        nib.save(phantom.lesion_mask_img, tmp_path / 'path/to/lst' / subject / 'space-t1w_seg-lst.nii.gz')
+        nib.save(nib.MGHImage(labels, phantom.affine), tmp_path / 'path/to/samseg' / subject / 'seg.mgz')
+        (tmp_path / 'path/to/samseg' / subject / 'samseg.stats').write_text('# Measure Lesions, 100.0, mm^3\n')
+        (tmp_path / 'predictions').mkdir(exist_ok=True)
+        nib.save(phantom.lesion_mask_img, tmp_path / 'predictions' / f'{subject}.nii.gz')
+    (tmp_path / 'filters.json').write_text('{"lesion_mask": {"desc": "rater1"}}')
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_commands_of_the_page_of_masks_fill_their_participant(world, model_dir):
+    text = (DOCS / 'masks.md').read_text()
+    blocks = re.findall(r'^```bash\n(.*?)^```', text, re.M | re.S)
+    n_runs = 0
+    for block in blocks:
+        here = re.sub(r'(?<![\w/])/(data|path)\b', rf'{world}/\1', block)
+        for line in [*here.splitlines()] if 'bids_lesionfill' in here else [here]:
+            if not line.startswith('bids_lesionfill'):
+                subprocess.run(['bash', '-euo', 'pipefail', '-c', line], check=True)
+                continue
+            out = world / f'out-{n_runs}'
+            arguments = [str(out) if word == '/out' else word for word in shlex.split(line, comments=True)[1:]]
+            more = ('--model', str(model_dir), '--device', 'cpu', '--participant-label', '01')
+            assert cli.main([*arguments, *more]) == exit_codes.OK, line
+            assert (out / 'sub-01/anat/sub-01_desc-filled_T1w.nii.gz').is_file(), line
+            n_runs += 1
+    assert n_runs > 5

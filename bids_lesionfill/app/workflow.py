@@ -1,5 +1,6 @@
 """Participants and sessions as nodes of nipype: several at once on one machine, or on a cluster by a plugin."""
 
+import importlib.util
 import logging
 import math
 import multiprocessing
@@ -33,6 +34,8 @@ def run(options):
     The results are those of one process: seeds depend on the image alone. What is there already is not done again; this
     is seen in the output folder, so the work folder holds nothing that is needed later.
     """
+    if importlib.util.find_spec('nipype') is None:
+        raise errors.UsageError("--nprocs and --use-plugin need nipype: pip install 'bids_lesionfill[cluster]'")
     plugin, plugin_args = read_plugin(options)
     derivatives, found, donor = participant.prepare(options)
     os.environ.setdefault('LOGNAME', 'bids_lesionfill')  # nipype's SLURM and SGE name jobs by it; containers lack it
