@@ -21,6 +21,7 @@ from ..layout import datasets, naming
 from ..layout import files as layout_files
 from ..lesions import fill
 from ..lesions import library as lesions_library
+from ..modality import get
 from ..train import brains
 from . import appeared as evaluate_appeared
 from . import cases, confluent, discriminability, real
@@ -68,7 +69,7 @@ def fill_by_app(name, image_img, mask_img, t1w_img, model, steps, options):
     filling = fill.fill(
         image_img,
         mask_img,
-        tissue_img=t1w_img if model.modality == 'FLAIR' else None,
+        tissue_img=t1w_img if get(model.modality).needs_t1w else None,
         model=model,
         num_inference_steps=steps,
         device=options.device,

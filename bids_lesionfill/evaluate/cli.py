@@ -15,6 +15,7 @@ from ..diffusion import registry
 from ..diffusion.models import Model
 from ..layout import datasets, errors, naming, ownership
 from ..layout import files as layout_files
+from ..modality import NAMES, T1W, get
 from ..train import brains
 from . import discriminability, methods, scores
 from . import page as evaluate_page
@@ -39,7 +40,7 @@ def parse_options(argv=None):
     )
     parser.add_argument('--lesion-masks', type=Path, help='folder of lesion masks; the last fifth is used')
     parser.add_argument('--split', default='validation')
-    parser.add_argument('--modality', choices=['T1w', 'FLAIR'], default='T1w')
+    parser.add_argument('--modality', choices=NAMES, default=T1W.name)
     parser.add_argument(
         '--participant-label',
         nargs='+',
@@ -104,7 +105,7 @@ def parse_options(argv=None):
 def find_brains(options):
     """Files of the brains to evaluate on (see `read_image`), and whose brain each is."""
     if options.participant_label is None:
-        if options.modality != 'T1w':
+        if get(options.modality).needs_t1w:
             raise SystemExit(f'healthy brains have no {options.modality} here: give patients by --participant-label')
         files, people = [], []
         for bids_dir in options.bids_dir:
