@@ -42,12 +42,21 @@ class Registry(MutableMapping):
         if name not in self:
             raise KeyError(f'{name!r} is not in {self.group}, which has {", ".join(self) or "nothing"}')
         if name not in self._parts:
-            return brought(self.group)[name].load()
+            return self._load(brought(self.group)[name])
         part = self._parts[name]
         if not isinstance(part, str):
             return part
         module, _, attribute = part.partition(':')
         return getattr(importlib.import_module(module), attribute)
+
+    def _load(self, point: metadata.EntryPoint) -> Any:
+        try:
+            return point.load()
+        except Exception as error:
+            package = point.dist.name if point.dist else 'its package'
+            raise ImportError(
+                f'{point.name!r} of {self.group} ({point.value}) cannot be loaded: {error}; repair or remove {package}'
+            ) from error
 
     def __setitem__(self, name: str, part: Any) -> None:
         self.register(name, part)

@@ -13,7 +13,8 @@ from bids_lesionfill.app import cli, exit_codes
 from bids_lesionfill.diffusion import models
 from bids_lesionfill.diffusion import registry as fillers
 from bids_lesionfill.diffusion.filler import Sampling
-from bids_lesionfill.evaluate.methods import ModelMethod
+from bids_lesionfill.evaluate import cli as evaluate_cli
+from bids_lesionfill.evaluate.methods import BASELINES, ModelMethod
 from bids_lesionfill.lesions import contrasts
 from bids_lesionfill.report import references
 from bids_lesionfill.thickness import engine, registry
@@ -100,6 +101,13 @@ def test_registry_has_built_in_registered_and_brought_parts(toy_package):
         parts['mine']
 
 
+def test_part_that_cannot_be_loaded_is_told_with_its_package(toy_package, tmp_path):
+    (tmp_path / 'site-packages/toy_package.py').write_text('import no_such_module')
+    words = "'toy-ruler' of bids_lesionfill.engines .* cannot be loaded: No module .*; repair or remove toy-package"
+    with pytest.raises(ImportError, match=words):
+        registry.make_engine('toy-ruler')
+
+
 # fillers
 
 
@@ -168,6 +176,12 @@ def test_evaluation_reads_the_same_registry(toy_package):
     assert (name, is_repaint, sha256) == ('toy-level', False, '')
     filled = fill(np.zeros((6, 6, 6)), lesion_mask, ~lesion_mask, np.random.default_rng(0))
     assert np.array_equal(filled == 0.5, lesion_mask)
+
+
+def test_classical_filler_among_the_models_of_an_evaluation_is_no_baseline_as_well():
+    options = evaluate_cli.parse_options(['in', 'out', '--models', 'fill-T1w', 'patch-match'])
+    assert 'patch match' not in options.baselines
+    assert set(options.baselines) == set(BASELINES) - {'patch match'}
 
 
 def test_filler_that_is_not_known_is_told_with_those_that_are():
