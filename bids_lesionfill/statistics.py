@@ -7,7 +7,7 @@ from scipy import stats
 
 
 def bootstrap_weights(clusters, rng, n_resamples=2000):
-    """How often each case is drawn in each resample: people are drawn first, then cases within each person.
+    """Sample how often each case is drawn in each resample: people are drawn first, then cases within each person.
 
     Lesions of one person are alike: intervals that take them for independent are too narrow (Field and Welsh 2007).
     With one cluster it is the ordinary bootstrap (Efron 1979).
@@ -35,7 +35,7 @@ def bootstrap_weights(clusters, rng, n_resamples=2000):
 
 
 def bootstrap_mean(values, rng, n_resamples=2000, clusters=None):
-    """Mean over cases with its 95 % percentile bootstrap interval.
+    """Return mean over cases with its 95 % percentile bootstrap interval.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def bootstrap_mean(values, rng, n_resamples=2000, clusters=None):
 
 
 def paired_bootstrap(values, other_values, rng, n_resamples=2000, clusters=None):
-    """Mean of the differences case by case with its 95 % percentile bootstrap interval.
+    """Return mean of the differences case by case with its 95 % percentile bootstrap interval.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def paired_bootstrap(values, other_values, rng, n_resamples=2000, clusters=None)
 
 
 def clopper_pearson(n_hits, n_cases, confidence=0.95):
-    """Exact interval of a proportion (Clopper and Pearson 1934): low, high, floats from 0 to 1.
+    """Return exact interval of a proportion (Clopper and Pearson 1934): low, high, floats from 0 to 1.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def clopper_pearson(n_hits, n_cases, confidence=0.95):
 
 
 def chance_of_hits(n_hits, chances):
-    """Probability that guessing hits at least `n_hits` times, where each case has its own chance (Poisson-binomial).
+    """Return the probability of at least `n_hits` hits by guessing, each case with its own chance (Poisson-binomial).
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ def chance_of_hits(n_hits, chances):
 
 
 def score_hits(hits, chances):
-    """A reader's hits with their exact 95 % interval, and what guessing would do.
+    """Return a reader's hits with their exact 95 % interval, and the expectation of guessing.
 
     Parameters
     ----------
@@ -129,7 +129,7 @@ def score_hits(hits, chances):
 
 
 def cohen_kappa(one, other):
-    """Agreement of two readers beyond chance (Cohen 1960); NaN if each always says the same.
+    """Return the agreement of two readers beyond chance (Cohen 1960); NaN if each always gives the same answer.
 
     Parameters
     ----------

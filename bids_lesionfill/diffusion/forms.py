@@ -47,11 +47,11 @@ class Form:
         return self.base == 'lesion' and self.kind in ('prior', 'residual')
 
     def to_diffusion(self, image, base):
-        """The volume that is diffused: the scaled residual on the base, or the image itself."""
+        """Return the volume that is diffused: the scaled residual on the base, or the image itself."""
         return (image - base) / self.residual_scale if self.kind == 'residual' else image
 
     def from_diffusion(self, diffused, base):
-        """Inverse of `to_diffusion`."""
+        """Invert `to_diffusion`."""
         return base + self.residual_scale * diffused if self.kind == 'residual' else diffused
 
 
@@ -65,7 +65,7 @@ BASES = {
 
 
 def condition(image, lesion_mask, wm_mask, form, contrast=None):
-    """What the network is told about a volume: the base that is filled in first, and the condition channels.
+    """Build the classical base and the conditioning channels of a volume.
 
     Parameters
     ----------

@@ -39,7 +39,7 @@ def sample_slab(unet, channels, noise, form, sampler):
 
 
 def sampler_of(model, scheduler, num_inference_steps, image, inpaint_mask, generator, start_step=0):
-    """How a model is sampled, see `sample_slab`: conditional ones by DDIM, unconditional ones by RePaint.
+    """Return the sampler of a model, see `sample_slab`: DDIM for conditional ones, RePaint for unconditional ones.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def sampler_of(model, scheduler, num_inference_steps, image, inpaint_mask, gener
 
 
 def count_predictions(model, n_steps):
-    """How often a sampling of so many steps asks the network; see `sampler_of`."""
+    """Return the number of network evaluations of a sampling with so many steps; see `sampler_of`."""
     if model.form.kind != 'unconditional':
         return n_steps
     way = process.repaint_schedule(n_steps, model.jump_length, model.jump_n_sample)

@@ -16,7 +16,10 @@ WEIGHT_NAMES += [f'lin{i}.model.1.weight' for i in range(len(HEAD_CHANNELS))]
 
 
 def _prepare(images):
-    """Three channels, at least 64 x 64 pixels (edges replicated to the right and below), scaled as for AlexNet."""
+    """Return three channels, at least 64 x 64 pixels (edges replicated to the right and below).
+
+    Scaled as for AlexNet.
+    """
     images = images.expand(-1, 3, -1, -1)
     height, width = images.shape[-2:]
     images = F.pad(images, (0, max(SMALLEST - width, 0), 0, max(SMALLEST - height, 0)), mode='replicate')
@@ -25,7 +28,7 @@ def _prepare(images):
 
 
 def _normalise_channels(features):
-    """Every pixel's feature vector at length 1."""
+    """Scale every pixel's feature vector to length 1."""
     return features / (features.square().sum(dim=1, keepdim=True).sqrt() + 1e-10)
 
 
@@ -55,7 +58,7 @@ class Lpips(nn.Module):
 
     @torch.no_grad()
     def forward(self, images, others):
-        """Distance of each image from its other; no gradients.
+        """Compute the distance of each image from its other; no gradients.
 
         Parameters
         ----------
@@ -78,7 +81,7 @@ class Lpips(nn.Module):
 
 
 def load_lpips(weight_files):
-    """LPIPS from one or more files that together hold its weights.
+    """Load LPIPS from one or more files that together hold its weights.
 
     Parameters
     ----------

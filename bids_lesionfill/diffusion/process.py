@@ -11,7 +11,7 @@ import torch
 def build_scheduler(
     noise_schedule='linear', prediction_type='epsilon', num_train_timesteps=1000, clip_sample_range=None
 ):
-    """The noise schedule: `DDIMScheduler` of diffusers (thesis 3.2 and table 3.1).
+    """Build the noise schedule: `DDIMScheduler` of diffusers (thesis 3.2 and table 3.1).
 
     With v-prediction the schedule is rescaled to end in pure noise, and sampling starts there (Lin et al. 2024,
     *Common diffusion noise schedules and sample steps are flawed*): one step then gives the mean of all fillings.
@@ -40,21 +40,21 @@ def build_scheduler(
 
 
 def sample_timesteps(batch_size, num_train_timesteps, share_at_end, generator):
-    """Uniform training time steps, except that `share_at_end` of them are T: the step that one-step sampling uses."""
+    """Sample training time steps uniformly, but `share_at_end` of them are T: the step of one-step sampling."""
     timesteps = torch.randint(0, num_train_timesteps, (batch_size,), generator=generator)
     at_end = torch.rand(batch_size, generator=generator) < share_at_end
     return torch.where(at_end, num_train_timesteps - 1, timesteps)
 
 
 def target_of(scheduler, image, noise, timesteps):
-    """What the network has to predict: the noise, or v (Salimans and Ho 2022)."""
+    """Return the target of the network: the noise, or v (Salimans and Ho 2022)."""
     if scheduler.config.prediction_type == 'v_prediction':
         return scheduler.get_velocity(image, noise, timesteps)
     return noise
 
 
 def diffusion_loss(unet, image, conditions, mask, scheduler, timesteps, noise, inside_mask_only=True, counted=None):
-    """Squared error of the prediction (Eq. 3.6), inside the mask or over the whole slab.
+    """Compute the squared error of the prediction (Eq. 3.6), inside the mask or over the whole slab.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ def diffusion_loss(unet, image, conditions, mask, scheduler, timesteps, noise, i
 
 
 def min_snr_weights(scheduler, timesteps, gamma=5.0):
-    """Weights of the loss per time step, min(SNR, gamma) (Hang et al. 2023; thesis 3.4), for what is predicted.
+    """Return weights of the loss per time step, min(SNR, gamma) (Hang et al. 2023; thesis 3.4), for what is predicted.
 
     SNR(t) is alphas_cumprod / (1 - alphas_cumprod). The weight of the squared error of the noise is divided by SNR,
     that of v by SNR + 1.
@@ -109,7 +109,7 @@ def min_snr_weights(scheduler, timesteps, gamma=5.0):
 
 @torch.no_grad()
 def sample_ddim(predict, noise, scheduler, num_inference_steps, image=None, start_step=0):
-    """Deterministic sampling from noise to image (DDIM, Song et al. 2021, eta = 0).
+    """Sample deterministically from noise to image (DDIM, Song et al. 2021, eta = 0).
 
     Parameters
     ----------
@@ -145,13 +145,13 @@ def check_start(start_step, num_inference_steps):
 
 
 def inference_timesteps(scheduler, num_inference_steps):
-    """The time steps of a sampling, from noise to image: (num_inference_steps,) int tensor."""
+    """Return the time steps of a sampling, from noise to image: (num_inference_steps,) int tensor."""
     scheduler.set_timesteps(num_inference_steps)
     return scheduler.timesteps
 
 
 def repaint_schedule(n_steps, jump_length=8, jump_n_sample=10):
-    """The way of RePaint through the time steps: down, with jumps back up (Lugmayr et al. 2022, appendix B).
+    """Return the path of RePaint through the time steps: down, with jumps back up (Lugmayr et al. 2022, appendix B).
 
     At every `jump_length`-th level, counted from 1, the process jumps back `jump_length` steps and comes down again,
     until it has come down `jump_n_sample` times. The paper's time t is level t + 1 here, its -1 the image.
@@ -248,7 +248,10 @@ def sample_repaint(
 
 
 def split_prediction(prediction, noisy_image, alpha_cumprod, scheduler):
-    """Image and noise that a prediction says are in a noisy image (DDIM, Eq. 12; v: Salimans and Ho 2022)."""
+    """Split a noisy image into the image and the noise that a prediction implies (DDIM, Eq. 12.
+
+    V: Salimans and Ho 2022).
+    """
     signal, sigma = alpha_cumprod.sqrt(), (1 - alpha_cumprod).sqrt()
     if scheduler.config.prediction_type == 'v_prediction':
         image, noise = signal * noisy_image - sigma * prediction, signal * prediction + sigma * noisy_image

@@ -10,17 +10,19 @@ from ..images import masks
 
 
 def to_slab(volume):
-    """(..., X, Y, Z) to (..., slices, height, width): axial slices first."""
+    """Move axial slices first: (..., X, Y, Z) to (..., slices, height, width)."""
     return np.moveaxis(volume, -1, -3)
 
 
 def from_slab(slab):
-    """Inverse of `to_slab`."""
+    """Invert `to_slab`."""
     return np.moveaxis(slab, -3, -1)
 
 
 def plan_tiles(lesion_mask, tile):
-    """Corners of tiles that cover the lesions, each voxel of a lesion at least a fifth of a tile from the tile's edge.
+    """Return corners of tiles that cover the lesions.
+
+    Each lesion voxel at least a fifth of a tile from the tile's edge.
 
     A lesion that fits into a tile gets one, centred on it; a larger one gets overlapping tiles. The volume must have
     a margin of one tile around its lesions.
@@ -56,14 +58,14 @@ def plan_tiles(lesion_mask, tile):
 
 
 def blending_window(tile):
-    """Weight of a tile's voxels where tiles overlap: falls towards the edges; (X, Y, Z) float32 array."""
+    """Return the weight of a tile's voxels where tiles overlap: falls towards the edges; (X, Y, Z) float32 array."""
     ramps = [np.minimum(np.arange(1, n + 1), np.arange(n, 0, -1)).clip(max=n // 5 + 1) for n in tile]
     window = np.einsum('x,y,z->xyz', *ramps).astype(np.float32)
     return window / window.max()
 
 
 def autocast(device):
-    """The precision in which a network runs on a device: half on a GPU, where it is faster; single on the CPU."""
+    """Return the precision context of a device: half on a GPU, where it is faster; single on the CPU."""
     return torch.autocast(device.type, dtype=torch.float16, enabled=device.type == 'cuda')
 
 

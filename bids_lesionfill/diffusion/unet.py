@@ -96,7 +96,7 @@ class SlabUNetPseudo3D(SlabUNet2D):
 
 
 def build_unet(size, in_channels, pseudo_3d=True, **options):
-    """A new network: `size` is a name in `SIZES`, `options` override single arguments of `UNet2DModel`.
+    """Build a new network: `size` is a name in `SIZES`, `options` override single arguments of `UNet2DModel`.
 
     Raises
     ------

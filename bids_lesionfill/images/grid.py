@@ -26,16 +26,18 @@ class Scaling:
     intercept: float
 
     def apply(self, intensities):
-        """To normalised intensities."""
+        """Return normalised intensities."""
         return np.asarray(intensities * self.slope + self.intercept, dtype=np.float32)
 
     def invert(self, normalised):
-        """Back to the image's own intensities, float64."""
+        """Return the image's own intensities, float64."""
         return (np.asarray(normalised, dtype=np.float64) - self.intercept) / self.slope
 
 
 def white_matter_scaling(image, wm_mask):
-    """White matter median to +0.5, background (zero) to -1: robust, and one hot voxel changes nothing.
+    """Return the scaling that puts the white matter median at +0.5 and background (zero) at -1.
+
+    One hot voxel changes nothing.
 
     Parameters
     ----------
@@ -79,7 +81,7 @@ def check_intensities(image, name):
 
 
 def is_ct(image):
-    """Whether an image, (X, Y, Z) float array, has the numbers of a CT: air at -1000, soft tissue a little above 0."""
+    """Return True if an image, (X, Y, Z) float array, has the numbers of a CT: air at -1000, soft tissue above 0."""
     air = image < -900
     if not 0.05 < air.mean() < 0.99 or image.max() < 50:
         return False
@@ -87,7 +89,7 @@ def is_ct(image):
 
 
 def without_spikes(image):
-    """An image, bounded where a voxel is far brighter or darker than any tissue: interpolation would spread it.
+    """Return an image, bounded where a voxel is far brighter or darker than any tissue: interpolation would spread it.
 
     Parameters
     ----------
@@ -101,7 +103,7 @@ def without_spikes(image):
 
 
 def working_grid(img):
-    """Shape and affine of the working grid of an image: its own axes, RAS+, 1 mm."""
+    """Return shape and affine of the working grid of an image: its own axes, RAS+, 1 mm."""
     canonical = nib.as_closest_canonical(img)
     sizes = np.array(nib.affines.voxel_sizes(canonical.affine))
     shape = np.array(canonical.shape[:3])
@@ -117,7 +119,7 @@ def working_grid(img):
 
 
 def conform(img, order=3):
-    """An image on its working grid; only flipped and reordered if it has 1 mm voxels.
+    """Resample an image to its working grid; only flipped and reordered if it has 1 mm voxels.
 
     Parameters
     ----------
@@ -133,7 +135,7 @@ def conform(img, order=3):
 
 
 def conform_mask(img, target_img, label=None, threshold=0.5):
-    """A mask or a label of a segmentation on the grid of `target_img`, by trilinear share of the voxel.
+    """Resample a mask or a label to the grid of `target_img`, by trilinear share of the voxel.
 
     Parameters
     ----------
@@ -155,7 +157,9 @@ def conform_mask(img, target_img, label=None, threshold=0.5):
 
 
 def touched_by(mask_img, target_img):
-    """Voxels of a grid that are a little (5 %) inside a mask, or hold the centre of one of its voxels; bool array.
+    """Return voxels of a grid that are a little (5 %) inside a mask, or hold the centre of one of its voxels.
+
+    Bool array.
 
     Of a grid that is coarser than that of the mask some voxels would be missed by interpolation, and what lies there
     would stay.
@@ -170,7 +174,7 @@ def touched_by(mask_img, target_img):
 
 
 def resample_to(img, target_img, order):
-    """Values of an image on another image's grid, by world coordinates; float32 array, zero outside.
+    """Resample an image to another image's grid, by world coordinates; float32 array, zero outside.
 
     Grids that differ by flips and the order of axes alone are reordered, not interpolated.
     """

@@ -16,17 +16,17 @@ def label_lesions(lesion_mask):
 
 
 def widen(box, margin_voxels):
-    """A box (slices) with a margin on every side, cut at the lower borders as slicing cuts at the upper ones."""
+    """Return a box (slices) with a margin on every side, cut at the lower borders as slicing cuts at the upper ones."""
     return tuple(slice(max(side.start - margin_voxels, 0), side.stop + margin_voxels) for side in box)
 
 
 def bounding_box(mask, margin_voxels):
-    """The box (slices) around a mask that is not empty, with a margin; see `widen`."""
+    """Return the box (slices) around a mask that is not empty, with a margin; see `widen`."""
     return widen(ndimage.find_objects(mask.astype(np.uint8))[0], margin_voxels)
 
 
 def split_lesions(lesion_mask, min_voxels=1):
-    """Connected lesions of a mask, each cropped to its bounding box (thesis 3.3, *Mask Generation*).
+    """Return connected lesions of a mask, each cropped to its bounding box (thesis 3.3, *Mask Generation*).
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def largest_lesions(lesion_mask, n_largest):
 
 
 def one_step(voxel_sizes_mm):
-    """The neighbours that one step of growth takes: 26, but within the slice where slices are thick.
+    """Return the neighbours that one step of growth takes: 26, but within the slice where slices are thick.
 
     A rim of a millimetre that a rater missed is no reason to take all of the next slice, 5 mm away.
 
@@ -142,13 +142,16 @@ def restrict_to_white_matter(lesion_mask, wm_mask):
 
 
 def random_orientation(lesion, rng):
-    """One of the 48 flips and quarter turns of a lesion, drawn at random."""
+    """Return one of the 48 flips and quarter turns of a lesion, drawn at random."""
     lesion = lesion.transpose(rng.permutation(3))
     return lesion[tuple(slice(None, None, int(rng.choice((-1, 1)))) for _ in range(3))]
 
 
 def random_ellipsoid(rng, radii_voxels=(1.5, 8.0)):
-    """A filled ellipsoid with random radii: the 3D form of the thesis' random circles (3.3, *Mask Generation*)."""
+    """Return a filled ellipsoid with random radii.
+
+    The 3D form of the thesis' random circles (3.3, *Mask Generation*).
+    """
     radii = np.exp(rng.uniform(*np.log(radii_voxels))) * rng.uniform(0.6, 1.4, 3)
     half = np.ceil(radii).astype(int)
     x, y, z = np.ogrid[tuple(slice(-h, h + 1) for h in half)]
@@ -156,7 +159,10 @@ def random_ellipsoid(rng, radii_voxels=(1.5, 8.0)):
 
 
 def place(lesion, centre, shape):
-    """A mask of `shape` that holds `lesion` (a cropped bool array) centred on voxel `centre`, cut at the borders."""
+    """Return a mask of `shape` that holds `lesion` (a cropped bool array) centred on voxel `centre`.
+
+    Cut at the borders.
+    """
     mask = np.zeros(shape, dtype=bool)
     start = np.asarray(centre) - np.asarray(lesion.shape) // 2
     target = tuple(slice(max(s, 0), max(min(s + n, size), 0)) for s, n, size in zip(start, lesion.shape, shape))

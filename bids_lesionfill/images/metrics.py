@@ -12,22 +12,22 @@ DATA_RANGE = 2.0  # normalised images run from -1 to 1
 
 
 def mean_squared_error(image_true, image_test, mask):
-    """Mean squared difference over the mask; arrays of any one shape."""
+    """Return mean squared difference over the mask; arrays of any one shape."""
     return float(np.mean((image_true[mask] - image_test[mask]) ** 2))
 
 
 def peak_signal_to_noise_ratio(mse, data_range):
-    """PSNR in dB; equal images get the finite value of an MSE of 1e-12, a data range of 0 gives NaN."""
+    """Return PSNR in dB; equal images get the finite value of an MSE of 1e-12, a data range of 0 gives NaN."""
     return float(10 * np.log10(data_range**2 / max(mse, 1e-12))) if data_range > 0 else np.nan
 
 
 def similarity_map(image_true, image_test):
-    """SSIM at every pixel of one slice (7x7 uniform window, data range 2); (H, W) arrays, H and W at least 7."""
+    """Return SSIM at every pixel of one slice (7x7 uniform window, data range 2); (H, W) arrays, H and W at least 7."""
     return structural_similarity(image_true, image_test, data_range=DATA_RANGE, full=True)[1]
 
 
 def region_scores(image_true, image_test, mask):
-    """M1 of a volume by region: MSE, PSNR and SSIM per axial slice, averaged over the slices that have a mask.
+    """Return M1 of a volume by region: MSE, PSNR and SSIM per axial slice, averaged over the slices that have a mask.
 
     The thesis' table 3.3: inside the mask, outside of it and over the whole slice.
 
@@ -58,7 +58,9 @@ def region_scores(image_true, image_test, mask):
 
 
 def slice_scores(image_true, image_test, mask):
-    """M1 of a volume: MSE, PSNR and SSIM inside the mask per axial slice, averaged over the slices that have a mask.
+    """Return M1 of a volume.
+
+    MSE, PSNR and SSIM inside the mask per axial slice, averaged over the slices that have a mask.
 
     Parameters
     ----------
@@ -74,7 +76,9 @@ def slice_scores(image_true, image_test, mask):
 
 
 def brats_scores(image_true, image_test, mask, window=None):
-    """M2 of a volume: MSE, PSNR and 3D SSIM inside the mask, as in the BraTS inpainting challenge (Kofler et al. 2023).
+    """Return M2 of a volume.
+
+    MSE, PSNR and 3D SSIM inside the mask, as in the BraTS inpainting challenge (Kofler et al. 2023).
 
     Both images are scaled to [0, 1] by the 0.5 and 99.5 percentiles of the voided image (the truth outside the mask),
     clipped, and set to 0 outside the mask; SSIM with a Gaussian window of sigma 1.5 voxels (11 wide) and data range 1.
@@ -106,12 +110,12 @@ def brats_scores(image_true, image_test, mask, window=None):
 
 
 def brats_window(image_true, mask):
-    """The 0.5 and 99.5 percentiles of a volume outside the mask: what M2 scales to 0 and 1."""
+    """Return the 0.5 and 99.5 percentiles of a volume outside the mask, which M2 scales to 0 and 1."""
     return np.percentile(image_true[~mask], (0.5, 99.5))
 
 
 def _face_differences(image, one, other):
-    """Absolute differences over the faces (6-neighbours) between a voxel of `one` and a voxel of `other`."""
+    """Return absolute differences over the faces (6-neighbours) between a voxel of `one` and a voxel of `other`."""
     differences = []
     for axis in range(image.ndim):
         values, a, b = (np.moveaxis(array, axis, 0) for array in (image, one, other))
@@ -121,7 +125,9 @@ def _face_differences(image, one, other):
 
 
 def border_ratio(image, lesion_mask, wm_mask, reach_voxels=5):
-    """How much of the lesion's border is left to see; needs no truth. 1: no more contrast than in white matter nearby.
+    """Measure how much of the lesion's border is visible; needs no truth.
+
+    1: as much contrast as in white matter nearby.
 
     The mean absolute difference over the faces between a filled voxel and white matter outside the mask, divided by
     that over the faces between two voxels of white matter near the mask.
@@ -145,7 +151,7 @@ def border_ratio(image, lesion_mask, wm_mask, reach_voxels=5):
 
 
 def texture_ratio(image_true, image_test, mask):
-    """Standard deviation inside the mask against the truth's: below 1 the fill is too smooth.
+    """Return standard deviation inside the mask against the truth's: below 1 the fill is too smooth.
 
     Parameters
     ----------

@@ -49,7 +49,7 @@ def fit(intensities, means):
 
 
 def histogram(intensities):
-    """Levels in standard deviations from the mean, the share of each; mean and deviation: whatever the unit, the same.
+    """Return levels in standard deviations from the mean, the share of each, mean and deviation; free of units.
 
     Returns
     -------
@@ -67,7 +67,7 @@ def histogram(intensities):
 
 
 def borders(shares, means, deviations):
-    """The two intensities between neighbouring classes, where the next one becomes more probable."""
+    """Return the two intensities between neighbouring classes, where the next one becomes more probable."""
     found = []
     for lower, upper in ((0, 1), (1, 2)):
         levels = np.linspace(means[lower], means[upper], 4097)

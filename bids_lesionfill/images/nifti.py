@@ -33,14 +33,14 @@ def check_image(img, name):
 
 
 def called(img, name):
-    """What an image is called in a sentence: also by its file, if it comes from one."""
+    """Return the name of an image in a message, with its file name if it has one."""
     path = img.get_filename()
     return name if path is None else f'{name} {str(path).rpartition("/")[2]}'
 
 
 @contextlib.contextmanager
 def reading(img):
-    """Errors of an image whose data cannot be read become a sentence that names its file."""
+    """Turn errors of an image whose data cannot be read into a message that names its file."""
     try:
         yield
     except (OSError, EOFError, ValueError, zlib.error) as error:
@@ -48,13 +48,13 @@ def reading(img):
 
 
 def one_volume(img):
-    """The volume of a 3D image, or of a 4D image with one volume: (X, Y, Z) float32 array, scaled."""
+    """Return the volume of a 3D image, or of a 4D image with one volume: (X, Y, Z) float32 array, scaled."""
     with reading(img):
         return img.get_fdata(dtype=np.float32, caching='unchanged').reshape(img.shape[:3])
 
 
 def plain(img, name):
-    """An image as one volume of finite floats without spikes; ValueError if it is none."""
+    """Return an image as one volume of finite floats without spikes; ValueError if it is none."""
     check_image(img, name)
     values = np.nan_to_num(one_volume(img), posinf=0, neginf=0)
     grid.check_intensities(values, called(img, name))
@@ -62,7 +62,7 @@ def plain(img, name):
 
 
 def with_affine(img, affine, is_placed=True):
-    """The voxels of an image at another place; `is_placed` is what `has_place` says of the result."""
+    """Return an image with another affine; `is_placed` is what `has_place` returns for the result."""
     data = np.asanyarray(img.dataobj)
     placed = nib.Nifti1Image(data, affine, dtype=data.dtype)  # nibabel asks for it where it is int64
     if not is_placed:
@@ -71,7 +71,7 @@ def with_affine(img, affine, is_placed=True):
 
 
 def mask_image(mask, img):
-    """A bool array as an uint8 image on the grid of an image."""
+    """Return a bool array as an uint8 image on the grid of an image."""
     mask_img = nib.Nifti1Image(mask.astype(np.uint8), img.affine)
     mask_img.header.set_xyzt_units('mm')
     if isinstance(img, nib.Nifti1Pair):
@@ -81,7 +81,7 @@ def mask_image(mask, img):
 
 
 def stored_values(img):
-    """Values as they stand in the file, and their scaling: (array, slope, intercept)."""
+    """Return values as they stand in the file, and their scaling: (array, slope, intercept)."""
     if nib.is_proxy(img.dataobj):
         with reading(img):
             return np.array(img.dataobj.get_unscaled()), img.dataobj.slope, img.dataobj.inter
@@ -89,7 +89,10 @@ def stored_values(img):
 
 
 def with_stored_values(img, stored, slope, intercept):
-    """An image with the header of `img` whose *stored* values are given: written as they are, read back scaled."""
+    """Return an image with the header of `img` whose *stored* values are given.
+
+    Written as they are, read back scaled.
+    """
     image_class = nib.Nifti2Image if isinstance(img, nib.Nifti2Image) else nib.Nifti1Image
     stored_img = image_class(stored, img.affine, img.header)
     if nib.is_proxy(img.dataobj):
@@ -98,12 +101,12 @@ def with_stored_values(img, stored, slope, intercept):
 
 
 def copy_image(img):
-    """The same image, ready to be written with the same bytes of data."""
+    """Copy an image, ready to be written with the same bytes of data."""
     return with_stored_values(img, *stored_values(img))
 
 
 def paste(img, values, mask):
-    """An image that has `values` inside the mask and, outside, the stored values of `img` bit for bit.
+    """Return an image that has `values` inside the mask and, outside, the stored values of `img` bit for bit.
 
     Parameters
     ----------
@@ -121,5 +124,5 @@ def paste(img, values, mask):
 
 
 def as_loaded(img):
-    """An image as a reader of its file would see it, with scaled values."""
+    """Return an image as a reader of its file would see it, with scaled values."""
     return type(img).from_bytes(img.to_bytes())

@@ -14,7 +14,7 @@ NO_PLACE = (
 
 
 def mask_on_grid(lesion_mask_img, image_img, threshold=0.5):
-    """A lesion mask as a bool array on the grid of an image; see `is_lesion` for its values.
+    """Return a lesion mask as a bool array on the grid of an image; see `is_lesion` for its values.
 
     If only one of the two headers says where it lies, the mask lies on the voxels of the image.
 
@@ -39,7 +39,9 @@ def mask_on_grid(lesion_mask_img, image_img, threshold=0.5):
 
 
 def is_lesion(values, threshold=0.5, name='lesion mask'):
-    """Which values of a mask are lesions: whole numbers above zero; else (probabilities) from `threshold` on.
+    """Return where the values of a mask are lesions.
+
+    Whole numbers above zero, or probabilities of at least `threshold`.
 
     What the values are counts, not how they are stored: probabilities are also stored as scaled integers, and labels
     as floats. What is no number is no lesion.
@@ -71,7 +73,7 @@ def is_lesion(values, threshold=0.5, name='lesion mask'):
 
 
 def notes_on_place(image_img, lesion_mask_img):
-    """What a person should know of where headers put an image and its mask: list of sentences."""
+    """Return warnings on where the headers place an image and its mask: list of sentences."""
     notes = [NO_PLACE] if has_place(lesion_mask_img) != has_place(image_img) else []
     for name, img in (('image', image_img), ('lesion mask', lesion_mask_img)):
         apart_mm = forms_apart_mm(img)
@@ -89,7 +91,7 @@ def notes_on_place(image_img, lesion_mask_img):
 
 
 def forms_apart_mm(img):
-    """How far sform and qform of a NIfTI header put a corner of the image apart, at most; 0 if it has not both."""
+    """Return the largest distance of a corner of the image by sform and by qform; 0 if one of them is not set."""
     if not isinstance(img, nib.Nifti1Pair) or not (img.header['sform_code'] and img.header['qform_code']):
         return 0.0
     try:
@@ -102,7 +104,7 @@ def forms_apart_mm(img):
 
 
 def follows_qform(img, image_img):
-    """True if an image lies where the qform puts another, whose sform is used and puts it elsewhere.
+    """Return True if an image lies where the qform puts another, whose sform is used and puts it elsewhere.
 
     So does a mask that was drawn in a program which takes the qform: it is meant on the voxels of the other.
     """
@@ -113,12 +115,12 @@ def follows_qform(img, image_img):
 
 
 def has_place(img):
-    """False if the header of a NIfTI file gives it no place in the world: what nibabel makes up then is none."""
+    """Return False if neither sform nor qform is set (nibabel then falls back to a default affine)."""
     return not isinstance(img, nib.Nifti1Pair) or bool(img.header['sform_code'] or img.header['qform_code'])
 
 
 def beside(img, image_img, name):
-    """An image in the world of another: on the voxels of the other if only one has a place, or it `follows_qform`.
+    """Return an image with the affine of a reference: if only one header sets one, or it `follows_qform`.
 
     Raises
     ------
@@ -139,7 +141,9 @@ def beside(img, image_img, name):
 
 
 def t1w_on_grid(tissue_img, image_img, conformed_img):
-    """The T1w of a session on the working grid (`conformed_img`) of another image of it; (X, Y, Z) float32 array.
+    """Return the T1w of a session on the working grid (`conformed_img`) of another image of it.
+
+    (X, Y, Z) float32 array.
 
     Raises
     ------
@@ -155,7 +159,7 @@ def t1w_on_grid(tissue_img, image_img, conformed_img):
 
 
 def sizes_along(img, target_img):
-    """Size of the voxels of an image along the axes of another, mm; (3,) array."""
+    """Return size of the voxels of an image along the axes of another, mm; (3,) array."""
     turn = nib.orientations.ornt_transform(nib.io_orientation(img.affine), nib.io_orientation(target_img.affine))
     sizes_mm = np.empty(3)
     sizes_mm[turn[:, 0].astype(int)] = nib.affines.voxel_sizes(img.affine)
@@ -163,19 +167,22 @@ def sizes_along(img, target_img):
 
 
 def on_grid(image, hole, values, conformed_img, target_img, order=3):
-    """The conformed image with `values` in its hole, on the grid of the image it came from; (X, Y, Z) float32."""
+    """Return the conformed image with `values` in its hole, on the grid of the image it came from.
+
+    (X, Y, Z) float32.
+    """
     filled = image.copy()
     filled[hole] = values
     return grid.resample_to(nib.Nifti1Image(filled, conformed_img.affine), target_img, order)
 
 
 def same_grid(img, other):
-    """True if two images have one grid."""
+    """Return True if two images share a grid."""
     return img.shape[:3] == other.shape[:3] and np.allclose(img.affine, other.affine, atol=1e-3)
 
 
 def moved(img, transform, target_img):
-    """An image whose world is moved by a (4, 4) transform into that of another; None stays None.
+    """Return an image whose affine is transformed by a (4, 4) matrix into the world of another; None stays None.
 
     If the header of the other says nothing of its place, nor does that of the result: both are meant in the world that
     nibabel makes up for it.
@@ -184,5 +191,5 @@ def moved(img, transform, target_img):
 
 
 def laid_over(img, transform, target_img):
-    """An image, its world moved by a (4, 4) transform, on the grid of another; (X, Y, Z) float32 array."""
+    """Transform an image by a (4, 4) matrix and resample it to the grid of another; (X, Y, Z) float32 array."""
     return grid.resample_to(moved(nifti.plain(img, 'image'), transform, target_img), target_img, order=1)

@@ -14,7 +14,7 @@ UNIT_MM = 60  # about a brain's radius: in it turning, scaling and shifting by 1
 
 
 def affine_to_template(t1w, brain_mask, affine, template, template_affine):
-    """Affine registration of a subject's T1w to a template (correlation of intensities; SimpleITK).
+    """Register a subject's T1w to a template, affinely (correlation of intensities; SimpleITK).
 
     Every voxel is used and one thread adds up, so the same images give the same bytes.
 
@@ -67,7 +67,7 @@ def affine_to_template(t1w, brain_mask, affine, template, template_affine):
 
 
 def use_every_voxel(method, shrink_mm, fixed_image):
-    """Let a registration method look at all voxels, linearly, on a pyramid of voxels of so many mm."""
+    """Configure dense sampling, linear interpolation and a multi-resolution pyramid (voxel sizes in mm)."""
     import SimpleITK
 
     method.SetMetricSamplingStrategy(method.NONE)
@@ -79,7 +79,7 @@ def use_every_voxel(method, shrink_mm, fixed_image):
 
 @contextmanager
 def one_thread():
-    """SimpleITK adds up with one thread; the registration's own setting does not reach its metric."""
+    """Limit SimpleITK to one thread; the registration's own setting does not reach its metric."""
     import SimpleITK
 
     n_threads = SimpleITK.ProcessObject.GetGlobalDefaultNumberOfThreads()
@@ -91,7 +91,7 @@ def one_thread():
 
 
 def rigid(moving, moving_affine, fixed, fixed_affine):
-    """Rigid registration of two images of one head, of any contrast (Mattes mutual information; SimpleITK).
+    """Register two images of one head, rigidly, of any contrast (Mattes mutual information; SimpleITK).
 
     It starts from the headers, or from the centres of mass where these tell more. Every voxel is used and one thread
     adds up, so the same images give the same bytes.
@@ -149,7 +149,7 @@ def rigid(moving, moving_affine, fixed, fixed_affine):
 
 
 def mutual_information(shrink_mm, fixed_image):
-    """A registration method that measures Mattes mutual information on a pyramid of voxels of so many mm."""
+    """Return a registration method that measures Mattes mutual information on a pyramid (voxel sizes in mm)."""
     import SimpleITK
 
     method = SimpleITK.ImageRegistrationMethod()
@@ -159,7 +159,7 @@ def mutual_information(shrink_mm, fixed_image):
 
 
 def information_between(fixed_image, moving_image, transform):
-    """Mutual information of two ITK images, 0 where they do not overlap."""
+    """Return mutual information of two ITK images, 0 where they do not overlap."""
     import SimpleITK
 
     method = mutual_information(SHRINK_MM[-1:], fixed_image)
@@ -174,7 +174,7 @@ def information_between(fixed_image, moving_image, transform):
 
 
 def largest_shift_mm(to_fixed, volume, affine):
-    """How far a transform of the world moves the corners of the box around what is not zero, at most; mm."""
+    """Return the largest shift that a transform gives a corner of the box around the nonzero voxels; mm."""
     voxels = np.argwhere(volume > 0.02 * volume.max())
     low, high = voxels.min(axis=0), voxels.max(axis=0)
     corners = [(x, y, z) for x in (low[0], high[0]) for y in (low[1], high[1]) for z in (low[2], high[2])]
@@ -183,7 +183,7 @@ def largest_shift_mm(to_fixed, volume, affine):
 
 
 def itk_text(to_fixed):
-    """A transform of the world (RAS, mm) as the text of an ITK transform file.
+    """Return a transform of the world (RAS, mm) as the text of an ITK transform file.
 
     As ITK and ANTs want it: in LPS, and from points of the fixed image to points of the moving one, with which the
     moving image is resampled on the fixed one (`antsApplyTransforms -i moving -r fixed -t FILE`).
@@ -198,7 +198,7 @@ def itk_text(to_fixed):
 
 
 def from_itk_text(text):
-    """The inverse of `itk_text`."""
+    """Invert `itk_text`."""
     (line,) = [line for line in text.splitlines() if line.startswith('Parameters:')]
     values = np.array(line.split()[1:], dtype=np.float64)
     to_lps = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -206,7 +206,10 @@ def from_itk_text(text):
 
 
 def to_itk(volume, affine):
-    """An array as a SimpleITK image whose physical space is the world of nibabel (RAS, not LPS), in `UNIT_MM`."""
+    """Return an array as a SimpleITK image whose physical space is the world of nibabel (RAS, not LPS).
+
+    In `UNIT_MM`.
+    """
     import SimpleITK
 
     sizes = nib.affines.voxel_sizes(affine)
@@ -218,7 +221,7 @@ def to_itk(volume, affine):
 
 
 def from_template(volume, template_affine, to_template, shape, affine, order=1):
-    """A volume of the template's space on a subject's grid; float32 array, zero outside.
+    """Resample a volume of the template's space to a subject's grid; float32 array, zero outside.
 
     Parameters
     ----------
@@ -236,7 +239,7 @@ def from_template(volume, template_affine, to_template, shape, affine, order=1):
 
 
 def halve(volume, start):
-    """A volume on a grid of twice the voxel size: means of 2 x 2 x 2 voxels; float32 array.
+    """Downsample a volume to twice the voxel size: means of 2 x 2 x 2 voxels; float32 array.
 
     Parameters
     ----------
@@ -250,7 +253,7 @@ def halve(volume, start):
 
 
 def double(displacement, shape, start):
-    """A displacement field of a halved grid (`halve`) on the full one, in its voxels.
+    """Upsample a displacement field of a halved grid (`halve`) to the full one, in its voxels.
 
     Parameters
     ----------
@@ -271,7 +274,7 @@ def double(displacement, shape, start):
 
 
 def displaced_points(mask, displacement, to_world):
-    """Where the voxels of a mask lie in another world, after a displacement; (voxels, 3) array, mm.
+    """Return the world coordinates of the voxels of a mask after a displacement; (voxels, 3) array, mm.
 
     Parameters
     ----------
@@ -284,6 +287,6 @@ def displaced_points(mask, displacement, to_world):
 
 
 def sample(volume, affine, points_mm, order):
-    """Values of a volume at points of its world, zero outside; (points,) array of its type."""
+    """Interpolate a volume at points of its world, zero outside; (points,) array of its type."""
     voxels = nib.affines.apply_affine(np.linalg.inv(affine), points_mm)
     return ndimage.map_coordinates(volume, voxels.T, order=order)

@@ -27,7 +27,7 @@ NAMES = {  # of classes, in `dseg.tsv`
 
 
 def from_freesurfer(labels):
-    """Tissue classes of FreeSurfer's labels; lesions and hypointensities are white matter. uint8 array.
+    """Return tissue classes of FreeSurfer's labels; lesions and hypointensities are white matter. uint8 array.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ def from_freesurfer(labels):
 
 
 def from_table(labels, table):
-    """Tissue classes by the names that a table gives to labels; what is none of the three is 0. uint8 array.
+    """Return tissue classes by the names that a table gives to labels; what is none of the three is 0. uint8 array.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def from_table(labels, table):
 
 
 def by_intensity(labels, t1w):
-    """Tissue classes of three labels that nobody named: the darker on a T1w, the more fluid. uint8 array.
+    """Return tissue classes of three unnamed labels: the darker on a T1w, the more fluid. uint8 array.
 
     FSL, fMRIPrep and ANTs count in different orders; on a T1w CSF is darkest and white matter brightest.
 
@@ -81,7 +81,7 @@ def by_intensity(labels, t1w):
 
 
 def most_probable(probabilities):
-    """The most probable tissue where their sum is at least one half; uint8 array.
+    """Return the most probable tissue where their sum is at least one half; uint8 array.
 
     Parameters
     ----------

@@ -12,7 +12,7 @@ SYN_ITERATIONS = (40, 20)  # at 4 and 2 mm
 
 
 def import_ants():
-    """antspyx, with one thread: with several, sums are added up in another order, and a rerun gives other bytes.
+    """Import antspyx with one thread: several add up in another order, and a rerun would give other bytes.
 
     Raises
     ------
@@ -65,7 +65,7 @@ def find_in(t1w, brain_mask, affine, template, template_affine, start=(0, 0, 0))
 
 
 def deform(fixed, moving, start):
-    """Symmetric normalisation (SyN, Avants et al. 2008; antspyx) of two brains that lie on one another, at 2 mm.
+    """Register two brains that overlap by symmetric normalisation (SyN, Avants et al. 2008; antspyx) at 2 mm.
 
     Parameters
     ----------

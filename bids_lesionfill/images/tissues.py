@@ -19,7 +19,7 @@ MAX_DIP = 0.85
 
 
 def foreground(t1w):
-    """Largest connected part of what is clearly not zero, holes filled; bool array."""
+    """Return the largest connected part of what is clearly not zero, holes filled; bool array."""
     bright = np.percentile(t1w[t1w > 0], 99) if (t1w > 0).any() else 0
     labels, n_parts = ndimage.label(t1w > 0.02 * bright)
     if not n_parts:
@@ -29,7 +29,7 @@ def foreground(t1w):
 
 
 def find_brain(t1w):
-    """Brain mask: the foreground of a skull-stripped image, else by deepbet (Fisch et al. 2024).
+    """Return the brain mask: the foreground of a skull-stripped image, else by deepbet (Fisch et al. 2024).
 
     See `is_skull_stripped`.
 
@@ -56,7 +56,9 @@ def find_brain(t1w):
 
 
 def is_skull_stripped(image, head=None):
-    """Whether an image shows a brain without its head: air is zero, and no dark skull lies below a brighter scalp.
+    """Return True if an image shows a brain without its head.
+
+    Air is zero, and no dark skull lies below a brighter scalp.
 
     Parameters
     ----------
@@ -81,7 +83,9 @@ def is_skull_stripped(image, head=None):
 
 
 def skull_dip(image, head, depth_mm=24):
-    """How dark the darkest layer below the surface is, as a share of layers above and below; 1 if none is darker.
+    """Return how dark the darkest layer below the surface is, as a share of layers above and below.
+
+    1 if none is darker.
 
     Parameters
     ----------
@@ -103,7 +107,7 @@ def skull_dip(image, head, depth_mm=24):
 
 
 def extract_brain(t1w):
-    """Brain mask of a whole head by deepbet, whose weights are in its package; (X, Y, Z) bool array."""
+    """Extract the brain of a whole head by deepbet, whose weights are in its package; (X, Y, Z) bool array."""
     from deepbet import BrainExtraction  # imports torch
 
     # deepbet takes the image's own 0.5 and 99.5 percentiles for its window, so units do not matter.
@@ -113,7 +117,7 @@ def extract_brain(t1w):
 
 
 def correct_bias(t1w, brain_mask):
-    """T1w divided by its bias field (N4, Tustison et al. 2010; SimpleITK), float32 array.
+    """Divide a T1w by its bias field (N4, Tustison et al. 2010; SimpleITK); float32 array.
 
     N4 works on logarithms and leaves a voxel that has none as it is, as if its intensity were one: such voxels take no
     part, and the image enters in units of its median, so that its own unit does not matter.
@@ -134,7 +138,7 @@ def correct_bias(t1w, brain_mask):
 
 
 def classify(t1w, brain_mask, lesion_mask):
-    """Tissue classes by a mixture of three normal distributions on the bias-corrected T1w.
+    """Classify tissue by a mixture of three normal distributions on the bias-corrected T1w.
 
     Lesions take no part in the fit. They are classified as any voxel: on T1w images as grey matter, mostly.
 
@@ -176,7 +180,7 @@ def classify(t1w, brain_mask, lesion_mask):
 
 
 def claim_rim(wm_mask, lesion_mask, brain_mask, reach_voxels=3):
-    """White matter, with the soft rims of lesions claimed back from grey matter.
+    """Return white matter, with the soft rims of lesions claimed back from grey matter.
 
     A voxel that is part lesion, part white matter looks grey. Growing the mask into white matter alone would then
     stop just where it is needed. What hugs a lesion in a sheet of at most two voxels, and is not the edge of

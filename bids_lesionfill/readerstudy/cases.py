@@ -17,7 +17,7 @@ KEPT_HEADER = [
 
 
 def draw_case(image_img, t1w_img, lesion_mask_img, model, num_inference_steps, rng, n_largest=10, device='cpu'):
-    """One patient's blinded image with one lesion replaced, drawn from the largest (thesis 3.5).
+    """Sample one patient's blinded image with one lesion replaced, one of the largest (thesis 3.5).
 
     Parameters
     ----------
@@ -57,7 +57,10 @@ def draw_case(image_img, t1w_img, lesion_mask_img, model, num_inference_steps, r
 
 
 def describe_lesions(labels, affine):
-    """The table of numbered lesions: each one's point nearest to its centre of mass (mm, world) and its volume."""
+    """Return the table of numbered lesions.
+
+    Each one's point nearest to its centre of mass (mm, world) and its volume.
+    """
     rows = []
     for number in range(1, labels.max() + 1):
         points = nib.affines.apply_affine(affine, np.argwhere(labels == number))
@@ -69,7 +72,7 @@ def describe_lesions(labels, affine):
 
 
 def replace_lesion(image_img, lesion, lesion_mask, t1w_img, model, num_inference_steps, seed, device='cpu'):
-    """The image with one lesion voided and synthesized anew; all else keeps its stored values, bit for bit.
+    """Return the image with one lesion voided and synthesized anew; all else keeps its stored values, bit for bit.
 
     Parameters
     ----------
@@ -109,7 +112,7 @@ def replace_lesion(image_img, lesion, lesion_mask, t1w_img, model, num_inference
 
 
 def draw_contrast(brain, hole, model, seed):
-    """A contrast for the lesion that is replaced, drawn from that of the patient's others of its size; (X, Y, Z)."""
+    """Sample a contrast for the replaced lesion from those of the patient's other lesions of its size; (X, Y, Z)."""
     others = brain.lesion_mask & ~hole
     reference, _ = contrasts.reference_contrasts(brain.image, others, brain.wm_mask, model)
     strengths = contrasts.draw_strengths(np.random.default_rng(seed), 1, 'auto')
@@ -118,7 +121,7 @@ def draw_contrast(brain, hole, model, seed):
 
 
 def blind(img):
-    """An image with a new header that keeps grid, data type and scaling, but no word, no date and no extension."""
+    """Return an image with a new header that keeps grid, data type and scaling, but no word, date or extension."""
     header = type(img.header)()
     for field in KEPT_HEADER:
         header[field] = img.header[field]

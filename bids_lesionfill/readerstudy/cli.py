@@ -82,7 +82,7 @@ def make(options):
 
 
 def write_papers(study_dir, key_dir, key):
-    """Instructions, an empty form, the key, and its seal: what the readers have of it is its SHA-256."""
+    """Write instructions, an empty form, the key, and its seal: its SHA-256, which is all of it that readers have."""
     environment = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True)
     template = environment.from_string(Path(__file__).with_name(TEMPLATE).read_text(encoding='utf-8'))
     text = template.render(cases=key['cases'], modality=key['modality'])
@@ -94,7 +94,7 @@ def write_papers(study_dir, key_dir, key):
 
 
 def load_model(options):
-    """The model on its device; it must be one that synthesizes the modality."""
+    """Load the model on its device; it must be one that synthesizes the modality."""
     try:
         model = models.load_model(options.model, models.choose_device(options.device))
     except ValueError as error:
@@ -106,7 +106,7 @@ def load_model(options):
 
 
 def find_patients(options):
-    """As `layout.find_patients`, of the participants asked for."""
+    """Find patients as `datasets.find_patients`, of the participants asked for."""
     if not (options.bids_dir / 'dataset_description.json').is_file():
         raise errors.UsageError(f'BIDS_DIR {options.bids_dir} has no dataset_description.json: it is no BIDS dataset')
     patients = datasets.find_patients(options.bids_dir, options.modality)
@@ -117,7 +117,7 @@ def find_patients(options):
 
 
 def read_key(study_dir, key_dir):
-    """The key, if it is the one that was sealed when the study was made; else UsageError."""
+    """Read the key; UsageError if it is not the one that was sealed when the study was made."""
     key_file, seal_file = key_dir / 'key.json', study_dir / 'key.sha256'
     for path in (key_file, seal_file):
         if not path.is_file():
@@ -142,7 +142,7 @@ def check_scores(key_dir):
 
 
 def read_form(path, cases):
-    """A reader's answers by case: dict of dict with `lesion`, `confidence` (None where missing) and `hit`.
+    """Read a reader's answers by case: dict of dict with `lesion`, `confidence` (None where missing) and `hit`.
 
     Raises
     ------
@@ -176,7 +176,7 @@ def read_form(path, cases):
 
 
 def compare(one, other):
-    """Agreement of two readers: cases that both hit, in which both name one lesion, and Cohen's kappa of the hits."""
+    """Compare two readers: cases that both hit, in which both name one lesion, and Cohen's kappa of the hits."""
     hits = [[row['hit'] for row in answers.values()] for answers in (one, other)]
     same = [one[case]['lesion'] == other[case]['lesion'] for case in one if one[case]['lesion'] is not None]
     kappa = statistics.cohen_kappa(*hits)
@@ -221,7 +221,7 @@ def score(options):
 
 
 def to_markdown(readers, confidences, agreement):
-    """What `score` found, as text."""
+    """Format the results of `score` as Markdown."""
     lines = ['| reader | hits | 95 % interval | hits by chance | p of guessing |', '|---|---|---|---|---|']
     lines += [
         '| {reader} | {hits} of {cases} ({hit_percent:.0f} %) | {low_percent:.1f} to {high_percent:.1f} % '
@@ -246,7 +246,7 @@ def to_markdown(readers, confidences, agreement):
 
 
 def parse_options(argv=None):
-    """Command line of the reader study."""
+    """Parse the command line of the reader study."""
     parser = argparse.ArgumentParser(
         prog='python -m bids_lesionfill.readerstudy',
         description=__doc__,

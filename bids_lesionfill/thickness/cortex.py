@@ -4,7 +4,6 @@ import itertools
 
 import numpy as np
 from scipy import ndimage
-from skimage.segmentation import find_boundaries
 
 OUTSIDE, CORTEX, INSIDE = 0, 1, 2  # of the ribbon: fluid and background; grey matter; all that it encloses
 NEAREST_VOXELS = np.sqrt(3)  # a label that is farther away is that of something else (DL+DiReCT: the same)
@@ -96,7 +95,7 @@ def average_by_label(values, labels, n_labels, mask):
     means : (n_labels,) float64 array, NaN where there is no voxel
     counts : (n_labels,) int array
     """
-    boundary = find_boundaries(mask, connectivity=1, mode='inner') & (values > 0) & (labels > 0)
+    boundary = mask & ~ndimage.binary_erosion(mask, border_value=1) & (values > 0) & (labels > 0)
     counts = np.bincount(labels[boundary], minlength=n_labels + 1)[1:]
     sums = np.bincount(labels[boundary], weights=values[boundary], minlength=n_labels + 1)[1:]
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan), counts

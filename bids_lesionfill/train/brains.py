@@ -23,7 +23,7 @@ class Brain(NamedTuple):
 
 
 def read_tissues(t1w_file, dseg_file):
-    """A normalised T1w and its tissue segmentation on the working grid: (X, Y, Z) float32 and uint8 arrays."""
+    """Return a normalised T1w and its tissue segmentation on the working grid: (X, Y, Z) float32 and uint8 arrays."""
     t1w_img, dseg_img = grid.conform(nib.load(t1w_file)), nib.load(dseg_file)
     tissue_seg = np.zeros(t1w_img.shape, dtype=np.uint8)
     for label in (tissues.CSF, tissues.GREY_MATTER, tissues.WHITE_MATTER):
@@ -75,7 +75,7 @@ def read_patients(images, filler):
 
 
 def without_lesions(patient, filler):
-    """A patient's image with lesions and their rims filled by a model; (X, Y, Z) float array."""
+    """Return a patient's image with lesions and their rims filled by a model; (X, Y, Z) float array."""
     hole = masks.dilate_within(patient.lesion_mask, patient.wm_mask, 1)
     sign = lesions_contrasts.lesion_sign(patient.image, patient.lesion_mask, patient.wm_mask)
     hole = lesions_contrasts.grow_to_rim(patient.image, hole, patient.wm_mask, bright_lesions=sign > 0)
@@ -86,7 +86,7 @@ def without_lesions(patient, filler):
 
 
 def lesion_contrasts(brains, min_voxels=3):
-    """Volumes (mm3) and contrasts (see `inpaint.contrast_of`) of all lesions of patients: (n,) arrays."""
+    """Return volumes (mm3) and contrasts (see `inpaint.contrast_of`) of all lesions of patients: (n,) arrays."""
     measured = [lesions_contrasts.contrast_of(brain.image, brain.lesion_mask, brain.wm_mask)[1:] for brain in brains]
     volumes, contrasts = (np.concatenate(values) for values in zip(*measured))
     return volumes[volumes >= min_voxels], contrasts[volumes >= min_voxels]
@@ -110,13 +110,13 @@ def read_normal_appearing(images):
 
 
 def crop_to(mask, *arrays, margin_voxels=12):
-    """Arrays cut to the bounding box of a mask and a margin."""
+    """Crop arrays to the bounding box of a mask and a margin."""
     box = masks.bounding_box(mask, margin_voxels)
     return [array[box] for array in arrays]
 
 
 def read_lesion_shapes(mask_files, min_voxels=8):
-    """Connected lesions of real masks, cropped; see `masks.split_lesions`."""
+    """Return connected lesions of real masks, cropped; see `masks.split_lesions`."""
     shapes = []
     for mask_file in mask_files:
         mask_img = grid.conform(nib.load(mask_file), order=0)

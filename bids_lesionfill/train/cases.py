@@ -42,7 +42,7 @@ class CasePlan:
 
 
 def augment_intensity(images, rng):
-    """Another scanner: contrast, resolution, noise, a linear bias; the same for all images, of one shape.
+    """Simulate another scanner: contrast, resolution, noise, a linear bias; the same for all images, of one shape.
 
     White matter stays near +0.5.
     """
@@ -61,7 +61,7 @@ def augment_intensity(images, rng):
 
 
 def draw_fill_case(brain, lesions, plan, form, rng, large_lesions=()):
-    """One case of filling from a padded crop of a healthy brain; `large_lesions` are shapes of confluent ones.
+    """Sample one case of filling from a padded crop of a healthy brain; `large_lesions` are shapes of confluent ones.
 
     Returns
     -------
@@ -94,7 +94,9 @@ def draw_fill_case(brain, lesions, plan, form, rng, large_lesions=()):
 
 
 def draw_confluent_lesion(brain, large_lesions, plan, rng):
-    """A confluent lesion: its mask in white matter, and what it overlaps of fluid and grey matter within 2 voxels.
+    """Sample a confluent lesion.
+
+    Its mask in white matter, and what it overlaps of fluid and grey matter within 2 voxels.
 
     In part of the cases (`fluid_known_share`) fluid is left out of the overlap: the app keeps what it sees as fluid.
     """
@@ -109,7 +111,9 @@ def draw_confluent_lesion(brain, large_lesions, plan, rng):
 
 
 def draw_synthesis_case(brain, plan, form, rng):
-    """One case of synthesis from a padded crop of a patient: some of the lesions are to be painted, the others known.
+    """Sample one case of synthesis from a padded crop of a patient.
+
+    Some lesions are to be synthesized, others are known.
 
     Around those to be painted the tissue is healthy, as it is where a new lesion is asked for: what the mask misses of
     a lesion is filled, and in part of the cases the mask holds the soft rim. Their contrast is scaled, so that all
@@ -144,7 +148,7 @@ def finish_case(image, seen, wm_mask, lesion_mask, form, counted=None):
 
 
 def crop_centres(brain):
-    """Where crops of a brain may have their middle: groups of voxels, (n, 3) arrays, and each group's chance.
+    """Return candidate centres of crops: groups of voxels, (n, 3) arrays, and the probability of each group.
 
     All white matter of a healthy brain is one group; of a patient every lesion is one, in proportion to its diameter:
     else the large ones would be all that a model sees.
@@ -193,7 +197,7 @@ class TrainingCases(Dataset):
         return tuple(np.ascontiguousarray(slab, dtype=np.float32) for slab in slabs)
 
     def draw(self, rng):
-        """A case (see `draw_fill_case`), or None."""
+        """Sample a case (see `draw_fill_case`), or None."""
         n_slices = 1  # of 1 mm that are one slice of the crop
         if self.plan.native_thick_share and rng.random() < self.plan.native_thick_share:
             n_slices = int(rng.integers(2, 6))
@@ -206,7 +210,9 @@ class TrainingCases(Dataset):
         return draw_fill_case(brain, shapes[0], self.plan, self.form, rng, shapes[1])
 
     def draw_crop(self, rng, n_slices=1):
-        """A padded crop around white matter, or a patient's lesion, in one of its orientations: flips and quarter
+        """Sample a padded crop around white matter, or a patient's lesion, in one of its orientations.
+
+        Flips and quarter.
         turns that keep the axial slices axial; half turns where a crop is not square. Its slices are the mean of
         `n_slices` axial slices."""
         number = rng.integers(len(self.brains))
@@ -249,8 +255,10 @@ class TrainingCases(Dataset):
 
 
 def validation_cases(brains, lesions, plan, form, n_cases, seed):
-    """A fixed list of cases as dicts, with their `kind`: of patients `synth`; of healthy brains real lesion shapes,
-    in turn `clean` (the mask is exact) and `rim` (a painted lesion, whose soft rim the mask misses)."""
+    """Return a fixed list of cases as dicts, with their `kind`: of patients `synth`.
+
+    Of healthy brains real lesion shapes, in.
+    turn `clean` (the mask is exact) and `rim` (a painted lesion, whose soft rim the mask misses)."""
     cases, index = [], 0
     plan = replace(plan, ellipsoid_share=0.0, intensity_augmentation=False, axis_augmentation=False, max_dilation=0)
     drawers = {

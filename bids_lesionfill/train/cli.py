@@ -26,7 +26,7 @@ OWN_FOLDER = ('plan.json', ('task', 'modality', 'num_updates'), 'train', 'unet')
 
 
 def main(argv=None):
-    """Command line of the training; return the exit code."""
+    """Run the command line of the training; return the exit code."""
     parser = argparse.ArgumentParser(
         prog='python -m bids_lesionfill.train',
         description=__doc__.split('\n')[0],
@@ -97,7 +97,7 @@ def main(argv=None):
 
 
 def read_data(options, plan):
-    """Brains to train and to validate, lesion shapes to train and to validate, by the command line's options."""
+    """Return brains to train and to validate, lesion shapes to train and to validate, by the command line's options."""
     healthy_dirs = options.bids_dir if (plan.task, plan.modality) == ('fill', 'T1w') else []
     patient_dirs = options.patients if healthy_dirs else options.bids_dir
     must_validate = not healthy_dirs and not options.no_validation
@@ -120,7 +120,10 @@ def read_data(options, plan):
 
 
 def split_patients(bids_dirs, modality, held_out, must_validate):
-    """Files of patients to train and to validate (see `layout.find_patients`), by the labels that are held out."""
+    """Return files of patients to train and to validate (see `layout.find_patients`).
+
+    By the labels that are held out.
+    """
     images = [image for bids_dir in bids_dirs for image in datasets.find_patients(bids_dir, modality)]
     held_out = {label.removeprefix('sub-') for label in held_out}
     if must_validate and not held_out:

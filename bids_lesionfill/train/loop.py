@@ -28,7 +28,7 @@ logger = logging.getLogger('bids_lesionfill.train')
 
 
 def train_step(network, batch, scheduler, plan, draw):
-    """Losses of one batch; the noise and the time steps depend on the seed and the number of the draw alone.
+    """Compute the losses of one batch; noise and time steps depend on the seed and the number of the draw alone.
 
     Returns
     -------
@@ -49,14 +49,14 @@ def train_step(network, batch, scheduler, plan, draw):
 
 
 def loss_weights(scheduler, timesteps, plan):
-    """Min-SNR weights of a plan, or ones."""
+    """Return Min-SNR weights of a plan, or ones."""
     if plan.min_snr_gamma is None:
         return torch.ones(len(timesteps), device=timesteps.device)
     return process.min_snr_weights(scheduler, timesteps, plan.min_snr_gamma)
 
 
 def objective(losses, weights, plan):
-    """What is minimised: the weighted mean of the slabs' losses, or of their logarithms.
+    """Compute the loss to minimise: the weighted mean of the slabs' losses, or of their logarithms.
 
     A small lesion in even tissue has a loss hundreds of times below that of a large one. With the plain mean it
     counts for nothing, and a model is worse there than interpolation; PSNR, a logarithm as well, shows it.
@@ -294,7 +294,7 @@ def write_row(path, row):
 
 
 def read_rows(path):
-    """A CSV file as a list of dicts; empty if there is none."""
+    """Return a CSV file as a list of dicts; empty if there is none."""
     if not path.exists():
         return []
     with open(path, newline='', encoding='utf-8') as file:

@@ -51,7 +51,9 @@ class Plan:
 
     @classmethod
     def from_json(cls, text):
-        """Inverse of `to_json`; what is not said is that of the plan named by `from`, or has its default.
+        """Read a plan from JSON, the inverse of `to_json`.
+
+        Missing fields are those of the plan named by `from`, or defaults.
 
         Raises
         ------
@@ -73,16 +75,16 @@ class Plan:
         return cls(**(values | {'form': forms.Form(**values['form']), 'cases': train_cases.CasePlan(**cases)}))
 
     def to_json(self):
-        """Indented JSON."""
+        """Return indented JSON."""
         return json.dumps(asdict(self), indent=2) + '\n'
 
     def build_unet(self):
-        """A new network of this plan."""
+        """Build a new network of this plan."""
         options = {name: tuple(v) if isinstance(v, list) else v for name, v in self.unet_options.items()}
         return unet.build_unet(self.size, self.form.n_channels, self.pseudo_3d, **options)
 
     def build_scheduler(self):
-        """The noise schedule of this plan."""
+        """Build the noise schedule of this plan."""
         return process.build_scheduler(
             self.noise_schedule,
             self.prediction_type,
@@ -179,7 +181,7 @@ UNCONDITIONAL = forms.Form(kind='unconditional', inside_mask_only=False)
 
 
 def thesis_plans(start, prefix):
-    """Every model of the thesis' chapter 3, as changes of one plan: 2D and pseudo-3D, filling and synthesis."""
+    """Return every model of the thesis' chapter 3 as changes of one plan: 2D and pseudo-3D, filling and synthesis."""
     plans = []
     unconditional = {'form': UNCONDITIONAL, 'n_validation_cases': 4}  # RePaint takes 482 passes, and so the thesis
     for dimension, pseudo_3d in (('2d', False), ('3d', True)):
@@ -199,7 +201,7 @@ def thesis_plans(start, prefix):
 
 
 def small_plans():
-    """Those of the benchmarks: every model of the thesis and our changes to it, small enough for a few CPU minutes."""
+    """Return the plans of the benchmarks: the thesis' models and our changes to them, for a few CPU minutes each."""
     common = {
         'size': 'small',
         'batch_size': 4,
@@ -248,7 +250,7 @@ PLANS = {
 
 
 def learning_rate_factor(plan, update):
-    """Linear warm-up, constant, then a cosine to zero over the last `decay_updates` (1 at full rate)."""
+    """Return the rate's factor: linear warm-up, constant, then a cosine to zero over the last `decay_updates`."""
     warmup = min(1.0, (update + 1) / plan.warmup_updates) if plan.warmup_updates else 1.0
     left = (plan.num_updates - update) / plan.decay_updates if plan.decay_updates else 1.0
     return warmup * 0.5 * (1 - math.cos(math.pi * min(1.0, max(0.0, left))))

@@ -31,7 +31,7 @@ class Remapping(NamedTuple):
 
 
 def measure_levels(image, tissue_seg):
-    """Median intensities of fluid and grey matter in a T1w: `Levels`; None if they are not in a T1w's order."""
+    """Measure median intensities of fluid and grey matter in a T1w: `Levels`; None if not in a T1w's order."""
     csf, grey_matter = (
         float(np.median(image[tissue_seg == label])) if (tissue_seg == label).any() else np.nan
         for label in (tissues.CSF, tissues.GREY_MATTER)
@@ -66,7 +66,7 @@ def draw_remapping(levels, rng):
 
 
 def share_of_grey(tissue_seg):
-    """How much of the neighbourhood is grey matter that is thicker than a voxel, 0 to 1; (X, Y, Z) float32 array.
+    """Return the share of the neighbourhood that is grey matter thicker than a voxel, 0 to 1; (X, Y, Z) float32 array.
 
     A sheet of voxels between a ventricle and white matter is called grey matter for its intensity alone.
     """
@@ -75,7 +75,7 @@ def share_of_grey(tissue_seg):
 
 
 def remap(image, tissue_seg, remapping):
-    """A T1w in another contrast; background stays at -1.
+    """Return a T1w in another contrast; background stays at -1.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ def add_texture(image, deviation, smoothness_voxels, rng):
 
 
 def thicken_slices(image, thickness_voxels, rng, axis=2):
-    """An image as it looks after it was acquired in thick slices and interpolated back; same shape.
+    """Simulate an acquisition in thick slices that was interpolated back; same shape.
 
     Parameters
     ----------
@@ -134,7 +134,7 @@ def thicken_slices(image, thickness_voxels, rng, axis=2):
 
 
 def pool_slices(array, n_slices):
-    """Mean of every `n_slices` axial slices (last axis): an image on the grid of thick slices.
+    """Average every `n_slices` axial slices (last axis): an image on the grid of thick slices.
 
     A mask keeps the voxels of which it holds more than half; of integer labels the middle slice is taken.
     """
@@ -149,13 +149,13 @@ def pool_slices(array, n_slices):
 
 
 def randomise_contrast(image, tissue_seg, levels, rng):
-    """Another contrast, with structure in the white matter that the T1w does not have; see `draw_remapping`."""
+    """Sample another contrast, with structure in the white matter that the T1w does not have; see `draw_remapping`."""
     image = remap(image, tissue_seg, draw_remapping(levels, rng))
     return add_texture(image, rng.uniform(0, 0.06), rng.uniform(2, 6), rng) if rng.random() < 0.5 else image
 
 
 def randomise_acquisition(image, rng, thick=True):
-    """Another resolution, noise and bias field; in a third of the cases thick slices, interpolated back.
+    """Sample another resolution, noise and bias field; in a third of the cases thick slices, interpolated back.
 
     Parameters
     ----------
@@ -185,7 +185,7 @@ def randomise_acquisition(image, rng, thick=True):
 
 
 def draw_confluent_mask(allowed, large_lesions, rng, max_lesions=4, max_share=0.6):
-    """A mask of several large lesions that grew together near the middle of a crop.
+    """Sample a mask of several large lesions that grew together near the middle of a crop.
 
     Parameters
     ----------

@@ -13,7 +13,7 @@ N_TIMESTEP_BINS = 10  # the losses are logged for each tenth of the diffusion pr
 
 
 def losses_per_timestep(losses, timesteps, num_train_timesteps, name):
-    """Mean loss in each tenth of the diffusion process, NaN where none fell: dict of table 3.3's rows."""
+    """Return mean loss in each tenth of the diffusion process, NaN where none fell: dict of table 3.3's rows."""
     losses, bins = np.asarray(losses), np.asarray(timesteps) * N_TIMESTEP_BINS // num_train_timesteps
     width = num_train_timesteps // N_TIMESTEP_BINS
     return {
@@ -23,7 +23,7 @@ def losses_per_timestep(losses, timesteps, num_train_timesteps, name):
 
 
 def sampler_of(plan, scheduler, case, generator, device='cpu'):
-    """How a model of a plan is sampled in a case; see `inpaint.sampler_of`."""
+    """Return the sampler of a plan's model in a case; see `inpaint.sampler_of`."""
     image, mask = (
         torch.from_numpy(tiles.to_slab(case[name]).copy())[None, None].to(device) for name in ('seen', 'lesion_mask')
     )
@@ -32,7 +32,7 @@ def sampler_of(plan, scheduler, case, generator, device='cpu'):
 
 @torch.no_grad()
 def validate(network, cases, scheduler, plan, perceptual_distance=None, accelerator=None):
-    """Table 3.3 on a list of cases (see `dataset.validation_cases`): losses per time step; and by kind of case
+    """Compute table 3.3 on a list of cases (see `validation_cases`): losses per time step; and by kind of case
 
     - `<kind>/model_mse` and so on: M1 inside the mask of the pasted result, and `base_mse` of its classical base;
     - `<kind>/out_mse`, `<kind>/whole_mse`: of the network's own output, where nothing is pasted;
@@ -61,7 +61,10 @@ def validate(network, cases, scheduler, plan, perceptual_distance=None, accelera
 
 
 def validate_case(network, case, number, scheduler, plan, perceptual_distance=None):
-    """Scores of one case (dict), and its losses as pairs (loss, time step); the noise depends on its number alone."""
+    """Return scores of one case (dict), and its losses as pairs (loss, time step).
+
+    The noise depends on its number alone.
+    """
     generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + number)
     device, mask = next(network.parameters()).device, case['lesion_mask']
     channels = torch.from_numpy(tiles.to_slab(case['channels']).copy())[None].to(device)
