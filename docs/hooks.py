@@ -4,6 +4,7 @@ import posixpath
 import re
 from pathlib import Path
 
+from bids_lesionfill.app import options_page
 from bids_lesionfill.app import parser as app_parser
 from bids_lesionfill.layout import derivatives, tables
 
@@ -53,9 +54,9 @@ def on_page_markdown(markdown, page, config, **_):
 
 def filled_in(markdown):
     """Replace the marks of a page by what they stand for."""
-    markdown = markdown.replace('<!-- options -->', options_as_markdown())
+    markdown = markdown.replace('<!-- options -->', options_page.options_as_markdown())
     markdown = markdown.replace('<!-- help -->', help_as_markdown())
-    markdown = markdown.replace('<!-- exit codes -->', exit_codes_as_markdown())
+    markdown = markdown.replace('<!-- exit codes -->', options_page.exit_codes_as_markdown())
     return re.sub(r'<!-- columns (\w+) -->', lambda mark: columns_as_markdown(COLUMNS[mark[1]]), markdown)
 
 
@@ -86,28 +87,10 @@ def with_links(markdown, source, src_uri, repo_url):
     return LINK.sub(rewritten, markdown)
 
 
-def options_as_markdown():
-    """Return tables of all options, one per group of the parser."""
-    parser = app_parser.build_parser()
-    lines = []
-    for group in parser._action_groups:
-        actions = [action for action in group._group_actions if action.dest != 'help']
-        if actions:
-            lines += [f'## {group.title}', '', '| option | meaning |', '|---|---|']
-            lines += [f'| {names_of(action)} | {help_of(action, parser)} |' for action in actions] + ['']
-    return '\n'.join(lines)
-
-
 def help_as_markdown():
     """Return the text of `--help`, as an indented block."""
     lines = app_parser.build_parser().format_help().splitlines()
     return '\n'.join(f'    {line}'.rstrip() for line in lines)
-
-
-def exit_codes_as_markdown():
-    """Return the table of exit codes."""
-    codes = [line.split(maxsplit=1) for line in app_parser.EXIT_CODES.splitlines()[1:]]
-    return '\n'.join(['| code | meaning |', '|---|---|', *(f'| {code} | {words} |' for code, words in codes)])
 
 
 def columns_as_markdown(columns):
@@ -117,15 +100,3 @@ def columns_as_markdown(columns):
         meaning = about['Description'].replace('|', '\\|')
         lines.append(f'| `{name}` | {meaning} | {about.get("Units", "")} |')
     return '\n'.join(lines)
-
-
-def names_of(action):
-    """Return the names of an argument, without the spellings with underscores."""
-    names = [name for name in action.option_strings if '_' not in name] or [action.dest]
-    value = action.metavar or ('{' + ','.join(map(str, action.choices)) + '}' if action.choices else '')
-    return '<br>'.join(f'`{name}`' for name in names) + (f' `{value}`' if action.option_strings and value else '')
-
-
-def help_of(action, parser):
-    """Return the help of an argument with its default filled in."""
-    return (action.help or '').replace('%(default)s', str(action.default)).replace('%%', '%').replace('|', '\\|')

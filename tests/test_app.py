@@ -182,7 +182,7 @@ def test_promise_4_what_is_done_is_not_done_again(dataset, run, tmp_path):
     assert run(root, tmp_path / 'out') == exit_codes.OK
     assert filled.stat().st_mtime_ns == first
     assert measured.exists()
-    assert run(root, tmp_path / 'out', '--dilate', '0') == exit_codes.OK
+    assert run(root, tmp_path / 'out', '--rims', 'grown') == exit_codes.OK
     assert filled.stat().st_mtime_ns != first
     assert not measured.exists()  # its thickness was that of the other filling
 
@@ -197,7 +197,8 @@ def test_promise_5_every_number_is_explained(dataset, run, tmp_path, model_dir):
                                'bids:lesions:sub-01/anat/sub-01_label-lesion_mask.nii.gz']  # fmt: skip
     assert info['LesionVoxelsUsed'] == used_mask.sum()
     assert info['Model'] == 'tiny'
-    assert {'SkullStripped', 'RandomSeed', 'NumInferenceSteps', 'Dilation', 'LesionVoxelsGiven', 'Device'} <= set(info)
+    assert {'SkullStripped', 'RandomSeed', 'NumInferenceSteps', 'LesionVoxelsGiven', 'Device'} <= set(info)
+    assert {'LesionVoxelsUnmixed', 'Texture'} <= set(info)
 
 
 @pytest.mark.parametrize(('content', 'words'), [
@@ -351,13 +352,13 @@ def test_promise_4_what_is_done_is_done_again_if_the_t1w_or_the_rim_is_another(
 
     assert run_modalities(root, tmp_path / 'out', 'FLAIR') == exit_codes.OK
     assert not is_done_again()
-    assert is_done_again('--rim-voxels', '0')
+    assert is_done_again('--rims', 'grown')
     nib.save(make_phantom(seed=7).t1w_img, root / t1w_path('01'))
-    assert is_done_again('--rim-voxels', '0')
+    assert is_done_again('--rims', 'grown')
 
 
 def test_promise_5_every_number_of_a_flair_is_explained(flair_dataset, run_modalities, tmp_path, model_dirs):
-    more = ('--rim-voxels', '1')
+    more = ('--rims', 'grown', '--rim-voxels', '1')
     assert run_modalities(flair_dataset(('01',)), tmp_path / 'out', 'FLAIR', more=more) == exit_codes.OK
     anat = tmp_path / 'out/sub-01/anat'
     info = derivatives.read_sidecar(anat / 'sub-01_desc-filled_FLAIR.nii.gz')
@@ -466,7 +467,7 @@ def test_results_of_freesurfer_are_read_for_the_filling_that_they_measured_alone
         (tmp_path / name / 'sub-01/mri').mkdir()
         (tmp_path / name / 'sub-01/mri/aseg.mgz').write_text('labels that nobody should read')
     reading = ['--thickness', 'freesurfer', '-d', f'original={tmp_path / "fs_raw"}', f'filled={tmp_path / "fs_filled"}']
-    assert run(root, out, *reading, '--dilate', '0') == exit_codes.SOME_FAILED
+    assert run(root, out, *reading, '--rims', 'grown') == exit_codes.SOME_FAILED
     (row,) = text_files.read_tsv(out / 'participants.tsv')
     assert 'filled from other inputs or with other options, and freesurfer measured that' in row['message']
     assert run(root, out, *reading) == exit_codes.OK

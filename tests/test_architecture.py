@@ -71,7 +71,8 @@ HEAVY = {
 # What `--help`, `--version` and a usage error import before anything heavy may be.
 LIGHT = [
     *('__init__.py', '__main__.py', 'app/cli.py', 'app/config.py', 'app/exit_codes.py', 'app/options.py'),
-    *('app/parser.py', 'app/validation.py', 'diffusion/models.py', 'thickness/registry.py', 'thickness/engine.py'),
+    *('app/parser.py', 'app/options_page.py', 'app/log.py', 'app/table.py', 'app/validation.py', 'app/values.py'),
+    *('diffusion/models.py', 'thickness/registry.py', 'thickness/engine.py'),
     *('diffusion/registry.py', 'diffusion/filler.py', 'modality.py', 'plugins.py'),
     'layout',
 ]

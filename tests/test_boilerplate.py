@@ -75,7 +75,13 @@ def test_works_that_are_listed_are_those_that_the_text_cites(options, tools, wor
     ],
 )
 def test_text_says_how_far_the_mask_grew(dilate, rim_voxels, sentence):
-    assert sentence in text_of(dilate=dilate, rim_voxels=rim_voxels)
+    assert sentence in text_of(rims='grown', dilate=dilate, rim_voxels=rim_voxels)
+
+
+def test_text_says_that_rims_were_unmixed():
+    text = text_of()
+    assert 'the share of lesion in each voxel was estimated and removed' in text
+    assert 'grown' not in text
 
 
 def test_text_says_which_lesions_were_kept_and_how_many_samples_were_drawn():

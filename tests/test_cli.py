@@ -19,6 +19,8 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture
 def bids_dir(tmp_path):
     write_description(tmp_path / 'data')
+    for folder in ('sub-01/ses-1', 'sub-02', 'sub-07'):
+        (tmp_path / 'data' / folder).mkdir(parents=True)
     return tmp_path / 'data'
 
 
@@ -47,13 +49,44 @@ def test_entry_points_answer_without_heavy_imports(command):
     assert not imported & {'torch', 'diffusers', 'numpy', 'bids', 'scipy', 'matplotlib', 'nibabel'}
 
 
-def test_unknown_argument_is_64(bids_dir, tmp_path, caplog):
-    assert cli.main([str(bids_dir), str(tmp_path / 'out'), 'participant', '--fill-everything']) == 64
-    assert '--fill-everything' in caplog.text
+@pytest.mark.parametrize(('typed', 'words'), [
+    (['--fill-everything'], 'unknown argument --fill-everything (see'),
+    (['--participant', '01'], 'unknown argument --participant: did you mean --participant-label?'),
+    (['--participants-label=01'], 'unknown argument --participants-label: did you mean --participant-label?'),
+    (['--sesion_id', 'a'], 'unknown argument --sesion_id: did you mean --session_id?'),
+    (['--dilat', '1', '--xyzzy'], 'unknown argument --dilat: did you mean --dilate?; --xyzzy (see'),
+    (['-x'], 'unknown argument -x (see'),
+], ids=lambda value: value[0] if isinstance(value, list) else '')  # fmt: skip
+@pytest.mark.parametrize('program', ['/usr/bin/bids_lesionfill', 'run.py'])
+def test_unknown_argument_is_64_and_the_sentence_names_what_was_meant(
+    bids_dir, tmp_path, capsys, monkeypatch, program, typed, words
+):
+    monkeypatch.setattr(sys, 'argv', [program])
+    assert cli.main([str(bids_dir), str(tmp_path / 'out'), 'participant', *typed]) == exit_codes.UNKNOWN_ARGUMENT == 64
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f'{Path(program).name}: {words}')
+    assert not (tmp_path / 'out').exists()
 
 
-def test_abbreviations_are_not_guessed(bids_dir, tmp_path):
-    assert cli.main([str(bids_dir), str(tmp_path / 'out'), 'participant', '--participant', '01']) == 64
+def test_unknown_argument_comes_before_other_errors(capsys):
+    assert cli.main(['--participant', '01']) == exit_codes.UNKNOWN_ARGUMENT
+    assert '--participant-label' in capsys.readouterr().err
+
+
+def test_what_is_wrong_is_one_line_under_the_name_that_was_typed(capsys, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['/opt/env/bin/bids_lesionfill'])
+    with pytest.raises(SystemExit) as stop:
+        cli.main(['data', 'out', 'participant', '--dilate', '-1'])
+    assert stop.value.code == exit_codes.USAGE
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == 'bids_lesionfill: argument --dilate: -1 is below zero (see bids_lesionfill --help)'
+
+
+@pytest.mark.parametrize(('path', 'name'), [
+    ('/x/bids_lesionfill/__main__.py', 'python -m bids_lesionfill'), ('run.py', 'run.py'), ('', 'run.py'),
+])  # fmt: skip
+def test_name_of_the_program(path, name):
+    assert parser.program_name(path) == name
 
 
 @pytest.mark.parametrize(('bids', 'out', 'words'), [
@@ -102,6 +135,63 @@ def test_unknown_participant_is_2(bids_dir, tmp_path, caplog):
         cli.main([str(bids_dir), str(tmp_path / 'out'), 'participant', '--participant-label', '99']) == exit_codes.USAGE
     )
     assert '99' in caplog.text
+
+
+@pytest.mark.parametrize(('given', 'words'), [
+    (['--participant-label', '1'], 'no sub-1 in'),
+    (['--participant-label', 'sub-01', '8'], 'no sub-8 in'),
+    (['--mode', 'synth', '--mask-from', '99'], '--mask-from: no sub-99'),
+    (['--session-label', 'x'], '--session-label: no ses-x in'),
+    (['--session-label', 'ses-b', '--participant-label', '01'], '--session-label: no ses-b in sub-01, which has ses-1'),
+])  # fmt: skip
+def test_labels_that_do_not_exist_are_2_before_any_index(bids_dir, tmp_path, caplog, monkeypatch, given, words):
+    monkeypatch.setattr(cli, 'work', lambda options: pytest.fail('the index is at work'))
+    (bids_dir / 'sub-02/ses-b').mkdir(parents=True)
+    assert cli.main([str(bids_dir), str(tmp_path / 'out'), 'participant', *given]) == exit_codes.USAGE
+    assert words in caplog.text
+
+
+def test_labels_that_exist_are_taken(bids_dir, tmp_path):
+    options = parse(bids_dir, tmp_path, '--participant-label', '01', 'sub-02', '--session-label', '1')
+    assert (options.participant_labels, options.session_labels) == (('01', '02'), ('1',))
+
+
+def test_cuda_is_looked_for_before_the_validator_and_the_index(bids_dir, tmp_path, caplog, monkeypatch):
+    for name in ('work', 'validation.is_valid'):
+        monkeypatch.setattr(f'bids_lesionfill.app.cli.{name}', lambda options: pytest.fail('too late'))
+
+    def lacking(device):
+        raise ValueError('no usable GPU')
+
+    monkeypatch.setattr(models, 'choose_device', lacking)
+    for torch_version, words in (('2.9+cu128', 'no usable GPU'), ('2.9+cpu', 'torch is installed without CUDA')):
+        monkeypatch.setattr(validation.importlib.metadata, 'version', lambda name, version=torch_version: version)
+        assert cli.main([str(bids_dir), str(tmp_path / 'out'), 'participant', '--device', 'cuda']) == exit_codes.USAGE
+        assert words in caplog.text
+
+
+@pytest.mark.parametrize('given', [['--participant-label', '99'], ['--dilat', '1'], ['--model', 'nowhere']])
+def test_usage_errors_import_nothing_heavy(bids_dir, tmp_path, given):
+    command = [sys.executable, '-X', 'importtime', 'run.py', str(bids_dir), str(tmp_path / 'out'), 'participant']
+    done = subprocess.run([*command, *given], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode in (exit_codes.USAGE, exit_codes.UNKNOWN_ARGUMENT)
+    imported = {line.rpartition('|')[2].strip() for line in done.stderr.splitlines()}
+    assert not imported & {'torch', 'diffusers', 'numpy', 'bids', 'scipy', 'matplotlib', 'nibabel'}
+
+
+@pytest.mark.parametrize(('level', 'given', 'words'), [
+    ('participant', ['--juxta-min-voxels', '3'], '--juxta-min-voxels: only with the level group'),
+    ('group', ['--lesion-labels', '1', '--thickness'], '--lesion-labels, --thickness: only with the level participant'),
+])  # fmt: skip
+def test_options_of_the_other_level_are_2(bids_dir, tmp_path, caplog, level, given, words):
+    assert cli.main([str(bids_dir), str(tmp_path / 'out'), level, *given]) == exit_codes.USAGE
+    assert words in caplog.text
+
+
+def test_a_configuration_file_serves_both_levels(bids_dir, tmp_path, caplog):
+    (tmp_path / 'c.toml').write_text('thickness = ["pbt"]\njuxta_min_voxels = 3\n')
+    more = ['--config-file', str(tmp_path / 'c.toml')]
+    assert cli.main([str(bids_dir), str(tmp_path / 'out'), 'group', *more]) == exit_codes.NOTHING_TO_DO
 
 
 def test_group_level_says_that_there_is_nothing_to_do(bids_dir, tmp_path, caplog):
@@ -325,7 +415,8 @@ def test_model_and_modality_have_defaults(bids_dir, tmp_path):
 
 def test_modality_and_its_model_are_taken(bids_dir, tmp_path, write_model):
     model = write_model('fill', 'FLAIR')
-    options = parse(bids_dir, tmp_path, '--modality', 'FLAIR', 'FLAIR', '--model', model, '--rim-voxels', '0')
+    options = parse(bids_dir, tmp_path, '--modality', 'FLAIR', 'FLAIR', '--model', model, '--rims', 'grown',
+                    '--rim-voxels', '0')  # fmt: skip
     assert options.modalities == ('FLAIR',)
     assert options.of_result('FLAIR')['model'] == options.model_of('FLAIR') == model
     assert options.of_result('FLAIR')['rim_voxels'] == 0
@@ -414,7 +505,10 @@ def test_a_second_visit_is_not_the_same_result_as_so_many_lesions(bids_dir, tmp_
 @pytest.mark.parametrize(('arguments', 'words'), [
     (['--n-lesions', '3'], '--n-lesions: only with --mode synth'),
     (['--mask', 'm.nii.gz', '--n-variants', '2'], '--mask, --n-variants: only with --mode synth'),
-    (['--mode', 'synth', '--n-samples', '2'], '--n-samples is for filling'),
+    (['--mode', 'synth', '--n-samples', '2'], '--n-samples: only with --mode fill'),
+    (['--mode', 'synth', '--thickness', '--rims', 'grown'], '--rims, --thickness: only with --mode fill'),
+    (['--dilate', '0', '--rim-voxels', '0'], '--dilate, --rim-voxels: only with --rims grown'),
+    (['--mode', 'synth', '--lesion-labels', '1', '--dilate', '0'], 'only with --mode fill'),
     (['--mode', 'synth', '--mask', 'm.nii.gz', '--n-lesions', '3'], '--mask, --n-lesions contradict each other'),
     (['--mode', 'synth', '--mask-from', '01', '--lesion-load-ml', '3'], '--mask-from, --lesion-load-ml contradict'),
     (['--mode', 'synth', '--mask-from', '01', '--mask', 'm.nii.gz'], '--mask, --mask-from contradict each other'),

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from bids_examples import flair_path, mask_path, write_description
 
-from bids_lesionfill.app import cli, exit_codes, single_file
+from bids_lesionfill.app import cli, exit_codes, single_file, validation
+from bids_lesionfill.app import options as app_options
 from bids_lesionfill.app import parser as app_parser
 
 ROOT = Path(__file__).parent.parent
@@ -60,14 +61,17 @@ def test_design_names_every_package_and_module():
 # Generated parts
 
 
-def options_of(parser):
-    return {name for action in parser._actions for name in action.option_strings}
+def options_in(help_text):
+    """Return the options that a help text lists."""
+    return set(re.findall(r'(?<![\w-])--?[a-zA-Z][\w-]*', help_text))
 
 
 def test_every_option_is_on_the_page_of_options(hooks):
     page = hooks.filled_in((DOCS / 'options.md').read_text())
-    for name in options_of(app_parser.build_parser()) - {'-h', '--help'}:
-        assert '_' in name or f'`{name}`' in page, name
+    for name in {flag for flag in app_parser.all_flags() if '_' not in flag} - {'-h', '--help'}:
+        assert f'`{name}`' in page, name
+    for spec in app_options.all_specs().values():
+        assert spec.help.replace('|', '\\|') in page, spec.name
     assert '%(default)' not in page
     assert 'usage: ' in page
     assert '<!--' not in page
@@ -164,7 +168,10 @@ def test_commands_of_a_page_are_understood(name):
         for program, parser in parsers.items():
             arguments = arguments_of(words, program)
             if arguments is not None and not stops & set(arguments):
-                parser.parse_args(arguments)
+                parsed = parser.parse_args(arguments)
+                if program == 'bids_lesionfill':
+                    validation.check_level(parsed)
+                    validation.check_places(parsed)
         for module in RESEARCH:
             arguments = arguments_of(words, f'bids_lesionfill.{module}') or []
             assert set(re.findall(r'--[a-z0-9-]+', ' '.join(arguments))) <= options_in_source(module)
@@ -185,7 +192,7 @@ FOREIGN = {  # options of other programs that the text names
 
 @pytest.mark.parametrize('name', TEXTS)
 def test_options_in_the_text_exist(name):
-    known = options_of(app_parser.build_parser()) | options_of(single_file.build_parser()) | FOREIGN
+    known = app_parser.all_flags() | options_in(single_file.build_parser().format_help()) | FOREIGN
     known = known.union(*map(options_in_source, RESEARCH))
     text = re.sub(r'^```.*?^```', '', (ROOT / name).read_text(), flags=re.M | re.S)
     for option in re.findall(r'(?<![\w-])--[a-z][a-z0-9_-]+', text):

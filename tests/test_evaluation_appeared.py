@@ -25,9 +25,10 @@ def test_changes_are_judged(visits):
     first, second, changed, masks, _ = visits
     white = np.ones(SHAPE, dtype=bool)
     labels, changes = evaluate_appeared.find_changes(first, second, changed, white, VOXEL_MM)
-    verdicts = {name: changes[labels[LESIONS[name]] - 1].verdict for name in masks}
+    by_number = {change.number: change for change in changes}
+    verdicts = {name: by_number[labels[LESIONS[name]]].verdict for name in masks}
     assert verdicts == {'new': 'appeared', 'grown': 'grew', 'gone': 'vanished', 'noise': 'unclear'}
-    new = changes[labels[LESIONS['new']] - 1]
+    new = by_number[labels[LESIONS['new']]]
     assert new.volume_ml == masks['new'].sum() / 1000
     assert new.voxel == LESIONS['new']
     assert new.contrast_second - new.contrast_first == pytest.approx(80 / 17.5, rel=0.25)  # SD of structure and noise
@@ -46,7 +47,9 @@ def test_small_changes_and_lonely_ones_are_left_out(visits):
     white = np.ones(SHAPE, dtype=bool)
     crumb = np.zeros(SHAPE, dtype=bool)
     crumb[20, 20, 15] = True
-    assert len(evaluate_appeared.find_changes(first, second, changed | crumb, white, VOXEL_MM)[1]) == 4
+    labels, changes = evaluate_appeared.find_changes(first, second, changed | crumb, white, VOXEL_MM)
+    assert [change.number for change in changes] == [1, 2, 4, 5]  # the crumb is the third and keeps its number
+    assert labels[20, 20, 15] == 3
     assert evaluate_appeared.find_changes(first, second, changed, ~white, VOXEL_MM)[1] == []
 
 

@@ -10,10 +10,9 @@ SHAPE = (56, 52, 48)
 FLUID, GREY, WHITE, SD = 200.0, 500.0, 800.0, 10.0
 
 
-@pytest.fixture(scope='module')
-def head():
+def build_head(seed=3):
     """White matter with a ventricle in grey matter; a lesion that touches the ventricle, and one that does not."""
-    rng = np.random.default_rng(3)
+    rng = np.random.default_rng(seed)
     brain = np.zeros(SHAPE, dtype=bool)
     brain[2:-2, 2:-2, 2:-2] = True
     white = ndimage.binary_erosion(brain, iterations=7)
@@ -26,6 +25,11 @@ def head():
     apart = ellipsoid(SHAPE, (15, 26, 24), (3, 3, 3))
     lesions = at_fluid | apart
     return t1w, brain, lesions, ventricle, white, apart
+
+
+@pytest.fixture(scope='module')
+def head():
+    return build_head()
 
 
 @pytest.fixture(scope='module')
@@ -71,7 +75,7 @@ def test_untouched_tissue_measures_as_itself(head, untouched):
 def test_flat_fill_has_no_grain(head, untouched):
     t1w, _, lesions, *_ = head
     row = rows_of(head, untouched, np.where(lesions, WHITE, t1w))['all']
-    assert row['grain'] == pytest.approx(0, abs=1e-6)
+    assert row['grain'] == pytest.approx(0, abs=1e-4)  # float32
     assert row['glow'] == row['dark'] == 0
 
 
@@ -187,7 +191,7 @@ def test_no_place_gives_no_patches():
     nothing = np.zeros((20, 20, 20), dtype=bool)
     image = np.zeros(nothing.shape)
     patches = discriminability.draw_patches(image, image, ~nothing, nothing, np.random.default_rng(0))
-    assert patches.filled.shape == patches.mask.shape == (0, 9, 9, 9)
+    assert patches.filled.shape == patches.mask.shape == (0, 7, 7, 7)
 
 
 @pytest.mark.parametrize('classifier', discriminability.CLASSIFIERS)

@@ -116,7 +116,7 @@ def test_a_second_run_replaces_links_and_files(dataset, tmp_path):
 
 
 @pytest.mark.parametrize(('more', 'words'), [
-    (['--mode', 'synth'], 'is for --mode fill'), ([], 'is in BIDS_DIR'),
+    (['--mode', 'synth'], 'only with --mode fill'), ([], 'is in BIDS_DIR'),
 ])  # fmt: skip
 def test_raw_layout_that_cannot_be_is_2(dataset, tmp_path, caplog, more, words):
     out = dataset / 'derivatives/x' if words == 'is in BIDS_DIR' else tmp_path / 'raw'

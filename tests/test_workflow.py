@@ -54,7 +54,10 @@ def test_nodes_of_nipype_do_what_one_process_does(bids_dir, tmp_path, caplog):
     assert run(bids_dir, tmp_path, 'many', '--nprocs', '2') == exit_codes.NOTHING_TO_DO
     assert tables(tmp_path / 'one') == tables(tmp_path / 'many')
     text = (tmp_path / 'one/logs/CITATION.md').read_text().partition('\n')[0]
-    assert f'<pre class="paper">{html.escape(text)}</pre>' in (tmp_path / 'one/sub-01.html').read_text()
+    assert 'were filled' in text
+    page = (tmp_path / 'one/sub-01.html').read_text()
+    assert 'class="paper"' not in page  # nothing was filled, and the report does not say so
+    assert html.escape(text) not in page
     told = re.findall(r'(sub-0\d) is through \((\d) of 3', caplog.text)
     assert [number for _, number in told] == ['1', '2', '3']
     assert {name for name, _ in told} == {'sub-01', 'sub-02', 'sub-03'}
@@ -63,6 +66,20 @@ def test_nodes_of_nipype_do_what_one_process_does(bids_dir, tmp_path, caplog):
     for subject in ('01', '02', '03'):
         assert (tmp_path / f'many/sub-{subject}.html').is_file()
         assert len(list((tmp_path / f'many/sub-{subject}/log').glob('*/config.toml'))) == 1
+
+
+def test_processes_of_nodes_log_our_lines_and_not_those_of_nipype(bids_dir, tmp_path):
+    command = [sys.executable, str(ROOT / 'run.py'), str(bids_dir), str(tmp_path / 'out'), 'participant']
+    command += ['--nprocs', '2', '--skip-bids-validation']
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {'TMPDIR': str(tmp_path)})
+    assert done.returncode == exit_codes.NOTHING_TO_DO
+    assert done.stdout == ''
+    lines = done.stderr.splitlines()
+    assert [line for line in lines if not re.match(r'\d\d:\d\d:\d\d (INFO|WARNING|ERROR) ', line)] == []
+    assert not [line for line in lines if '[Node]' in line or 'schema path' in line]
+    for subject in ('01', '02', '03'):
+        assert [line for line in lines if line.endswith(f'WARNING sub-{subject}_T1w: no lesion mask')]
+        assert [line for line in lines if f'INFO sub-{subject} is through' in line]
 
 
 @pytest.mark.parametrize(('side', 'gb'), [(4, 3.3), (256, 3.92), (512, 8.27)])

@@ -10,7 +10,7 @@ import threading
 from ..layout import errors
 from ..layout.errors import UsageError
 from ..thickness import engine
-from . import config, entry, exit_codes, validation
+from . import config, entry, exit_codes, log, validation
 from . import parser as app_parser
 
 logger = logging.getLogger('bids_lesionfill')
@@ -19,31 +19,31 @@ NO_ROOM_OR_RIGHT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.
 
 
 def parse(argv, config_file=None):
-    """Arguments and what is unknown among them; a configuration file stands for defaults.
+    """Return arguments and what is unknown among them; a configuration file stands for defaults.
 
     Raises
     ------
     UsageError
         See `config.defaults_from`.
     """
-    parser = app_parser.build_parser()
+    parser = app_parser.build_parser(app_parser.called_as())
     if config_file is not None:
         parser.set_defaults(**config.defaults_from(config_file, app_parser.build_parser()))
     return parser.parse_known_args(argv)
 
 
-def start(arguments, options):
+def start(options):
     """Run the participant level, in one process or as nodes of nipype; return the exit code."""
     from . import participant
 
-    if arguments.boilerplate_only:
+    if options.boilerplate_only:
         participant.write_citation(options)
         return exit_codes.OK
     if options.nprocs == 1 and options.plugin_file is None:
         return participant.run(options)
     from . import workflow
 
-    if arguments.clean_workdir and options.work_dir is not None:
+    if options.clean_workdir and options.work_dir is not None:
         workflow.clean(options.work_dir)
     return workflow.run(options)
 
@@ -77,38 +77,48 @@ def main(argv):
 
 def run(argv):
     """Do what arguments say; return the exit code."""
-    arguments, unknown = parse(argv)
-    logging.basicConfig(
-        format='%(asctime)s %(levelname)s %(message)s',
-        datefmt='%H:%M:%S',
-        stream=sys.stderr,
-        level=logging.WARNING if arguments.quiet else max(logging.DEBUG, logging.INFO - 10 * arguments.verbose),
-    )
-    for noisy in ('matplotlib', 'PIL', 'bids', 'filelock', 'urllib3', 'httpx'):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    unknown = app_parser.unknown_words(argv)
+    if not unknown:
+        arguments, others = parse(argv)
+        unknown = others and f'unknown argument {" ".join(others)}'
     if unknown:
-        logger.error('unknown argument(s): %s', ' '.join(unknown))
+        name = app_parser.called_as()
+        print(f'{name}: {unknown} (see {name} --help)', file=sys.stderr)
         return exit_codes.UNKNOWN_ARGUMENT
+    log.set_up(arguments)
     try:
+        validation.check_level(arguments)
         if arguments.config_file is not None:
             arguments, _ = parse(argv, arguments.config_file)
         options = validation.options_of(arguments, argv)
+        limit_threads(options)
+        if options.analysis_level == 'participant':
+            validation.check_device(options)
     except UsageError as error:
         logger.error('%s', error)
         return exit_codes.USAGE
-    unread = arguments.skip_bids_validation or arguments.boilerplate_only or options.reports_only
-    if arguments.analysis_level == 'participant' and not (unread or validation.is_valid(options)):
+    unread = options.skip_bids_validation or options.boilerplate_only or options.reports_only
+    if options.analysis_level == 'participant' and not (unread or validation.is_valid(options)):
         return exit_codes.INVALID
-    if arguments.omp_nthreads:
-        os.environ['OMP_NUM_THREADS'] = str(arguments.omp_nthreads)  # read when torch is imported
+    return work(options)
+
+
+def limit_threads(options):
+    """Set the number of threads of each process; it is read when torch is imported."""
+    if options.omp_nthreads:
+        os.environ['OMP_NUM_THREADS'] = str(options.omp_nthreads)
     elif options.nprocs > 1:
         os.environ['OMP_NUM_THREADS'] = '1'
+
+
+def work(options):
+    """Run an analysis level; return the exit code."""
     try:
-        if arguments.analysis_level == 'group':
+        if options.analysis_level == 'group':
             from . import group
 
             return group.run(options)
-        return start(arguments, options)
+        return start(options)
     except UsageError as error:
         logger.error('%s', error)
         return exit_codes.USAGE

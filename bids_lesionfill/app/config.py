@@ -1,16 +1,27 @@
 """Options as TOML: `--config-file` in, `sub-XX/log/<run>/config.toml` out. Keys are the long names of the options."""
 
+import argparse
 import json
+from pathlib import Path
+from typing import Any
 
 from .. import text_files
 from ..layout.errors import UsageError
+from . import options
+from .table import Spec, suggestion
 
 RECORD = 'run'  # table of what is written for the record and not read: positional arguments, version
-NOT_KEPT = ('help', 'version', 'config_file', 'list_models', 'list_engines')
+NOT_KEPT = ('config_file',)
 
 
-def defaults_from(path, parser):
-    """Values of a TOML file for the options of a parser, checked as on the command line: dict of dest -> value.
+def kept_specs() -> dict[str, Spec]:
+    """Return the options that a TOML file may hold, by their keys."""
+    specs = options.all_specs().values()
+    return {spec.key: spec for spec in specs if not spec.is_positional and spec.key not in NOT_KEPT}
+
+
+def defaults_from(path: str | Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """Return the values of a TOML file for the options of a parser, checked as on the command line, by their keys.
 
     Raises
     ------
@@ -24,42 +35,38 @@ def defaults_from(path, parser):
     except (OSError, ValueError) as error:
         raise UsageError(f'--config-file {path} cannot be read as TOML: {error}') from None
     content.pop(RECORD, None)
-    by_name = {action.dest: action for action in parser._actions if action.option_strings}
-    by_name |= {name.lstrip('-').replace('-', '_'): action for name, action in parser._option_string_actions.items()}
-    words, dests = [], set()
+    kept = kept_specs()
+    by_name = {flag.lstrip('-').replace('-', '_'): spec for spec in kept.values() for flag in spec.flags}
+    words, keys = [], set()
     for name, value in content.items():
-        action = by_name.get(name.replace('-', '_'))
-        if action is None or action.dest in NOT_KEPT:
-            raise UsageError(f'--config-file {path}: {name!r} is no option; keys are long names, as participant_label')
-        words += words_of(action, value)
-        dests.add(action.dest)
+        spec = by_name.get(name.replace('-', '_'))
+        if spec is None:
+            meant = suggestion(name.replace('-', '_'), list(by_name)) or '; keys are long names, as participant_label'
+            raise UsageError(f'--config-file {path}: {name!r} is no option{meant}')
+        words += words_of(spec, value)
+        keys.add(spec.key)
     given, unknown = parser.parse_known_args(['.', '.', 'participant', *words])
     if unknown:
         raise UsageError(f'--config-file {path}: {" ".join(unknown)} is not understood')
-    return {dest: getattr(given, dest) for dest in dests}
+    return {key: getattr(given, key) for key in keys}
 
 
-def words_of(action, value):
-    """An option and its value as words of a command line."""
+def words_of(spec: Spec, value: Any) -> list[str]:
+    """Return an option and its value as words of a command line."""
     if value == []:
         return []
-    option = max(action.option_strings, key=len)
-    if action.nargs == 0:  # a flag, or one that counts
-        return [option] * int(value)
+    if spec.kind in ('switch', 'count'):
+        return [spec.name] * int(value)
     values = value if isinstance(value, list) else [value]
-    if action.nargs is None and len(values) > 1:  # a list in one word
-        values = [','.join(str(item) for item in values)]
-    return [option, *(str(item) for item in values)]
+    if spec.kind == 'value':  # a list in one word, as `--lesion-location deep,juxtacortical`
+        return [f'{spec.name}={",".join(map(str, values))}']
+    return [spec.name, *map(str, values)]
 
 
-def as_toml(arguments, parser, version):
-    """All options of a run as TOML, also the defaults; what is unset is left out."""
-    lines = []
-    for action in parser._actions:
-        value = getattr(arguments, action.dest, None)
-        if not action.option_strings or action.dest in NOT_KEPT or value is None or value == []:
-            continue
-        lines.append(f'{action.dest} = {toml_value(value)}')
+def as_toml(arguments: argparse.Namespace, version: str) -> str:
+    """Return all options of a run as TOML, also the defaults; what is unset is left out."""
+    values = {key: getattr(arguments, key) for key in kept_specs()}
+    lines = [f'{key} = {toml_value(value)}' for key, value in values.items() if value not in (None, [], ())]
     record = {
         'version': version,
         'bids_dir': arguments.bids_dir,
@@ -70,19 +77,19 @@ def as_toml(arguments, parser, version):
     return '\n'.join(lines) + '\n'
 
 
-def toml_value(value):
-    """A value as TOML writes it."""
+def toml_value(value: Any) -> str:
+    """Return a value as TOML writes it."""
     if isinstance(value, bool):
         return 'true' if value else 'false'
     if isinstance(value, (int, float)):
         return repr(value)
     if isinstance(value, (list, tuple)):
         return f'[{", ".join(toml_value(item) for item in value)}]'
-    return json.dumps(str(value))
+    return json.dumps(str(value), ensure_ascii=False)
 
 
-def read_toml(text):
-    """TOML as dict; Python 3.10 has no reader of its own."""
+def read_toml(text: str) -> dict[str, Any]:
+    """Return TOML as dict; Python 3.10 has no reader of its own."""
     try:
         import tomllib
     except ModuleNotFoundError:

@@ -1,18 +1,35 @@
-"""Options of a run."""
+"""The options of a run, each declared once.
 
+Parser, TOML files, checks and the page of options derive from the groups below. A new option is one field of a group.
+"""
+
+import operator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
+from ..modality import NAMES as MODALITY_NAMES
 from ..modality import get
+from ..thickness import registry
+from . import values
+from .table import Spec, option, specs_of
 
 VERSION_FILE = Path(__file__).resolve().parents[2] / 'version'
 
-LOCATIONS = ('periventricular', 'juxtacortical', 'deep', 'infratentorial')
-MODALITIES = {'fill': ('T1w',), 'synth': ('FLAIR', 'T1w')}  # by mode, if not said
+MODALITIES = {'fill': ('T1w',), 'synth': ('FLAIR', 'T1w')}  # by mode, if none is given
+
+# Kinds of options: those of files, and those that are misplaced elsewhere.
+file_option = partial(option, parse=Path, metavar='FILE')
+folder_option = partial(option, parse=Path, metavar='PATH')
+participant_option = partial(option, level='participant')
+filling_option = partial(participant_option, needs={'mode': 'fill'})
+growth_option = partial(participant_option, needs={'mode': 'fill', 'rims': 'grown'})
+synthesis_option = partial(participant_option, needs={'mode': 'synth'})
 
 
-def version():
-    """The version, from the file `version` beside run.py, or from the installed package."""
+def version() -> str:
+    """Return the version, from the file `version` next to run.py, or from the installed package."""
     if VERSION_FILE.is_file():
         return VERSION_FILE.read_text(encoding='utf-8').strip()
     from importlib import metadata
@@ -21,77 +38,464 @@ def version():
 
 
 @dataclass(frozen=True)
-class Options:
-    """What a participant run needs to know."""
+class Main:
+    """What is done with which dataset."""
 
-    bids_dir: Path
-    output_dir: Path
-    mode: str = 'fill'  # or 'synth'
-    modalities: tuple = ('T1w',)
-    model: str | None = None  # the bundled one of mode and modality
-    participant_labels: tuple = ()
-    session_labels: tuple = ()
-    filters: dict | None = None
-    derivatives: dict | None = None  # name -> path
-    mask_labels: tuple = ('lesion', 'L')
-    mask_desc: str | None = None
-    mask_threshold: float = 0.5
-    lesion_labels: tuple = ()  # values of the mask that are filled; all if empty
-    min_lesion_volume: float = 0  # mm3; smaller lesions stay
-    dilate: int = 1
-    rim_voxels: int = 2
-    num_inference_steps: int | None = None
-    n_samples: int = 1
-    n_lesions: int | None = None  # synthesis: how many, how much, where, or exactly which; how bright
-    lesion_load_ml: float | None = None
-    lesion_locations: tuple = LOCATIONS
-    new_mask_file: Path | None = None
-    mask_from: str | None = None  # participant label
-    lesion_intensity: float | str = 'auto'
-    lesion_halo: float | str = 'auto'
-    second_visit: bool = False
-    n_variants: int = 1
-    batch_size: int = 8
-    device: str = 'auto'
-    random_seed: int = 0
-    thickness: tuple = ()  # engines
-    thickness_results: dict = field(default_factory=dict)  # name -> path: other tools' folders, for thickness alone
-    thickness_noise: bool = True
-    allow_download: bool = False
-    juxta_min_voxels: int = 1
-    raw_dir: Path | None = None  # of --output-layout raw; output_dir is in it then
-    work_dir: Path | None = None  # the system's folder for such files
-    bids_database_dir: Path | None = None
-    nprocs: int = 1
-    omp_nthreads: int | None = None
-    mem_gb: float | None = None
-    plugin_file: Path | None = None
-    config: str = ''  # all options as TOML, for the log
-    reports_only: bool = False
-    stop_on_first_crash: bool = False
-    command: str = ''
-    version: str = ''
+    title: ClassVar[str] = 'Arguments of every BIDS App'
 
-    def model_of(self, modality):
-        """Name or path of the model for images of a modality."""
+    bids_dir: Path = option('bids_dir', parse=Path, help='BIDS dataset; never written to')
+    output_dir: Path = option('output_dir', parse=Path, help='folder of the derivatives')
+    analysis_level: str = option(
+        'analysis_level',
+        default='participant',
+        default_text='',  # the command line has none
+        choices=('participant', 'group'),
+        help='participant: fill or synthesize lesions, measure thickness; group: effect of filling on thickness',
+    )
+    mode: str = option('--mode', default='fill', choices=tuple(MODALITIES), help='fill lesions, or synthesize new ones')
+
+
+@dataclass(frozen=True)
+class Query:
+    """Which files are found."""
+
+    title: ClassVar[str] = 'Options for filtering BIDS queries'
+
+    participant_labels: tuple = option(
+        '--participant-label',
+        kind='list',
+        parse=values.subject_label,
+        metavar='LABEL',
+        default_text='all',
+        help='participants, with or without sub-',
+    )
+    session_labels: tuple = option(
+        '--session-label',
+        '--session-id',
+        kind='list',
+        parse=values.session_label,
+        metavar='LABEL',
+        default_text='all',
+        help='sessions, with or without ses-',
+    )
+    filters: dict | None = file_option(
+        '--bids-filter-file',
+        help='JSON file of pybids filters under the keys t1w, flair, ..., lesion_mask and tissue (null: use none); null as '
+        'a value: no such entity, "*": any; other keys are ignored',
+    )
+    derivatives: dict | None = option(  # name -> path
+        '-d',
+        '--derivatives',
+        kind='list',
+        take=lambda _: None,  # by `validation`
+        metavar='[NAME=]PATH',
+        default_text='every folder in BIDS_DIR/derivatives, unless a folder is given that can hold lesion masks',
+        help='folders of lesion masks, brain masks and tissue segmentations, also of FreeSurfer, FastSurfer, SAMSEG, '
+        'SynthSeg, LST-AI and DL+DiReCT',
+    )
+
+
+@dataclass(frozen=True)
+class MaskChoice:
+    """Which lesion masks are taken, and which of their lesions."""
+
+    title: ClassVar[str] = 'Options for lesion masks'
+
+    mask_labels: tuple = participant_option(
+        '--mask-label',
+        kind='list',
+        default=('lesion', 'L'),
+        metavar='LABEL',
+        default_text='lesion or L; desc-lesion_mask also counts',
+        help='label- entity of the lesion masks',
+    )
+    mask_desc: str | None = participant_option(
+        '--mask-desc', metavar='DESC', default_text='any', help='desc- entity of the lesion masks'
+    )
+    mask_threshold: float = participant_option(
+        '--mask-threshold',
+        parse=values.probability,
+        default=0.5,
+        metavar='P',
+        is_of_result=True,
+        help='lowest probability that counts as lesion',
+    )
+    lesion_labels: tuple = filling_option(
+        '--lesion-labels',
+        kind='list',
+        parse=values.positive,
+        metavar='N',
+        is_of_result=True,
+        default_text='all',
+        help='values in the mask of the lesions to fill; the others stay',
+    )
+    min_lesion_volume: float = filling_option(
+        '--min-lesion-volume',
+        parse=values.zero_or_more,
+        default=0.0,
+        unit='mm3',
+        metavar='MM3',
+        is_of_result=True,
+        help='volume below which connected lesions stay',
+    )
+    copy_unlesioned: bool = filling_option(
+        '--copy-unlesioned',
+        kind='switch',
+        help='desc-filled also for images without a lesion mask, as copies, so that a study has one path',
+    )
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What is done with the rims of lesions, which masks miss."""
+
+    title: ClassVar[str] = 'Specific options for filling'
+
+    rims: str = filling_option(
+        '--rims',
+        default='unmixed',
+        choices=('unmixed', 'grown'),
+        is_of_result=True,
+        help='rims of lesions outside the mask: unmixed estimates the share of lesion in each voxel and removes it; '
+        'grown enlarges the mask by --dilate and --rim-voxels',
+    )
+    dilate: int = growth_option(
+        '--dilate',
+        parse=values.whole_number,
+        default=1,
+        unit='voxels',
+        metavar='N',
+        is_of_result=True,
+        help='dilation of the mask, into white matter only',
+    )
+    rim_voxels: int = growth_option(
+        '--rim-voxels',
+        parse=values.whole_number,
+        default=2,
+        unit='voxels',
+        metavar='N',
+        is_of_result=True,
+        help='further growth into white matter that is as dark (FLAIR: bright) as the rim of a lesion',
+    )
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Images, models and how these are sampled."""
+
+    title: ClassVar[str] = 'Workflow configuration'
+
+    modalities: tuple = option(
+        '--modality',
+        kind='list',
+        choices=lambda: MODALITY_NAMES,
+        default_text='fill T1w, synth both',
+        help='images to work on; all but T1w need a T1w of their session, in which white matter is found',
+    )
+    model: str | None = option(
+        '--model',
+        metavar='NAME_OR_PATH',
+        default_text='that of mode and modality, as fill-T1w',
+        help='bundled model, other filler as biharmonic (--list-models names all), or a folder in the format of models',
+    )
+    num_inference_steps: int | None = participant_option(
+        '--num-inference-steps',
+        parse=values.positive,
+        default_text="the model's own",
+        metavar='N',
+        is_of_result=True,
+        help='number of diffusion steps',
+    )
+    random_seed: int = option(
+        '--random-seed',
+        parse=int,
+        default=0,
+        metavar='SEED',
+        is_of_result=True,
+        help='random seed; that of an image is derived from it and from the BIDS path',
+    )
+    n_samples: int = filling_option(
+        '--n-samples',
+        parse=values.positive,
+        default=1,
+        metavar='K',
+        is_of_result=True,
+        help='number of samples, of which the mean is filled in and the standard deviation written',
+    )
+    texture: str = filling_option(
+        '--texture',
+        default='sampled',
+        choices=('sampled', 'mean'),
+        is_of_result=True,
+        help="texture of filled voxels: sampled has the noise of the image's white matter, mean is the smooth estimate",
+    )
+
+
+@dataclass(frozen=True)
+class Synthesis:
+    """Which new lesions: how many, how much, where, or exactly which; how bright."""
+
+    title: ClassVar[str] = 'Specific options for synthesis'
+    description: ClassVar[str] = 'Without a mask, number, size and place of lesions are sampled as in patients.'
+
+    n_lesions: int | None = synthesis_option(
+        '--n-lesions',
+        parse=values.positive,
+        metavar='N',
+        is_of_result=True,
+        default_text='sampled',
+        help='number of new lesions',
+    )
+    lesion_load_ml: float | None = synthesis_option(
+        '--lesion-load-ml',
+        parse=values.above_zero,
+        unit='ml',
+        metavar='ML',
+        is_of_result=True,
+        default_text='sampled',
+        help='volume of all new lesions',
+    )
+    lesion_locations: tuple = synthesis_option(
+        '--lesion-location',
+        parse=values.locations,
+        default=values.LOCATIONS,
+        default_text='all',
+        metavar='PLACE,...',
+        is_of_result=True,
+        help=f'locations of new lesions, of {",".join(values.LOCATIONS)}',
+    )
+    new_mask_file: Path | None = synthesis_option(
+        '--mask', parse=Path, metavar='FILE', help='mask of the new lesions, in the scanner space of the T1w'
+    )
+    mask_from: str | None = synthesis_option(
+        '--mask-from',
+        parse=values.subject_label,
+        metavar='LABEL',
+        is_of_result=True,
+        help='participant whose lesions are transferred, by deformable registration of the T1w (minutes)',
+    )
+    lesion_intensity: float | str = synthesis_option(
+        '--lesion-intensity',
+        parse=values.intensity,
+        default='auto',
+        metavar='QUANTILE',
+        is_of_result=True,
+        help="contrast, as a quantile of that of real lesions of the same size, of the patient or of the model's "
+        'training; 1: brightest (T1w: darkest); auto: sampled for each lesion',
+    )
+    lesion_halo: float | str = synthesis_option(
+        '--lesion-halo',
+        parse=values.halo_share,
+        default='auto',
+        metavar='SHARE',
+        is_of_result=True,
+        help="share of the contrast 1 mm outside a lesion, from where it fades out; auto: as around the patient's own "
+        'lesions; 0: no voxel outside the lesions changes',
+    )
+    new_lesions: int | None = synthesis_option(
+        '--new-lesions',
+        parse=values.positive,
+        metavar='N',
+        help='number of new lesions of a follow-up scan, for which the image is the first visit',
+    )
+    n_variants: int = synthesis_option(
+        '--n-variants',
+        parse=values.positive,
+        default=1,
+        metavar='K',
+        help='number of images of each, desc-synth1 to desc-synthK',
+    )
+
+
+@dataclass(frozen=True)
+class Thickness:
+    """Cortical thickness before and after filling."""
+
+    title: ClassVar[str] = 'Options for cortical thickness'
+
+    thickness: tuple = filling_option(
+        '--thickness',
+        kind='list',
+        alone=(registry.DEFAULT_ENGINE,),
+        choices=lambda: registry.ENGINES,
+        metavar='ENGINE',
+        help=f'engines that measure a T1w before and after filling; alone: {registry.DEFAULT_ENGINE}',
+    )
+    thickness_noise: bool = filling_option(
+        '--no-thickness-noise',
+        kind='switch',
+        take=operator.not_,
+        help='no second measurement of the original image, which shows the noise of the engine (pbt, ants)',
+    )
+    juxta_min_voxels: int = option(
+        '--juxta-min-voxels',
+        parse=values.positive,
+        default=1,
+        unit='voxels',
+        metavar='N',
+        level='group',
+        help='size of the dilated lesion mask outside white matter from which on a participant counts as one with '
+        'juxtacortical lesions',
+    )
+    allow_download: bool = filling_option(
+        '--allow-download',
+        kind='switch',
+        help='download of missing weights by antspynet; nothing else is ever downloaded',
+    )
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a run uses of the machine, or of a cluster."""
+
+    title: ClassVar[str] = 'Options to handle performance'
+
+    device: str = option(
+        '--device', choices=('auto', 'cpu', 'cuda'), default='auto', is_of_result=True, help='device of the model'
+    )
+    batch_size: int = option(
+        '--batch-size',
+        parse=values.positive,
+        default=8,
+        metavar='N',
+        help='number of tiles per batch; fewer need less memory',
+    )
+    omp_nthreads: int | None = option(
+        '--omp-nthreads',
+        parse=values.positive,
+        default_text='all cores; 1 with --nprocs',
+        metavar='N',
+        help='threads per process',
+    )
+    nprocs: int = option(
+        '--nprocs',
+        '--nthreads',
+        '--n-cpus',
+        parse=values.positive,
+        default=1,
+        metavar='N',
+        help='number of participants at a time, each in a separate process',
+    )
+    mem_gb: float | None = option(
+        '--mem',
+        '--mem-mb',
+        parse=values.memory_mb,
+        take=lambda mb: mb and mb / 1000,
+        unit='MB',
+        metavar='SIZE',
+        default_text='90 % of the machine',
+        help='memory for all processes',
+    )
+    plugin_file: Path | None = file_option(
+        '--use-plugin',
+        '--nipype-plugin-file',
+        help='YAML file of a nipype plugin and its arguments, for SLURM, SGE, PBS or Dask',
+    )
+
+
+@dataclass(frozen=True)
+class Run:
+    """Folders, files and messages of a run."""
+
+    title: ClassVar[str] = 'Other options'
+
+    output_layout: str = option(
+        '--output-layout',
+        choices=('bids', 'raw'),
+        default='bids',
+        help='bids: derivatives; raw: a raw dataset with filled images in place, for fMRIPrep, FreeSurfer, FastSurfer, '
+        'and the derivatives in it',
+    )
+    config_file: Path | None = file_option(
+        '--config-file',
+        help='TOML file of options under their long names; the command line takes precedence',
+    )
+    work_dir: Path | None = folder_option(
+        '-w',
+        '--work-dir',
+        default_text='that of the system',
+        help='folder for temporary files; with --use-plugin one that all machines see',
+    )
+    clean_workdir: bool = option(
+        '--clean-workdir',
+        kind='switch',
+        help='removal of what earlier runs left in the work folder; not while another run is at work',
+    )
+    bids_database_dir: Path | None = folder_option(
+        '--bids-database-dir',
+        help='folder of indexes of the datasets, read if there, else written (delete it when files have changed); not '
+        'in BIDS_DIR',
+    )
+    reports_only: bool = participant_option(
+        '--reports-only', kind='switch', help='only the reports of what has been filled or synthesized'
+    )
+    boilerplate_only: bool = participant_option(
+        '--boilerplate-only',
+        '--boilerplate',
+        kind='switch',
+        help='only the methods text for a paper and its references, in OUTPUT_DIR/logs',
+    )
+    stop_on_first_crash: bool = option(
+        '--stop-on-first-crash', kind='switch', help='no further participant after a failure'
+    )
+    skip_bids_validation: bool = option(
+        '--skip-bids-validation',
+        '--skip-bids-validator',
+        kind='switch',
+        help='no BIDS validation of the chosen participants',
+    )
+    notrack: bool = option('--notrack', kind='switch', help='no effect: nothing is ever tracked')
+    quiet: bool = option('-q', '--quiet', kind='switch', help='warnings and errors only')
+    verbose: int = option('-v', '--verbose', kind='count', default=0, help='more messages; -vv: still more')
+
+
+GROUPS = (Main, Query, MaskChoice, Growth, Sampling, Synthesis, Thickness, Resources, Run)
+
+# Options that print something and stop.
+STOPS = (
+    Spec(('--list-models',), 'list of the bundled models'),
+    Spec(('--list-engines',), 'list of the thickness engines: usable here, or what they lack'),
+    Spec(('--version',), 'version'),
+)
+
+
+@dataclass(frozen=True)
+class Options(Run, Resources, Thickness, Synthesis, Sampling, Growth, MaskChoice, Query, Main):
+    """All options of a run, checked, and what follows from them."""
+
+    modalities: tuple = field(default=('T1w',), kw_only=True)  # those of the mode if none is given
+    thickness_results: dict = field(default_factory=dict, kw_only=True)  # name -> path: of other tools
+    raw_dir: Path | None = field(default=None, kw_only=True)  # of --output-layout raw; output_dir is in it then
+    config: str = field(default='', kw_only=True)  # all options as TOML, for the log
+    command: str = field(default='', kw_only=True)
+    version: str = field(default='', kw_only=True)
+
+    def model_of(self, modality: str) -> str:
+        """Return the name or path of the model for images of a modality."""
         return self.model or get(modality).model_for(self.mode) or f'{self.mode}-{modality}'
 
-    def of_result(self, modality):
-        """Those options that change the result for an image of a modality; written to the sidecar."""
-        names = ['mask_threshold', 'num_inference_steps', 'device', 'random_seed']
-        if self.mode == 'fill':
-            names += ['dilate', 'rim_voxels', 'n_samples', 'lesion_labels', 'min_lesion_volume']
-        else:
-            names += ['n_lesions', 'lesion_load_ml', 'lesion_locations', 'mask_from', 'lesion_intensity']
-            names += ['lesion_halo', 'second_visit']  # the second is said in the sidecar
+    def of_result(self, modality: str) -> dict:
+        """Return the options that change the result for an image of a modality; they are written to its sidecar."""
+        names = [name for name, spec in all_specs().items() if spec.is_of_result and not spec.unmet(self)]
+        names += ['second_visit'] if self.mode == 'synth' else []
         return {'model': self.model_of(modality)} | {name: getattr(self, name) for name in names}
 
     @property
-    def top_dir(self):
+    def second_visit(self) -> bool:
+        """True if the synthetic image is a follow-up scan (`--new-lesions`)."""
+        return self.new_lesions is not None
+
+    @property
+    def top_dir(self) -> Path:
         """The folder that holds all that a run writes."""
         return self.raw_dir or self.output_dir
 
     @property
-    def variants(self):
+    def variants(self) -> list[str]:
         """The `desc-` of each variant of a synthesis: `synth`, or `synth1` to `synthK`."""
         return [f'synth{n}' for n in range(1, self.n_variants + 1)] if self.n_variants > 1 else ['synth']
+
+
+def all_specs() -> dict[str, Spec]:
+    """Return all options by the names of their fields, group by group."""
+    return {name: spec for group in GROUPS for name, spec in specs_of(group).items()}

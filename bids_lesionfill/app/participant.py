@@ -10,7 +10,7 @@ from ..diffusion import models as diffusion_models
 from ..diffusion import registry as fillers
 from ..images import registration
 from ..layout import derivatives as layout_derivatives
-from ..layout import errors, files, indexing, inputs, naming, ownership, pairing, raw, tables, tools
+from ..layout import files, indexing, inputs, naming, near_misses, ownership, pairing, raw, tables, tools
 from ..layout import status as layout_status
 from ..lesions import fill
 from ..report import methods, participant, pictures, references
@@ -53,7 +53,6 @@ def prepare(options):
     """
     derivatives = derivatives_of(options)
     make_engines(options)  # one that is not available stops the run before any work
-    check_device(options)
     bids_layout = indexing.open_layout(options.bids_dir, derivatives.values(), options.bids_database_dir)
     found = find_images(bids_layout, options, derivatives)
     donor = visits.find_donor(bids_layout, options, derivatives) if options.mask_from else None
@@ -114,6 +113,11 @@ def run_all(found, donor, options, run_id):
 
 def conclude(statuses, options, derivatives):
     """Log what became of the participants; return the exit code."""
+    unmasked = [subject for subject, status in statuses.items() if status == inputs.NO_MASK]
+    if unmasked and options.mode == 'fill':
+        said = near_misses.describe(options.bids_dir, derivatives, unmasked, options.mask_labels, options.mask_desc)
+        names = ', '.join(f'sub-{subject}' for subject in unmasked[:8]) + (', ...' if len(unmasked) > 8 else '')
+        logger.warning('no lesion mask of %d participant(s) (%s): %s', len(unmasked), names, said)
     failed = [f'sub-{subject}' for subject, status in statuses.items() if status == 'failed']
     if failed:
         logger.error('failed: %s; %s says why', ', '.join(failed), options.output_dir / 'participants.tsv')
@@ -122,13 +126,7 @@ def conclude(statuses, options, derivatives):
         logger.error('nothing to do: no %s with a T1w in %s', ' or '.join(options.modalities), options.bids_dir)
         return NOTHING_TO_DO
     if set(statuses.values()) <= {inputs.NO_MASK, NO_IMAGE}:
-        logger.error(
-            'nothing to do: no %s with a lesion mask in %s (looked for label-%s_mask in %s)',
-            ' or '.join(options.modalities),
-            options.bids_dir,
-            ' or label-'.join(options.mask_labels),
-            ', '.join(derivatives) or 'no derivatives',
-        )
+        logger.error('nothing to do: no %s with a lesion mask in %s', ' or '.join(options.modalities), options.bids_dir)
         return NOTHING_TO_DO
     return OK
 
@@ -151,16 +149,6 @@ def find_images(bids_layout, options, derivatives):
         for subject, images in of_modality.items():
             found.setdefault(subject, []).extend(images)
     return found
-
-
-def check_device(options):
-    """Raise UsageError if the device that was asked for is not there; the nodes of a cluster are not asked."""
-    if options.reports_only or options.plugin_file is not None:
-        return
-    try:
-        diffusion_models.choose_device(options.device)
-    except ValueError as error:
-        raise errors.UsageError(str(error)) from None
 
 
 def load_models(images, options):
@@ -256,6 +244,8 @@ def fill_image(image, model, options):
             kept_mask_img=loaded.kept_mask_img,
             dilate=options.dilate,
             rim_voxels=options.rim_voxels,
+            rims=options.rims,
+            texture=options.texture,
             num_inference_steps=options.num_inference_steps,
             n_samples=options.n_samples,
             device=options.device,
@@ -353,7 +343,7 @@ def finish(subject, results, run_id, options):
             'status': status,
             'message': message,
             'images': pages,
-            'methods': methods_text(options),
+            'methods': methods_text(options) if any(page.get('output') for page in pages) else None,
         },
     )
     layout_status.write_status(
@@ -377,7 +367,9 @@ def finish(subject, results, run_id, options):
 def write_citation(options):
     """Write `logs/CITATION.md` and `.bib`."""
     for name, text in citation_of(options).items():
-        files.write_bytes(options.output_dir / 'logs' / f'CITATION.{name}', text.encode())
+        path = options.output_dir / 'logs' / f'CITATION.{name}'
+        files.write_bytes(path, text.encode())
+        logger.info('written: %s', path)
 
 
 def citation_of(options):

@@ -1,6 +1,8 @@
 """Checks of the options, and the options that they become."""
 
+import argparse
 import difflib
+import importlib.metadata
 import json
 import logging
 import os
@@ -10,31 +12,65 @@ from dataclasses import replace
 from pathlib import Path
 
 from .. import text_files
+from ..diffusion import models
 from ..diffusion import registry as fillers
 from ..layout import indexing, ownership, raw, tools, validator
 from ..layout.errors import UsageError
 from ..modality import NAMES
 from ..thickness import registry
-from . import config, parser
+from . import config, table
 from . import options as app_options
 
 logger = logging.getLogger('bids_lesionfill')
 
+SHOWN_NAMES = 8  # of participants or sessions in a message
 
-def options_of(arguments, argv):
-    """Checked options from parsed arguments.
+
+def options_of(arguments: argparse.Namespace, argv: list[str]) -> app_options.Options:
+    """Return checked options from parsed arguments.
 
     Raises
     ------
     UsageError
         One sentence: what, which path, what was expected.
     """
+    check_folders(arguments)
+    check_labels(arguments)
+    check_running(arguments)
+    check_places(arguments)
+    check_synthesis(arguments)
+    derivatives, thickness_results = split_derivatives(arguments)
+    output_dir, raw_dir = arguments.output_dir, None
+    if arguments.output_layout == 'raw':
+        raw_dir, output_dir = output_dir, output_dir / raw.DERIVATIVES
+    taken = {name: spec.take(getattr(arguments, spec.key)) for name, spec in app_options.all_specs().items()}
+    derived = {
+        'output_dir': output_dir,
+        'raw_dir': raw_dir,
+        'modalities': tuple(dict.fromkeys(arguments.modality or app_options.MODALITIES[arguments.mode])),
+        'filters': read_filters(arguments.bids_filter_file),
+        'derivatives': derivatives or None,
+        'thickness_results': thickness_results,
+        'n_lesions': arguments.new_lesions or arguments.n_lesions,
+        'config': config.as_toml(arguments, app_options.version()),
+        'command': 'run.py ' + shlex.join(argv),
+        'version': app_options.version(),
+    }
+    options = app_options.Options(**taken | derived)
+    check_models(options)
+    besides = [folder for folder in (options.work_dir, options.bids_database_dir) if folder is not None]
+    ownership.check_output(output_dir, arguments.bids_dir, raw_dir, besides)
+    return with_absolute_paths(options)
+
+
+def check_folders(arguments: argparse.Namespace) -> None:
+    """Raise UsageError if BIDS_DIR is no dataset, or OUTPUT_DIR a place where nothing can or may be written."""
     bids_dir, output_dir = arguments.bids_dir, arguments.output_dir
     if not bids_dir.is_dir():
         raise UsageError(f'BIDS_DIR {bids_dir} is not a folder')
     if not (bids_dir / 'dataset_description.json').is_file():
         raise UsageError(f'BIDS_DIR {bids_dir} has no dataset_description.json: it is not a BIDS dataset')
-    indexing.read_description(bids_dir, is_derivative=False)  # what is unreadable is said at once
+    indexing.read_description(bids_dir, is_derivative=False)  # an unreadable one is reported at once
     if output_dir.resolve() == bids_dir.resolve():
         raise UsageError(f'OUTPUT_DIR is BIDS_DIR; use for example {bids_dir / "derivatives" / "bids_lesionfill"}')
     inside = output_dir.resolve().is_relative_to(bids_dir.resolve())
@@ -51,7 +87,42 @@ def options_of(arguments, argv):
             f'OUTPUT_DIR {output_dir} cannot be written to by user {os.getuid()}; '
             'run a container as yourself: docker run --user $(id -u):$(id -g)'
         )
-    check_running(arguments)
+
+
+def check_labels(arguments: argparse.Namespace) -> None:
+    """Raise UsageError if a participant or session that was asked for has no folder; the index is not needed for it.
+
+    The group level may aggregate participants of other folders, and is not checked.
+    """
+    if arguments.analysis_level == 'group':
+        return
+    subjects = indexing.list_participants(arguments.bids_dir)
+    wanted = [f'sub-{label}' for label in arguments.participant_label]
+    check_names('--participant-label', wanted, subjects, arguments.bids_dir)
+    if arguments.mask_from:
+        check_names('--mask-from', [f'sub-{arguments.mask_from}'], subjects, arguments.bids_dir)
+    sessions = {path.name for name in wanted or subjects for path in (arguments.bids_dir / name).glob('ses-*')}
+    where = ', '.join(wanted) if len(wanted) in (1, 2, 3) else arguments.bids_dir
+    check_names('--session-label', [f'ses-{label}' for label in arguments.session_label], sorted(sessions), where)
+
+
+def check_names(flag: str, wanted: list[str], present: list[str], where: str | Path) -> None:
+    """Raise UsageError if names are not among those present."""
+    missing = [name for name in wanted if name not in present]
+    if missing:
+        more = f' and {len(present) - SHOWN_NAMES} more' if len(present) > SHOWN_NAMES else ''
+        shown = f'{", ".join(present[:SHOWN_NAMES]) or "none"}{more}'
+        raise UsageError(f'{flag}: no {", ".join(missing)} in {where}, which has {shown}')
+
+
+def split_derivatives(arguments: argparse.Namespace) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Return the folders of `--derivatives` by name: those for filling, and results of other tools for thickness.
+
+    Raises
+    ------
+    UsageError
+        If a folder is neither, or two have one name.
+    """
     derivatives, thickness_results = {}, {}
     for text in arguments.derivatives:
         name, separator, path = text.partition('=')
@@ -71,59 +142,11 @@ def options_of(arguments, argv):
                 f'--derivatives {path} is neither a folder with a dataset_description.json nor one of FreeSurfer, '
                 'FastSurfer, SAMSEG, SynthSeg, LST-AI or DL+DiReCT'
             )
-    check_synthesis(arguments)
-    raw_dir = None
-    if arguments.output_layout == 'raw':
-        raw_dir, output_dir = output_dir, output_dir / raw.DERIVATIVES
-    options = app_options.Options(
-        bids_dir=bids_dir,
-        output_dir=output_dir,
-        raw_dir=raw_dir,
-        mode=arguments.mode,
-        modalities=tuple(dict.fromkeys(arguments.modality or app_options.MODALITIES[arguments.mode])),
-        model=arguments.model,
-        participant_labels=tuple(label.removeprefix('sub-') for label in arguments.participant_label),
-        session_labels=tuple(label.removeprefix('ses-') for label in arguments.session_label),
-        filters=read_filters(arguments.bids_filter_file),
-        derivatives=derivatives or None,
-        mask_labels=tuple(arguments.mask_label),
-        mask_desc=arguments.mask_desc,
-        mask_threshold=arguments.mask_threshold,
-        lesion_labels=tuple(arguments.lesion_labels),
-        min_lesion_volume=arguments.min_lesion_volume,
-        dilate=arguments.dilate,
-        rim_voxels=arguments.rim_voxels,
-        num_inference_steps=arguments.num_inference_steps,
-        n_samples=arguments.n_samples,
-        n_lesions=arguments.new_lesions or arguments.n_lesions,
-        lesion_load_ml=arguments.lesion_load_ml,
-        lesion_locations=arguments.lesion_location,
-        new_mask_file=arguments.mask,
-        mask_from=arguments.mask_from and arguments.mask_from.removeprefix('sub-'),
-        lesion_intensity=arguments.lesion_intensity,
-        lesion_halo=arguments.lesion_halo,
-        second_visit=arguments.new_lesions is not None,
-        n_variants=arguments.n_variants,
-        batch_size=arguments.batch_size,
-        device=arguments.device,
-        random_seed=arguments.random_seed,
-        thickness=tuple(arguments.thickness),
-        thickness_results=thickness_results,
-        thickness_noise=not arguments.no_thickness_noise,
-        allow_download=arguments.allow_download,
-        juxta_min_voxels=arguments.juxta_min_voxels,
-        work_dir=arguments.work_dir,
-        bids_database_dir=arguments.bids_database_dir,
-        nprocs=arguments.nprocs,
-        omp_nthreads=arguments.omp_nthreads,
-        mem_gb=arguments.mem and arguments.mem / 1000,
-        plugin_file=arguments.use_plugin,
-        config=config.as_toml(arguments, parser.build_parser(), app_options.version()),
-        reports_only=arguments.reports_only,
-        stop_on_first_crash=arguments.stop_on_first_crash,
-        command='run.py ' + shlex.join(argv),
-        version=app_options.version(),
-    )
+    return derivatives, thickness_results
+
+
+def check_models(options: app_options.Options) -> None:
+    """Raise UsageError if the model is missing, or one for something else."""
     if options.thickness and 'T1w' not in options.modalities:
         raise UsageError('--thickness measures T1w images, and --modality names none')
     if options.model and len(options.modalities) > 1:
@@ -135,9 +158,46 @@ def options_of(arguments, argv):
             fillers.check(options.model_of(modality), options.mode, modality)
     except (FileNotFoundError, ValueError) as error:
         raise UsageError(str(error)) from None
-    besides = [folder for folder in (options.work_dir, options.bids_database_dir) if folder is not None]
-    ownership.check_output(output_dir, bids_dir, raw_dir, besides)
-    return with_absolute_paths(options)
+
+
+def check_device(options: app_options.Options) -> None:
+    """Raise UsageError if CUDA was asked for and is not there; torch is imported for it alone.
+
+    The machines of a cluster are not asked.
+    """
+    if options.device != 'cuda' or options.reports_only or options.plugin_file is not None:
+        return
+    if importlib.metadata.version('torch').endswith('+cpu'):  # known without the import, which takes seconds
+        raise UsageError('--device cuda: torch is installed without CUDA; use --device cpu or auto')
+    try:
+        models.choose_device(options.device)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def check_level(arguments: argparse.Namespace) -> None:
+    """Raise UsageError if options on the command line are for the other analysis level.
+
+    Those of a configuration file are not meant: one file may serve both levels.
+    """
+    level = arguments.analysis_level
+    given = [
+        spec for spec in app_options.all_specs().values() if spec.level not in ('', level) and spec.is_given(arguments)
+    ]
+    if given:
+        raise UsageError(f'{", ".join(spec.name for spec in given)}: only with the level {given[0].level}')
+
+
+def check_places(arguments: argparse.Namespace) -> None:
+    """Raise UsageError if options are given that need another value of `--mode` or `--rims`."""
+    misplaced = {}
+    for spec in app_options.all_specs().values():
+        if spec.is_given(arguments) and (need := spec.unmet(arguments)):
+            misplaced.setdefault(need, []).append(spec.name)
+    if misplaced:
+        raise UsageError(
+            '; '.join(f'{", ".join(names)}: only with --{key} {value}' for (key, value), names in misplaced.items())
+        )
 
 
 def with_absolute_paths(options):
@@ -155,7 +215,7 @@ def check_running(arguments):
     """Raise UsageError if a folder is in the dataset that must not be, or an option does not go with another."""
     if arguments.output_layout == 'raw':
         if arguments.mode != 'fill':
-            raise UsageError('--output-layout raw is for --mode fill')
+            raise UsageError('--output-layout raw: only with --mode fill')
         if arguments.output_dir.resolve().is_relative_to(arguments.bids_dir.resolve()):
             raise UsageError(f'--output-layout raw: OUTPUT_DIR {arguments.output_dir} is in BIDS_DIR')
     work_dir = arguments.work_dir
@@ -173,33 +233,16 @@ def check_running(arguments):
         raise UsageError(f'--use-plugin {arguments.use_plugin} is not a file')
 
 
-def check_synthesis(arguments):
-    """Raise UsageError if options of synthesis are given for filling, or contradict each other."""
-    given = {
-        '--n-lesions': arguments.n_lesions,
-        '--lesion-load-ml': arguments.lesion_load_ml,
-        '--lesion-location': arguments.lesion_location if arguments.lesion_location != app_options.LOCATIONS else None,
-        '--new-lesions': arguments.new_lesions,
-        '--mask': arguments.mask,
-        '--mask-from': arguments.mask_from,
-        '--lesion-intensity': arguments.lesion_intensity if arguments.lesion_intensity != 'auto' else None,
-        '--lesion-halo': arguments.lesion_halo if arguments.lesion_halo != 'auto' else None,
-        '--n-variants': arguments.n_variants if arguments.n_variants > 1 else None,
-    }
-    given = [name for name, value in given.items() if value is not None]
-    if arguments.mode != 'synth' and given:
-        raise UsageError(f'{", ".join(given)}: only with --mode synth')
-    if arguments.mode == 'synth' and arguments.thickness:
-        raise UsageError('--thickness measures images before and after filling: not with --mode synth')
-    if arguments.mode == 'synth' and arguments.n_samples > 1:
-        raise UsageError('--n-samples is for filling; --n-variants writes several images with new lesions')
+def check_synthesis(arguments: argparse.Namespace) -> None:
+    """Raise UsageError if options of synthesis contradict each other."""
+    synthesis = [spec.name for spec in table.specs_of(app_options.Synthesis).values() if spec.is_given(arguments)]
     drawn = [
-        name for name in ('--n-lesions', '--lesion-load-ml', '--lesion-location', '--new-lesions') if name in given
+        name for name in ('--n-lesions', '--lesion-load-ml', '--lesion-location', '--new-lesions') if name in synthesis
     ]
-    which = [name for name in ('--mask', '--mask-from') if name in given]
+    which = [name for name in ('--mask', '--mask-from') if name in synthesis]
     if which and (drawn or len(which) == 2):
-        raise UsageError(f'{", ".join(which + drawn)} contradict each other: lesions are drawn, or a mask is given')
-    if '--new-lesions' in given and '--n-lesions' in given:
+        raise UsageError(f'{", ".join(which + drawn)} contradict each other: lesions are sampled, or a mask is given')
+    if '--new-lesions' in synthesis and '--n-lesions' in synthesis:
         raise UsageError('--new-lesions and --n-lesions both say how many: give one')
     if arguments.mask is not None and not arguments.mask.is_file():
         raise UsageError(f'--mask {arguments.mask} is not a file')

@@ -1,5 +1,7 @@
 """Participants and sessions as nodes of nipype: several at once on one machine, or on a cluster by a plugin."""
 
+import configparser
+import contextlib
 import importlib.util
 import logging
 import math
@@ -17,7 +19,7 @@ import nibabel as nib
 from .. import text_files
 from ..layout import errors
 from ..layout import status as layout_status
-from . import participant, progress
+from . import log, participant, progress
 
 logger = logging.getLogger('bids_lesionfill')
 
@@ -43,10 +45,11 @@ def run(options):
         base_dir = make_base_dir(options.work_dir, run_id)
         logger.info('%d participant(s) as nodes of nipype, plugin %s', len(found), plugin)
         try:
-            run_nodes(found, donor, options, run_id, base_dir, plugin, plugin_args)
-            for subject in lost(found, options, run_id):  # a process that is killed takes those beside it with it
-                logger.warning('sub-%s has no result: once more, alone', subject)
-                run_nodes({subject: found[subject]}, donor, options, run_id, base_dir, plugin, plugin_args)
+            with settings_for_workers(options, base_dir):
+                run_nodes(found, donor, options, run_id, base_dir, plugin, plugin_args)
+                for subject in lost(found, options, run_id):  # a process that is killed takes those beside it with it
+                    logger.warning('sub-%s has no result: once more, alone', subject)
+                    run_nodes({subject: found[subject]}, donor, options, run_id, base_dir, plugin, plugin_args)
         except KeyboardInterrupt:  # or a signal to end: see `cli.Terminated`
             shutil.rmtree(base_dir, ignore_errors=True)
             raise
@@ -59,6 +62,40 @@ def run(options):
         if code == participant.OK:
             shutil.rmtree(base_dir, ignore_errors=True)
         return code
+
+
+def nipype_settings(options, base_dir):
+    """Return the settings of nipype for a run (dict of dict): its own lines are not shown, but for `--verbose`."""
+    level = 'WARNING' if options.verbose else 'CRITICAL'  # its errors are tracebacks
+    levels = dict.fromkeys(('workflow_level', 'interface_level', 'utils_level'), level)
+    return {
+        'logging': {**levels, 'log_to_file': False},
+        'execution': {
+            'crashdump_dir': str(base_dir),
+            'crashfile_format': 'txt',
+            'stop_on_first_crash': options.stop_on_first_crash,
+            'check_version': False,  # it asks a server
+            'create_report': False,  # it lists all variables of the environment, also secret ones
+            'poll_sleep_duration': 0.5,
+        },
+    }
+
+
+@contextlib.contextmanager
+def settings_for_workers(options, base_dir):
+    """Let the processes of nodes, which import nipype anew, find its settings as well."""
+    parser = configparser.ConfigParser()
+    parser.read_dict(nipype_settings(options, base_dir))
+    with open(base_dir / 'nipype.cfg', 'w', encoding='utf-8') as file:
+        parser.write(file)
+    before = os.environ.get('NIPYPE_CONFIG_DIR')
+    os.environ['NIPYPE_CONFIG_DIR'] = str(base_dir)
+    try:
+        yield
+    finally:
+        del os.environ['NIPYPE_CONFIG_DIR']
+        if before is not None:
+            os.environ['NIPYPE_CONFIG_DIR'] = before
 
 
 def make_base_dir(work_dir, run_id):
@@ -96,6 +133,12 @@ def end_workers(runner):
         process.kill()
     for process in processes:
         process.join()
+
+
+def start_worker(options):
+    """Prepare the process of a node: its log, and its end."""
+    log.set_up(options, is_worker=True)
+    end_with_parent()
 
 
 def end_with_parent():
@@ -160,20 +203,7 @@ def build(found, donor, options, run_id, base_dir):
     from nipype import Function, Node, Workflow, config
     from nipype import logging as nipype_logging
 
-    level = 'WARNING' if logger.isEnabledFor(logging.DEBUG) else 'CRITICAL'  # its errors are tracebacks
-    config.update_config(
-        {
-            'logging': {'workflow_level': level, 'interface_level': level, 'log_to_file': False},
-            'execution': {
-                'crashdump_dir': str(base_dir),
-                'crashfile_format': 'txt',
-                'stop_on_first_crash': options.stop_on_first_crash,
-                'check_version': False,  # it asks a server
-                'create_report': False,  # it lists all variables of the environment, also secret ones
-                'poll_sleep_duration': 0.5,
-            },
-        }
-    )
+    config.update_config(nipype_settings(options, base_dir))
     nipype_logging.update_logging(config)
     flow = Workflow('participants', base_dir=str(base_dir))
     n_procs = min(options.omp_nthreads or 1, options.nprocs)
@@ -224,7 +254,7 @@ def run_node(subject, images, donor, options, run_id, **sessions):
     from bids_lesionfill.app import participant, workflow
     from bids_lesionfill.layout import files
 
-    workflow.end_with_parent()
+    workflow.start_worker(options)
     with files.lock(options.top_dir, shared=True):  # also when the run that started it is dead
         status = participant.run_all({subject: images}, donor, options, run_id)[subject]
     if status == 'failed' and options.stop_on_first_crash:
@@ -237,7 +267,7 @@ def run_session_node(subject, session, images, donor, options, run_id):
     from bids_lesionfill.app import participant, workflow
     from bids_lesionfill.layout import files
 
-    workflow.end_with_parent()
+    workflow.start_worker(options)
     folder = options.output_dir / f'sub-{subject}'
     with (
         files.lock(options.top_dir, shared=True),

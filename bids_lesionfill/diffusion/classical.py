@@ -48,7 +48,7 @@ def membrane(image, lesion_mask):
     return _interpolate(image, lesion_mask, biharmonic_energy=False)
 
 
-def biharmonic(image, lesion_mask):
+def biharmonic(image, lesion_mask, bounds=None):
     """Fill by the surface of least bending, min |Laplacian(u)|^2: `skimage.restoration.inpaint_biharmonic` in 3D.
 
     Solved by conjugate gradients, so that a lesion of 50 ml takes seconds where skimage's direct solver takes hours.
@@ -57,11 +57,35 @@ def biharmonic(image, lesion_mask):
     ----------
     image : (X, Y, Z) float array
     lesion_mask : (X, Y, Z) bool array
+    bounds : (lowest, highest), optional
+        (X, Y, Z) float arrays between which the filling stays, see `white_matter_bounds`: the surface carries on the
+        slopes at the edge of the mask, and glows or darkens far beyond any tissue. What the membrane reaches, which
+        overshoots nothing, may be darker: cortex beside the lesion.
     """
-    return _interpolate(image, lesion_mask, biharmonic_energy=True)
+    return _interpolate(image, lesion_mask, biharmonic_energy=True, bounds=bounds)
 
 
-def _interpolate(image, lesion_mask, biharmonic_energy):
+def white_matter_bounds(image, lesion_mask, wm_mask, white_matter, deviations=2.5):
+    """Values between which white matter lies: its local mean and some robust standard deviations.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float array
+    lesion_mask, wm_mask : (X, Y, Z) bool array
+    white_matter : (X, Y, Z) float array
+        See `local_white_matter`.
+    deviations : float
+
+    Returns
+    -------
+    lowest, highest : (X, Y, Z) float arrays
+    """
+    difference = (image - white_matter)[_healthy_white_matter(lesion_mask, wm_mask)]
+    width = deviations * 1.4826 * np.median(np.abs(difference - np.median(difference)))
+    return white_matter - width, white_matter + width
+
+
+def _interpolate(image, lesion_mask, biharmonic_energy, bounds=None):
     filled = np.array(image, dtype=np.float64)
     if not lesion_mask.any():
         return filled.astype(image.dtype)
@@ -75,7 +99,11 @@ def _interpolate(image, lesion_mask, biharmonic_energy):
         near = np.flatnonzero(ndimage.binary_dilation(lesion_mask))
         laplacian = _laplacian_at(near, shape)
         inner = laplacian[:, hole]
-        solution = _solve((inner.T @ inner).tocsr(), -(inner.T @ (laplacian @ known)), solution)
+        flat = solution
+        solution = _solve((inner.T @ inner).tocsr(), -(inner.T @ (laplacian @ known)), flat)
+        if bounds is not None:
+            lowest, highest = (bound[lesion_mask] for bound in bounds)
+            solution = np.clip(solution, np.minimum(lowest, flat), highest)
     filled.flat[hole] = solution
     return filled.astype(image.dtype)
 

@@ -36,7 +36,8 @@ APPEARED_COLUMNS = (
     *('counts', 'picture', 'method', 'family', 'error', 'bias', 'error_unfilled', 'error_tissue', 'ratio'),
 )
 AUC_COLUMNS = ('modality', 'method', 'classifier', 'auc', 'auc_null', 'patches', 'by_patient')
-PICTURE_VOXELS = 14  # around a lesion
+CONFLUENT_KINDS = ('confluent', 'confluent-tight')
+MARGIN_VOXELS = 14  # around a brain
 
 
 class Filled(NamedTuple):
@@ -154,12 +155,13 @@ def warped_masks(number, image, tissue_seg, affine, options):
 def confluent_cases(number, subject, files, models, options):
     """Confluent cases of a healthy brain, as the app fills them: yields (case, dict of method -> (filled, seconds)).
 
-    The mask is that of a rater, and once more too tight or ragged (`confluent-tight`).
+    The mask is that of a rater, or too tight or ragged (`confluent-tight`).
     """
     image, tissue_seg = brains.read_tissues(*files)
     affine = grid.conform(nib.load(files[0])).affine
     for step, (name, warped) in enumerate(warped_masks(number, image, tissue_seg, affine, options)):
-        for tight in (False, True):
+        for kind in (kind for kind in CONFLUENT_KINDS if kind in options.kinds):
+            tight = kind == 'confluent-tight'
             rng = np.random.default_rng([options.seed, number, 5, step])
             try:
                 drawn = confluent.draw_case(image, tissue_seg, warped, rng, tight)
@@ -168,7 +170,6 @@ def confluent_cases(number, subject, files, models, options):
                 continue
             seen_img = nib.Nifti1Image(np.float32(WHITE_MATTER_LEVEL / 1.5) * (drawn.seen + 1), affine)
             mask_img = nifti.mask_image(drawn.given_mask, seen_img)
-            kind = 'confluent-tight' if tight else 'confluent'
             used_mask, by_app = None, {}
             for label, model, steps in models:
                 made = fill_by_app(f'{subject}_{name}_{kind}', seen_img, mask_img, None, model, steps, options)
@@ -203,7 +204,7 @@ def measure_patient(person, files, modality, models, fillers, options):
     brain_mask, _ = tissues.find_brain(t1w)
     given_mask, used_mask = (grid.conform_mask(img, grid_img) for img in (mask_img, used_mask_img))
     fillings = {label: grid.conform(result.filled_img).get_fdata(dtype=np.float32) for label, result in made.items()}
-    box = masks.bounding_box(brain_mask | used_mask, PICTURE_VOXELS)
+    box = masks.bounding_box(brain_mask | used_mask, MARGIN_VOXELS)
     original = grid_img.get_fdata(dtype=np.float32)[box]
     t1w, brain_mask, given_mask, used_mask = (array[box] for array in (t1w, brain_mask, given_mask, used_mask))
     fillings = {label: filled[box] for label, filled in fillings.items()}
@@ -244,10 +245,14 @@ def measure_patients(models, fillers, options):
                 rows += measured
                 people.append(person)
                 found.append(patches)
+        nulls = {}
         for label in found[0] if found else ():
             patches = [of_image[label] for of_image in found]
             for classifier in options.classifiers:
-                result = discriminability.discriminability(patches, people, classifier)
+                # All methods have the same untouched patches.
+                null = nulls.get(classifier)
+                result = discriminability.discriminability(patches, people, classifier, null)
+                nulls[classifier] = result['auc_null']
                 result['by_patient'] = ', '.join(f'{k}: {v:.2f}' for k, v in result['by_patient'].items())
                 aucs.append({'modality': modality, 'method': label, 'classifier': classifier} | result)
                 logger.info('%s, %s, %s: AUC %.3f', modality, label, classifier, result['auc'])
@@ -360,26 +365,29 @@ def compare_visits(folder, models, fillers, options):
                 for label, filled in fillings.items():
                     scores = evaluate_appeared.score(before, filled, after, lesion, touched, wm_mask, voxel_mm)
                     rows.append(common | {'method': label, 'family': families[label]} | scores)
-                around = evaluate_appeared.tissue_around(lesion, touched, wm_mask, voxel_mm)
-                examples.append(picture_of(common, before, after, fillings, lesion, around, second_flair))
+                examples.append(picture_of(common, before, after, fillings, lesion, wm_mask & ~touched, second_flair))
     return rows, examples
 
 
 def picture_of(row, before, after, fillings, lesion, around, img):
     """What a picture of a lesion that appeared shows: dict, see `evaluation_page.write_page`; white matter at 0.5."""
-    middle = np.median(after[around])
+    box = evaluate_appeared.box_around(lesion, nib.affines.voxel_sizes(img.affine))
+    near = around[box]
+    part_img = img.slicer[box]
 
-    def on_grid(volume, order=1):
-        part = grid.conform(nib.Nifti1Image(np.asarray(volume, dtype=np.float32), img.affine), order)
+    def on_grid(volume):
+        part = grid.conform(nib.Nifti1Image(np.asarray(volume, dtype=np.float32), part_img.affine), order=1)
         return part.get_fdata(dtype=np.float32)
 
-    mask = on_grid(lesion) > 0.5
-    box = masks.bounding_box(mask if mask.any() else on_grid(lesion) > 0, PICTURE_VOXELS)
-    images = {'first visit, matched': evaluate_appeared.match(before, after, around), 'second visit': after}
-    images |= {label: filled for label, filled in fillings.items() if label != 'unfilled'}
-    images = {label: on_grid(volume)[box] * (1.5 / middle) - 1 for label, volume in images.items()}
+    images = {'first visit, matched': evaluate_appeared.match(before[box], after[box], near)}
+    images['second visit'] = after[box]
+    images |= {label: filled[box] for label, filled in fillings.items() if label != 'unfilled'}
+    middle = np.median(after[box][near])
+    images = {label: on_grid(volume) * (1.5 / middle) - 1 for label, volume in images.items()}
+    share = on_grid(lesion[box])
+    mask = share > min(0.5, share.max() / 2)
     title = f'{row["subject"]}, {row["modality"]}, lesion {row["lesion"]} ({row["volume_ml"]:.2f} ml)'
-    return {'title': title, 'kind': 'appeared', 'mask': mask[box], 'images': images, 'name': row['picture']}
+    return {'title': title, 'kind': 'appeared', 'mask': mask, 'images': images, 'name': row['picture']}
 
 
 def summarise_appeared(rows):

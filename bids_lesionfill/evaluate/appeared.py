@@ -22,7 +22,7 @@ APPEARED, GREW, VANISHED, UNCLEAR = 'appeared', 'grew', 'vanished', 'unclear'
 class Change(NamedTuple):
     """A lesion of a mask of changes; contrasts in SD of the white matter around, above zero as lesions have it."""
 
-    number: int
+    number: int  # its connected part of the mask: what is left out moves no number
     volume_ml: float
     voxel: tuple  # its middle
     contrast_first: float
@@ -35,6 +35,13 @@ def tissue_around(lesion_mask, changed_mask, wm_mask, voxel_mm):
     distance = ndimage.distance_transform_edt(~lesion_mask, sampling=voxel_mm)
     clear = ~ndimage.binary_dilation(changed_mask, masks.FULL_CONNECTIVITY)
     return (distance > GAP_MM) & (distance <= NEAR_MM) & wm_mask & clear
+
+
+def box_around(lesion_mask, voxel_mm):
+    """Slices of the box that holds a lesion and all that it is compared with."""
+    margins = np.ceil(NEAR_MM / np.asarray(voxel_mm)).astype(int) + 3
+    bounds = ndimage.find_objects(lesion_mask.astype(np.uint8))[0]
+    return tuple(slice(max(side.start - n, 0), side.stop + n) for side, n in zip(bounds, margins))
 
 
 def match(image, reference, mask):
@@ -91,19 +98,19 @@ def find_changes(first, second, changed_mask, wm_mask, voxel_mm, min_voxels=4, s
         Lesions are bright, or dark.
     """
     labels, n_lesions = masks.label_lesions(changed_mask)
-    numbers = np.zeros(n_lesions + 1, dtype=int)
     changes = []
-    for old in range(1, n_lesions + 1):
-        lesion = labels == old
-        around = tissue_around(lesion, changed_mask, wm_mask, voxel_mm)
+    for number in range(1, n_lesions + 1):
+        whole = labels == number
+        box = box_around(whole, voxel_mm)
+        lesion = whole[box]
+        around = tissue_around(lesion, changed_mask[box], wm_mask[box], voxel_mm)
         if lesion.sum() < min_voxels or around.sum() < MIN_NEAR_VOXELS:
             continue
-        numbers[old] = len(changes) + 1
-        contrasts = [contrast(image, lesion, around, sign) for image in (first, second)]
-        voxel = tuple(int(n) for n in np.rint(np.argwhere(lesion).mean(axis=0)))
+        contrasts = [contrast(image[box], lesion, around, sign) for image in (first, second)]
+        voxel = tuple(int(n) for n in np.rint(np.argwhere(whole).mean(axis=0)))
         volume_ml = float(lesion.sum() * np.prod(voxel_mm) / 1000)
-        changes.append(Change(len(changes) + 1, volume_ml, voxel, *contrasts, judge(*contrasts)))
-    return numbers[labels], changes
+        changes.append(Change(number, volume_ml, voxel, *contrasts, judge(*contrasts)))
+    return labels, changes
 
 
 def score(first, filled, second, lesion_mask, changed_mask, wm_mask, voxel_mm):
@@ -124,6 +131,10 @@ def score(first, filled, second, lesion_mask, changed_mask, wm_mask, voxel_mm):
     `error_tissue` the same of unchanged white matter around: what two scans of one tissue differ by; `ratio` of
     `error` and `error_tissue`, 1 is a perfect fill with the noise of a second scan.
     """
+    box = box_around(lesion_mask, voxel_mm)
+    first, filled, second, lesion_mask, changed_mask, wm_mask = (
+        array[box] for array in (first, filled, second, lesion_mask, changed_mask, wm_mask)
+    )
     around = tissue_around(lesion_mask, changed_mask, wm_mask, voxel_mm)
     names = ('error', 'bias', 'error_unfilled', 'error_tissue', 'ratio')
     if around.sum() < MIN_NEAR_VOXELS:

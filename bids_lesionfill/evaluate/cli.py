@@ -140,11 +140,14 @@ def main(argv=None):
     named = {text: methods.ModelMethod.parse(text).name(model) for text, model in loaded.items()}
     if len(set(named.values())) < len(options.models):  # one would take the other's place in every table
         raise SystemExit(f'two models have one name, see their plan.json: {named}')
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    if not (options.output_dir / 'evaluation.json').exists():  # first of all: the folder is ours from now on
+        layout_files.write_json(options.output_dir / 'evaluation.json', {'info': {}, 'summary': []})
     if {'real', 'appeared'} & set(options.kinds):
         scores.evaluate_patients(options)
     if not set(options.kinds) - {'real', 'appeared'}:
         logger.info('wrote %s', options.output_dir)
-        return
+        return 0
     files, people = find_brains(options)
     _, mask_files = datasets.split_lesion_masks(datasets.find_lesion_masks(options.lesion_masks or options.bids_dir[0]))
     shapes = brains.read_lesion_shapes(mask_files)
@@ -180,7 +183,6 @@ def main(argv=None):
     flat = [name for name, model in diffusion.items() if not model.plan['pseudo_3d']]
     repaint = [name for name, model in diffusion.items() if methods.is_repaint(model)]
     conditional = [name for name in diffusion if name not in flat + repaint]
-    options.output_dir.mkdir(parents=True, exist_ok=True)
     layout_files.write_json(options.output_dir / 'evaluation.json', {'info': info, 'summary': without_nan(summary)})
     layout_files.write_tsv(options.output_dir / 'scores.tsv', rows, [*scores.KEYS, *scores.METRICS])
     layout_files.write_tsv(options.output_dir / 'summary.tsv', summary, list(summary[0]))

@@ -11,7 +11,7 @@ import numpy as np
 from scipy import ndimage, stats
 from scipy.spatial import cKDTree
 
-RADIUS_VOXELS = 4  # of a patch
+RADIUS_VOXELS = 3  # of a patch: larger ones find no place where lesions are many
 MIN_VOXELS = 60  # of a patch; fewer say nothing of texture
 N_NEAREST, N_CANDIDATES = 4000, 400  # so many places are near; of so many, drawn of them, those that hold a shape
 N_LEVELS, RANGE_SD = 8, 3  # of the co-occurrence matrix
@@ -233,7 +233,7 @@ def auc_by_patient(first, second, people, classifier='radiomics'):
     return float(np.average(list(by_patient.values()), weights=counts)), by_patient
 
 
-def discriminability(patches, people, classifier='radiomics'):
+def discriminability(patches, people, classifier='radiomics', auc_null=None):
     """How well filled tissue can be told from untouched white matter, and what chance does: dict.
 
     Parameters
@@ -242,6 +242,8 @@ def discriminability(patches, people, classifier='radiomics'):
     people : list
         Whose images they are.
     classifier : see `auc_by_patient`
+    auc_null : float, optional
+        Where it is known, from the same patches of untouched tissue.
 
     Returns
     -------
@@ -254,5 +256,6 @@ def discriminability(patches, people, classifier='radiomics'):
         for kind in ('filled', 'untouched', 'control')
     ]
     auc, by_patient = auc_by_patient(kinds[0], kinds[1], owners, classifier)
-    null, _ = auc_by_patient(kinds[2], kinds[1], owners, classifier)
-    return {'auc': auc, 'auc_null': null, 'patches': len(owners), 'by_patient': by_patient}
+    if auc_null is None:
+        auc_null, _ = auc_by_patient(kinds[2], kinds[1], owners, classifier)
+    return {'auc': auc, 'auc_null': auc_null, 'patches': len(owners), 'by_patient': by_patient}

@@ -36,7 +36,7 @@ EXAMPLE_ML = 0.3  # about the volume of the lesions that are shown
 KEYS = ('kind', 'dilation', 'subject', 'person', 'unit', 'volume_ml', 'place', 'method', 'family')
 
 
-APP_KINDS = ('confluent', 'appeared', 'real')  # filled by the app as its users call it
+APP_KINDS = (*app_fills.CONFLUENT_KINDS, 'appeared', 'real')  # filled by the app as its users call it
 APP_GROWTH = '1+2'  # of masks, by default in `fill.fill`; see `evaluation_cases.grow`
 
 
@@ -141,7 +141,8 @@ def evaluate_brain(job):
                 | {'dilation': case.dilation}
             )
         logger.info('%s, %s, mask grown by %s', subject, case.kind, case.dilation)
-    if 'confluent' in options.kinds and subject.split('_')[0] == person:  # a rescan is the same anatomy
+    is_rescan = subject.split('_')[0] != person  # of the same anatomy
+    if set(app_fills.CONFLUENT_KINDS) & set(options.kinds) and not is_rescan:
         found = evaluate_confluent(number, subject, person, files, options, n_examples)
         rows, examples = rows + found[0], examples + found[1]
     return rows, examples

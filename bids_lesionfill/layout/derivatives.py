@@ -112,8 +112,7 @@ def write_filling(output_dir, inputs, filling, provenance):
             'Type': 'Lesion',
             'Description': DESCRIPTIONS['desc-used'],
             **common,
-            'Dilation': provenance['Options']['dilate'],
-            'RimVoxels': provenance['Options']['rim_voxels'],
+            **{key: filling.info[key] for key in ('Dilation', 'RimVoxels') if key in filling.info},
         },
     )
     if filling.sd_img is not None:

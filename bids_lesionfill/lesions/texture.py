@@ -14,9 +14,11 @@ import numpy as np
 from scipy import fft, ndimage, sparse
 from scipy.sparse import linalg
 
-TREND_MM = 2.5  # standard deviation of the Gaussian that separates trend and residual
+TREND_MM = 1.5  # standard deviation of the Gaussian that separates trend and residual
+FINE_MM = 1.2  # of the one that separates the finest detail, which sets the noise level: anatomy hardly enters
 SD_MM = 10.0  # of the one that smooths the local noise level
 MAX_LAG = 6  # voxels per axis
+HELD_LAG = 2  # voxels up to which an autocovariance is kept as measured
 MARGIN_VOXELS = 3  # between white matter that is measured and other tissue or lesions
 SHELL_VOXELS = 2  # thickness of the known voxels that condition the sample
 FEWEST_VOXELS = 300  # of white matter, to estimate an autocovariance
@@ -59,8 +61,11 @@ def add_texture(image, mean, hole, wm_mask, rng, voxel_mm=(1.0, 1.0, 1.0)):
     interior = interior_of(known, residual, voxel_mm)
     if interior.sum() < FEWEST_VOXELS or residual[interior].std() <= 1e-6 * np.abs(values[interior]).mean():
         return filled
-    sd = local_deviation(residual, interior, SD_MM / np.asarray(voxel_mm))
+    finest = FINE_MM / np.asarray(voxel_mm)
+    sd = local_deviation(values - smooth_within(values, known, finest), interior, SD_MM / np.asarray(voxel_mm))
     covariance = restore_trend(estimate_covariance(residual / sd, interior), sigma)
+    scale = np.sqrt(residual_variance(covariance, finest))
+    sd, covariance = sd / scale * np.sqrt(variance_of(covariance)), covariance / variance_of(covariance)
     trend = smooth_within(values, hole | known, sigma)
     unit = (values - trend) / sd
     shell = known & (ndimage.distance_transform_cdt(~hole, 'chessboard') <= SHELL_VOXELS)
@@ -137,8 +142,8 @@ def local_deviation(residual, interior, sigma):
 def estimate_covariance(residual, mask, max_lag=MAX_LAG):
     """Return the stationary autocovariance of a residual inside a mask, positive semidefinite.
 
-    The mean product of all pairs of mask voxels at a lag, by FFT (sum of products over number of pairs); tapered to
-    zero beyond `max_lag`; projected onto valid autocovariances by setting negative values of its spectrum to zero.
+    The correlation of all pairs of mask voxels at a lag (sum of products over mean sum of squares of these pairs),
+    times the variance; all sums by FFT. Tapered to zero beyond `max_lag`, then made valid.
 
     Parameters
     ----------
@@ -155,26 +160,33 @@ def estimate_covariance(residual, mask, max_lag=MAX_LAG):
     box = bounding_box(mask)
     mask = mask[box].astype(np.float32)
     values = np.where(mask, residual[box], 0).astype(np.float32)
-    shape = [fft.next_fast_len(n + max_lag, real=True) for n in mask.shape]
-    products, pairs = (fft.irfftn(np.abs(fft.rfftn(a, shape)) ** 2, shape) for a in (values, mask))
+    shape = [fft.next_fast_len(max(n, max_lag + 1) + max_lag, real=True) for n in mask.shape]
     lags = np.ix_(*[np.arange(-max_lag, max_lag + 1)] * 3)
-    products, pairs = products[lags].astype(np.float64), pairs[lags].astype(np.float64)
-    covariance = products / np.maximum(pairs, 1)
-    covariance *= lag_taper(max_lag) * (pairs > 30)
+    transform, of_mask, of_squares = (fft.rfftn(a, shape) for a in (values, mask, values**2))
+    products, pairs, squares = (
+        fft.irfftn(a, shape)[lags].astype(np.float64)
+        for a in (np.abs(transform) ** 2, np.abs(of_mask) ** 2, (of_squares * of_mask.conj()).real)
+    )
+    variance = variance_of(products) / variance_of(pairs)
+    correlation = products / np.maximum(squares, 1e-9 * variance_of(squares))
+    covariance = variance * np.clip(correlation, -1, 1) * lag_taper(max_lag) * (pairs > 30)
     return make_valid(covariance)
 
 
 def make_valid(covariance):
     """Return an autocovariance near the given one, with the same variance and (nearly) no negative spectrum.
 
-    By alternating projections on two convex sets: nonnegative spectra, and support within the lags.
+    By alternating projections on nonnegative spectra and on arrays with the same support and the same values within
+    `HELD_LAG`: without the latter, smooth images would get noise between neighbours.
     """
     max_lag = covariance.shape[0] // 2
     lags = np.ix_(*[np.arange(-max_lag, max_lag + 1)] * 3)
+    held = sum(n**2 for n in np.ogrid[(slice(-max_lag, max_lag + 1),) * 3]) <= HELD_LAG**2
     valid = covariance
-    for _ in range(20):
+    for _ in range(40):
+        valid = np.where(held, covariance, valid)
         valid = fft.ifftn(np.maximum(spectrum_of(valid, [4 * max_lag] * 3), 0)).real[lags] * (covariance != 0)
-    return valid * covariance[(max_lag,) * 3] / valid[(max_lag,) * 3]
+    return valid * variance_of(covariance) / variance_of(valid)
 
 
 def restore_trend(covariance, sigma):
@@ -191,12 +203,28 @@ def restore_trend(covariance, sigma):
     """
     max_lag = covariance.shape[0] // 2
     shape = [4 * max_lag] * 3
-    angular = np.meshgrid(*[2 * np.pi * fft.fftfreq(n) for n in shape], indexing='ij', sparse=True)
-    passed = np.exp(-0.5 * sum((s * w) ** 2 for s, w in zip(sigma, angular)))
-    gain = np.minimum(1 / np.maximum(1 - passed, 1e-6) ** 2, MOST_GAIN)
+    gain = np.minimum(1 / np.maximum(1 - gaussian_transfer(sigma, shape), 1e-6) ** 2, MOST_GAIN)
     restored = fft.ifftn(np.maximum(spectrum_of(covariance, shape), 0) * gain).real
     lags = np.ix_(*[np.arange(-max_lag, max_lag + 1)] * 3)
     return make_valid(restored[lags] * lag_taper(max_lag))
+
+
+def residual_variance(covariance, sigma):
+    """Return the variance that noise of this autocovariance keeps when its Gaussian mean is subtracted."""
+    shape = [2 * (covariance.shape[0] - 1)] * 3
+    passed = gaussian_transfer(sigma, shape)
+    return float((np.maximum(spectrum_of(covariance, shape), 0) * (1 - passed) ** 2).mean())
+
+
+def gaussian_transfer(sigma, shape):
+    """Return the transfer function of a Gaussian, `sigma` in voxels per axis, on the frequencies of a periodic grid."""
+    angular = np.meshgrid(*[2 * np.pi * fft.fftfreq(n) for n in shape], indexing='ij', sparse=True)
+    return np.exp(-0.5 * sum((s * w) ** 2 for s, w in zip(sigma, angular)))
+
+
+def variance_of(covariance):
+    """Return the value at lag zero."""
+    return float(covariance[tuple(n // 2 for n in covariance.shape)])
 
 
 def lag_taper(max_lag):
@@ -232,7 +260,7 @@ def gaussian_field(covariance, shape, rng):
     root = np.zeros(periodic, dtype=np.float32)
     root[np.ix_(*[np.arange(-max_lag, max_lag + 1)] * 3)] = covariance
     root = np.sqrt(np.maximum(fft.rfftn(root).real, 0))
-    root *= np.sqrt(covariance[(max_lag,) * 3] / mean_square(root, periodic))
+    root *= np.sqrt(variance_of(covariance) / mean_square(root, periodic))
     noise = rng.standard_normal(periodic, dtype=np.float32)
     field = fft.irfftn(fft.rfftn(noise) * root, periodic)
     return field[tuple(slice(n) for n in shape)]
@@ -266,8 +294,7 @@ def sample_given(known_values, hole, shell, covariance, rng):
     field = np.zeros(hole.shape)
     field[box] = gaussian_field(covariance, hole[box].shape, rng)
     if shell.any():
-        max_lag = covariance.shape[0] // 2
-        sd = np.sqrt(covariance[(max_lag,) * 3])
+        sd = np.sqrt(variance_of(covariance))
         gap = np.clip(known_values[shell], -KNOWN_SD * sd, KNOWN_SD * sd) - field[shell]
         field[hole] += kriging(gap, shell[box], hole[box], covariance)
     return np.where(hole, field, 0)
@@ -277,7 +304,7 @@ def nugget_of(covariance):
     """Return the variance to add so that the linear system of kriging is positive definite and well conditioned."""
     max_lag = covariance.shape[0] // 2
     lowest = spectrum_of(covariance, [4 * max_lag] * 3).min()
-    return NUGGET * covariance[(max_lag,) * 3] + max(-lowest, 0)
+    return NUGGET * variance_of(covariance) + max(-lowest, 0)
 
 
 def kriging(values, known, targets, covariance):
@@ -300,7 +327,7 @@ def kriging(values, known, targets, covariance):
     index = np.full(weights.shape, -1, dtype=np.int32)
     index[inner][known] = np.arange(len(values))
     at_known, at_targets = np.flatnonzero(index >= 0), np.flatnonzero(np.pad(targets, max_lag))
-    steps = np.argwhere(np.abs(covariance) > 2e-3 * covariance[(max_lag,) * 3])
+    steps = np.argwhere(np.abs(covariance) > 2e-3 * variance_of(covariance))
     shifts = (steps - max_lag) @ (np.array(index.strides) // index.itemsize)
     entries = covariance[tuple(steps.T)]
     rows, columns, data = [], [], []

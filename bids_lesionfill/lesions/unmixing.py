@@ -17,12 +17,13 @@ from ..images import masks
 FLUID_BELOW = 0.3  # of the way from fluid to white matter: darker is fluid. The darkest lesions lie at 0.4
 LEAST_FLUID_ML = 0.3  # outside the mask: ventricles and the space around the brain are larger, black holes smaller
 WALL_MM = 1.8  # how far from fluid a voxel may be partly fluid
+THIN_FLUID, THIN_MM = 0.4, 4.0  # share of fluid of a thin horn, and how far from fluid it may end
 SIGMAS_MM = (0.8, 0.4)  # at which lesions are seen to depart from their usual profile: coarse to fine
 EDGES_MM = (1.0, 0.8)  # widths of the Gaussian of `soft_distance`: the first evens out ragged masks
 MARGIN_MM = 20  # around the lesions, of the box that is worked on
 REACH_MM = 4.0  # of rims; beyond, white matter is trusted
 # Shares of lesion from which on a voxel counts as lesion; as touched by it; and is not trusted when it is unmixed.
-REPLACED, TOUCHED, TRUSTED = 0.5, 0.02, 0.2
+REPLACED, TOUCHED, TRUSTED = 0.5, 0.1, 0.2
 
 
 class Unmixing(NamedTuple):
@@ -318,7 +319,8 @@ def fluid_share(image, core, csf, tissue, brain_mask, voxel_mm):
     (X, Y, Z) float32 array: 1 in fluid and outside the brain, 0 away from fluid
     """
     share = np.clip((tissue - image) / np.maximum(tissue - csf, 1e-6), 0, 1)
-    body = ndimage.binary_propagation(core, mask=core | (share > 0.5) & near(core, WALL_MM, voxel_mm))
+    # The roof of a ventricle, a thin horn: partly fluid all through, and one with what is fluid.
+    body = ndimage.binary_propagation(core, mask=core | (share > THIN_FLUID) & near(core, THIN_MM, voxel_mm))
     # A point spread function cannot carry fluid farther than this: what is darker there is lesion.
     most = 1.5 * ndimage.gaussian_filter(body.astype(np.float32), np.divide(0.8, voxel_mm))
     share = np.where(near(body, WALL_MM, voxel_mm), np.minimum(share, np.where(body, 1, most)), 0)

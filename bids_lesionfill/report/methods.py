@@ -64,7 +64,12 @@ def filling_words(options, plans):
 
 
 def growth_words(options):
-    """How far the mask grew, in a sentence."""
+    """Return how far the mask grew, or what was done with the rims of lesions instead, in a sentence."""
+    if options.rims == 'unmixed':
+        return (
+            'At the rims of lesions, which masks miss, the share of lesion in each voxel was estimated and removed '
+            'and fluid was kept; voxels without a share of lesion were left as they were.'
+        )
     steps = []
     if options.dilate:
         steps.append(f'by {options.dilate} voxel{plural(options.dilate)} within white matter')
