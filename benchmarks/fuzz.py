@@ -31,8 +31,9 @@ from scipy.spatial.transform import Rotation
 
 from bids_lesionfill.app import loading
 from bids_lesionfill.diffusion import forms, models, process
+from bids_lesionfill.images import anatomy, nifti
 from bids_lesionfill.layout import files, inputs
-from bids_lesionfill.lesions import fill
+from bids_lesionfill.lesions import fill, settings
 
 IMAGE_TYPES = ('int16', 'uint8', 'int8', 'uint16', 'int32', 'uint32', 'int64', 'uint64', 'float32', 'float64')
 REFUSED_TYPES = ('complex64', 'rgb')
@@ -210,27 +211,35 @@ def silent_model(base):
                          process.build_scheduler(prediction_type='v_prediction'))  # fmt: skip
 
 
+def find_anatomy(view, case, tissue_seg, affine):
+    """The anatomy of a case, from white matter or tissues that are given; None if there is nothing to fill."""
+    given_mask, _ = view.lesions.on_grid(view.image_img)
+    if not given_mask.any():
+        return None
+    if case['tissue'] == 'white matter':
+        wm_mask_img = nib.Nifti1Image((tissue_seg == 3).astype(np.uint8), affine)
+        return anatomy.from_white_matter(view.image_img, wm_mask_img)
+    mask_img, tissue_seg_img = nifti.mask_image(given_mask, view.image_img), nib.Nifti1Image(tissue_seg, affine)
+    return anatomy.look_at(view.image_img, mask_img, tissue_seg_img=tissue_seg_img, lesion_share=fill.LESION_SHARE)
+
+
 def run_case(case):
     """What became of a case, in words: `filled`, `copied`, or why it was refused; AssertionError if a promise broke."""
     with tempfile.TemporaryDirectory() as folder:
         found, tissue_seg = write_files(case, Path(folder))
         try:
-            loaded = loading.load(found)
-            affine = loaded.image_img.affine
+            view = loading.view(found)
+            affine = view.image_img.affine
             affine = affine if np.nan_to_num(np.linalg.det(affine)) else np.eye(4)  # nibabel makes no image with all
-            tissues = {'tissue_seg_img': nib.Nifti1Image(tissue_seg, affine)}
-            if case['tissue'] == 'white matter':
-                tissues = {'wm_mask_img': nib.Nifti1Image((tissue_seg == 3).astype(np.uint8), affine)}
             dilate, rim_voxels, n_samples = case['options']
+            growth, sampling = settings.Growth(dilate, rim_voxels), settings.Sampling(n_samples=n_samples, device='cpu')
             filling = fill.fill(
-                loaded.image_img,
-                loaded.lesion_mask_img,
-                model=silent_model(case['base']),
-                dilate=dilate,
-                rim_voxels=rim_voxels,
-                n_samples=n_samples,
-                device='cpu',
-                **tissues,
+                view.image_img,
+                view.lesions,
+                find_anatomy(view, case, tissue_seg, affine),
+                silent_model(case['base']),
+                growth,
+                sampling,
             )
         except ValueError as error:
             return f'refused: {reason_of(error)}'

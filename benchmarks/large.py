@@ -16,7 +16,7 @@ import numpy as np
 from bids_lesionfill.diffusion import models
 from bids_lesionfill.images import grid as images_grid
 from bids_lesionfill.layout import indexing, pairing
-from bids_lesionfill.lesions import fill
+from bids_lesionfill.lesions import fill, settings
 
 
 def resample(img, voxel_mm, width, order):
@@ -44,7 +44,7 @@ def main():
     model = models.load_model('fill-T1w')
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     started = time.monotonic(), time.process_time()
-    filling = fill.fill(t1w_img, mask_img, model=model)
+    filling = fill.fill_alone(t1w_img, settings.Lesions(mask_img), model)
     wall, cpu = time.monotonic() - started[0], time.process_time() - started[1]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     outside = np.asarray(filling.used_mask_img.dataobj) == 0

@@ -21,7 +21,7 @@ from bids_lesionfill.diffusion import classical, models
 from bids_lesionfill.evaluate import cases
 from bids_lesionfill.images import grid, masks, metrics, nifti, tissues
 from bids_lesionfill.layout import datasets
-from bids_lesionfill.lesions import fill
+from bids_lesionfill.lesions import fill, settings
 from bids_lesionfill.train import brains as train_brains
 
 
@@ -111,7 +111,7 @@ def score_brain(errors, number, image, tissue_seg, conditions, shapes, model, op
         healthy_img, seen_img = changed
         mask = on_voxels(alpha, size_mm, order=1).get_fdata() > 0.5
         mask_img = nib.Nifti1Image(mask.astype(np.uint8), seen_img.affine)
-        filling = fill.fill(seen_img, mask_img, model=model)
+        filling = fill.fill_alone(seen_img, settings.Lesions(mask_img), model)
         used = filling.used_mask_img.get_fdata() > 0
         truth = healthy_img.get_fdata()
         native_wm = grid.conform_mask(nib.Nifti1Image(wm_mask.astype(np.uint8), np.eye(4)), seen_img)

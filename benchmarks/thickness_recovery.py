@@ -29,7 +29,7 @@ from bids_lesionfill.diffusion import classical, models
 from bids_lesionfill.evaluate import cases
 from bids_lesionfill.images import nifti, tissues
 from bids_lesionfill.layout import datasets, files, naming
-from bids_lesionfill.lesions import fill
+from bids_lesionfill.lesions import fill, settings
 from bids_lesionfill.thickness import anatomy, cortex, reproducibility
 from bids_lesionfill.thickness.engines import ants
 from bids_lesionfill.train import brains as train_brains
@@ -81,7 +81,8 @@ def paint(image, tissue_seg, mask_file, seed):
 def fill_all(case, model):
     """The seen image filled by every filler in the mask that the app used; dict of filler -> normalised volume."""
     seen_img = image_of(case.seen)
-    filling = fill.fill(seen_img, nib.Nifti1Image(case.lesion_mask.astype(np.uint8), np.eye(4)), model=model)
+    mask_img = nib.Nifti1Image(case.lesion_mask.astype(np.uint8), np.eye(4))
+    filling = fill.fill_alone(seen_img, settings.Lesions(mask_img), model)
     used = np.asarray(filling.used_mask_img.dataobj) > 0
     ours = np.where(used, nifti.as_loaded(filling.filled_img).get_fdata() / 1000 * 1.5 - 1, case.seen)
     white = np.where(used, classical.local_white_matter(case.seen, used, case.wm_mask), case.seen)

@@ -15,10 +15,10 @@ from scipy import ndimage
 
 from bids_lesionfill.app import loading
 from bids_lesionfill.diffusion import models
-from bids_lesionfill.images import anatomy, grid, nifti, placement
+from bids_lesionfill.images import anatomy, nifti, placement
 from bids_lesionfill.layout import indexing, pairing
 from bids_lesionfill.lesions import checks as lesions_checks
-from bids_lesionfill.lesions import fill
+from bids_lesionfill.lesions import fill, settings
 
 NUMBERS = ('Lesions hardly', 'Filled tissue', 'Darker border')  # columns: how the names of these checks begin
 NO_GROWTH = {'dilate': 0, 'rim_voxels': 0}
@@ -33,26 +33,21 @@ def main(bids_dir, labels):
         (image,) = found[subject]
         image_img, mask_img = nib.load(image.image_file), loading.lesions_of(image)
         mask = placement.mask_on_grid(mask_img, image_img)
-        at_place, elsewhere = find_tissues(image_img, mask), find_tissues(image_img, np.zeros_like(mask))
+        at_place, elsewhere = find_anatomy(image_img, mask), find_anatomy(image_img, np.zeros_like(mask))
         for name, (spoilt, options) in spoilt_masks(mask, image_img.affine).items():
-            options |= elsewhere if name.startswith(('shifted', 'flipped')) else at_place
-            filling = fill.fill(image_img, nifti.mask_image(spoilt, image_img), model=model, device='cpu', **options)
+            seen = elsewhere if name.startswith(('shifted', 'flipped')) else at_place
+            lesions = settings.Lesions(nifti.mask_image(spoilt, image_img))
+            sampling = settings.Sampling(device='cpu')
+            filling = fill.fill(image_img, lesions, seen, model, settings.Growth(**options), sampling)
             checks = lesions_checks.check_filling(filling.info, filling.lesions, 'T1w')
             numbers = [check.found for check in checks if check.name.startswith(NUMBERS)]
             says = ' '.join(filling.warnings) or 'nothing unusual'
             print(f'| {subject} | {name} | {" | ".join(numbers)} | {says} |', flush=True)
 
 
-def find_tissues(image_img, mask):
-    """Brain mask and tissue classes as images, for `fill.fill`."""
-    conformed_img = grid.conform(nifti.plain(image_img, 'image'))
-    lesion_mask = grid.conform_mask(nifti.mask_image(mask, image_img), conformed_img, threshold=0.05)
-    t1w = conformed_img.get_fdata(dtype=np.float32)
-    brain_mask, tissue_seg, _ = anatomy.find_tissues(t1w, lesion_mask, conformed_img)
-    return {
-        'brain_mask_img': nifti.mask_image(brain_mask, conformed_img),
-        'tissue_seg_img': nib.Nifti1Image(tissue_seg, conformed_img.affine),
-    }
+def find_anatomy(image_img, mask):
+    """Brain and white matter, for `fill.fill`."""
+    return anatomy.look_at(image_img, nifti.mask_image(mask, image_img), lesion_share=fill.LESION_SHARE)
 
 
 def spoilt_masks(mask, affine):

@@ -5,6 +5,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from bids_examples import without_place
+from fillings import fill_with
 from scipy import ndimage
 
 from bids_lesionfill import fill_lesions
@@ -58,7 +59,7 @@ def images(phantom):
 @pytest.mark.parametrize('kind', ['int16 with scaling', 'uint8', 'float32', 'float32 with scaling'])
 def test_fill_leaves_voxels_outside_mask_untouched(phantom, model, kind):
     img = images(phantom)[kind]
-    filling = fill.fill(img, phantom.lesion_mask_img, model=model, wm_mask_img=phantom.wm_mask_img)
+    filling = fill_with(img, phantom.lesion_mask_img, model=model, wm_mask_img=phantom.wm_mask_img)
     written = nib.Nifti1Image.from_bytes(filling.filled_img.to_bytes())
     used_mask = np.asarray(filling.used_mask_img.dataobj) > 0
     before, after = img.dataobj.get_unscaled(), written.dataobj.get_unscaled()
@@ -89,7 +90,7 @@ def test_input_images_are_not_changed(phantom, model):
 
 def test_empty_mask_gives_a_copy_and_says_so(phantom):
     img = images(phantom)['int16 with scaling']
-    filling = fill.fill(img, phantom.img(np.zeros_like(phantom.lesion_mask)), model='needs no model')
+    filling = fill_with(img, phantom.img(np.zeros_like(phantom.lesion_mask)), model='needs no model')
     written = nib.Nifti1Image.from_bytes(filling.filled_img.to_bytes())
     assert np.array_equal(written.dataobj.get_unscaled(), img.dataobj.get_unscaled())
     assert (written.dataobj.slope, written.dataobj.inter) == (img.dataobj.slope, img.dataobj.inter)
@@ -100,15 +101,15 @@ def test_lesion_far_from_white_matter_is_kept_and_named(phantom, model):
     mask = phantom.lesion_mask.copy()
     corner = np.zeros_like(mask)
     corner[1:4, 1:4, 1:4] = True
-    filling = fill.fill(phantom.t1w_img, phantom.img(mask | corner), model=model, wm_mask_img=phantom.wm_mask_img)
+    filling = fill_with(phantom.t1w_img, phantom.img(mask | corner), model=model, wm_mask_img=phantom.wm_mask_img)
     assert not (np.asarray(filling.used_mask_img.dataobj) > 0)[corner].any()
     assert (filling.info['LesionsDropped'], filling.info['LesionVoxelsDropped']) == (1, 27)
     assert any('of the mask (1 lesion) touches no white matter' in warning for warning in filling.warnings)
 
 
 def test_used_mask_grows_into_white_matter_only(phantom, model):
-    filling = fill.fill(
-        phantom.t1w_img, phantom.lesion_mask_img, model=model, wm_mask_img=phantom.wm_mask_img, dilate=2
+    filling = fill_with(
+        phantom.t1w_img, phantom.lesion_mask_img, model=model, wm_mask_img=phantom.wm_mask_img, rims='grown', dilate=2
     )
     used_mask = np.asarray(filling.used_mask_img.dataobj) > 0
     assert used_mask.sum() > 2 * phantom.lesion_mask.sum()
@@ -117,8 +118,8 @@ def test_used_mask_grows_into_white_matter_only(phantom, model):
 
 
 def test_dilation_zero_fills_the_mask_as_it_is(phantom, model):
-    filling = fill.fill(
-        phantom.t1w_img, phantom.lesion_mask_img, model=model, wm_mask_img=phantom.wm_mask_img, dilate=0
+    filling = fill_with(
+        phantom.t1w_img, phantom.lesion_mask_img, model=model, wm_mask_img=phantom.wm_mask_img, rims='grown', dilate=0
     )
     assert np.array_equal(np.asarray(filling.used_mask_img.dataobj) > 0, phantom.lesion_mask)
 
@@ -198,7 +199,7 @@ def test_orientation_changes_nothing_but_the_order(phantom, model, axes):
 
 
 def test_several_samples_give_a_deviation_inside_the_mask_only(phantom, model):
-    filling = fill.fill(
+    filling = fill_with(
         phantom.t1w_img, phantom.lesion_mask_img, model=model, wm_mask_img=phantom.wm_mask_img, n_samples=3
     )
     sd = filling.sd_img.get_fdata()
@@ -218,7 +219,7 @@ def test_nan_in_the_image_survives_outside_and_does_not_spread(phantom, model):
 
 
 def test_table_has_a_row_per_lesion_of_the_given_mask(phantom, model):
-    filling = fill.fill(phantom.t1w_img, phantom.lesion_mask_img, model=model, wm_mask_img=phantom.wm_mask_img)
+    filling = fill_with(phantom.t1w_img, phantom.lesion_mask_img, model=model, wm_mask_img=phantom.wm_mask_img)
     assert [row['label'] for row in filling.lesions] == [1, 2]
     used_mask = np.asarray(filling.used_mask_img.dataobj) > 0
     volume = abs(np.linalg.det(phantom.affine[:3, :3]))
@@ -267,7 +268,7 @@ def test_table_tells_white_matter_next_to_a_lesion_from_that_beyond_and_counts_f
 
 def test_mixture_finds_white_matter_when_none_is_given(make_phantom, model):
     phantom = make_phantom(shape=(96, 90, 80))
-    filling = fill.fill(phantom.t1w_img, phantom.lesion_mask_img, model=model)
+    filling = fill_with(phantom.t1w_img, phantom.lesion_mask_img, model=model)
     assert filling.info['WhiteMatterMedian'] == pytest.approx(800, rel=0.02)
     assert filling.info['SkullStripped'] is True
 
@@ -288,7 +289,7 @@ def test_flair_takes_white_matter_from_the_t1w_and_the_scale_from_itself(phantom
         return phantom.thick_slices(array) if name == other_grid else phantom.img(array)
 
     flair_img, mask_img = img(phantom.flair, 'FLAIR'), img(phantom.lesion_mask, 'FLAIR')
-    filling = fill.fill(flair_img, mask_img, tissue_img=img(phantom.t1w, 'T1w'), model=flair_model, rim_voxels=0)
+    filling = fill_with(flair_img, mask_img, tissue_img=img(phantom.t1w, 'T1w'), model=flair_model, rim_voxels=0)
     before, after = stored_bytes_outside(flair_img, filling)
     assert before == after
     assert filling.info['WhiteMatterMedian'] == pytest.approx(350, rel=0.03)
@@ -333,7 +334,7 @@ def test_a_lesion_that_no_voxel_of_the_working_grid_meets_is_filled(model):
         lesion[tuple(20 + 9 * np.array(corner))] = True
     t1w = np.where(lesion, 300, 800 * wm).astype(np.float32)
     wm_img, mask_img = (nib.Nifti1Image(mask.astype(np.uint8), affine) for mask in (wm, lesion))
-    filling = fill.fill(nib.Nifti1Image(t1w, affine), mask_img, model=model, wm_mask_img=wm_img, dilate=0, rim_voxels=0)
+    filling = fill_with(nib.Nifti1Image(t1w, affine), mask_img, model=model, wm_mask_img=wm_img, dilate=0, rim_voxels=0)
     filled = filling.filled_img.get_fdata()
     assert np.array_equal(filled[~lesion], t1w[~lesion])
     assert (filled[lesion] > 650).all()
@@ -345,7 +346,7 @@ def test_mask_on_thick_slices_does_not_grow_into_the_next_slices(make_phantom, m
     tight = fill.ndimage.binary_erosion(phantom.lesion_mask, np.ones((3, 3, 1)))
     tight[:, :, :7] = False
     assert tight.any()
-    filling = fill.fill(phantom.t1w_img, phantom.img(tight), model=model, wm_mask_img=phantom.wm_mask_img)
+    filling = fill_with(phantom.t1w_img, phantom.img(tight), model=model, wm_mask_img=phantom.wm_mask_img)
     used = np.asarray(filling.used_mask_img.dataobj) > 0
     slices = tight.any(axis=(0, 1))
     assert used[tight].all()
@@ -357,7 +358,7 @@ def test_mask_that_follows_the_qform_of_its_image_lies_on_its_voxels(phantom, mo
     img = phantom.t1w_img
     img.set_qform(nib.affines.from_matvec(np.eye(3), (21, 0, 0)) @ phantom.affine, code=1)
     mask_img = nib.Nifti1Image(phantom.lesion_mask.astype(np.uint8), img.header.get_qform())
-    filling = fill.fill(img, mask_img, model=model, wm_mask_img=phantom.wm_mask_img)
+    filling = fill_with(img, mask_img, model=model, wm_mask_img=phantom.wm_mask_img)
     assert (np.asarray(filling.used_mask_img.dataobj) > 0)[phantom.lesion_mask].all()
     assert any('lies where the qform puts the image' in warning for warning in filling.warnings)
     elsewhere = nib.Nifti1Image(np.asarray(mask_img.dataobj), np.eye(4))
@@ -379,7 +380,7 @@ def test_flair_without_its_t1w_is_refused_in_a_sentence(phantom, flair_model):
 
 
 def test_white_matter_mask_stands_in_for_the_t1w(phantom, flair_model):
-    filling = fill.fill(
+    filling = fill_with(
         phantom.img(phantom.flair), phantom.lesion_mask_img, model=flair_model, wm_mask_img=phantom.wm_mask_img
     )
     assert filling.info['WhiteMatterMedian'] == pytest.approx(350, rel=0.03)
@@ -414,8 +415,8 @@ def test_missed_rim_is_bright_on_flair_and_dark_on_t1w(make_phantom, model, flai
     rim = phantom.lesion_mask & ~tight
 
     def share_taken(array, sign, model, rim_voxels):
-        filling = fill.fill(phantom.img(array), phantom.img(tight), model=model, wm_mask_img=phantom.wm_mask_img,
-                            dilate=0, rim_voxels=rim_voxels, rims='grown')  # fmt: skip
+        filling = fill_with(phantom.img(array), phantom.img(tight), model=model, wm_mask_img=phantom.wm_mask_img,
+                             dilate=0, rim_voxels=rim_voxels, rims='grown')  # fmt: skip
         assert filling.info['LesionSign'] == sign
         return (np.asarray(filling.used_mask_img.dataobj) > 0)[rim].mean()
 
@@ -435,7 +436,7 @@ def test_what_the_mask_grows_by_hangs_together_with_it_on_another_grid(make_phan
 
     monkeypatch.setattr(contrasts, 'grow_to_rim', ragged)
     options = {'model': model, 'wm_mask_img': phantom.wm_mask_img, 'dilate': 0}
-    filling = fill.fill(phantom.t1w_img, phantom.lesion_mask_img, **options)
+    filling = fill_with(phantom.t1w_img, phantom.lesion_mask_img, **options)
     used = np.asarray(filling.used_mask_img.dataobj) > 0
     labels, n_parts = masks.label_lesions(used)
     assert set(np.unique(labels[phantom.lesion_mask])) == set(range(1, n_parts + 1))
@@ -444,7 +445,7 @@ def test_what_the_mask_grows_by_hangs_together_with_it_on_another_grid(make_phan
 def test_skull_of_the_image_counts_not_that_of_the_t1w(phantom, flair_model, monkeypatch):
     monkeypatch.setattr(tissues, 'LARGEST_BRAIN_ML', 30)  # the phantom's brain has 19 ml
     full = np.where(phantom.brain_mask, phantom.flair, 100).astype(np.float32)
-    filling = fill.fill(phantom.img(full), phantom.lesion_mask_img, tissue_img=phantom.t1w_img, model=flair_model)
+    filling = fill_with(phantom.img(full), phantom.lesion_mask_img, tissue_img=phantom.t1w_img, model=flair_model)
     assert filling.info['SkullStripped'] is False
     assert filling.info['BrainMaskSource'] == 'foreground of a skull-stripped image'
 

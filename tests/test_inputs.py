@@ -298,22 +298,22 @@ def test_a_mask_on_a_flair_that_lies_elsewhere_comes_to_the_t1w(visit):
     phantom, image = visit(TURN)
     image = loading.settle(image)
     assert image.sources[-1] == 'bids:raw:sub-01/anat/FLAIR.nii.gz'
-    loaded = loading.load(image)
+    loaded = loading.view(image)
     assert loaded.info['FlairRegistration']['Used']
     truth = np.linalg.inv(TURN)
-    assert registration.largest_shift_mm(loaded.flair_to_t1w @ TURN, phantom.t1w, phantom.affine) < 2  # half a voxel
-    assert np.allclose(loaded.lesion_mask_img.affine, loaded.flair_to_t1w @ nib.load(image.lesion_mask_file).affine)
-    assert np.abs(loaded.flair_to_t1w - truth).max() < 2
-    assert 'Look at the overlay' in loaded.warnings[0]
+    assert registration.largest_shift_mm(loaded.to_t1w @ TURN, phantom.t1w, phantom.affine) < 2  # half a voxel
+    assert np.allclose(loaded.lesions.mask_img.affine, loaded.to_t1w @ nib.load(image.lesion_mask_file).affine)
+    assert np.abs(loaded.to_t1w - truth).max() < 2
+    assert 'Look at the overlay' in loaded.notes[0]
 
 
 def test_a_mask_on_a_flair_whose_world_agrees_stays_where_it_is(visit):
     _, image = visit()
-    loaded = loading.load(loading.settle(image))
-    assert loaded.flair_to_t1w is None
+    loaded = loading.view(loading.settle(image))
+    assert loaded.to_t1w is None
     assert loaded.info['FlairRegistration']['Used'] is False
-    assert np.array_equal(loaded.lesion_mask_img.affine, nib.load(image.lesion_mask_file).affine)
-    assert loaded.warnings == []
+    assert np.array_equal(loaded.lesions.mask_img.affine, nib.load(image.lesion_mask_file).affine)
+    assert loaded.notes == []
 
 
 def test_a_mask_on_the_grid_of_the_t1w_needs_no_flair(visit):
@@ -321,7 +321,7 @@ def test_a_mask_on_the_grid_of_the_t1w_needs_no_flair(visit):
     settled = loading.settle(image)
     assert settled.flair_file is None
     assert settled.sources == image.sources
-    assert loading.load(settled).info == {}
+    assert loading.view(settled).info == {}
 
 
 @pytest.mark.parametrize('mask_space', ['FLAIR', 'T1w'])
@@ -341,10 +341,10 @@ def test_of_a_flair_that_lies_elsewhere_the_t1w_comes_to_it(visit, mask_space):
     phantom, image = visit(TURN, mask_space)
     flair = replace(image, image_file=image.flair_file, tissue_file=image.image_file, flair_file=None,
                     name='sub-01_FLAIR')  # fmt: skip
-    loaded = loading.load(loading.settle(flair))
-    moved = loaded.tissue_img.affine @ np.linalg.inv(phantom.affine)
+    loaded = loading.view(loading.settle(flair))
+    moved = loaded.from_t1w
     assert registration.largest_shift_mm(np.linalg.inv(moved) @ TURN, phantom.t1w, phantom.affine) < 2
-    assert np.allclose(loaded.lesion_mask_img.affine, TURN @ phantom.affine, atol=2 + 4 * (mask_space == 'FLAIR'))
+    assert np.allclose(loaded.lesions.mask_img.affine, TURN @ phantom.affine, atol=2 + 4 * (mask_space == 'FLAIR'))
 
 
 def test_the_transform_is_written_as_itk_reads_it(tmp_path):

@@ -381,6 +381,28 @@ def test_status_table_joins_runs_and_keeps_the_latest(tmp_path):
     assert [(row['participant_id'], row['status']) for row in rows] == [('sub-01', 'filled'), ('sub-02', 'filled')]
 
 
+def test_a_status_costs_no_more_after_many_runs_and_the_end_of_a_run_mends_the_table(tmp_path, monkeypatch):
+    for run in ('20260101-000000_a', '20260101-000001_b', '20260101-000002_c'):
+        for subject in ('01', '02', '03'):
+            layout_status.write_status(tmp_path, subject, run, {'status': 'filled', 'message': run})
+    naming.log_dir(tmp_path, '02', '20260101-000003_d').mkdir()  # of a run that was killed
+    read, read_json = [], layout_status.text_files.read_json
+    monkeypatch.setattr(layout_status.text_files, 'read_json', lambda path: read.append(path) or read_json(path))
+    layout_status.write_status(tmp_path, '01', '20260101-000003_d', {'status': 'failed'})
+    assert not read
+    whole = (tmp_path / 'participants.tsv').read_bytes()
+    rows = text_files.read_tsv(tmp_path / 'participants.tsv')
+    assert [row['status'] for row in rows] == ['failed', 'filled', 'filled']
+    assert rows[1]['message'] == '20260101-000002_c'
+    (tmp_path / 'participants.tsv').write_bytes(whole.replace(b'sub-03', b'sub-04'))
+    layout_status.write_table(tmp_path)
+    assert [path.parts[-4] for path in read] == ['sub-01', 'sub-02', 'sub-03']
+    assert (tmp_path / 'participants.tsv').read_bytes() == whole
+    (tmp_path / 'participants.tsv').write_text('damaged')
+    layout_status.write_status(tmp_path, '01', '20260101-000003_d', {'status': 'failed'})
+    assert (tmp_path / 'participants.tsv').read_bytes() == whole
+
+
 def test_dataset_description_names_sources(tmp_path, img):
     root = write_bids(tmp_path / 'in', {t1w_path('01'): img, mask_path('01'): img})
     layout_derivatives.write_dataset_files(

@@ -15,14 +15,15 @@ def files(tmp_path, phantom):
 
 @pytest.fixture
 def asked(monkeypatch, phantom):
-    """What `fill.fill` is asked; it gives the healthy phantom back."""
+    """What `fill.fill_alone` is asked; it gives the healthy phantom back."""
     calls = []
 
-    def fake(image_img, lesion_mask_img, **options):
+    def fake(image_img, lesions, model, tissue_img, growth, sampling):
+        options = {'model': model, 'tissue_img': tissue_img, 'dilate': growth.dilate, 'seed': sampling.seed}
         calls.append(options)
-        return fill.Filling(phantom.healthy_img, lesion_mask_img, lesions=[{}, {}], warnings=['Look.'])
+        return fill.Filling(phantom.healthy_img, lesions.mask_img, lesions=[{}, {}], warnings=['Look.'])
 
-    monkeypatch.setattr(fill, 'fill', fake)
+    monkeypatch.setattr(fill, 'fill_alone', fake)
     return calls
 
 
@@ -69,6 +70,6 @@ def test_an_image_that_cannot_be_filled_is_1_in_a_sentence(files, monkeypatch, c
     def refuse(*_, **__):
         raise ValueError('lesion mask has shape (3, 3), expected one 3D volume')
 
-    monkeypatch.setattr(fill, 'fill', refuse)
+    monkeypatch.setattr(fill, 'fill_alone', refuse)
     assert single_file.main(files) == single_file.FAILED
     assert 'expected one 3D volume' in caplog.text

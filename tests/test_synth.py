@@ -16,6 +16,7 @@ from bids_lesionfill.images import masks, placement, tissues
 from bids_lesionfill.lesions import contrasts as lesions_contrasts
 from bids_lesionfill.lesions import places
 from bids_lesionfill.lesions import synthesis as lesions_synthesis
+from bids_lesionfill.lesions.settings import Lesions, Sampling
 from bids_lesionfill.modality import FLAIR
 
 MM = nib.affines.from_matvec(np.eye(3), (-20, -18, -15))  # 1 mm, RAS: the image's grid is the working grid
@@ -123,7 +124,7 @@ def test_outside_the_new_lesions_and_their_halo_every_stored_value_is_the_same(o
     img, model = stored_as(head, kind), build_model(unet=tiny_unet(4))
     before = img.to_bytes()
     synthesis = lesions_synthesis.paint(
-        img, anatomy, lesions_at(new_mask, head.affine), model, head.lesion_mask_img, seed=3
+        img, anatomy, lesions_at(new_mask, head.affine), model, Lesions(head.lesion_mask_img), Sampling(seed=3)
     )
     assert img.to_bytes() == before
     written = nib.Nifti1Image.from_bytes(synthesis.synth_img.to_bytes())
@@ -142,7 +143,7 @@ def test_outside_the_new_lesions_and_their_halo_every_stored_value_is_the_same(o
 
 def test_masks_are_the_new_lesions_and_all_lesions(head, anatomy, new_mask):
     synthesis = lesions_synthesis.paint(
-        image_of(head, 'FLAIR'), anatomy, lesions_at(new_mask), build_model(), head.lesion_mask_img
+        image_of(head, 'FLAIR'), anatomy, lesions_at(new_mask), build_model(), Lesions(head.lesion_mask_img)
     )
     assert np.array_equal(data_of(synthesis.new_mask_img), new_mask)
     assert np.array_equal(data_of(synthesis.mask_img), new_mask | head.lesion_mask)
@@ -168,7 +169,9 @@ def test_healthy_head_has_new_lesions_alone(make_phantom, new_mask):
 def test_lesions_of_the_t1w_are_painted_into_thick_slices_of_a_flair(oblong, new_mask):
     head, anatomy = oblong
     flair_img, old_img = head.thick_slices(head.flair), head.thick_slices(head.lesion_mask)
-    synthesis = lesions_synthesis.paint(flair_img, anatomy, lesions_at(new_mask, head.affine), build_model(), old_img)
+    synthesis = lesions_synthesis.paint(
+        flair_img, anatomy, lesions_at(new_mask, head.affine), build_model(), Lesions(old_img)
+    )
     painted = data_of(synthesis.new_mask_img) > 0
     expected = data_of(head.thick_slices(new_mask)) > 0
     assert painted.shape == flair_img.shape
@@ -182,7 +185,9 @@ def test_lesions_of_the_t1w_are_painted_into_thick_slices_of_a_flair(oblong, new
 def test_same_seed_same_bytes_and_another_seed_another_lesion_for_one_mask(head, anatomy, new_mask, tiny_unet):
     model, img = build_model(unet=tiny_unet(4)), image_of(head, 'FLAIR')
     first, again, other = (
-        data_of(lesions_synthesis.paint(img, anatomy, lesions_at(new_mask), model, seed=seed).synth_img)
+        data_of(
+            lesions_synthesis.paint(img, anatomy, lesions_at(new_mask), model, sampling=Sampling(seed=seed)).synth_img
+        )
         for seed in (5, 5, 6)
     )
     assert first.tobytes() == again.tobytes()
@@ -197,7 +202,7 @@ def test_contrast_that_is_asked_for_is_obtained(head, anatomy, new_mask, modalit
     """With a network that adds nothing, each lesion has the quantile of the known contrasts: bright or dark."""
     for intensity, expected in ((0, 0.2), (0.5, 0.4), (0.875, 0.55)):
         new = lesions_at(new_mask, intensity=intensity)
-        arguments = (image_of(head, modality), anatomy, new, build_model(modality), head.lesion_mask_img)
+        arguments = (image_of(head, modality), anatomy, new, build_model(modality), Lesions(head.lesion_mask_img))
         synthesis = lesions_synthesis.paint(*arguments, lesion_halo=halo)
         found = contrasts_in(synthesis, anatomy, new_mask)
         np.testing.assert_allclose(found, 3 * [SIGN[modality] * expected], atol=2e-3)
@@ -249,7 +254,9 @@ def test_contrast_is_the_patients_own_from_ten_lesions_on(head, anatomy):
 def test_without_contrasts_of_model_or_patient_there_is_nothing_to_ask_for(head, anatomy, new_mask):
     model = build_model(contrasts=None)
     with pytest.raises(ValueError, match=r'tiny brings no contrasts .*lesion_contrasts\.json.* fewer than 10 lesions'):
-        lesions_synthesis.paint(image_of(head, 'FLAIR'), anatomy, lesions_at(new_mask), model, head.lesion_mask_img)
+        lesions_synthesis.paint(
+            image_of(head, 'FLAIR'), anatomy, lesions_at(new_mask), model, Lesions(head.lesion_mask_img)
+        )
 
 
 def test_model_that_takes_no_contrast_paints_without(head, anatomy, new_mask, tiny_unet):
@@ -265,7 +272,7 @@ def test_model_that_takes_no_contrast_paints_without(head, anatomy, new_mask, ti
 
 
 def test_lesions_fade_into_the_white_matter_around_and_nothing_else_changes(head, anatomy, new_mask):
-    paint = [image_of(head, 'FLAIR'), anatomy, lesions_at(new_mask), build_model(), head.lesion_mask_img]
+    paint = [image_of(head, 'FLAIR'), anatomy, lesions_at(new_mask), build_model(), Lesions(head.lesion_mask_img)]
     painted = lesions_synthesis.paint(*paint)
     before, after = head.flair, data_of(painted.synth_img)
     changed = data_of(painted.changed_mask_img) > 0
@@ -356,7 +363,7 @@ def test_unconditional_model_starts_from_coarse_lesions_of_the_contrast(head, an
     model = replace(model, scheduler=process.build_scheduler(prediction_type='epsilon'))
     for intensity, expected in ((0, 0.2), (1, 0.6)):
         new = lesions_at(new_mask, intensity=intensity)
-        synthesis = lesions_synthesis.paint(image_of(head, 'FLAIR'), anatomy, new, model, num_inference_steps=20)
+        synthesis = lesions_synthesis.paint(image_of(head, 'FLAIR'), anatomy, new, model, sampling=Sampling(20))
         np.testing.assert_allclose(contrasts_in(synthesis, anatomy, new_mask), 3 * [expected], atol=0.06)
 
 
@@ -364,7 +371,9 @@ def test_unconditional_model_keeps_what_is_outside_and_seeds_differ(head, anatom
     model = build_model(form=UNCONDITIONAL, unet=tiny_unet(1), num_inference_steps=5)
     images = [
         data_of(
-            lesions_synthesis.paint(image_of(head, 'FLAIR'), anatomy, lesions_at(new_mask), model, seed=seed).synth_img
+            lesions_synthesis.paint(
+                image_of(head, 'FLAIR'), anatomy, lesions_at(new_mask), model, sampling=Sampling(seed=seed)
+            ).synth_img
         )
         for seed in (1, 2)
     ]
@@ -381,7 +390,7 @@ def test_voxels_outside_the_brain_or_in_old_lesions_are_left_out(head, anatomy, 
     wanted = new_mask | head.lesion_mask
     wanted[1:3, 1:3, 1:3] = True  # a corner of the image
     synthesis = lesions_synthesis.paint(
-        image_of(head, 'FLAIR'), anatomy, lesions_at(wanted), build_model(), head.lesion_mask_img
+        image_of(head, 'FLAIR'), anatomy, lesions_at(wanted), build_model(), Lesions(head.lesion_mask_img)
     )
     assert np.array_equal(data_of(synthesis.new_mask_img) > 0, new_mask)
     assert np.array_equal(data_of(synthesis.mask_img) > 0, new_mask | head.lesion_mask)
@@ -394,7 +403,7 @@ def test_voxels_outside_the_brain_or_in_old_lesions_are_left_out(head, anatomy, 
 def test_new_lesions_that_touch_old_ones_are_counted_and_named(head, anatomy, new_mask):
     beside = ndimage.binary_dilation(head.lesion_mask, np.ones((3, 3, 3)))
     synthesis = lesions_synthesis.paint(
-        image_of(head, 'FLAIR'), anatomy, lesions_at(new_mask | beside), build_model(), head.lesion_mask_img
+        image_of(head, 'FLAIR'), anatomy, lesions_at(new_mask | beside), build_model(), Lesions(head.lesion_mask_img)
     )
     assert synthesis.info['NewLesionsTouchingOld'] == 2  # the shells of the two old ones; those of `new_mask` lie apart
     assert any('2 new lesions touch an old one' in warning for warning in synthesis.warnings)
@@ -427,7 +436,9 @@ def test_mask_of_which_nothing_is_left_is_refused(head, anatomy, where):
     corner[:3, :3, :3] = True
     mask = head.lesion_mask if where == 'in old lesions' else corner
     with pytest.raises(ValueError, match='no voxel of the new lesions lies in the brain and outside the old lesions'):
-        lesions_synthesis.paint(image_of(head, 'FLAIR'), anatomy, lesions_at(mask), build_model(), head.lesion_mask_img)
+        lesions_synthesis.paint(
+            image_of(head, 'FLAIR'), anatomy, lesions_at(mask), build_model(), Lesions(head.lesion_mask_img)
+        )
 
 
 def test_empty_mask_and_what_is_no_mask_are_refused(head, rng):

@@ -7,9 +7,11 @@ from bids_examples import without_place
 
 from bids_lesionfill import text_files
 from bids_lesionfill.app import measuring
+from bids_lesionfill.images.anatomy import look_at
 from bids_lesionfill.layout import derivatives, inputs, naming
 from bids_lesionfill.layout import files as layout_files
 from bids_lesionfill.layout import tables as layout_tables
+from bids_lesionfill.lesions.settings import MaskChoice
 from bids_lesionfill.report import thickness
 from bids_lesionfill.thickness import tables as thickness_tables
 from bids_lesionfill.thickness.engine import Availability, Measurement
@@ -58,8 +60,9 @@ def image(tmp_path, phantom):
 @pytest.fixture
 def run(image, tmp_path):
     def measure_with(*engines, **more):
-        options = {'seed': 4, 'version': '1'} | more
-        measuring.measure_image(image, {engine.name: engine for engine in engines}, tmp_path / 'out', **options)
+        task = measuring.Task(**{'seed': 4, 'version': '1'} | more)
+        by_name = {engine.name: engine for engine in engines}
+        measuring.measure_image(image, by_name, tmp_path / 'out', lambda: look_at(nib.load(image.image_file)), task)
         return naming.thickness_files(tmp_path / 'out', image)
 
     return measure_with
@@ -199,7 +202,7 @@ def test_lesions_that_were_kept_on_purpose_say_nothing_of_where_lesions_lie(run,
     ruler = Ruler()
     counts = [
         derivatives.read_sidecar(run(ruler, **more)['morph_filled'])['Engines']['ruler']['LesionVoxels']
-        for more in ({}, {'lesions': {'min_volume_mm3': 8}})
+        for more in ({}, {'choice': MaskChoice(min_volume_mm3=8)})
     ]
     assert counts[0]['outside_white_matter'] > counts[1]['outside_white_matter']
     assert ruler.seen[3:] == [('filled', 4)]  # other lesions: judged again, and nothing else is

@@ -1,51 +1,79 @@
 """From the files that were found for an image to images in one world: which lesions, whose tissues, FLAIR to T1w."""
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
 from ..images import grid, masks, nifti, placement, registration, segmentations
+from ..layout import inputs
 from ..layout.files import open_image
+from ..lesions import settings
 
 MAX_SHIFT_MM = 1  # up to this, world coordinates agree
 MIN_GAIN = 1.02  # of mutual information; less is what interpolation and noise give
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """Images for `fill.fill`, in the world of the image."""
+class View:
+    """A visit as seen from one of its images: masks in the world of that image, and the way there from the T1w."""
 
+    image: inputs.Inputs  # from `settle`
     image_img: nib.Nifti1Image
-    lesion_mask_img: nib.Nifti1Image  # what is to be filled
-    kept_mask_img: nib.Nifti1Image | None = None  # lesions that stay
-    tissue_img: nib.Nifti1Image | None = None
-    brain_mask_img: nib.Nifti1Image | None = None
-    tissue_seg_img: nib.Nifti1Image | None = None
-    flair_to_t1w: np.ndarray | None = None  # (4, 4), world to world; None if their worlds agree
-    info: dict = field(default_factory=dict)  # for the sidecar
-    warnings: list = field(default_factory=list)
+    lesions: settings.Lesions | None = None  # None without a lesion mask
+    lesions_on_t1w: settings.Lesions | None = None  # the same in the world of the T1w
+    to_t1w: np.ndarray | None = None  # (4, 4), world of the FLAIR to that of the T1w; None if they agree
+    from_t1w: np.ndarray | None = None  # (4, 4), world of the T1w to that of the image; None if they agree
+    registration: dict = field(default_factory=dict)  # for the sidecar; empty if nothing had to be registered
+
+    @property
+    def info(self) -> dict:
+        """Fields of the sidecar."""
+        return {'FlairRegistration': self.registration} if self.registration else {}
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences that a person should read."""
+        return [] if self.to_t1w is None else [shift_note(self.registration)]
+
+    def bring(self, img):
+        """Move an image from the world of the T1w into that of this image."""
+        return img if self.from_t1w is None else placement.moved(img, self.from_t1w, self.image_img)
 
 
-def settle(image):
+class Opener:
+    """Open each file once: images by path, kept as long as the opener is."""
+
+    def __init__(self):
+        self.opened = {}
+
+    def __call__(self, path: Path) -> nib.Nifti1Image:
+        """Return the image of a file; see `open_image`."""
+        if path not in self.opened:
+            self.opened[path] = open_image(path)
+        return self.opened[path]
+
+
+def settle(image, opener=open_image):
     """An image without the FLAIR of its session if the mask does not lie on it, or both are on one grid.
 
     Headers are read. A mask that names no space lies on the FLAIR if it has its grid and not that of the T1w.
     """
     if image.flair_file is None or image.lesion_mask_file is None:
         return image
-    t1w_img, mask_img = open_image(image.image_file), open_lesion_mask(image)
+    t1w_img, mask_img = opener(image.image_file), open_lesion_mask(image, opener)
     if placement.same_grid(mask_img, t1w_img):  # then nobody needs the FLAIR, nor that it can be read
         return replace(image, flair_file=None)
-    flair_img = open_image(image.flair_file)
+    flair_img = opener(image.flair_file)
     on_flair = image.mask_space == 'FLAIR' or placement.same_grid(mask_img, flair_img)
     if not on_flair or placement.same_grid(flair_img, t1w_img):
         return replace(image, flair_file=None)
     return replace(image, sources=(*image.sources, image.flair_uri))
 
 
-def load(image, mask_threshold=0.5, lesion_labels=(), min_lesion_volume_mm3=0):
-    """Read the files of an image and bring them into its world.
+def view(image, choice=settings.DEFAULT_CHOICE, way=None, opener=open_image) -> View:
+    """Read the masks of an image and bring them into its world, and say how the T1w comes there.
 
     Where a FLAIR is in play and is not on the grid of the T1w, the two are registered (rigid). If that moves the FLAIR
     by more than 1 mm and tells more, it is taken: the affines of what lies in the other world are changed, and nothing
@@ -55,113 +83,130 @@ def load(image, mask_threshold=0.5, lesion_labels=(), min_lesion_volume_mm3=0):
     ----------
     image : layout.Inputs
         From `settle`.
-    mask_threshold : float
-        See `fill.mask_on_grid`.
-    lesion_labels : sequence of int
-        Values of the mask that are to be filled; all if empty.
-    min_lesion_volume_mm3 : float
-        Smaller lesions stay.
-
-    Returns
-    -------
-    Loaded
+    choice : settings.MaskChoice
+    way : tuple, optional
+        From `way_to_t1w`, if that is known.
+    opener : callable
+        Opens the image of a path.
 
     Raises
     ------
     ValueError
-        If a mask does not hold the labels.
+        If a mask does not hold the labels, or the T1w cannot be brought to the image.
     """
-    image_img, mask_img = open_image(image.image_file), open_lesion_mask(image)
-    wanted_img, kept_img = select_lesions(
-        mask_img, mask_threshold, image.lesion_labels, lesion_labels, min_lesion_volume_mm3
-    )
-    tissue_img = open_image(image.tissue_file) if image.tissue_file else None
-    brain_mask_img = open_brain_mask(image)
-    t1w_img = tissue_img or image_img
-    tissue_seg_img, source, notes = load_segmentation(image.segmentation, t1w_img)
-    info = {'WhiteMatterSource': source} if source else {}
-    to_t1w, about = way_to_t1w(image)
-    if about:
-        info['FlairRegistration'] = about
-    if to_t1w is not None:
-        notes = [*notes, shift_note(about)]
-        if tissue_img is None:  # a T1w, whose mask was drawn on the FLAIR
-            wanted_img, kept_img = (placement.moved(img, to_t1w, image_img) for img in (wanted_img, kept_img))
-        else:  # a FLAIR: what belongs to the T1w moves
-            back = np.linalg.inv(to_t1w)
-            if not drawn_on_flair(image):
-                wanted_img, kept_img = (placement.moved(img, back, image_img) for img in (wanted_img, kept_img))
-            tissue_img, brain_mask_img, tissue_seg_img = (
-                placement.moved(img, back, image_img) for img in (tissue_img, brain_mask_img, tissue_seg_img)
-            )
-    return Loaded(
-        image_img, wanted_img, kept_img, tissue_img, brain_mask_img, tissue_seg_img, to_t1w, info, list(notes)
-    )
+    image_img, t1w_img = opener(image.image_file), opener(image.t1w_file)
+    to_t1w, about = way_to_t1w(image, opener) if way is None else way
+    from_t1w = None
+    if image.tissue_file:
+        from_t1w = np.linalg.inv(to_t1w) if to_t1w is not None else shift_of_header(t1w_img, image_img)
+    own = on_t1w = None
+    if image.lesion_mask_file is not None:
+        mask_img = open_lesion_mask(image, opener)
+        imgs = select_lesions(mask_img, choice.threshold, image.lesion_labels, choice.labels, choice.min_volume_mm3)
+        own, on_t1w = (
+            settings.Lesions(*pair, choice.threshold) for pair in in_both_worlds(image, imgs, to_t1w, opener)
+        )
+    return View(image, image_img, own, on_t1w, to_t1w, from_t1w, about)
 
 
-def open_lesion_mask(image):
+def in_both_worlds(image, mask_imgs, to_t1w, opener):
+    """Return masks in the world of an image, and the same in that of its T1w: two tuples; None stays None."""
+
+    def move(imgs, transform, target_img):
+        return tuple(placement.moved(img, transform, target_img) for img in imgs)
+
+    t1w_img, on_flair = opener(image.t1w_file), drawn_on_flair(image, opener)
+    if image.tissue_file is None:  # a T1w, whose mask may have been drawn on the FLAIR
+        own = move(mask_imgs, to_t1w, t1w_img) if on_flair and to_t1w is not None else mask_imgs
+        return own, own
+    flair_img = opener(image.image_file)
+    if not on_flair:
+        own = mask_imgs if to_t1w is None else move(mask_imgs, np.linalg.inv(to_t1w), flair_img)
+        return own, mask_imgs
+    on_t1w = tuple(img and placement.beside(img, flair_img, 'lesion mask') for img in mask_imgs)
+    return mask_imgs, on_t1w if to_t1w is None else move(on_t1w, to_t1w, t1w_img)
+
+
+def shift_of_header(t1w_img, image_img):
+    """Return the (4, 4) transform that puts a T1w on the voxels of an image where one header gives no place, or None.
+
+    See `placement.beside`.
+    """
+    placed_img = placement.beside(t1w_img, image_img, 'T1w')
+    return None if placed_img is t1w_img else placed_img.affine @ np.linalg.inv(t1w_img.affine)
+
+
+def open_lesion_mask(image, opener=open_image):
     """The lesion mask of an image; on the voxels of the FLAIR if it follows the FLAIR's qform, not its sform."""
-    mask_img = open_image(image.lesion_mask_file)
+    mask_img = opener(image.lesion_mask_file)
     flair_file = image.image_file if image.tissue_file else image.flair_file
-    if flair_file is None or placement.same_grid(mask_img, open_image(image.t1w_file)):  # then nobody needs the FLAIR
+    if flair_file is None or placement.same_grid(mask_img, opener(image.t1w_file)):  # then nobody needs the FLAIR
         return mask_img
-    flair_img = open_image(flair_file)
+    flair_img = opener(flair_file)
     return nifti.with_affine(mask_img, flair_img.affine) if placement.follows_qform(mask_img, flair_img) else mask_img
 
 
-def open_brain_mask(image):
+def open_brain_mask(image, opener=open_image):
     """The brain mask that was found for an image, read, in the world of its T1w; None without."""
     if not image.brain_mask_file:
         return None
-    brain_mask_img = placement.beside(open_image(image.brain_mask_file), open_image(image.t1w_file), 'brain mask')
+    brain_mask_img = placement.beside(opener(image.brain_mask_file), opener(image.t1w_file), 'brain mask')
     return nifti.plain(brain_mask_img, 'brain mask')
 
 
-def lesions_of(image, mask_threshold=0.5, to_t1w=None, labels=(), min_volume_mm3=0):
+def lesions_of(image, choice=settings.DEFAULT_CHOICE, to_t1w=None, opener=open_image):
     """Lesions of an image's mask in the world of the T1w: zeros and ones, or probabilities; None without a mask.
 
     Parameters
     ----------
     image : layout.Inputs
-    mask_threshold : float
+    choice : settings.MaskChoice
+        Which lesions; all by default.
     to_t1w : (4, 4) array, optional
         See `way_to_t1w`: a mask that was drawn on the FLAIR is moved by it.
-    labels, min_volume_mm3
-        Which lesions, all by default; see `select_lesions`.
+    opener : callable
     """
     if image.lesion_mask_file is None:
         return None
-    mask_img, _ = select_lesions(open_lesion_mask(image), mask_threshold, image.lesion_labels, labels, min_volume_mm3)
-    if to_t1w is None or not drawn_on_flair(image):
+    mask_img, _ = select_lesions(
+        open_lesion_mask(image, opener), choice.threshold, image.lesion_labels, choice.labels, choice.min_volume_mm3
+    )
+    if to_t1w is None or not drawn_on_flair(image, opener):
         return mask_img
-    return placement.moved(mask_img, to_t1w, open_image(image.t1w_file))
+    return placement.moved(mask_img, to_t1w, opener(image.t1w_file))
 
 
-def drawn_on_flair(image):
+def drawn_on_flair(image, opener=open_image):
     """True if the lesion mask of an image (of `settle`) lies in the world of the FLAIR, not of the T1w."""
     if image.tissue_file is None:
         return image.flair_file is not None
-    mask_img, t1w_img = open_lesion_mask(image), open_image(image.tissue_file)
+    mask_img, t1w_img = open_lesion_mask(image, opener), opener(image.tissue_file)
     return not (image.mask_space == 'T1w' or (image.mask_space is None and placement.same_grid(mask_img, t1w_img)))
 
 
-def way_to_t1w(image):
+def files_of_pair(image):
+    """FLAIR and T1w of an image, the one of which may be the image itself; the FLAIR may be None."""
+    return image.image_file if image.tissue_file else image.flair_file, image.t1w_file
+
+
+def way_to_t1w(image, opener=open_image):
     """World of the FLAIR to world of the T1w, where both are in play and their headers do not agree.
 
     Parameters
     ----------
     image : layout.Inputs
         From `settle`.
+    opener : callable
 
     Returns
     -------
     to_t1w : (4, 4) array or None
     about : dict for the sidecar, empty if nothing had to be registered; see `align`
     """
-    flair_file = image.image_file if image.tissue_file else image.flair_file
+    flair_file, t1w_file = files_of_pair(image)
     if flair_file is None:
         return None, {}
-    flair_img, t1w_img = open_image(flair_file), open_image(image.t1w_file)
+    flair_img, t1w_img = opener(flair_file), opener(t1w_file)
     return (None, {}) if placement.same_grid(flair_img, t1w_img) else align(flair_img, t1w_img)
 
 
@@ -236,7 +281,7 @@ def select_lesions(mask_img, threshold=0.5, holds=(), labels=(), min_volume_mm3=
     return nifti.mask_image(wanted, mask_img), nifti.mask_image(kept, mask_img) if kept.any() else None
 
 
-def load_segmentation(segmentation, t1w_img):
+def load_segmentation(segmentation, t1w_img, opener=open_image):
     """Tissue classes by another tool: (image or None, source in words, warnings).
 
     What does not fit the T1w is left out with a warning, and white matter is found without it.
@@ -245,11 +290,12 @@ def load_segmentation(segmentation, t1w_img):
     ----------
     segmentation : layout.Segmentation or None
     t1w_img : nibabel image
+    opener : callable
     """
     if segmentation is None:
         return None, '', []
     try:
-        seg_imgs = [open_image(path) for path in segmentation.files]
+        seg_imgs = [opener(path) for path in segmentation.files]
         plain_t1w = nifti.plain(t1w_img, 'T1w')
         t1w = grid.resample_to(plain_t1w, seg_imgs[0], order=1)
         if len(seg_imgs) == 3:

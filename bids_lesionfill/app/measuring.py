@@ -1,18 +1,22 @@
 """One participant's image: thickness before and after filling, the noise floor, and where the lesions lie."""
 
+import functools
 import hashlib
 import json
 import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
 
-from ..images import anatomy, grid, nifti, placement, registration
+from ..images import grid, nifti, placement, registration, tissues
+from ..images.anatomy import Anatomy
 from ..layout import derivatives, errors, inputs, naming
 from ..layout import tables as layout_tables
-from ..lesions import places
+from ..lesions import places, settings
 from ..report import thickness
 from ..thickness import tables as thickness_tables
 from ..thickness.engine import Scan
@@ -24,10 +28,33 @@ logger = logging.getLogger('bids_lesionfill')
 RERUN_SEED = 1  # added to the image's seed
 
 
-def measure_image(image, engines, output_dir, *, seed, version, noise=True, is_only_t1w=True, lesions=None):
+@dataclass(frozen=True)
+class Task:
+    """How an image is measured."""
+
+    seed: int
+    version: str  # of the app
+    noise: bool = True  # measure the original again, with another seed, by those engines for which that is cheap
+    is_only_t1w: bool = True  # of its visit: other tools may then call it by the visit alone
+    choice: settings.MaskChoice = settings.DEFAULT_CHOICE  # which lesions were to be filled
+
+    def seed_of(self, desc: str) -> int:
+        """Return the seed of the original, the filled image or the rerun."""
+        return self.seed + RERUN_SEED if desc == 'rerun' else self.seed
+
+
+def measure_image(
+    image: inputs.Inputs,
+    engines: dict,
+    output_dir: Path,
+    find_anatomy: Callable[[], Anatomy],
+    task: Task,
+    opener: Callable = loading.open_image,
+) -> None:
     """Measure an image that has been filled, before and after, with every engine; write tables and tissue classes.
 
     What is there from the same image, engine and seed is not measured again; what is there from another is dropped.
+    Original, filled image and rerun are measured in one brain mask, with one bias field: those of the anatomy.
 
     Parameters
     ----------
@@ -35,63 +62,66 @@ def measure_image(image, engines, output_dir, *, seed, version, noise=True, is_o
     engines : dict of name -> Engine
         All of them available.
     output_dir : path
-    seed : int
-    version : str
-        Of the app.
-    noise : bool
-        Measure the original a second time, with another seed, by those engines for which that is cheap.
-    is_only_t1w : bool
-        Other tools may then call it by the visit alone.
-    lesions : dict, optional
-        Which lesions were to be filled, as for `inputs.lesions_of`: `mask_threshold`, `labels`, `min_volume_mm3`.
+    find_anatomy : callable
+        Gives the anatomy of the original (images.anatomy.Anatomy), with its bias field; called if anything is measured.
+    task : Task
+    opener : callable
+        Opens input files, see `loading.Opener`.
 
     Raises
     ------
     RuntimeError
         If an engine failed; it names all that did. The others have been measured.
     """
-    job = Job(image, output_dir, lesions or {})
+    job = Job(image, output_dir, task, functools.cache(find_anatomy), opener)
     problems = {}
     for desc in naming.THICKNESS_DESCS:  # engines inside: those that share a segmentation make it once
-        scan = read_scan(image, job.filled_file if desc == 'filled' else image.image_file, desc, seed, is_only_t1w)
-        table_file = job.files[f'morph_{desc}']
-        has_classes = False
-        for name, engine in engines.items():
-            engine_version = engine.check().version
-            run_hash = job.hash(scan, desc, [name, engine_version, version])
-            done = layout_tables.thickness_done(table_file, name)
-            if done.get('RunHash') == run_hash and not engine.reads_results:
-                has_classes |= done.get('TissueClasses') == f'by {name}'
-                continue
-            if done:
-                layout_tables.drop_thickness(table_file, name)
-            if desc == 'rerun' and not (noise and engine.has_noise):
-                continue
-            try:
-                measurement = engine.run(scan)
-                info = {'RunHash': run_hash, 'RandomSeed': scan.seed, 'Version': engine_version} | measurement.info
-                if desc != 'rerun':
-                    info |= job.describe_tissues(measurement, scan, desc, name, has_classes)
-                    has_classes |= measurement.tissue_seg_img is not None
-                layout_tables.write_thickness(
-                    table_file, name, thickness_tables.table_rows(measurement.table, name), info, job.sources(desc)
-                )
-                logger.info(
-                    '%s: %s, %s: %s', image.name, name, desc, thickness.known(measurement.table.global_mm, 'mm')
-                )
-            except Exception as error:
-                logger.error('%s: thickness by %s (%s): %s', image.name, name, desc, error)
-                problems[f'thickness by {name} ({desc}): {errors.in_words(error)}'] = error
+        measure_desc(job, desc, engines, problems)
     if problems:
         raise RuntimeError('; '.join(problems)) from next(iter(problems.values()))
 
 
+def measure_desc(job: 'Job', desc: str, engines: dict, problems: dict) -> None:
+    """Measure the original, the filled image or the rerun with every engine; add what fails to `problems`."""
+    scan = job.scan(desc)
+    table_file = job.files[f'morph_{desc}']
+    has_classes = False
+    for name, engine in engines.items():
+        engine_version = engine.check().version
+        run_hash = job.hash(scan, desc, [name, engine_version, job.task.version])
+        done = layout_tables.thickness_done(table_file, name)
+        if done.get('RunHash') == run_hash and not engine.reads_results:
+            has_classes |= done.get('TissueClasses') == f'by {name}'
+            continue
+        if done:
+            layout_tables.drop_thickness(table_file, name)
+        if desc == 'rerun' and not (job.task.noise and engine.has_noise):
+            continue
+        try:
+            measurement = engine.run(scan)
+            info = {'RunHash': run_hash, 'RandomSeed': scan.seed, 'Version': engine_version} | measurement.info
+            if desc != 'rerun':
+                info |= job.describe_tissues(measurement, scan, desc, name, has_classes)
+                has_classes |= measurement.tissue_seg_img is not None
+            layout_tables.write_thickness(
+                table_file, name, thickness_tables.table_rows(measurement.table, name), info, job.sources(desc)
+            )
+            logger.info(
+                '%s: %s, %s: %s', job.image.name, name, desc, thickness.known(measurement.table.global_mm, 'mm')
+            )
+        except Exception as error:
+            logger.error('%s: thickness by %s (%s): %s', job.image.name, name, desc, error)
+            problems[f'thickness by {name} ({desc}): {errors.in_words(error)}'] = error
+
+
 class Job(NamedTuple):
-    """An image that has been filled, where its tables are, and which of its lesions were to be filled."""
+    """An image that has been filled, where its tables are, and how it is measured."""
 
     image: inputs.Inputs
     output_dir: Path
-    lesions: dict  # arguments of `inputs.lesions_of`
+    task: Task
+    find_anatomy: Callable[[], Anatomy]
+    opener: Callable = loading.open_image
 
     @property
     def files(self):
@@ -106,13 +136,32 @@ class Job(NamedTuple):
         uri = f'bids::{self.filled_file.relative_to(self.output_dir).as_posix()}'
         return [*self.image.sources, *([uri] if desc == 'filled' else [])]
 
+    def scan(self, desc: str) -> Scan:
+        """Return what an engine is given; a rerun is the original with another seed."""
+        image, is_filled = self.image, desc == 'filled'
+        t1w_file = self.filled_file if is_filled else image.image_file
+        t1w_img = loading.open_image(t1w_file) if is_filled else self.opener(t1w_file)
+        visit = f'sub-{image.subject}' + (f'_ses-{image.session}' if image.session else '')
+        return Scan(
+            nifti.plain(t1w_img, 'T1w'),
+            t1w_file,
+            naming.scan_name(image),
+            'filled' if desc == 'filled' else 'original',
+            visit if self.task.is_only_t1w else '',
+            self.find_anatomy,
+            self.task.seed_of(desc),
+        )
+
     def hash(self, scan, desc, measured_by):
-        """What a measurement depends on, as SHA-256: the images, the seed, by what, and the lesions that are judged."""
-        lesions = self.lesions if desc == 'filled' else None
+        """What a measurement depends on, as SHA-256: the images, the seed, by what, and the lesions that are judged.
+
+        The brain mask is that of the original image: it enters by the files that it is found from.
+        """
+        lesions = asdict(self.task.choice) if desc == 'filled' else None
         digest = hashlib.sha256(json.dumps([*measured_by, scan.desc, scan.seed, lesions], sort_keys=True).encode())
-        digest.update(scan.t1w_file.read_bytes())
-        if scan.brain_mask_img is not None:
-            digest.update(np.asarray(scan.brain_mask_img.dataobj).tobytes())
+        segmentation = self.image.segmentation.files if self.image.segmentation else ()
+        for path in (scan.t1w_file, self.image.image_file, self.image.brain_mask_file, *segmentation):
+            digest.update(path.read_bytes() if path else b'none')
         if desc == 'filled' and self.image.lesion_mask_file is not None:
             digest.update(self.image.lesion_mask_file.read_bytes())
         return digest.hexdigest()
@@ -135,22 +184,8 @@ class Job(NamedTuple):
         t1w_img = loading.open_image(self.filled_file)  # with its header, which may say nothing of its place
         xfm_file = naming.xfm_file(self.output_dir, self.image)
         to_t1w = registration.from_itk_text(xfm_file.read_text(encoding='utf-8')) if xfm_file.is_file() else None
-        lesion_mask_img = loading.lesions_of(self.image, to_t1w=to_t1w, **self.lesions)
-        return placement.mask_on_grid(lesion_mask_img, t1w_img, self.lesions.get('mask_threshold', 0.5))
-
-
-def read_scan(image, t1w_file, desc, seed, is_only_t1w=True):
-    """What an engine is given; a rerun is the original with another seed."""
-    visit = f'sub-{image.subject}' + (f'_ses-{image.session}' if image.session else '')
-    return Scan(
-        nifti.plain(loading.open_image(t1w_file), 'T1w'),
-        t1w_file,
-        naming.scan_name(image),
-        'filled' if desc == 'filled' else 'original',
-        visit if is_only_t1w else '',
-        loading.open_brain_mask(image),
-        seed + RERUN_SEED if desc == 'rerun' else seed,
-    )
+        lesion_mask_img = loading.lesions_of(self.image, self.task.choice, to_t1w, self.opener)
+        return placement.mask_on_grid(lesion_mask_img, t1w_img, self.task.choice.threshold)
 
 
 def tissues_of(measurement, scan, engine):
@@ -162,9 +197,8 @@ def tissues_of(measurement, scan, engine):
 
 def classify(scan):
     """Tissue classes of an image whose engine makes none; nibabel image on its grid."""
-    conformed_img = grid.conform(scan.t1w_img)
-    t1w = conformed_img.get_fdata(dtype=np.float32)
-    _, seg, _ = anatomy.find_tissues(t1w, np.zeros(t1w.shape, dtype=bool), conformed_img, scan.brain_mask_img)
-    seg_img = nib.Nifti1Image(seg.astype(np.float32), conformed_img.affine)
-    seg = grid.resample_to(seg_img, scan.t1w_img, order=0)
+    t1w_img, found = grid.conform(scan.t1w_img), scan.of_visit()
+    t1w = t1w_img.get_fdata(dtype=np.float32)
+    seg = tissues.classify(t1w, found.brain_mask, np.zeros(t1w.shape, dtype=bool), found.bias_field)
+    seg = grid.resample_to(nib.Nifti1Image(seg.astype(np.float32), t1w_img.affine), scan.t1w_img, order=0)
     return nib.Nifti1Image(np.rint(seg).astype(np.uint8), scan.t1w_img.affine)

@@ -80,8 +80,8 @@ class Query:
     )
     filters: dict | None = file_option(
         '--bids-filter-file',
-        help='JSON file of pybids filters under the keys t1w, flair, ..., lesion_mask and tissue (null: use none); null as '
-        'a value: no such entity, "*": any; other keys are ignored',
+        help='JSON file of pybids filters under the keys t1w, flair, ..., lesion_mask and tissue (null: use none); null '
+        'as a value: no such entity, "*": any; other keys are ignored',
     )
     derivatives: dict | None = option(  # name -> path
         '-d',
@@ -473,6 +473,28 @@ class Options(Run, Resources, Thickness, Synthesis, Sampling, Growth, MaskChoice
     def model_of(self, modality: str) -> str:
         """Return the name or path of the model for images of a modality."""
         return self.model or get(modality).model_for(self.mode) or f'{self.mode}-{modality}'
+
+    @property
+    def mask_choice(self):
+        """Which voxels and lesions of a mask file are meant: lesions.settings.MaskChoice."""
+        from ..lesions.settings import MaskChoice
+
+        return MaskChoice(self.mask_threshold, tuple(self.lesion_labels), self.min_lesion_volume)
+
+    @property
+    def growth(self):
+        """How far masks reach: lesions.settings.Growth."""
+        from ..lesions.settings import Growth
+
+        return Growth(self.dilate, self.rim_voxels, self.rims)
+
+    def sampling(self, seed: int, report_tiles=None):
+        """Return how the network is sampled for an image of a seed: lesions.settings.Sampling."""
+        from ..lesions.settings import Sampling
+
+        n_samples = self.n_samples if self.mode == 'fill' else 1
+        steps, texture = self.num_inference_steps, self.texture
+        return Sampling(steps, n_samples, seed, self.device, self.batch_size, report_tiles, texture)
 
     def of_result(self, modality: str) -> dict:
         """Return the options that change the result for an image of a modality; they are written to its sidecar."""

@@ -8,15 +8,13 @@ import time
 
 from ..diffusion import models as diffusion_models
 from ..diffusion import registry as fillers
-from ..images import registration
 from ..layout import derivatives as layout_derivatives
 from ..layout import files, indexing, inputs, naming, near_misses, ownership, pairing, raw, tables, tools
 from ..layout import status as layout_status
-from ..lesions import fill
 from ..report import methods, participant, pictures, references
 from ..report import page as report_page
 from ..thickness import engine, registry
-from . import loading, progress, visits
+from . import progress, visits
 
 logger = logging.getLogger('bids_lesionfill')
 
@@ -112,7 +110,8 @@ def run_all(found, donor, options, run_id):
 
 
 def conclude(statuses, options, derivatives):
-    """Log what became of the participants; return the exit code."""
+    """Bring the table of participants up to date and log what became of them; return the exit code."""
+    layout_status.write_table(options.output_dir)
     unmasked = [subject for subject, status in statuses.items() if status == inputs.NO_MASK]
     if unmasked and options.mode == 'fill':
         said = near_misses.describe(options.bids_dir, derivatives, unmasked, options.mask_labels, options.mask_desc)
@@ -193,16 +192,19 @@ def work_on(images, models, engines, donor, run_id, options):
     """Fill and measure images, or paint lesions into them; list of (Inputs, desc, dict with `status` and `message`)."""
     if options.mode == 'synth':
         return visits.run(images, models, donor, run_id, options)
-    filled = [(image, run_image(image, models, run_id, options)) for image in images]
     n_t1w = collections.Counter(image.session for image in images if image.modality == 'T1w')
-    return [
-        (image, 'filled', measure_thickness(image, result, n_t1w[image.session] == 1, engines, run_id, options))
-        for image, result in filled
-    ]
+    results = {}
+    for visit in visits.visits_of(images, options):
+        filled = [(image, run_image(visit, image, models, run_id)) for image in visit.images]
+        for image, result in filled:
+            is_only_t1w = n_t1w[image.session] == 1
+            results[image.name] = measure_thickness(visit, image, result, is_only_t1w, engines, run_id)
+    return [(image, 'filled', results[image.name]) for image in images]
 
 
-def run_image(image, models, run_id, options):
+def run_image(visit, image, models, run_id):
     """Fill one image unless it is done; return what became of it as a dict with `status` and `message`."""
+    options = visit.options
     if image.problem:
         status = inputs.NO_MASK if image.problem == inputs.NO_MASK else 'failed'
         logger.log(logging.ERROR if status == 'failed' else logging.WARNING, '%s: %s', image.name, image.problem)
@@ -211,7 +213,7 @@ def run_image(image, models, run_id, options):
         done = bool(layout_derivatives.read_sidecar(naming.output_files(options.output_dir, image)['filled']))
         return {'status': 'filled'} if done else {'status': 'failed', 'message': 'not filled yet'}
     try:
-        fill_image(image, models[image.modality], options)
+        fill_image(visit, image, models[image.modality])
     except Exception as error:
         return {
             'status': 'failed',
@@ -220,9 +222,9 @@ def run_image(image, models, run_id, options):
     return {'status': 'filled'}
 
 
-def fill_image(image, model, options):
+def fill_image(visit, image, model):
     """Fill one image and write its derivatives, unless they are there from the same input and options."""
-    image = loading.settle(image)
+    image, options = visit.settle(image), visit.options
     layout_derivatives.check_files(image)
     result_options = options.of_result(image.modality)
     run_hash = layout_derivatives.hash_run(image, result_options, model.sha256, options.version)
@@ -232,33 +234,9 @@ def fill_image(image, model, options):
     if image.modality == 'T1w':
         check_results(image, options)
     model, started = fillers.load_filler(model, modality=image.contrast), time.monotonic()
-    loaded = loading.load(image, options.mask_threshold, options.lesion_labels, options.min_lesion_volume)
     with progress.of_parts(image.name) as report_tiles:
-        filling = fill.fill(
-            loaded.image_img,
-            loaded.lesion_mask_img,
-            tissue_img=loaded.tissue_img,
-            model=model,
-            brain_mask_img=loaded.brain_mask_img,
-            tissue_seg_img=loaded.tissue_seg_img,
-            kept_mask_img=loaded.kept_mask_img,
-            dilate=options.dilate,
-            rim_voxels=options.rim_voxels,
-            rims=options.rims,
-            texture=options.texture,
-            num_inference_steps=options.num_inference_steps,
-            n_samples=options.n_samples,
-            device=options.device,
-            seed=layout_derivatives.seed_of(image, options.random_seed),
-            batch_size=options.batch_size,
-            mask_threshold=options.mask_threshold,
-            progress=report_tiles,
-        )
-    filling.info.update(loaded.info)
-    filling.warnings.extend(loaded.warnings)
-    to_t1w = loaded.flair_to_t1w
-    text = None if to_t1w is None else registration.itk_text(to_t1w)
-    layout_derivatives.write_xfm(options.output_dir, image, text, loaded.info.get('FlairRegistration'))
+        filling, view = visit.fill(image, model, report_tiles)
+    visits.write_way(view, options.output_dir)
     provenance = layout_derivatives.provenance_of(result_options, run_hash, options.version)
     tables.remove_thickness(options.output_dir, image)  # what was measured on an older filling
     layout_derivatives.write_filling(options.output_dir, image, filling, provenance)
@@ -285,27 +263,21 @@ def make_engines(options):
     return {} if options.reports_only else registry.make_engines(options.thickness, settings)
 
 
-def measure_thickness(image, result, is_only_t1w, engines, run_id, options):
+def measure_thickness(visit, image, result, is_only_t1w, engines, run_id):
     """Measure an image that was filled, if it is a T1w; return what became of it, as `run_image` does."""
+    options = visit.options
     if not engines or result['status'] != 'filled' or image.modality != 'T1w':
         return result
     from . import measuring
 
+    seed = layout_derivatives.seed_of(image, options.random_seed) % 2**32
+    task = measuring.Task(seed, options.version, options.thickness_noise, is_only_t1w, visit.choice)
+
+    def find_anatomy():
+        return visit.anatomy_to_measure(image)
+
     try:
-        measuring.measure_image(
-            image,
-            engines,
-            options.output_dir,
-            seed=layout_derivatives.seed_of(image, options.random_seed) % 2**32,
-            version=options.version,
-            noise=options.thickness_noise,
-            is_only_t1w=is_only_t1w,
-            lesions={
-                'mask_threshold': options.mask_threshold,
-                'labels': options.lesion_labels,
-                'min_volume_mm3': options.min_lesion_volume,
-            },
-        )
+        measuring.measure_image(image, engines, options.output_dir, find_anatomy, task, visit.opener)
     except Exception as error:
         message = layout_status.note_crash(error, f'{image.name}_thickness', image.subject, run_id, options.output_dir)
         return {'status': 'failed', 'message': message, 'is_filled': True}

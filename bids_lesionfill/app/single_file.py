@@ -68,18 +68,17 @@ def main(argv):
     if wrong:
         logger.error('%s', wrong)
         return USAGE
-    from ..lesions import fill
+    from ..lesions import fill, settings
     from . import loading
 
     try:
-        filling = fill.fill(
+        filling = fill.fill_alone(
             loading.open_image(arguments.image),
-            loading.open_image(arguments.mask),
-            tissue_img=loading.open_image(arguments.t1w) if arguments.t1w else None,
-            model=arguments.model or (FLAIR if arguments.t1w else T1W).fill_model,
-            dilate=arguments.dilate,
-            device=arguments.device,
-            seed=arguments.random_seed,
+            settings.Lesions(loading.open_image(arguments.mask)),
+            arguments.model or (FLAIR if arguments.t1w else T1W).fill_model,
+            loading.open_image(arguments.t1w) if arguments.t1w else None,
+            growth=settings.Growth(arguments.dilate),
+            sampling=settings.Sampling(seed=arguments.random_seed, device=arguments.device),
         )
     except (ValueError, OSError) as error:
         logger.error('%s', error)

@@ -1,8 +1,12 @@
-"""New lesions in all images of a visit (a T1w and what goes with it): the same in each image, variant by variant."""
+"""A visit: a T1w and what goes with it. It is the unit of work of filling, synthesis and thickness.
 
-import functools
+Files are opened, FLAIR and T1w registered, and brain, bias and tissues found once for a visit. New lesions are the same
+in all of its images, variant by variant.
+"""
+
 import logging
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
 
@@ -10,17 +14,19 @@ import numpy as np
 
 from ..diffusion import models as diffusion_models
 from ..images import anatomy as images_anatomy
-from ..images import placement, registration
+from ..images import nifti, placement, registration, tissues
+from ..images.anatomy import Anatomy
 from ..layout import derivatives as layout_derivatives
 from ..layout import errors, inputs, naming, pairing
 from ..layout import status as layout_status
-from ..lesions import library
+from ..lesions import fill, library, settings
 from ..lesions import synthesis as lesions_synthesis
 from . import loading, progress
 
 logger = logging.getLogger('bids_lesionfill')
 
 
+OLD_LESION_SHARE = 0.5  # of a voxel of the working grid that new lesions keep away from
 DONOR_PROBLEM = 'skipped: its lesions are those that --mask-from gives to the others'
 
 
@@ -40,26 +46,31 @@ def run(images, models, donor, run_id, options):
     -------
     list of (Inputs, desc, dict with `status` and `message`)
     """
-    results, by_t1w = [], {}
+    results = []
     for image in images:
         if image.problem:
             status = inputs.DONOR if image.problem == DONOR_PROBLEM else 'failed'
             logger.log(logging.ERROR if status == 'failed' else logging.WARNING, '%s: %s', image.name, image.problem)
             results.append((image, options.variants[0], {'status': status, 'message': image.problem}))
-        else:
-            by_t1w.setdefault(image.t1w_file, []).append(image)
-    for of_visit in by_t1w.values():
-        visit = Visit(of_visit, donor, options)
-        done = {
-            (image.name, desc): run_image(visit, image, variant, desc, models, run_id, options)
-            for variant, desc in enumerate(options.variants)  # its lesions are drawn once, for all images
-            for image in of_visit
-        }
-        results += [(image, desc, done[image.name, desc]) for image in of_visit for desc in options.variants]
+    for visit in visits_of([image for image in images if not image.problem], options, donor):
+        done = {}
+        for variant, desc in enumerate(options.variants):
+            visit.choose_variant(variant)  # its lesions are drawn once, for all images
+            for image in visit.images:
+                done[image.name, desc] = run_image(visit, image, variant, desc, models, run_id, options)
+        results += [(image, desc, done[image.name, desc]) for image in visit.images for desc in options.variants]
     return results
 
 
-def with_mask_of(image, owner):
+def visits_of(images: Iterable[inputs.Inputs], options, donor=None) -> list['Visit']:
+    """Group images by their T1w."""
+    by_t1w = {}
+    for image in images:
+        by_t1w.setdefault(image.t1w_file, []).append(image)
+    return [Visit(of_visit, options, donor) for of_visit in by_t1w.values()]
+
+
+def with_mask_of(image, owner, opener=loading.open_image):
     """An image that found no lesion mask, with that of another of its visit: their real lesions are the same.
 
     A mask may be named as one image alone is (`acq-mprage`), and then the others do not find it.
@@ -70,9 +81,9 @@ def with_mask_of(image, owner):
         If the mask lies on one FLAIR and the image is another one, elsewhere.
     """
     flair_file = owner.image_file if owner.modality == 'FLAIR' else owner.flair_file
-    on_flair = loading.drawn_on_flair(loading.settle(owner))
+    on_flair = loading.drawn_on_flair(loading.settle(owner, opener), opener)
     if on_flair and image.modality == 'FLAIR':
-        flair_img, image_img = (loading.open_image(path) for path in (flair_file, image.image_file))
+        flair_img, image_img = opener(flair_file), opener(image.image_file)
         if not placement.same_grid(flair_img, image_img):
             raise ValueError(f'{owner.lesion_mask_file.name} lies on {flair_file.name}, not on {image.image_file.name}')
     return replace(
@@ -103,7 +114,7 @@ def run_image(visit, image, variant, desc, models, run_id, options):
 
 def synthesize_image(visit, image, variant, desc, model, options):
     """Paint new lesions into one image and write its derivatives, unless they are there from the same input."""
-    image = loading.settle(visit.with_mask(image))
+    image = visit.settle(visit.with_mask(image))
     files = naming.synth_files(options.output_dir, image, desc)
     layout_derivatives.check_files(image)
     result_options = options.of_result(image.modality) | {'variant': variant} | visit.fingerprint
@@ -112,26 +123,9 @@ def synthesize_image(visit, image, variant, desc, model, options):
         logger.info('%s desc-%s: already done', image.name, desc)
         return
     started = time.monotonic()
-    anatomy, new, old_img = visit.seen_from(image, variant)
     with progress.of_parts(f'{image.name} desc-{desc}') as report_tiles:
-        synthesis = lesions_synthesis.paint(
-            loading.open_image(image.image_file),
-            anatomy,
-            new,
-            model,
-            lesion_mask_img=old_img,
-            num_inference_steps=options.num_inference_steps,
-            seed=(layout_derivatives.seed_of(image, options.random_seed) + 7919 * variant) % 2**63,
-            device=diffusion_models.choose_device(options.device),
-            batch_size=options.batch_size,
-            mask_threshold=options.mask_threshold,
-            progress=report_tiles,
-            lesion_halo=options.lesion_halo,
-        )
-    synthesis.info['LesionSource'] = visit.source
-    if options.second_visit:
-        synthesis.info['Visits'] = {'First': image.sources[0], 'Second': 'this image'}
-    visit.note_way(image, synthesis)
+        synthesis, view = visit.synthesize(image, variant, model, report_tiles)
+    write_way(view, options.output_dir)
     provenance = layout_derivatives.provenance_of(result_options, run_hash, options.version)
     layout_derivatives.write_synthesis(options.output_dir, image, desc, synthesis, provenance)
     for warning in synthesis.warnings:
@@ -142,18 +136,112 @@ def synthesize_image(visit, image, variant, desc, model, options):
 
 
 class Visit:
-    """A T1w and the images that share its new lesions. What is costly is done once, and when it is first asked for."""
+    """A T1w and the images that go with it. What is costly is done once, and when it is first asked for."""
 
-    def __init__(self, images, donor, options):
-        self.images, self.donor, self.options = images, donor, options
+    def __init__(self, images: list[inputs.Inputs], options, donor: inputs.Inputs | None = None):
+        self.images, self.options, self.donor = images, options, donor
         self.seed = layout_derivatives.seed_of_path(images[0].t1w_path, options.random_seed)
-        self.new_lesions = functools.lru_cache(maxsize=1)(self.new_lesions)  # those of one variant, no more
-        self.ways = {}  # from each FLAIR to the T1w, by the name of the image
+        self.opener = loading.Opener()
+        self.choice = options.mask_choice
+        self.ways = {}  # from each FLAIR to the T1w, by the files of the two
+        self.anatomies = {}  # of the T1w, by the lesions that take no part in the fit of its tissues
+        self.segmentations = {}  # by other tools, in classes
+        self.variants = {}  # new lesions of the variant that is being painted
+
+    # ------------------------------------------------------------------------------------------ files, worlds, anatomy
+
+    def settle(self, image: inputs.Inputs) -> inputs.Inputs:
+        """See `loading.settle`."""
+        return loading.settle(image, self.opener)
+
+    def way_to_t1w(self, image: inputs.Inputs) -> tuple:
+        """See `loading.way_to_t1w`; each FLAIR is registered once."""
+        pair = loading.files_of_pair(image)
+        if pair not in self.ways:
+            self.ways[pair] = loading.way_to_t1w(image, self.opener)
+        return self.ways[pair]
+
+    def view(self, image: inputs.Inputs) -> loading.View:
+        """See the visit from one of its images (of `settle`)."""
+        return loading.view(image, self.choice, self.way_to_t1w(image), self.opener)
+
+    def anatomy_with(self, image: inputs.Inputs, lesions: settings.Lesions | None, lesion_share: float) -> Anatomy:
+        """Find brain, bias and tissues of the T1w; what does not depend on the lesions is found once.
+
+        Parameters
+        ----------
+        image : layout.Inputs
+            Which knows the brain mask and the segmentation of the T1w.
+        lesions : settings.Lesions
+            In the world of the T1w: they take no part in the fit of tissues.
+        lesion_share : float
+            See `images.anatomy.look_at`.
+        """
+        t1w_img = self.opener(image.t1w_file)
+        mask = None if lesions is None else np.logical_or(*lesions.on_grid(t1w_img))
+        key = (
+            image.brain_mask_file,
+            files_of(image.segmentation),
+            lesion_share,
+            None if mask is None else mask.tobytes(),
+        )
+        if key not in self.anatomies:
+            known = next((found for other, found in self.anatomies.items() if other[:2] == key[:2]), None)
+            mask_img = None if mask is None else nifti.mask_image(mask, t1w_img)
+            self.anatomies[key] = self.find_anatomy(image, t1w_img, mask_img, lesion_share, known)
+        return self.anatomies[key]
+
+    def find_anatomy(self, image, t1w_img, mask_img, lesion_share, known: Anatomy | None) -> Anatomy:
+        """See `images.anatomy.look_at`; with tissues by another tool, if there are some that fit."""
+        tissue_seg_img, source, notes = self.segmentation(image)
+        for note in notes:
+            logger.warning('%s: %s', image.name, note)
+        if known is not None and tissue_seg_img is None:
+            return images_anatomy.look_again(known, t1w_img, mask_img, lesion_share)
+        brain_mask_img = loading.open_brain_mask(image, self.opener)
+        anatomy = images_anatomy.look_at(
+            t1w_img, mask_img, brain_mask_img, tissue_seg_img=tissue_seg_img, lesion_share=lesion_share
+        )
+        return replace(anatomy, info=anatomy.info | {'WhiteMatterSource': source}) if source else anatomy
+
+    def segmentation(self, image: inputs.Inputs) -> tuple:
+        """See `loading.load_segmentation`; each is read once."""
+        key = files_of(image.segmentation)
+        if key not in self.segmentations:
+            t1w_img = self.opener(image.t1w_file)
+            self.segmentations[key] = loading.load_segmentation(image.segmentation, t1w_img, self.opener)
+        return self.segmentations[key]
+
+    # ------------------------------------------------------------------------------------------- filling and thickness
+
+    def fill(self, image: inputs.Inputs, model, report_tiles=None) -> tuple[fill.Filling, loading.View]:
+        """Fill an image of the visit (of `settle`), and return from where it was seen."""
+        view, options = self.view(image), self.options
+        anatomy, notes = None, []
+        if view.lesions.on_grid(view.image_img)[0].any():
+            anatomy = self.anatomy_with(image, view.lesions_on_t1w, fill.LESION_SHARE)
+            anatomy = anatomy if view.from_t1w is None else anatomy.moved(view.from_t1w)
+            _, _, notes = self.segmentation(image)
+        sampling = options.sampling(layout_derivatives.seed_of(image, options.random_seed), report_tiles)
+        filling = fill.fill(view.image_img, view.lesions, anatomy, model, options.growth, sampling)
+        warnings = [*filling.warnings, *notes, *view.notes]
+        return replace(filling, info=filling.info | view.info, warnings=warnings), view
+
+    def anatomy_to_measure(self, image: inputs.Inputs) -> Anatomy:
+        """Return the anatomy in which a T1w is measured before and after filling: one brain mask, one bias field."""
+        image = self.settle(image)
+        anatomy = self.anatomy_with(image, self.view(image).lesions_on_t1w, fill.LESION_SHARE)
+        if anatomy.bias_field is not None:
+            return anatomy
+        t1w = anatomy.grid_img.get_fdata(dtype=np.float32)
+        return replace(anatomy, bias_field=tissues.find_bias(t1w, anatomy.brain_mask))
+
+    # ------------------------------------------------------------------------------------------------------- synthesis
 
     @cached_property
     def first(self):
         """The image whose lesions and tissues are those of the visit."""
-        return loading.settle(self.owner or self.images[0])
+        return self.settle(self.owner or self.images[0])
 
     @property
     def owner(self):
@@ -162,25 +250,36 @@ class Visit:
 
     def with_mask(self, image):
         """An image of the visit, with the lesion mask of another one if it has none itself; see `with_mask_of`."""
-        return image if image.lesion_mask_file or self.owner is None else with_mask_of(image, self.owner)
+        if image.lesion_mask_file or self.owner is None:
+            return image
+        return with_mask_of(image, self.owner, self.opener)
 
-    @cached_property
-    def anatomy(self):
-        """See `synth.look_at`."""
-        first, t1w_img = self.first, loading.open_image(self.first.t1w_file)
-        tissue_seg_img, source, notes = loading.load_segmentation(first.segmentation, t1w_img)
-        for note in notes:
-            logger.warning('%s: %s', first.name, note)
-        anatomy = images_anatomy.look_at(
-            t1w_img,
-            self.old_lesions(first),
-            loading.open_brain_mask(first),
-            self.options.mask_threshold,
-            tissue_seg_img,
+    @property
+    def anatomy(self) -> Anatomy:
+        """What is free for new lesions; see `images.anatomy.look_at`."""
+        lesions_img = loading.lesions_of(self.first, self.choice, self.way_to_t1w(self.first)[0], self.opener)
+        lesions = lesions_img and settings.Lesions(lesions_img, threshold=self.choice.threshold)
+        return self.anatomy_with(self.first, lesions, OLD_LESION_SHARE)
+
+    def synthesize(self, image: inputs.Inputs, variant: int, model, report_tiles=None):
+        """Paint the new lesions of a variant into an image (of `settle`); return a `Synthesis` and a `loading.View`."""
+        view, options, anatomy, new = self.view(image), self.options, self.anatomy, self.new_lesions(variant)
+        if view.from_t1w is not None:
+            anatomy, new = anatomy.moved(view.from_t1w), replace(new, mask_img=view.bring(new.mask_img))
+        seed = (layout_derivatives.seed_of(image, options.random_seed) + 7919 * variant) % 2**63
+        synthesis = lesions_synthesis.paint(
+            view.image_img,
+            anatomy,
+            new,
+            model,
+            view.lesions,
+            options.sampling(seed, report_tiles),
+            options.lesion_halo,
         )
-        if source:
-            anatomy.info['WhiteMatterSource'] = source
-        return anatomy
+        info = synthesis.info | {'LesionSource': self.source}
+        if options.second_visit:
+            info['Visits'] = {'First': image.sources[0], 'Second': 'this image'}
+        return replace(synthesis, info=info | view.info, warnings=[*synthesis.warnings, *view.notes]), view
 
     @cached_property
     def atlas(self):
@@ -191,11 +290,11 @@ class Visit:
     def mask_img(self):
         """The mask that was given, or another patient's."""
         if self.options.new_mask_file:
-            mask_img = loading.open_image(self.options.new_mask_file)
-            return placement.beside(mask_img, loading.open_image(self.first.t1w_file), 'mask of new lesions')
-        donor = loading.settle(self.donor)
-        lesions_img = loading.lesions_of(donor, to_t1w=loading.way_to_t1w(donor)[0])
-        return lesions_synthesis.borrow(loading.open_image(donor.t1w_file), lesions_img, self.anatomy)
+            mask_img = self.opener(self.options.new_mask_file)
+            return placement.beside(mask_img, self.opener(self.first.t1w_file), 'mask of new lesions')
+        donor = self.settle(self.donor)
+        lesions_img = loading.lesions_of(donor, to_t1w=self.way_to_t1w(donor)[0], opener=self.opener)
+        return lesions_synthesis.borrow(self.opener(donor.t1w_file), lesions_img, self.anatomy)
 
     @property
     def source(self):
@@ -212,42 +311,19 @@ class Visit:
         files += [file for file in (self.first.lesion_mask_file, self.first.brain_mask_file) if file]
         return {'masks': [diffusion_models.sha256_of(file) for file in files]}
 
-    def way_to_t1w(self, image):
-        """See `inputs.way_to_t1w`."""
-        if image.name not in self.ways:
-            self.ways[image.name] = loading.way_to_t1w(image)
-        return self.ways[image.name]
+    def choose_variant(self, variant: int) -> None:
+        """Forget the new lesions of other variants: only those of one are kept."""
+        self.variants = {number: new for number, new in self.variants.items() if number == variant}
 
-    def old_lesions(self, image):
-        """The real lesions of an image in the world of the T1w; None without a mask."""
-        return loading.lesions_of(image, self.options.mask_threshold, self.way_to_t1w(image)[0])
-
-    def seen_from(self, image, variant):
-        """Anatomy, new lesions of a variant, and old ones in the world of an image, which may be a FLAIR elsewhere."""
-        anatomy, new, old_img = self.anatomy, self.new_lesions(variant), self.old_lesions(image)
-        to_t1w, _ = self.way_to_t1w(image)
-        if image.tissue_file is None or to_t1w is None:
-            return anatomy, new, old_img
-        back = np.linalg.inv(to_t1w)
-        return (
-            replace(anatomy, grid_img=placement.moved(anatomy.grid_img, back, anatomy.grid_img)),
-            replace(new, mask_img=placement.moved(new.mask_img, back, anatomy.grid_img)),
-            placement.moved(old_img, back, loading.open_image(image.image_file)),
-        )
-
-    def note_way(self, image, synthesis):
-        """Write how FLAIR and T1w of an image were brought together, and say so in its synthesis."""
-        to_t1w, about = self.way_to_t1w(image)
-        text = None if to_t1w is None else registration.itk_text(to_t1w)
-        layout_derivatives.write_xfm(self.options.output_dir, image, text, about)
-        if about:
-            synthesis.info['FlairRegistration'] = about
-        if to_t1w is not None:
-            synthesis.warnings.append(loading.shift_note(about))
-
-    def new_lesions(self, variant):
+    def new_lesions(self, variant: int) -> lesions_synthesis.NewLesions:
         """The lesions of one variant, the same for all images of the visit; see `synth.NewLesions`."""
-        options, rng = self.options, np.random.default_rng([self.seed, variant])
+        if variant not in self.variants:
+            self.variants[variant] = self.draw(np.random.default_rng([self.seed, variant]))
+        return self.variants[variant]
+
+    def draw(self, rng: np.random.Generator) -> lesions_synthesis.NewLesions:
+        """Sample new lesions, or take those of a mask."""
+        options = self.options
         if options.new_mask_file or self.donor:
             return lesions_synthesis.given(self.mask_img, rng, options.lesion_intensity, options.mask_threshold)
         return lesions_synthesis.draw(
@@ -259,6 +335,17 @@ class Visit:
             options.lesion_load_ml,
             options.lesion_locations,
         )
+
+
+def files_of(segmentation: inputs.Segmentation | None) -> tuple:
+    """Return the files of a segmentation; none without."""
+    return () if segmentation is None else tuple(segmentation.files)
+
+
+def write_way(view: loading.View, output_dir) -> None:
+    """Write how FLAIR and T1w of an image were brought together, or remove what an earlier run wrote."""
+    text = None if view.to_t1w is None else registration.itk_text(view.to_t1w)
+    layout_derivatives.write_xfm(output_dir, view.image, text, view.registration)
 
 
 def find_donor(bids_layout, options, derivatives):

@@ -19,7 +19,7 @@ from .. import text_files
 from ..images import anatomy, grid, masks, nifti, placement, syn, tissues
 from ..layout import datasets, naming
 from ..layout import files as layout_files
-from ..lesions import fill
+from ..lesions import fill, settings
 from ..lesions import library as lesions_library
 from ..modality import get
 from ..train import brains
@@ -67,13 +67,12 @@ def fill_by_app(name, image_img, mask_img, t1w_img, model, steps, options):
     if options.reuse_fills and filled_file.is_file() and used_file.is_file():
         return Filled(nib.load(filled_file), nib.load(used_file), np.nan)
     started = time.perf_counter()
-    filling = fill.fill(
+    filling = fill.fill_alone(
         image_img,
-        mask_img,
-        tissue_img=t1w_img if get(model.modality).needs_t1w else None,
-        model=model,
-        num_inference_steps=steps,
-        device=options.device,
+        settings.Lesions(mask_img),
+        model,
+        t1w_img if get(model.modality).needs_t1w else None,
+        sampling=settings.Sampling(steps, device=options.device),
     )
     seconds = time.perf_counter() - started
     layout_files.write_image(used_file, filling.used_mask_img)

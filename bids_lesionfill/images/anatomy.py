@@ -1,6 +1,6 @@
 """Anatomy of a T1w image: brain, white matter, tissue classes, intensity scale."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import nibabel as nib
@@ -87,6 +87,12 @@ def find_tissues(t1w, lesion_mask, conformed_img, brain_mask_img=None, tissue_se
     A segmentation that is given is also the brain mask, if there is no other: its holes are closed, for tissues that
     it does not name.
     """
+    brain_mask, tissue_seg, _, info = segment(t1w, lesion_mask, conformed_img, brain_mask_img, tissue_seg_img)
+    return brain_mask, tissue_seg, info
+
+
+def segment(t1w, lesion_mask, conformed_img, brain_mask_img=None, tissue_seg_img=None):
+    """Return brain mask, tissue segmentation, bias field (None if a segmentation is given) and their sources."""
     if tissue_seg_img is not None:
         tissue_seg = grid.resample_to(tissue_seg_img, conformed_img, order=0).astype(np.uint8)
         brain_mask = ndimage.binary_fill_holes(ndimage.binary_closing(tissue_seg > 0, iterations=3)) | lesion_mask
@@ -97,7 +103,7 @@ def find_tissues(t1w, lesion_mask, conformed_img, brain_mask_img=None, tissue_se
             'BrainMaskSource': 'extent of the tissue segmentation' if brain_mask_img is None else 'given',
             'WhiteMatterSource': 'given',
         }
-        return brain_mask, tissue_seg, info
+        return brain_mask, tissue_seg, None, info
     if brain_mask_img is not None:
         brain_mask = grid.conform_mask(brain_mask_img, conformed_img)
         skull_stripped = bool((t1w[~brain_mask] <= 0.02 * t1w.max()).mean() > 0.99)
@@ -110,26 +116,41 @@ def find_tissues(t1w, lesion_mask, conformed_img, brain_mask_img=None, tissue_se
         'BrainMaskSource': source,
         'WhiteMatterSource': 'mixture of three normal distributions on the bias-corrected T1w',
     }
-    return brain_mask, tissues.classify(t1w, brain_mask, lesion_mask), info
+    bias_field = tissues.find_bias(t1w, brain_mask)
+    return brain_mask, tissues.classify(t1w, brain_mask, lesion_mask, bias_field), bias_field, info
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What the T1w of a visit shows, on its working grid (1 mm, RAS): `(X, Y, Z)` arrays."""
+    """What the T1w of a visit shows, on its working grid (1 mm, RAS): `(X, Y, Z)` arrays.
+
+    Found once for a visit; filling, synthesis and thickness are handed it.
+    """
 
     grid_img: nib.Nifti1Image  # the T1w on that grid
     brain_mask: np.ndarray
     tissue_seg: np.ndarray  # old lesions are white matter
     old_lesions: np.ndarray  # bool
     info: dict = field(default_factory=dict)  # where brain and white matter come from, for the sidecar
+    bias_field: np.ndarray | None = None  # float32; None if tissues were found by another tool
 
     @property
-    def wm_mask(self):
+    def wm_mask(self) -> np.ndarray:
         """White matter outside the old lesions."""
         return (self.tissue_seg == tissues.WHITE_MATTER) & ~self.old_lesions
 
+    def moved(self, transform: np.ndarray) -> 'Anatomy':
+        """Return the anatomy with its world moved by a (4, 4) transform; no voxel is resampled."""
+        return replace(self, grid_img=placement.moved(self.grid_img, transform, self.grid_img))
 
-def look_at(t1w_img, lesion_mask_img=None, brain_mask_img=None, mask_threshold=0.5, tissue_seg_img=None):
+    def img(self, values: np.ndarray) -> nib.Nifti1Image:
+        """Return an array on the grid as an image; bool as uint8."""
+        return nib.Nifti1Image(values.astype(np.uint8) if values.dtype == bool else values, self.grid_img.affine)
+
+
+def look_at(
+    t1w_img, lesion_mask_img=None, brain_mask_img=None, mask_threshold=0.5, tissue_seg_img=None, lesion_share=0.5
+):
     """Find brain and white matter in a T1w; see `Anatomy`.
 
     Parameters
@@ -141,6 +162,8 @@ def look_at(t1w_img, lesion_mask_img=None, brain_mask_img=None, mask_threshold=0
         From this probability on a voxel of a mask of floats is lesion.
     tissue_seg_img : nibabel image, optional
         1 CSF, 2 grey matter, 3 white matter; found if not given.
+    lesion_share : float
+        Share of a voxel of the working grid above which it is lesion.
 
     Raises
     ------
@@ -153,7 +176,52 @@ def look_at(t1w_img, lesion_mask_img=None, brain_mask_img=None, mask_threshold=0
     old_lesions = np.zeros(grid_img.shape, dtype=bool)
     if lesion_mask_img is not None:  # by way of the T1w's own voxels, on which a mask without a place lies
         old_mask = placement.mask_on_grid(lesion_mask_img, t1w_img, mask_threshold)
-        old_lesions = grid.conform_mask(nifti.mask_image(old_mask, plain_img), grid_img)
-    brain_mask, tissue_seg, info = find_tissues(t1w, old_lesions, grid_img, brain_mask_img, tissue_seg_img)
+        old_lesions = grid.conform_mask(nifti.mask_image(old_mask, plain_img), grid_img, threshold=lesion_share)
+    brain_mask, tissue_seg, bias_field, info = segment(t1w, old_lesions, grid_img, brain_mask_img, tissue_seg_img)
     tissue_seg = np.where(old_lesions & brain_mask, tissues.WHITE_MATTER, tissue_seg)
-    return Anatomy(grid_img, brain_mask, tissue_seg, old_lesions, info)
+    return Anatomy(grid_img, brain_mask, tissue_seg, old_lesions, info, bias_field)
+
+
+def look_again(anatomy: Anatomy, t1w_img, lesion_mask_img, lesion_share: float) -> Anatomy:
+    """Find the tissues of a T1w again with other lesions left out of the fit; brain and bias stay. See `look_at`."""
+    old_lesions = np.zeros(anatomy.brain_mask.shape, dtype=bool)
+    if lesion_mask_img is not None:
+        old_mask = placement.mask_on_grid(lesion_mask_img, t1w_img)
+        old_lesions = grid.conform_mask(nifti.mask_image(old_mask, t1w_img), anatomy.grid_img, threshold=lesion_share)
+    t1w = anatomy.grid_img.get_fdata(dtype=np.float32)
+    tissue_seg = tissues.classify(t1w, anatomy.brain_mask, old_lesions, anatomy.bias_field)
+    tissue_seg = np.where(old_lesions & anatomy.brain_mask, tissues.WHITE_MATTER, tissue_seg)
+    return replace(anatomy, tissue_seg=tissue_seg, old_lesions=old_lesions)
+
+
+def from_white_matter(image_img, wm_mask_img):
+    """Return the anatomy of an image whose white matter (above zero) is given, also beneath its lesions."""
+    grid_img = grid.conform(nifti.plain(image_img, 'image'))
+    brain_mask, wm_mask, info = find_white_matter(grid_img.get_fdata(dtype=np.float32), None, grid_img, wm_mask_img)
+    tissue_seg = np.where(wm_mask, tissues.WHITE_MATTER, 0).astype(np.uint8)
+    return Anatomy(grid_img, brain_mask, tissue_seg, np.zeros_like(wm_mask), info)
+
+
+def on_grid(anatomy: Anatomy, img: nib.Nifti1Image) -> tuple[np.ndarray, np.ndarray]:
+    """Resample brain and white matter, with the rims of lesions, to the grid of an image in the same world space.
+
+    A voxel is white matter if more than half of it is white matter or lesion, and most of that is white matter: between
+    a lesion and the white matter around it no gap opens.
+
+    Returns
+    -------
+    brain_mask, wm_mask : (X, Y, Z) bool array
+
+    Raises
+    ------
+    ValueError
+        If the anatomy lies outside the image.
+    """
+    brain_mask = grid.conform_mask(anatomy.img(anatomy.brain_mask), img)
+    if not brain_mask.any():
+        raise ValueError('the T1w lies outside the image: their world coordinates do not overlap')
+    wm_mask = tissues.claim_rim(anatomy.wm_mask, anatomy.old_lesions, anatomy.brain_mask)
+    wm_share, lesion_share = (
+        grid.resample_to(anatomy.img(mask.astype(np.float32)), img, order=1) for mask in (wm_mask, anatomy.old_lesions)
+    )
+    return brain_mask, (wm_share + lesion_share > 0.5) & (wm_share > lesion_share)

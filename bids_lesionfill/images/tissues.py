@@ -117,7 +117,12 @@ def extract_brain(t1w):
 
 
 def correct_bias(t1w, brain_mask):
-    """Divide a T1w by its bias field (N4, Tustison et al. 2010; SimpleITK); float32 array.
+    """Divide a T1w by its bias field; float32 array. See `find_bias`."""
+    return (t1w / find_bias(t1w, brain_mask)).astype(np.float32)
+
+
+def find_bias(t1w, brain_mask):
+    """Estimate the bias field of a T1w (N4, Tustison et al. 2010; SimpleITK); (X, Y, Z) float32 array.
 
     N4 works on logarithms and leaves a voxel that has none as it is, as if its intensity were one: such voxels take no
     part, and the image enters in units of its median, so that its own unit does not matter.
@@ -134,10 +139,10 @@ def correct_bias(t1w, brain_mask):
     correction.SetNumberOfThreads(1)  # several threads add up in another order: other bytes
     correction.Execute(SimpleITK.Shrink(image, shrink), SimpleITK.Shrink(mask, shrink))
     log_field = SimpleITK.GetArrayFromImage(correction.GetLogBiasFieldAsImage(image))
-    return (t1w / np.exp(log_field)).astype(np.float32)
+    return np.exp(log_field)
 
 
-def classify(t1w, brain_mask, lesion_mask):
+def classify(t1w, brain_mask, lesion_mask, bias_field=None):
     """Classify tissue by a mixture of three normal distributions on the bias-corrected T1w.
 
     Lesions take no part in the fit. They are classified as any voxel: on T1w images as grey matter, mostly.
@@ -147,6 +152,8 @@ def classify(t1w, brain_mask, lesion_mask):
     t1w : (X, Y, Z) float array
         In any unit, background zero.
     brain_mask, lesion_mask : (X, Y, Z) bool array
+    bias_field : (X, Y, Z) float32 array, optional
+        See `find_bias`; estimated if not given.
 
     Returns
     -------
@@ -162,7 +169,8 @@ def classify(t1w, brain_mask, lesion_mask):
         raise ValueError(
             f'{healthy_mask.sum()} of {brain_mask.sum()} voxels of the brain are outside the lesion mask, expected most'
         )
-    corrected = correct_bias(t1w, brain_mask)
+    bias_field = find_bias(t1w, brain_mask) if bias_field is None else bias_field
+    corrected = (t1w / bias_field).astype(np.float32)
     healthy = corrected[healthy_mask]
     healthy = healthy[(healthy > 0) & (healthy < np.percentile(healthy, 99.8))]
     dark, bright = np.percentile(t1w[healthy_mask], (5, 95))

@@ -89,8 +89,8 @@ def check_folders(output_dir, subjects):
 
 
 @contextlib.contextmanager
-def lock(folder, shared=False):
-    """Hold a folder, for oneself or with others who share it; wait until it is free.
+def lock(folder, shared=False, quiet=False):
+    """Hold a folder, for oneself or with others who share it; wait until it is free, and say so unless `quiet`.
 
     The lock is one of the system (flock) on the folder itself: no file is left behind, and it ends with the process,
     however that ends. On a file system without such locks nothing is held.
@@ -102,7 +102,8 @@ def lock(folder, shared=False):
             try:
                 fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
             except BlockingIOError:
-                logger.info('another run is at work in %s: waiting for it', folder)
+                if not quiet:
+                    logger.info('another run is at work in %s: waiting for it', folder)
                 fcntl.flock(descriptor, kind)
         yield
     finally:

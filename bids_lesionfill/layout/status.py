@@ -1,6 +1,8 @@
 """Status and crash files of the participants of a run."""
 
+import csv
 import logging
+import os
 import time
 import traceback
 import uuid
@@ -36,9 +38,23 @@ def write_config(output_dir, subject, run_id, text):
         files.write_bytes(naming.log_dir(output_dir, subject, run_id) / 'config.toml', text.encode())
 
 
-def find_statuses(output_dir):
-    """Statuses of all participants and runs, the latest run last: list of paths."""
-    return sorted(Path(output_dir).glob('sub-*/log/*/status.json'), key=lambda path: (path.parent.name, path))
+def find_statuses(output_dir: Path) -> list[Path]:
+    """Return the status file of the latest run of each participant, ordered by participant.
+
+    Only names are listed, and one file per participant is read later: the cost does not grow with the number of runs.
+    """
+    folders = sorted(folder for folder in os.listdir(output_dir) if folder.startswith('sub-'))
+    found = (latest_status(Path(output_dir, folder, 'log')) for folder in folders)
+    return [path for path in found if path is not None]
+
+
+def latest_status(log_dir: Path) -> Path | None:
+    """Return the status file of the latest run in the log of a participant, by name of the run; None without."""
+    try:
+        runs = sorted(os.listdir(log_dir), reverse=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return next((path for run in runs if (path := Path(log_dir, run, 'status.json')).is_file()), None)
 
 
 def has_status(output_dir, subject, run_id):
@@ -73,17 +89,50 @@ STATUS_COLUMNS = [
 ]
 
 
-def write_status(output_dir, subject, run_id, status):
-    """Write what became of a participant, then the table of all participants, also those of other runs."""
-    files.write_json(
-        naming.log_dir(output_dir, subject, run_id) / 'status.json', {'participant_id': f'sub-{subject}', **status}
-    )
-    known = None
-    while known != (known := find_statuses(output_dir)):  # another process may have written one meanwhile
-        latest = {path.parts[-4]: status for path, status in zip(known, read_statuses(known))}
-        files.write_tsv(
-            Path(output_dir) / 'participants.tsv', [latest[name] for name in sorted(latest)], STATUS_COLUMNS
-        )
+def write_status(output_dir: Path, subject: str, run_id: str, status: dict) -> None:
+    """Write what became of a participant in a run, and its row in the table of all participants.
+
+    Only the row is replaced: the cost of a run does not grow with the runs before. Where two processes cannot lock a
+    folder, a row may be lost; `write_table` at the end of a run finds it again.
+    """
+    status = {'participant_id': f'sub-{subject}', **status}
+    files.write_json(naming.log_dir(output_dir, subject, run_id) / 'status.json', status)
+    table_file = Path(output_dir) / 'participants.tsv'
+    with files.lock(Path(output_dir) / 'logs', quiet=True):
+        rows = read_rows(table_file)
+        if rows is None:
+            write_table(output_dir)
+        else:
+            files.write_tsv(table_file, sorted_rows(rows | {status['participant_id']: status}), STATUS_COLUMNS)
+            write_columns(output_dir)
+
+
+def read_rows(table_file: Path) -> dict[str, dict] | None:
+    """Return the rows of the table of participants as text, by participant; None if it is not there or damaged."""
+    try:
+        first, *lines = text_files.read_text(table_file).splitlines()
+    except (OSError, ValueError):
+        return None
+    rows = [dict(zip(STATUS_COLUMNS, line)) for line in csv.reader(lines, delimiter='\t')]
+    is_whole = first.split('\t') == STATUS_COLUMNS and all(len(row) == len(STATUS_COLUMNS) for row in rows)
+    return {row['participant_id']: row for row in rows} if is_whole else None
+
+
+def sorted_rows(rows: dict[str, dict]) -> list[dict]:
+    """Return rows by participant, ordered by participant."""
+    return [rows[name] for name in sorted(rows)]
+
+
+def write_table(output_dir: Path) -> None:
+    """Write the table of all participants anew, from the status of the latest run of each."""
+    statuses = read_statuses(find_statuses(output_dir))
+    rows = {status['participant_id']: status for status in statuses}
+    files.write_tsv(Path(output_dir) / 'participants.tsv', sorted_rows(rows), STATUS_COLUMNS)
+    write_columns(output_dir)
+
+
+def write_columns(output_dir: Path) -> None:
+    """Write what the columns of the table of participants mean."""
     files.write_json(
         Path(output_dir) / 'participants.json',
         {

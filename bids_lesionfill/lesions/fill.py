@@ -1,19 +1,24 @@
-"""One image, T1w or FLAIR: conform, find white matter, restrict and grow the mask, sample, paste back. No files."""
+"""One image, T1w or FLAIR: place the anatomy, restrict and grow the mask, sample, paste back. No files."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
 from ..diffusion import models, registry
-from ..diffusion.filler import Sampling
-from ..images import anatomy, grid, masks, nifti, placement
+from ..diffusion.filler import Filler
+from ..images import anatomy as images_anatomy
+from ..images import grid, masks, nifti, placement
+from ..images.anatomy import Anatomy
 from ..modality import get
 from . import checks, contrasts, tables, unmixing
 from . import texture as textures
+from .settings import DEFAULT_GROWTH, DEFAULT_SAMPLING, Growth, Lesions, Sampling
 
 TEXTURE_STREAM = 1  # of random numbers, apart from those of the model
+LESION_SHARE = 0.05  # of a voxel of the working grid that is no longer healthy
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ def fill_lesions(
     n_samples=1,
     device='auto',
     seed=0,
-):
+):  # the Python interface: many arguments, each of them optional
     """Fill the lesions of an image with healthy tissue.
 
     Parameters
@@ -97,173 +102,278 @@ def fill_lesions(
     FileNotFoundError
         If the model is not found.
     """
-    filling = fill(
-        image_img,
-        lesion_mask_img,
-        tissue_img=tissue_img,
-        model=model,
-        modality=modality,
-        wm_mask_img=wm_mask_img,
-        dilate=dilate,
-        rim_voxels=rim_voxels,
-        rims=rims,
-        rim_img=rim_img,
-        texture=texture,
-        num_inference_steps=num_inference_steps,
-        n_samples=n_samples,
-        device=device,
-        seed=seed,
-    )
-    return nifti.as_loaded(filling.filled_img)
+    if modality is not None:
+        model = registry.load_filler(model, models.choose_device(device), modality)
+    lesions = Lesions(lesion_mask_img, rim_img=rim_img)
+    growth = Growth(dilate, rim_voxels, rims)
+    sampling = Sampling(num_inference_steps, n_samples, seed, device, texture=texture)
+    return nifti.as_loaded(fill_alone(image_img, lesions, model, tissue_img, wm_mask_img, growth, sampling).filled_img)
 
 
-def fill(
-    image_img,
-    lesion_mask_img,
-    *,
-    tissue_img=None,
-    model='fill-T1w',
-    modality=None,
-    wm_mask_img=None,
-    brain_mask_img=None,
-    tissue_seg_img=None,
-    kept_mask_img=None,
-    dilate=1,
-    rim_voxels=2,
-    rims='unmixed',
-    rim_img=None,
-    texture='sampled',
-    num_inference_steps=None,
-    n_samples=1,
-    device='auto',
-    seed=0,
-    batch_size=8,
-    mask_threshold=0.5,
-    progress=None,
-):
-    """As `fill_lesions`, but returns a `Filling`: also the used mask, the deviation map, the table of lesions.
-
-    `tissue_seg_img` (1 CSF, 2 grey matter, 3 white matter) is a segmentation of the T1w, `kept_mask_img` holds lesions
-    that are to stay: they are neither filled nor taken for white matter. `progress` is that of `inpaint.fill_volume`.
-    """
+def fill_alone(
+    image_img: nib.Nifti1Image,
+    lesions: Lesions,
+    model: str | Filler,
+    tissue_img: nib.Nifti1Image | None = None,
+    wm_mask_img: nib.Nifti1Image | None = None,
+    growth: Growth = DEFAULT_GROWTH,
+    sampling: Sampling = DEFAULT_SAMPLING,
+) -> Filling:
+    """Fill an image whose anatomy nobody has found yet; arguments as of `fill_lesions` and `fill`."""
     nifti.check_image(image_img, 'image')
-    given_mask = placement.mask_on_grid(lesion_mask_img, image_img, mask_threshold)
-    kept_mask = np.zeros_like(given_mask) if kept_mask_img is None else placement.mask_on_grid(kept_mask_img, image_img)
-    kept_mask &= ~given_mask
-    if not given_mask.any():
-        info = {'LesionVoxelsGiven': 0, 'LesionVoxelsUsed': 0, 'LesionVoxelsKept': int(kept_mask.sum()), 'Lesions': 0}
-        info['SkullStripped'] = anatomy.is_skull_stripped(grid.conform(nifti.plain(image_img, 'image')).get_fdata())
-        reason = 'All lesions are to be kept' if kept_mask.any() else 'The lesion mask is empty'
-        return Filling(
-            nifti.copy_image(image_img),
-            nifti.mask_image(given_mask, image_img),
-            info=info,
-            warnings=[f'{reason}: the output is a copy of the input.'],
-        )
-    device = models.choose_device(device)
-    model = registry.load_filler(model, device, modality)
+    if not lesions.on_grid(image_img)[0].any():
+        return fill(image_img, lesions, None, model, growth, sampling)
+    model = registry.load_filler(model, models.choose_device(sampling.device))
     if get(model.modality).needs_t1w and tissue_img is None and wm_mask_img is None:
         raise ValueError(
             f'model {model.name} fills {model.modality} images: it needs their T1w (tissue_img) or wm_mask_img'
         )
+    anatomy = find_anatomy(image_img, lesions, tissue_img, wm_mask_img)
+    return fill(image_img, lesions, anatomy, model, growth, sampling)
 
-    # 1. To the working grid: 1 mm, RAS.
-    plain_img = nifti.plain(image_img, 'image')
-    conformed_img = grid.conform(plain_img)
-    image = conformed_img.get_fdata(dtype=np.float32)
 
-    # 2. White matter, into which the mask may grow and whose median sets the scale.
-    lesion_mask = grid.conform_mask(nifti.mask_image(given_mask, plain_img), conformed_img, threshold=0.05)
-    t1w = image if tissue_img is None else placement.t1w_on_grid(tissue_img, image_img, conformed_img)
-    kept = grid.conform_mask(nifti.mask_image(kept_mask, plain_img), conformed_img, threshold=0.05)
-    brain_mask, wm_mask, tissue_info = anatomy.find_white_matter(
-        t1w, lesion_mask | kept, conformed_img, wm_mask_img, brain_mask_img, tissue_seg_img
-    )
-    wm_mask &= ~kept
-    if tissue_img is not None:
-        tissue_info['SkullStripped'] = anatomy.is_skull_stripped(image)
+def find_anatomy(
+    image_img: nib.Nifti1Image,
+    lesions: Lesions,
+    tissue_img: nib.Nifti1Image | None = None,
+    wm_mask_img: nib.Nifti1Image | None = None,
+) -> Anatomy:
+    """Find brain and white matter in the T1w of an image, or in the image itself, in its world space."""
+    t1w_img = image_img if tissue_img is None else placement.beside(tissue_img, image_img, 'T1w')
+    if wm_mask_img is not None:
+        return images_anatomy.from_white_matter(t1w_img, wm_mask_img)
+    given_mask, kept_mask = lesions.on_grid(image_img)
+    mask_img = nifti.mask_image(given_mask | kept_mask, image_img)
+    nifti.check_image(t1w_img, 'T1w')
+    is_there = grid.conform_mask(mask_img, t1w_img).any()  # else the T1w lies elsewhere, which is told later
+    return images_anatomy.look_at(t1w_img, mask_img if is_there else None, lesion_share=LESION_SHARE)
 
-    # 3. The mask that is used, on the image's own grid.
-    native_wm = grid.conform_mask(nifti.mask_image(wm_mask, conformed_img), plain_img) & ~kept_mask
-    used_mask = masks.restrict_to_white_matter(given_mask, native_wm)
-    usual_sign = get(model.modality).lesion_sign
-    lesion_sign = contrasts.lesion_sign(image, lesion_mask, wm_mask & ~lesion_mask, usual_sign)
-    step = masks.one_step(nib.affines.voxel_sizes(plain_img.affine))
-    mix = None
-    if rims == 'unmixed' and used_mask.any():
-        mix = find_shares(
-            plain_img, used_mask, native_wm, brain_mask, wm_mask, t1w, conformed_img, tissue_img is None, rim_img
-        )
-        used_mask, filled_mask = mix.touched, mix.filled
-        hole = grid.touched_by(nifti.mask_image(filled_mask, plain_img), conformed_img)
-        tissue = unmixing.tissue_alone(plain_img.get_fdata(dtype=np.float32), mix)
-        image = grid.conform(nib.Nifti1Image(tissue, plain_img.affine)).get_fdata(dtype=np.float32)
-    else:
-        tissue = plain_img.get_fdata(dtype=np.float32)
-        used_mask = masks.dilate_within(used_mask, native_wm, dilate, step)
-        hole = grid.touched_by(nifti.mask_image(used_mask, plain_img), conformed_img)
-        rim = contrasts.grow_to_rim(image, hole, wm_mask, rim_voxels, bright_lesions=lesion_sign > 0) & ~hole
-        if rim.any():
-            rim = grid.conform_mask(nifti.mask_image(rim, conformed_img), plain_img) & native_wm
-            # On another grid a thin rim falls apart: only what still touches the mask is taken.
-            used_mask = ndimage.binary_propagation(used_mask, step, mask=used_mask | rim)
-            hole = grid.touched_by(nifti.mask_image(used_mask, plain_img), conformed_img)
-    place_notes = placement.notes_on_place(image_img, lesion_mask_img)
-    info = {
-        'LesionVoxelsGiven': int(given_mask.sum()),
-        'LesionVoxelsUsed': int(used_mask.sum()),
-        'LesionVoxelsKept': int(kept_mask.sum()),
-        'LesionSign': lesion_sign,
-        **tables.describe_mask(given_mask, used_mask, plain_img, brain_mask, conformed_img),
-        **({'Dilation': dilate, 'RimVoxels': rim_voxels} if mix is None else unmixing.describe(mix, given_mask)),
-        **tissue_info,
-    }
-    if not used_mask.any():
-        warnings = ['No lesion touches white matter: the output is a copy of the input.', *place_notes]
-        warnings += checks.warnings_of(checks.check_filling(info, [], model.modality))
+
+class Scene(NamedTuple):
+    """An image and what is known of it before anything is filled; `(X, Y, Z)` arrays."""
+
+    plain_img: nib.Nifti1Image  # finite floats on the image's own grid
+    grid_img: nib.Nifti1Image  # on its working grid: 1 mm, RAS
+    given_mask: np.ndarray  # bool, own grid: lesions to be filled
+    kept_mask: np.ndarray  # bool, own grid: lesions that stay
+    native_wm: np.ndarray  # bool, own grid
+    brain_mask: np.ndarray  # bool, working grid
+    wm_mask: np.ndarray  # bool, working grid
+    t1w: np.ndarray  # float, working grid
+    is_t1w: bool  # the image is the one in which the anatomy was found
+    lesion_sign: int  # 1: lesions are brighter than white matter, -1: darker
+
+    @property
+    def image(self) -> np.ndarray:
+        """The image on its working grid, float32."""
+        return self.grid_img.get_fdata(dtype=np.float32)
+
+
+class Hole(NamedTuple):
+    """What is filled, and the image around it."""
+
+    used_mask: np.ndarray  # (X, Y, Z) bool, own grid
+    mask: np.ndarray  # (X, Y, Z) bool, working grid
+    tissue: np.ndarray  # (X, Y, Z) float32, own grid: the image without what of lesions lies outside the hole
+    image: np.ndarray  # (X, Y, Z) float32: the same on the working grid
+    mix: unmixing.Unmixing | None = None  # shares of lesion and fluid, if rims are unmixed
+
+
+class Sampled(NamedTuple):
+    """Values of the voxels of a hole, in units of the image."""
+
+    values: np.ndarray  # (n_samples, n) float64, in C order
+    white_matter: float  # median, which set the scale
+
+
+def fill(
+    image_img: nib.Nifti1Image,
+    lesions: Lesions,
+    anatomy: Anatomy | None,
+    model: Filler,
+    growth: Growth = DEFAULT_GROWTH,
+    sampling: Sampling = DEFAULT_SAMPLING,
+) -> Filling:
+    """Fill the lesions of an image: place the anatomy, grow the mask, sample, paste back.
+
+    Parameters
+    ----------
+    image_img : nibabel image
+        T1w or FLAIR.
+    lesions : Lesions
+    anatomy : images.anatomy.Anatomy
+        Of the visit's T1w, in the world space of the image; None if the mask is empty.
+    model : Filler
+    growth, sampling : settings
+
+    Returns
+    -------
+    Filling
+
+    Raises
+    ------
+    ValueError
+        If an image cannot be used; the sentence says why.
+    """
+    nifti.check_image(image_img, 'image')
+    given_mask, kept_mask = lesions.on_grid(image_img)
+    if not given_mask.any():
+        return copy_without_lesions(image_img, given_mask, kept_mask)
+    if model.has_texture:
+        sampling = replace(sampling, texture="the filler's own")
+    scene = place_anatomy(image_img, given_mask, kept_mask, anatomy, get(model.modality).lesion_sign)
+    hole = grow_mask(scene, lesions, growth)
+    notes = placement.notes_on_place(image_img, lesions.mask_img)
+    info = describe_hole(scene, hole, growth) | anatomy.info
+    if not scene.is_t1w:
+        info['SkullStripped'] = images_anatomy.is_skull_stripped(scene.image)
+    if not hole.used_mask.any():
+        notes = ['No lesion touches white matter: the output is a copy of the input.', *notes]
+        notes += checks.warnings_of(checks.check_filling(info, [], model.modality))
         return Filling(
-            nifti.copy_image(image_img), nifti.mask_image(used_mask, image_img), info=info, warnings=warnings
+            nifti.copy_image(image_img), nifti.mask_image(hole.used_mask, image_img), info=info, warnings=notes
         )
+    sampled = sample(scene, hole, model, sampling)
+    filled, sd_img = to_own_grid(image_img, scene, hole, sampled, sampling)
+    return describe(image_img, scene, hole, (filled, sd_img), info | about(model, sampling, sampled), notes, model)
 
-    # 4. Sample on tiles that cover the lesions.
-    scaling = grid.white_matter_scaling(image, wm_mask & ~hole)
-    seeds = tuple((seed + 7919 * sample) % 2**63 for sample in range(n_samples))
-    sampling = Sampling(seeds, num_inference_steps, device, batch_size, progress)
-    fillings = scaling.invert(model.fill(scaling.apply(image), hole, wm_mask, sampling))
 
-    # 5. Back to the image's grid and its stored values, inside the mask only.
-    before = nifti.one_volume(image_img)
-    filled = before.astype(np.float64)
-    filled[used_mask] = placement.on_grid(image, hole, fillings.mean(axis=0), conformed_img, plain_img)[used_mask]
-    if texture == 'sampled' and not model.has_texture:
-        filled = add_texture(
-            tissue, filled, used_mask if mix is None else mix.filled, native_wm & ~used_mask, plain_img, seed
-        )
-    if mix is not None:
-        filled = unmixing.blend(plain_img.get_fdata(), filled, mix)  # not `before`: it may hold what is no number
-    sd_img = None
-    if n_samples > 1:
-        sd = placement.on_grid(np.zeros_like(image), hole, fillings.std(axis=0), conformed_img, plain_img, order=1)
-        sd_img = nib.Nifti1Image(np.where(used_mask, sd, 0).astype(np.float32), image_img.affine)
-        sd_img.header.set_xyzt_units('mm')
-    info |= {
-        **model.info(sampling),
-        'NumSamples': n_samples,
-        'Device': device,
-        'Texture': "the filler's own" if model.has_texture else texture,
+def copy_without_lesions(image_img, given_mask, kept_mask):
+    """Return the image as it is, since its mask has no lesion that is to be filled: Filling."""
+    info = {'LesionVoxelsGiven': 0, 'LesionVoxelsUsed': 0, 'LesionVoxelsKept': int(kept_mask.sum()), 'Lesions': 0}
+    image = grid.conform(nifti.plain(image_img, 'image')).get_fdata()
+    info['SkullStripped'] = images_anatomy.is_skull_stripped(image)
+    reason = 'All lesions are to be kept' if kept_mask.any() else 'The lesion mask is empty'
+    return Filling(
+        nifti.copy_image(image_img),
+        nifti.mask_image(given_mask, image_img),
+        info=info,
+        warnings=[f'{reason}: the output is a copy of the input.'],
+    )
+
+
+def place_anatomy(image_img, given_mask, kept_mask, anatomy, usual_sign=None) -> Scene:
+    """Bring an image to its working grid (1 mm, RAS), and the anatomy of its visit to both grids.
+
+    White matter is where the mask may grow, and its median sets the scale.
+    """
+    plain_img = nifti.plain(image_img, 'image')
+    grid_img = grid.conform(plain_img)
+    t1w = grid.resample_to(anatomy.grid_img, grid_img, order=3)
+    brain_mask, wm_mask = images_anatomy.on_grid(anatomy, grid_img)
+    wm_mask &= ~grid.conform_mask(nifti.mask_image(kept_mask, plain_img), grid_img, threshold=LESION_SHARE)
+    native_wm = grid.conform_mask(nifti.mask_image(wm_mask, grid_img), plain_img) & ~kept_mask
+    image = grid_img.get_fdata(dtype=np.float32)
+    is_t1w = np.array_equal(t1w, image)
+    lesion_mask = grid.conform_mask(nifti.mask_image(given_mask, plain_img), grid_img, threshold=LESION_SHARE)
+    lesion_sign = contrasts.lesion_sign(image, lesion_mask, wm_mask & ~lesion_mask, usual_sign)
+    return Scene(plain_img, grid_img, given_mask, kept_mask, native_wm, brain_mask, wm_mask, t1w, is_t1w, lesion_sign)
+
+
+def grow_mask(scene: Scene, lesions: Lesions, growth: Growth) -> Hole:
+    """Restrict the mask to lesions that touch white matter, and let it reach the rims that it missed: Hole."""
+    used_mask = masks.restrict_to_white_matter(scene.given_mask, scene.native_wm)
+    if growth.rims == 'unmixed' and used_mask.any():
+        mix = find_shares(scene, used_mask, lesions.rim_img)
+        tissue = unmixing.tissue_alone(scene.plain_img.get_fdata(dtype=np.float32), mix)
+        image = grid.conform(nib.Nifti1Image(tissue, scene.plain_img.affine)).get_fdata(dtype=np.float32)
+        return Hole(mix.touched, to_working_grid(mix.filled, scene), tissue, image, mix)
+    tissue, image = scene.plain_img.get_fdata(dtype=np.float32), scene.image
+    step = masks.one_step(nib.affines.voxel_sizes(scene.plain_img.affine))
+    used_mask = masks.dilate_within(used_mask, scene.native_wm, growth.dilate, step)
+    hole = to_working_grid(used_mask, scene)
+    bright = scene.lesion_sign > 0
+    rim = contrasts.grow_to_rim(image, hole, scene.wm_mask, growth.rim_voxels, bright_lesions=bright) & ~hole
+    if rim.any():
+        rim = grid.conform_mask(nifti.mask_image(rim, scene.grid_img), scene.plain_img) & scene.native_wm
+        # On another grid a thin rim falls apart: only what still touches the mask is taken.
+        used_mask = ndimage.binary_propagation(used_mask, step, mask=used_mask | rim)
+        hole = to_working_grid(used_mask, scene)
+    return Hole(used_mask, hole, tissue, image)
+
+
+def to_working_grid(mask, scene: Scene):
+    """Return the voxels of the working grid that a mask on the image's own grid touches."""
+    return grid.touched_by(nifti.mask_image(mask, scene.plain_img), scene.grid_img)
+
+
+def describe_hole(scene: Scene, hole: Hole, growth: Growth) -> dict:
+    """Return what the sidecar records of the mask that is used."""
+    return {
+        'LesionVoxelsGiven': int(scene.given_mask.sum()),
+        'LesionVoxelsUsed': int(hole.used_mask.sum()),
+        'LesionVoxelsKept': int(scene.kept_mask.sum()),
+        'LesionSign': scene.lesion_sign,
+        **tables.describe_mask(scene.given_mask, hole.used_mask, scene.plain_img, scene.brain_mask, scene.grid_img),
+        **(
+            {'Dilation': growth.dilate, 'RimVoxels': growth.rim_voxels}
+            if hole.mix is None
+            else unmixing.describe(hole.mix, scene.given_mask)
+        ),
+    }
+
+
+def sample(scene: Scene, hole: Hole, model, sampling: Sampling) -> Sampled:
+    """Sample healthy tissue on tiles that cover the hole, once for each seed."""
+    scaling = grid.white_matter_scaling(hole.image, scene.wm_mask & ~hole.mask)
+    values = model.fill(scaling.apply(hole.image), hole.mask, scene.wm_mask, sampling.of_filler())
+    return Sampled(scaling.invert(values), float(1.5 / scaling.slope))
+
+
+def to_own_grid(image_img, scene: Scene, hole: Hole, sampled: Sampled, sampling: Sampling):
+    """Bring the mean of the samples back to the image's own grid, inside the mask only, with its texture.
+
+    Returns
+    -------
+    filled : (X, Y, Z) float64 array
+    sd_img : nibabel image
+        Standard deviation of the samples; None of one sample.
+    """
+    before, used_mask = nifti.one_volume(image_img), hole.used_mask
+    filled, mean = before.astype(np.float64), sampled.values.mean(axis=0)
+    filled[used_mask] = placement.on_grid(hole.image, hole.mask, mean, scene.grid_img, scene.plain_img)[used_mask]
+    if sampling.texture == 'sampled':
+        to_fill = used_mask if hole.mix is None else hole.mix.filled
+        healthy = scene.native_wm & ~used_mask
+        filled = add_texture(hole.tissue, filled, to_fill, healthy, scene.plain_img, sampling.seed)
+    if hole.mix is not None:  # not `before`: it may hold what is no number
+        filled = unmixing.blend(scene.plain_img.get_fdata(), filled, hole.mix)
+    if len(sampled.values) == 1:
+        return filled, None
+    zeros, deviation = np.zeros_like(hole.image), sampled.values.std(axis=0)
+    sd = placement.on_grid(zeros, hole.mask, deviation, scene.grid_img, scene.plain_img, order=1)
+    sd_img = nib.Nifti1Image(np.where(used_mask, sd, 0).astype(np.float32), image_img.affine)
+    sd_img.header.set_xyzt_units('mm')
+    return filled, sd_img
+
+
+def about(model, sampling: Sampling, sampled: Sampled) -> dict:
+    """Return what the sidecar records of the model and how it was sampled."""
+    return {
+        **model.info(sampling.of_filler()),
+        'NumSamples': sampling.n_samples,
+        'Device': models.choose_device(sampling.device),
+        'Texture': sampling.texture,
+        'WhiteMatterMedian': sampled.white_matter,
+    }
+
+
+def describe(image_img, scene: Scene, hole: Hole, result, info, notes, model) -> Filling:
+    """Write the filled values as the image stores them; describe each lesion and check the whole: Filling."""
+    filled, sd_img = result
+    before, used_mask, native_wm = nifti.one_volume(image_img), hole.used_mask, scene.native_wm
+    info = info | {
         'VoxelsChanged': int((filled != before)[used_mask].sum()),
-        'WhiteMatterMedian': float(1.5 / scaling.slope),
         'WhiteMatterDeviation': tables.deviation_of(before, native_wm & ~used_mask),
     }
     filled_img = nifti.paste(image_img, filled, used_mask)
     after = nifti.one_volume(nifti.as_loaded(filled_img))
     faint_below = checks.FAINT_BELOW_SD * (info['WhiteMatterDeviation'] or 0)
+    seen = (get(model.modality).lesion_sign or scene.lesion_sign) * before
     lesions = tables.describe_lesions(
-        *(before, after, given_mask, used_mask, native_wm, image_img.affine),
-        (usual_sign or lesion_sign) * before,
-        faint_below,
+        *(before, after, scene.given_mask, used_mask, native_wm, image_img.affine), seen, faint_below
     )
-    warnings = place_notes + checks.warnings_of(checks.check_filling(info, lesions, model.modality))
+    warnings = notes + checks.warnings_of(checks.check_filling(info, lesions, model.modality))
     return Filling(filled_img, nifti.mask_image(used_mask, image_img), sd_img, lesions, info, warnings)
 
 
@@ -291,29 +401,30 @@ def add_texture(tissue, filled, hole, wm_mask, img, seed):
     return np.where(hole, sampled, filled)
 
 
-def find_shares(plain_img, lesion_mask, native_wm, brain_mask, wm_mask, t1w, conformed_img, is_t1w, rim_img=None):
+def find_shares(scene: Scene, lesion_mask, rim_img=None):
     """Shares of fluid and lesion on an image's own grid (`unmixing.Unmixing`).
 
     Fluid is found on the T1w: on the image's own grid if it is one, else on the working grid.
     """
+    plain_img, grid_img, native_wm = scene.plain_img, scene.grid_img, scene.native_wm
     image = plain_img.get_fdata(dtype=np.float32)
-    brain = grid.conform_mask(nifti.mask_image(brain_mask, conformed_img), plain_img)
+    brain = grid.conform_mask(nifti.mask_image(scene.brain_mask, grid_img), plain_img)
     voxel_mm = nib.affines.voxel_sizes(plain_img.affine)
-    if is_t1w and rim_img is None:
+    if scene.is_t1w and rim_img is None:
         return unmixing.unmix(image, lesion_mask, native_wm, brain, voxel_mm)
-    if is_t1w:
+    if scene.is_t1w:
         shares = unmixing.unmix(image, lesion_mask, native_wm, brain, voxel_mm)
         flair_img = nifti.plain(placement.beside(rim_img, plain_img, 'FLAIR'), 'FLAIR')
         flair = grid.resample_to(flair_img, plain_img, order=3)
         csf = unmixing.level_in_fluid(flair, shares.fluid, brain)
         evidence = unmixing.unmix(flair, lesion_mask, native_wm, brain, voxel_mm, shares.fluid, csf).lesion
         return unmixing.unmix(image, lesion_mask, native_wm, brain, voxel_mm, evidence=evidence)
-    conformed_mask = grid.conform_mask(nifti.mask_image(lesion_mask, plain_img), conformed_img)
-    fluid = unmixing.unmix(t1w, conformed_mask, wm_mask, brain_mask).fluid
+    conformed_mask = grid.conform_mask(nifti.mask_image(lesion_mask, plain_img), grid_img)
+    fluid = unmixing.unmix(scene.t1w, conformed_mask, scene.wm_mask, scene.brain_mask).fluid
     # A voxel that is larger than those of the T1w sees the average of them: a Gaussian of its width.
-    wider_mm = np.sqrt(np.maximum(placement.sizes_along(plain_img, conformed_img) ** 2 - 1, 0))
+    wider_mm = np.sqrt(np.maximum(placement.sizes_along(plain_img, grid_img) ** 2 - 1, 0))
     fluid = ndimage.gaussian_filter(fluid, wider_mm / 2.355)
-    fluid = np.clip(grid.resample_to(nib.Nifti1Image(fluid, conformed_img.affine), plain_img, order=1), 0, 1)
+    fluid = np.clip(grid.resample_to(nib.Nifti1Image(fluid, grid_img.affine), plain_img, order=1), 0, 1)
     fluid = np.where(brain, fluid, 1)
     return unmixing.unmix(
         image, lesion_mask, native_wm, brain, voxel_mm, fluid, unmixing.level_in_fluid(image, fluid, brain)

@@ -4,7 +4,8 @@
 image of the visit, T1w or FLAIR.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -13,10 +14,12 @@ from scipy import ndimage
 from ..diffusion import classical, inpaint, models
 from ..images import anatomy as images_anatomy
 from ..images import grid, masks, nifti, placement, registration, syn
+from ..images.anatomy import Anatomy
 from ..modality import get
 from . import checks, contrasts, sampling, tables
 from . import library as lesions_library
 from . import places as lesions_places
+from .settings import DEFAULT_SAMPLING, Lesions, Sampling
 
 MARGIN_VOXELS = 4  # around a brain that is registered
 
@@ -68,7 +71,7 @@ def synthesize_lesions(
     num_inference_steps=None,
     device='auto',
     seed=0,
-):
+):  # the Python interface: many arguments, each of them optional
     """Paint new lesions into an image, and return it with their mask.
 
     Parameters
@@ -123,9 +126,9 @@ def synthesize_lesions(
         new = draw(anatomy, atlas, rng, lesion_intensity, n_lesions, lesion_load_ml, lesion_locations)
     else:
         new = given(new_mask_img, rng, lesion_intensity)
-    painted = paint(
-        *(image_img, anatomy, new, model, lesion_mask_img, num_inference_steps, seed, device), lesion_halo=lesion_halo
-    )
+    lesions = None if lesion_mask_img is None else Lesions(lesion_mask_img)
+    sampling = Sampling(num_inference_steps, seed=seed, device=device)
+    painted = paint(image_img, anatomy, new, model, lesions, sampling, lesion_halo)
     return nifti.as_loaded(painted.synth_img), painted.new_mask_img
 
 
@@ -216,20 +219,28 @@ def number_image(labels, img):
     return nib.Nifti1Image(labels.astype(np.int32), img.affine)
 
 
+class Canvas(NamedTuple):
+    """An image and where new lesions are painted into it; `(X, Y, Z)` arrays."""
+
+    plain_img: nib.Nifti1Image  # finite floats on the image's own grid
+    old_mask: np.ndarray  # bool, own grid
+    new_mask: np.ndarray  # bool, own grid
+    wm_mask: np.ndarray  # bool, own grid: white matter outside the old lesions
+    raw: np.ndarray  # float32, grid of the anatomy, in units of the image
+    hole: np.ndarray  # bool, grid of the anatomy
+    scaling: grid.Scaling
+    notes: list  # sentences
+
+
 def paint(
-    image_img,
-    anatomy,
-    new,
-    model,
-    lesion_mask_img=None,
-    num_inference_steps=None,
-    seed=0,
-    device='cpu',
-    batch_size=8,
-    mask_threshold=0.5,
-    progress=None,
-    lesion_halo='auto',
-):
+    image_img: nib.Nifti1Image,
+    anatomy: Anatomy,
+    new: NewLesions,
+    model: models.Model,
+    lesions: Lesions | None = None,
+    sampling: Sampling = DEFAULT_SAMPLING,
+    lesion_halo: float | str = 'auto',
+) -> Synthesis:
     """Paint new lesions into an image of a visit.
 
     Parameters
@@ -241,17 +252,9 @@ def paint(
     model : weights.Model
         Conditional, or unconditional: then coarse lesions are painted first (SDEdit from `plan['start_step']`), and
         RePaint keeps what is outside (thesis 3.2).
-    lesion_mask_img : nibabel image, optional
+    lesions : Lesions, optional
         The old lesions: they stay, and are in `mask_img`.
-    num_inference_steps : int, optional
-    seed : int
-        Of the noise.
-    device : str
-    batch_size : int
-        Tiles at once.
-    mask_threshold : float
-    progress : callable, optional
-        See `inpaint.fill_volume`.
+    sampling : Sampling
     lesion_halo : float or 'auto'
         See `synthesize_lesions`.
 
@@ -264,12 +267,50 @@ def paint(
     ValueError
         If an image cannot be used, or nothing is left to paint in.
     """
-    plain_img, grid_img = nifti.plain(image_img, 'image'), anatomy.grid_img
+    steps = inpaint.choose_steps(sampling.num_inference_steps, model.plan['num_inference_steps'])
+    sampling = replace(sampling, num_inference_steps=steps, device=models.choose_device(sampling.device))
+    canvas = place_lesions(image_img, anatomy, new, lesions)
+    scaling, hole = canvas.scaling, canvas.hole
+    image = np.where(anatomy.brain_mask, scaling.apply(canvas.raw), -1).astype(np.float32)
 
-    # 1. Old and new lesions on the image's own grid.
+    # Sample on tiles that cover the lesions; no voxel leaves the range that the brain has anyway.
+    contrast, source = contrasts.contrast_volume(image, hole, anatomy, new, model)
+    limits = limits_of(image, anatomy.brain_mask & ~hole)
+    values = np.clip(sample(image, hole, anatomy.wm_mask & ~hole, contrast, model, sampling), *limits)
+
+    halo_share = contrasts.choose_halo(lesion_halo, image, anatomy, model)
+    grey = placement.on_grid(scaling.invert(image), hole, scaling.invert(values), anatomy.grid_img, canvas.plain_img)
+    synth_img, changed_mask = paste_lesions(image_img, canvas, grey, halo_share, scaling.invert(limits))
+    info = {
+        'Model': model.name,
+        'WeightsSHA256': model.sha256,
+        'RandomSeed': sampling.seed,
+        'NumInferenceSteps': steps,
+        'Device': sampling.device,
+        'HaloShare': round(halo_share, 3),
+        'ContrastReference': source,
+        **describe_canvas(image_img, synth_img, canvas, changed_mask, anatomy),
+    }
+    if get(model.modality).needs_t1w:
+        info['SkullStripped'] = images_anatomy.is_skull_stripped(canvas.raw)
+    rows = describe_new(image_img, synth_img, canvas, new, info, model.modality)
+    return Synthesis(
+        synth_img,
+        nifti.mask_image(canvas.old_mask | canvas.new_mask, image_img),
+        nifti.mask_image(canvas.new_mask, image_img),
+        nifti.mask_image(changed_mask, image_img),
+        rows,
+        info,
+        canvas.notes + checks.warnings_of(checks.check_synthesis(info, rows, model.modality)),
+    )
+
+
+def place_lesions(image_img, anatomy: Anatomy, new: NewLesions, lesions: Lesions | None) -> Canvas:
+    """Bring old and new lesions to the image's own grid, and the image and the new ones to that of the anatomy."""
+    plain_img, grid_img = nifti.plain(image_img, 'image'), anatomy.grid_img
     old_mask = np.zeros(plain_img.shape, dtype=bool)
-    if lesion_mask_img is not None:
-        old_mask = placement.mask_on_grid(lesion_mask_img, image_img, mask_threshold)
+    if lesions is not None:
+        old_mask = placement.mask_on_grid(lesions.mask_img, image_img, lesions.threshold)
     brain_mask, wm_mask = (
         grid.conform_mask(nifti.mask_image(mask, grid_img), plain_img) for mask in (anatomy.brain_mask, anatomy.wm_mask)
     )
@@ -278,72 +319,70 @@ def paint(
     if not new_mask.any():
         raise ValueError('no voxel of the new lesions lies in the brain and outside the old lesions')
     notes = mask_notes(new, new_mask, asked_mask & ~old_mask & ~brain_mask, wm_mask, plain_img)
-    if lesion_mask_img is not None:
-        notes += placement.notes_on_place(image_img, lesion_mask_img)
-
-    # 2. The image and the new lesions on the grid of the anatomy.
+    if lesions is not None:
+        notes += placement.notes_on_place(image_img, lesions.mask_img)
     raw = grid.resample_to(plain_img, grid_img, order=3)
-    scaling = grid.white_matter_scaling(raw, anatomy.wm_mask)
-    image = np.where(anatomy.brain_mask, scaling.apply(raw), -1).astype(np.float32)
     hole = grid.touched_by(nifti.mask_image(new_mask, plain_img), grid_img)
+    scaling = grid.white_matter_scaling(raw, anatomy.wm_mask)
+    return Canvas(plain_img, old_mask, new_mask, wm_mask, raw, hole, scaling, notes)
 
-    # 3. Sample on tiles that cover the lesions; no voxel leaves the range that the brain has anyway.
-    contrast, source = contrasts.contrast_volume(image, hole, anatomy, new, model)
-    num_inference_steps = inpaint.choose_steps(num_inference_steps, model.plan['num_inference_steps'])
-    limits = limits_of(image, anatomy.brain_mask & ~hole)
-    values = sample(
-        image, hole, anatomy.wm_mask & ~hole, contrast, model, num_inference_steps, seed, device, batch_size, progress
-    )
-    values = np.clip(values, *limits)
 
-    # 4. Back to the image's grid and its stored values, inside the new lesions and their halo only.
-    before = nifti.one_volume(image_img)
-    painted = before.astype(np.float64)
-    grey = placement.on_grid(scaling.invert(image), hole, scaling.invert(values), grid_img, plain_img)
+def paste_lesions(image_img, canvas: Canvas, grey, halo_share: float, limits):
+    """Write painted values as the image stores them, inside the new lesions and their halo only.
+
+    Parameters
+    ----------
+    image_img : nibabel image
+    canvas : Canvas
+    grey : (X, Y, Z) float array, own grid
+        The painted image.
+    halo_share : float
+    limits : (2,) array
+        Between which painted values lie, in units of the image.
+
+    Returns
+    -------
+    synth_img : nibabel image
+    changed_mask : (X, Y, Z) bool array
+    """
+    new_mask, painted = canvas.new_mask, nifti.one_volume(image_img).astype(np.float64)
     painted[new_mask] = grey[new_mask]
-    halo_share = contrasts.choose_halo(lesion_halo, image, anatomy, model)
-    faded = contrasts.fade_out(
-        *(painted, new_mask, wm_mask & ~new_mask & ~old_mask, halo_share), nib.affines.voxel_sizes(plain_img.affine)
-    )
+    free_mask = canvas.wm_mask & ~new_mask & ~canvas.old_mask
+    voxel_mm = nib.affines.voxel_sizes(canvas.plain_img.affine)
+    faded = contrasts.fade_out(painted, new_mask, free_mask, halo_share, voxel_mm)
     changed_mask = new_mask | differs(faded, painted)
-    painted[changed_mask] = np.clip(faded[changed_mask], *scaling.invert(limits))
-    synth_img = nifti.paste(image_img, painted, changed_mask)
-    after = nifti.one_volume(nifti.as_loaded(synth_img))
-    info = {
-        'Model': model.name,
-        'WeightsSHA256': model.sha256,
-        'RandomSeed': seed,
-        'NumInferenceSteps': num_inference_steps,
-        'Device': device,
-        'LesionVoxelsOld': int(old_mask.sum()),
-        'LesionVoxelsNew': int(new_mask.sum()),
-        'Lesions': masks.label_lesions(new_mask)[1],
+    painted[changed_mask] = np.clip(faded[changed_mask], *limits)
+    return nifti.paste(image_img, painted, changed_mask), changed_mask
+
+
+def describe_canvas(image_img, synth_img, canvas: Canvas, changed_mask, anatomy: Anatomy) -> dict:
+    """Return what the sidecar records of the lesions, the scale and the anatomy."""
+    before, after = nifti.one_volume(image_img), nifti.one_volume(nifti.as_loaded(synth_img))
+    return {
+        'LesionVoxelsOld': int(canvas.old_mask.sum()),
+        'LesionVoxelsNew': int(canvas.new_mask.sum()),
+        'Lesions': masks.label_lesions(canvas.new_mask)[1],
         'VoxelsChanged': int(differs(after, before).sum()),
-        'HaloShare': round(halo_share, 3),
-        'ContrastReference': source,
-        'WhiteMatterMedian': float(1.5 / scaling.slope),
-        'WhiteMatterDeviation': tables.deviation_of(before, wm_mask & ~changed_mask),
+        'WhiteMatterMedian': float(1.5 / canvas.scaling.slope),
+        'WhiteMatterDeviation': tables.deviation_of(before, canvas.wm_mask & ~changed_mask),
         'BrainVolumeMl': round(float(anatomy.brain_mask.sum()) / 1000, 1),
-        'NewLesionsTouchingOld': tables.count_touching(new_mask, old_mask),
+        'NewLesionsTouchingOld': tables.count_touching(canvas.new_mask, canvas.old_mask),
         **anatomy.info,
     }
-    if get(model.modality).needs_t1w:
-        info['SkullStripped'] = images_anatomy.is_skull_stripped(raw)
+
+
+def describe_new(image_img, synth_img, canvas: Canvas, new: NewLesions, info: dict, modality: str) -> list[dict]:
+    """Return one row per new lesion; see `tables.describe_lesions`."""
+    before, after = nifti.one_volume(image_img), nifti.one_volume(nifti.as_loaded(synth_img))
     faint_below = checks.FAINT_BELOW_SD * (info['WhiteMatterDeviation'] or 0)
-    lesion_sign = checks.sign(model.modality) or contrasts.lesion_sign(after, new_mask, wm_mask & ~changed_mask)
-    lesions = tables.describe_lesions(
-        *(before, after, new_mask, new_mask, wm_mask, image_img.affine), lesion_sign * after, faint_below
+    free_mask = canvas.wm_mask & ~canvas.new_mask & ~canvas.old_mask
+    lesion_sign = checks.sign(modality) or contrasts.lesion_sign(after, canvas.new_mask, free_mask)
+    rows = tables.describe_lesions(
+        *(before, after, canvas.new_mask, canvas.new_mask, canvas.wm_mask, image_img.affine),
+        lesion_sign * after,
+        faint_below,
     )
-    lesions = with_places(lesions, new)
-    return Synthesis(
-        synth_img,
-        nifti.mask_image(old_mask | new_mask, image_img),
-        nifti.mask_image(new_mask, image_img),
-        nifti.mask_image(changed_mask, image_img),
-        lesions,
-        info,
-        notes + checks.warnings_of(checks.check_synthesis(info, lesions, model.modality)),
-    )
+    return with_places(rows, new)
 
 
 def with_places(lesions, new):
@@ -404,7 +443,7 @@ def mask_notes(new, new_mask, outside, wm_mask, img):
     return notes
 
 
-def sample(image, hole, wm_mask, contrast, model, num_inference_steps, seed, device, batch_size, progress=None):
+def sample(image, hole, wm_mask, contrast, model, sampling: Sampling):
     """New lesions by DDIM, at their contrast; by an unconditional model from a coarse painting (SDEdit; thesis 3.2).
 
     Returns
@@ -416,34 +455,21 @@ def sample(image, hole, wm_mask, contrast, model, num_inference_steps, seed, dev
         start_step = model.plan.get('start_step', 3)
         white_matter = classical.local_white_matter(image, hole, wm_mask)
         image = np.where(hole, white_matter + contrast, image)
-    return sample_at_contrast(
-        *(image, hole, wm_mask, contrast, model, num_inference_steps, seed, device, batch_size, start_step), progress
-    )
+    return sample_at_contrast(image, hole, wm_mask, contrast, model, sampling, start_step)
 
 
-def sample_at_contrast(
-    image,
-    hole,
-    wm_mask,
-    contrast,
-    model,
-    num_inference_steps,
-    seed,
-    device='cpu',
-    batch_size=8,
-    start_step=0,
-    progress=None,
-):
+def sample_at_contrast(image, hole, wm_mask, contrast, model, sampling: Sampling, start_step: int = 0):
     """Sample the voxels of a hole; lesions of a model that takes a contrast then get exactly that.
 
-    Arguments as of `inpaint.fill_volume`, but for one seed.
+    Arguments as of `inpaint.fill_volume`; steps and device of the sampling are chosen already.
 
     Returns
     -------
     (n,) float32 array: values of the voxels of the hole, in C order
     """
     values = inpaint.fill_volume(
-        image, hole, wm_mask, model, num_inference_steps, [seed], device, batch_size, start_step, contrast, progress
+        *(image, hole, wm_mask, model, sampling.num_inference_steps, [sampling.seed]),
+        *(sampling.device, sampling.batch_size, start_step, contrast, sampling.progress),
     )[0]
     if not model.form.asks_contrast:
         return values

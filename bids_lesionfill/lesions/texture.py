@@ -329,19 +329,19 @@ def kriging(values, known, targets, covariance):
     at_known, at_targets = np.flatnonzero(index >= 0), np.flatnonzero(np.pad(targets, max_lag))
     steps = np.argwhere(np.abs(covariance) > 2e-3 * variance_of(covariance))
     shifts = (steps - max_lag) @ (np.array(index.strides) // index.itemsize)
-    entries = covariance[tuple(steps.T)]
-    rows, columns, data = [], [], []
+    entries, nugget = covariance[tuple(steps.T)], nugget_of(covariance)
+    # The sparse matrix is built in place: its triplets would take three times the memory.
+    counts = sum((index.ravel()[at_known + shift] >= 0).astype(np.int32) for shift in shifts)
+    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    columns, data, free = np.empty(starts[-1], np.int32), np.empty(starts[-1], np.float32), starts[:-1].copy()
     for shift, entry in zip(shifts, entries):
         neighbour = index.ravel()[at_known + shift]
-        there = np.flatnonzero(neighbour >= 0).astype(np.int32)
-        rows.append(there)
-        columns.append(neighbour[there])
-        data.append(np.full(len(there), entry, dtype=np.float32))
-    matrix = sparse.csr_array(
-        (np.concatenate(data), (np.concatenate(rows), np.concatenate(columns))), shape=(len(values),) * 2
-    )
-    matrix.setdiag(matrix.diagonal() + nugget_of(covariance))
-    dual, _ = linalg.cg(matrix, values.astype(np.float64), rtol=1e-2, maxiter=100)
+        there = neighbour >= 0
+        columns[free[there]] = neighbour[there]
+        data[free[there]] = entry + nugget * (shift == 0)
+        free[there] += 1
+    matrix = sparse.csr_array((data, columns, starts), shape=(len(values),) * 2)
+    dual, _ = linalg.cg(matrix, values.astype(np.float32), rtol=1e-2, maxiter=100)
     weights[inner][known] = dual
     estimate = np.zeros(len(at_targets))
     for shift, entry in zip(shifts, entries):

@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 
 from ..images import anatomy, grid, masks, nifti, placement
-from ..lesions import contrasts, synthesis
+from ..lesions import contrasts, settings, synthesis
 
 # Of the header a reader's image keeps grid and data type, and the scaling. All else may name a patient or a day.
 KEPT_HEADER = [
@@ -98,9 +98,8 @@ def replace_lesion(image_img, lesion, lesion_mask, t1w_img, model, num_inference
         raise ValueError(f'the lesion of {lesion.sum()} voxels vanishes on the 1 mm grid of the T1w')
     brain, scaling = anatomy.normalise_patient(plain_img, grid_img, all_lesions)
     contrast = draw_contrast(brain, hole, model, seed) if model.form.asks_contrast else None
-    values = synthesis.sample_at_contrast(
-        brain.image, hole, brain.wm_mask, contrast, model, num_inference_steps, seed, device
-    )
+    sampling = settings.Sampling(num_inference_steps, seed=seed, device=device)
+    values = synthesis.sample_at_contrast(brain.image, hole, brain.wm_mask, contrast, model, sampling)
     painted = placement.on_grid(scaling.invert(brain.image), hole, scaling.invert(values), grid_img, plain_img)
     # A value that the image has nowhere else would tell: one beyond its range, or a fraction among whole numbers.
     known = plain_img.get_fdata(dtype=np.float32)[~lesion]

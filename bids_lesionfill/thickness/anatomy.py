@@ -106,17 +106,26 @@ class Registration:
     info: dict
 
 
-@functools.lru_cache(maxsize=1)
 def anatomy_of(scan):
-    """The anatomy of a scan; the last one is kept, for the next engine."""
-    t1w, brain_mask, affine = prepare(scan.t1w_img, scan.brain_mask_img)
+    """The anatomy of a scan, in the brain mask and with the bias field of its visit if those are known."""
+    found = scan.of_visit() if scan.of_visit else None
+    about_brain = () if found is None else (found.img(found.brain_mask), found.bias_field)
+    t1w, brain_mask, affine = prepare(scan.t1w_img, *about_brain)
     rng = np.random.default_rng(scan.seed)
     registered = register(t1w, brain_mask, affine, read_template(), rng)
     return find_anatomy(t1w, brain_mask, affine, read_template(), registered, rng)
 
 
-def prepare(t1w_img, brain_mask_img=None):
+def prepare(t1w_img, brain_mask_img=None, bias_field=None):
     """A T1w image (one volume of finite numbers) at 1 mm, cropped to the brain and corrected for its bias field.
+
+    Parameters
+    ----------
+    t1w_img : nibabel image
+    brain_mask_img : nibabel image, optional
+        Found if not given.
+    bias_field : (X, Y, Z) float32 array, optional
+        On the working grid of the image (`grid.conform`); found in the brain if not given.
 
     Returns
     -------
@@ -135,7 +144,8 @@ def prepare(t1w_img, brain_mask_img=None):
     box = masks.bounding_box(brain_mask, MARGIN_VOXELS)
     origin = nib.affines.apply_affine(conformed_img.affine, [side.start for side in box])
     affine = nib.affines.from_matvec(conformed_img.affine[:3, :3], origin)
-    return tissues.correct_bias(t1w[box], brain_mask[box]), brain_mask[box], affine
+    bias_field = tissues.find_bias(t1w[box], brain_mask[box]) if bias_field is None else bias_field[box]
+    return (t1w[box] / bias_field).astype(np.float32), brain_mask[box], affine
 
 
 def register(t1w, brain_mask, affine, template, rng):

@@ -1,6 +1,7 @@
 """Interface of a thickness engine, and what engines take and return."""
 
 import contextlib
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,8 +47,15 @@ class Scan:
     name: str  # sub-01_ses-1_run-2: what its files begin with
     desc: str  # 'original' or 'filled'
     visit: str = ''  # sub-01_ses-1, if this is the only T1w of the visit: what other tools may call it
-    brain_mask_img: Any = None
+    of_visit: Callable[[], Any] | None = None  # gives what was found in the T1w: images.anatomy.Anatomy, with its bias
     seed: int = 0  # a rerun of the same image has another
+
+    @functools.cached_property
+    def anatomy(self) -> Any:
+        """Segmentation and regions, found when the first engine asks; see `thickness.anatomy.anatomy_of`."""
+        from . import anatomy
+
+        return anatomy.anatomy_of(self)
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ class KellyKapowski:
 
     def run(self, scan):
         """Measure a T1w image; `Measurement` with tissue classes."""
-        found = anatomy.anatomy_of(scan)
+        found = scan.anatomy
         if self.template_dir is not None:
             return self.run_script(scan, found)
         logger.info('%s: DiReCT, up to %d iterations: five to nine minutes on one core', scan.name, N_ITERATIONS)

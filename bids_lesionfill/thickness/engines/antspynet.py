@@ -76,7 +76,7 @@ class ANTsPyNet:
                 ants.image_write(result[key], f'{folder}/{key}.nii.gz')
                 img = nib.load(f'{folder}/{key}.nii.gz')
                 maps[key] = nib.Nifti1Image(img.get_fdata(dtype=np.float32), img.affine)
-        found = anatomy.anatomy_of(scan)
+        found = scan.anatomy
         thickness = anatomy.sample_thickness(maps['thickness_image'], found)
         seg_img = anatomy.classes_of_six(maps['segmentation_image'], scan, found)
         info = {'Thickness': 'antspynet.cortical_thickness', 'Parcellation': found.info['Parcellation']}

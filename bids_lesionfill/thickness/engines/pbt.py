@@ -27,6 +27,6 @@ class ProjectionBasedThickness:
 
     def run(self, scan):
         """Measure a T1w image; `Measurement` with tissue classes."""
-        found = anatomy.anatomy_of(scan)
+        found = scan.anatomy
         table = anatomy.average(cortex.projection_thickness(found.ribbon), found)
         return Measurement(table, found.seg_img(scan.t1w_img), {**found.info, 'Thickness': 'projection-based'})

@@ -1,0 +1,67 @@
+"""Settings that filling and synthesis share, in groups that are handed on as a whole."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..diffusion import filler, models
+from ..images import placement
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How far the mask of a lesion reaches beyond the one that was given."""
+
+    dilate: int = 1  # voxels into white matter
+    rim_voxels: int = 2  # further voxels, into white matter as dark (FLAIR: bright) as a rim
+    rims: str = 'unmixed'  # or 'grown'
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the network is sampled."""
+
+    num_inference_steps: int | None = None  # DDIM steps; those of the model if None
+    n_samples: int = 1
+    seed: int = 0
+    device: str = 'auto'
+    batch_size: int = 8  # tiles at once
+    progress: Callable | None = None  # see `inpaint.fill_volume`
+    texture: str = 'sampled'  # with the noise of white matter; 'mean': the smooth estimate
+
+    def of_filler(self) -> filler.Sampling:
+        """Return what a filler is told: a seed for each sample, and the device that there is."""
+        seeds = tuple((self.seed + 7919 * number) % 2**63 for number in range(self.n_samples))
+        device = models.choose_device(self.device)
+        return filler.Sampling(seeds, self.num_inference_steps, device, self.batch_size, self.progress)
+
+
+@dataclass(frozen=True)
+class MaskChoice:
+    """Which voxels and lesions of a mask file are meant."""
+
+    threshold: float = 0.5  # of probabilities
+    labels: tuple = ()  # values that are lesions to be filled; all if empty
+    min_volume_mm3: float = 0  # smaller lesions stay
+
+
+@dataclass(frozen=True)
+class Lesions:
+    """Masks of the lesions of an image, in its world space; nibabel images."""
+
+    mask_img: Any  # what is to be filled; of a synthesis: the lesions that the patient has
+    kept_mask_img: Any = None  # lesions that stay, and are not taken for white matter
+    threshold: float = 0.5  # of probabilities
+    rim_img: Any = None  # a FLAIR of the session, on which the rims of the lesions of a T1w are seen better
+
+    def on_grid(self, image_img: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Return the lesions to be filled and those that stay, on the grid of an image: (X, Y, Z) bool arrays."""
+        given_mask = placement.mask_on_grid(self.mask_img, image_img, self.threshold)
+        if self.kept_mask_img is None:
+            return given_mask, np.zeros_like(given_mask)
+        return given_mask, placement.mask_on_grid(self.kept_mask_img, image_img) & ~given_mask
+
+
+DEFAULT_GROWTH, DEFAULT_SAMPLING, DEFAULT_CHOICE = Growth(), Sampling(), MaskChoice()
