@@ -80,7 +80,7 @@ class Query:
     )
     filters: dict | None = file_option(
         '--bids-filter-file',
-        help='JSON file of pybids filters under the keys t1w, flair, ..., lesion_mask and tissue (null: use none); null '
+        help='JSON file of pybids filters under the keys t1w, flair, ..., lesion_mask and tissue (null: none); null '
         'as a value: no such entity, "*": any; other keys are ignored',
     )
     derivatives: dict | None = option(  # name -> path
