@@ -7,6 +7,7 @@ import logging
 import time
 
 from ..diffusion import models as diffusion_models
+from ..diffusion import registry as fillers
 from ..layout import derivatives as layout_derivatives
 from ..layout import files, indexing, inputs, naming, near_misses, ownership, pairing, raw, tables, tools
 from ..layout import status as layout_status
@@ -153,7 +154,7 @@ def load_models(images, options):
     """The model for each modality of some images, on the device that was asked for; none if nothing is to be done."""
     usable = {image.modality for image in images if not image.problem and not options.reports_only}
     device = diffusion_models.choose_device(options.device) if usable else None
-    return {modality: diffusion_models.load_model(options.model_of(modality), device) for modality in usable}
+    return {modality: fillers.load_filler(options.model_of(modality), device, modality) for modality in usable}
 
 
 def run_participant(subject, images, models, engines, donor, run_id, options):
@@ -232,7 +233,7 @@ def fill_image(visit, image, model):
         return
     if image.modality == 'T1w':
         check_results(image, options)
-    started = time.monotonic()
+    model, started = fillers.load_filler(model, modality=image.contrast), time.monotonic()
     with progress.of_parts(image.name) as report_tiles:
         filling, view = visit.fill(image, model, report_tiles)
     visits.write_way(view, options.output_dir)
@@ -345,7 +346,8 @@ def write_citation(options):
 
 def citation_of(options):
     """Contents of `logs/CITATION.md` and `.bib`."""
-    return references.citation(methods_text(options))
+    plans = {modality: plan_of(options, modality) for modality in options.modalities}
+    return references.citation(methods_text(options), methods.brought(options, plans))
 
 
 def methods_text(options):
@@ -361,7 +363,7 @@ def methods_text(options):
 
 def plan_of(options, modality):
     """The plan of the model for a modality."""
-    return diffusion_models.read_plan(options.model_of(modality))
+    return fillers.describe(options.model_of(modality))
 
 
 def versions_of(packages):

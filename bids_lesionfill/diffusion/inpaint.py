@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from . import forms, process, tiles
+from .models import STEPS_FOR_SEVERAL_SAMPLES, choose_steps
 
-STEPS_FOR_SEVERAL_SAMPLES = 10  # one step gives the mean of all fillings, whatever the seed
+__all__ = ['STEPS_FOR_SEVERAL_SAMPLES', 'choose_steps', 'count_predictions', 'fill_volume', 'sample_slab', 'sampler_of']
 
 
 def sample_slab(unet, channels, noise, form, sampler):
@@ -51,13 +52,6 @@ def sampler_of(model, scheduler, num_inference_steps, image, inpaint_mask, gener
         return functools.partial(process.sample_ddim, **options)
     options |= {'jump_length': model.jump_length, 'jump_n_sample': model.jump_n_sample}
     return functools.partial(process.sample_repaint, inpaint_mask=inpaint_mask, generator=generator, **options)
-
-
-def choose_steps(asked, of_plan, n_samples=1):
-    """Return the number of sampling steps: as asked for, or the plan's; more for several samples, which differ."""
-    if asked is not None:
-        return asked
-    return max(of_plan, STEPS_FOR_SEVERAL_SAMPLES) if n_samples > 1 else of_plan
 
 
 def count_predictions(model, n_steps):

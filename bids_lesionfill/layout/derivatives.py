@@ -38,7 +38,8 @@ def write_xfm(output_dir, inputs, text, about):
         return
     layout_files.write_bytes(path, text.encode())
     layout_files.write_json(
-        naming.sidecar(path), {'Description': 'FLAIR to T1w (ITK)', 'Sources': list(inputs.sources), **about}
+        naming.sidecar(path),
+        {'Description': f'{naming.xfm_source(inputs)} to T1w (ITK)', 'Sources': list(inputs.sources), **about},
     )
 
 

@@ -4,6 +4,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+from ..modality import FLAIR, T1W, get
 from ..text_files import read_tsv
 from . import errors, indexing, inputs, naming, tools
 
@@ -17,7 +18,7 @@ class AmbiguousMaskError(ValueError):
 def find_inputs(
     layout,
     derivatives,
-    modality='T1w',
+    modality=T1W.name,
     participant_labels=None,
     session_labels=None,
     filters=None,
@@ -25,14 +26,14 @@ def find_inputs(
     mask_desc=None,
     needs_mask=True,
 ):
-    """Pair every image with its lesion mask, by subject, session, acquisition and run; a FLAIR also with a T1w.
+    """Pair every image with its lesion mask, by subject, session, acquisition and run; all but T1w also with a T1w.
 
     Parameters
     ----------
     layout : BIDSLayout
     derivatives : dict of name -> path
     modality : str
-        Suffix of the images.
+        See `modality.MODALITIES`.
     participant_labels, session_labels : list of str, optional
         Without `sub-` and `ses-`; all if not given.
     filters : dict, optional
@@ -53,7 +54,7 @@ def find_inputs(
     UsageError
         If a participant asked for is not in the dataset.
     """
-    filters = filters or {}
+    filters, suffix, needs_t1w = filters or {}, get(modality).suffix, get(modality).needs_t1w
     subjects = sorted(layout.get_subjects(scope='raw'))
     missing = sorted(set(participant_labels or []) - set(subjects))
     if missing:
@@ -64,7 +65,7 @@ def find_inputs(
         chosen = filters.get(suffix.lower(), {})
         if every_session:
             chosen = {key: value for key, value in chosen.items() if key != 'session'}
-        return layout.get(**(query | chosen))
+        return [image for image in layout.get(**(query | chosen)) if naming.is_magnitude(image.filename)]
 
     # Files of tools have no entities by which they could be chosen.
     tool_labels = not filters.get('tissue') and filters.get('tissue', {}) is not None
@@ -74,13 +75,13 @@ def find_inputs(
     for subject in participant_labels or subjects:
         # Files may be meant for images of sessions that are left out now, and done by another job.
         rivals = {
-            suffix: [image.get_entities() for image in images_of(subject, suffix, every_session=True)]
-            for suffix in {'T1w', 'FLAIR', modality}
+            rival: [image.get_entities() for image in images_of(subject, rival, every_session=True)]
+            for rival in {T1W.suffix, FLAIR.suffix, suffix}
         }
-        others = images_of(subject, 'FLAIR' if modality == 'T1w' else 'T1w')
+        others = images_of(subject, T1W.suffix if needs_t1w else FLAIR.suffix)
         images = [
             image
-            for image in images_of(subject, modality)
+            for image in images_of(subject, suffix)
             if not session_labels or image.get_entities().get('session') in session_labels
         ]
         masks = lesion_masks_of(layout, subject, filters.get('lesion_mask', {}), mask_labels, mask_desc)
@@ -171,7 +172,7 @@ def segmentations_of(layout, subject, tissue_filter):
         for file in files
         if naming.lesion_kind(file.filename) is None
         and naming.is_anatomical(file)
-        and (naming.space_of(file.filename) == 'T1w' or 'space' not in naming.name_entities(file.filename))
+        and (naming.space_of(file.filename) == T1W.suffix or 'space' not in naming.name_entities(file.filename))
     ]
 
 
@@ -301,7 +302,7 @@ def pair(
     rivals : dict of suffix -> list of dict
         Entities of all images of the subject, of all sessions: a file that could be for several is used for none.
     others : list of BIDS files
-        FLAIR images if the image is a T1w, else T1w images.
+        FLAIR images if the image is a T1w, else T1w images of the participant.
     tool_masks, tool_labels : bool
         Whether files that tools wrote under names of their own are looked for.
     """
@@ -311,10 +312,12 @@ def pair(
     sources = [f'bids:raw:{relative_path}']
     lesion_mask_file = tissue_file = flair_file = mask_space = None
     problem, lesion_labels, mask_names = '', (), {}
+    is_t1w, t1w_images = entities['suffix'] == T1W.suffix, rivals[T1W.suffix]
+    masks = [mask for mask in masks if may_hold_lesions_of(mask, entities['suffix'])]
     try:
         mask = choose_mask(entities, rivals[entities['suffix']], masks, name)
-        if mask is None and entities['suffix'] == 'T1w':
-            mask = choose_mask_on_flair(entities, rivals['T1w'], rivals['FLAIR'], masks, name)
+        if mask is None and is_t1w:
+            mask = choose_mask_on_flair(entities, t1w_images, rivals[FLAIR.suffix], masks, name)
         if mask is not None:
             lesion_mask_file, mask_names = Path(mask.path), names_of(mask)
         elif tool_masks:
@@ -324,12 +327,14 @@ def pair(
     else:
         if lesion_mask_file is not None:
             mask_space = naming.space_of(lesion_mask_file.name)
+            if mask_space == FLAIR.suffix and not is_t1w and entities['suffix'] != FLAIR.suffix:
+                logger.warning('%s is taken as if it was drawn on %s', lesion_mask_file.name, name)
             sources.append(naming.uri(lesion_mask_file, roots, layout.root))
         elif needs_mask:
             problem = inputs.NO_MASK
     tissue_entities = entities
-    if entities['suffix'] == 'T1w':
-        if lesion_mask_file is not None and mask_space != 'T1w' and not lesion_labels:
+    if is_t1w:
+        if lesion_mask_file is not None and mask_space != T1W.suffix and not lesion_labels:
             flair = choose_flair(entities, mask_names, others, name)
             flair_file = Path(flair.path) if flair else None
     else:
@@ -340,10 +345,10 @@ def pair(
             tissue_file, tissue_entities = Path(tissue.path), tissue.get_entities()
             sources.append(naming.uri(tissue_file, roots, layout.root))
     brain_masks = brain_masks_of(layout, entities['subject'])
-    brain_mask_file = choose_brain_mask(tissue_entities, rivals['T1w'], brain_masks)
+    brain_mask_file = choose_brain_mask(tissue_entities, t1w_images, brain_masks)
     if brain_mask_file is not None:
         sources.append(naming.uri(brain_mask_file, roots, layout.root))
-    segmentation = choose_segmentation(tissue_entities, rivals['T1w'], segmentations, roots, tool_labels)
+    segmentation = choose_segmentation(tissue_entities, t1w_images, segmentations, roots, tool_labels)
     if segmentation is not None:
         sources += [naming.uri(file, roots, layout.root) for file in segmentation.files]
     return inputs.Inputs(
@@ -362,6 +367,11 @@ def pair(
         flair_file,
         segmentation,
     )
+
+
+def may_hold_lesions_of(mask, suffix):
+    """Return False for a mask in the space of another image than this one, T1w and FLAIR of its visit."""
+    return naming.space_of(mask.filename) in (None, suffix, T1W.suffix, FLAIR.suffix)
 
 
 def tool_mask_of(image_entities, all_images, roots, name):
@@ -468,7 +478,7 @@ def choose_mask_on_flair(t1w_entities, t1w_images, flair_images, masks, name):
     """
     if n_of_visit(t1w_entities, t1w_images) > 1:
         return None
-    on_flair = [mask for mask in masks if naming.space_of(mask.filename) == 'FLAIR']
+    on_flair = [mask for mask in masks if naming.space_of(mask.filename) == FLAIR.suffix]
     flairs = meant_by({'session': t1w_entities.get('session')}, flair_images)
     best = [mask for flair in flairs for mask in own_files(flair, flair_images, on_flair)]
     if len(best) > 1:
