@@ -22,7 +22,8 @@ def write(options) -> int:
     Nothing is written, and 0 returned, where no participant was run.
     """
     output_dir = options.output_dir
-    statuses = {row['participant_id']: row for row in read_table(output_dir / 'participants.tsv', 'participant_id')}
+    table = read_table(output_dir / 'participants.tsv', 'participant_id', 'status', 'message')
+    statuses = {row['participant_id']: row for row in table}
     rows = [read_image(path, output_dir) for path in find_results(output_dir)]
     if not rows and not statuses:
         return 0
@@ -70,10 +71,10 @@ def read_image(sidecar, output_dir) -> dict:
     entities = naming.name_entities(scan)
     name, participant = f'{scan}_{modality}', f'sub-{entities["sub"]}'
     whose = {'participant': participant}
-    info = derivatives.read_sidecar(sidecar)
+    info = derivatives.read_sidecar(sidecar.with_suffix('.nii.gz'))
     table = 'lesions' if desc == 'filled' else f'{desc}lesions'
     space = '' if modality == 'T1w' else f'_space-{modality}'
-    lesions = read_table(sidecar.with_name(f'{scan}{space}_desc-{table}_qc.tsv'), 'volume_mm3')
+    lesions = read_table(sidecar.with_name(f'{scan}{space}_desc-{table}_qc.tsv'), 'label', 'volume_mm3')
     if not {'RunHash', 'Warnings'} <= set(info):
         return whose | {'name': name, 'status': 'failed', 'message': f'{sidecar.name} is damaged, or of another program'}
     row = whose | study.describe_image(name, desc, modality, info, lesions)
@@ -110,8 +111,8 @@ def find_crashes(output_dir) -> dict[str, list[str]]:
     }
 
 
-def read_table(path, column) -> list[dict]:
-    """Return the rows of a table that has a column; none, with a warning, if it cannot be read or lacks it."""
+def read_table(path, *columns) -> list[dict]:
+    """Return the rows of a table that has some columns; none, with a warning, if it cannot be read or lacks one."""
     try:
         rows = text_files.read_tsv(path)
     except FileNotFoundError:
@@ -119,8 +120,8 @@ def read_table(path, column) -> list[dict]:
     except (OSError, text_files.UnreadableError) as error:
         logger.warning('%s: it is left out', error)
         return []
-    if not all(column in row for row in rows):
-        logger.warning('%s has no column %s: it is left out', path, column)
+    if not all(set(columns) <= set(row) for row in rows):
+        logger.warning('%s lacks a column, expected %s: it is left out', path, ', '.join(columns))
         return []
     return rows
 
@@ -128,7 +129,7 @@ def read_table(path, column) -> list[dict]:
 def merge_ratings(output_dir) -> list[dict]:
     """Merge all tables of ratings in a folder into one, and return it; every rating of every rater stays in it."""
     found = sorted(Path(output_dir).glob(RATINGS_PATTERN))
-    ratings = study.merge_ratings([row for path in found for row in read_table(path, 'rating')])
+    ratings = study.merge_ratings([row for path in found for row in read_table(path, 'image', 'rating')])
     if ratings:
         known = [{name: value or None for name, value in row.items()} for row in ratings]
         files.write_tsv(Path(output_dir, RATINGS_FILE), known, study.RATING_COLUMNS)
