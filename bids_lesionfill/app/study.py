@@ -13,7 +13,9 @@ logger = logging.getLogger('bids_lesionfill')
 
 RATINGS_FILE = 'desc-qc_ratings.tsv'
 RATINGS_PATTERN = '*desc-qc_ratings*.tsv'  # of several raters; browsers number files of one name: ratings (1).tsv
-RESULT = re.compile(r'(?P<scan>sub-.+)_desc-(?P<desc>filled|synth\d*)_(?P<modality>[A-Za-z0-9]+)\.json')
+RESULT = re.compile(
+    r'(?P<scan>sub-.+)_desc-(?P<desc>filled|synth\d*)_(?!mask|dseg|probseg|qc|morph)(?P<modality>[A-Za-z0-9]+)\.json'
+)
 
 
 def write(options) -> int:
@@ -76,7 +78,11 @@ def read_image(sidecar, output_dir) -> dict:
     space = '' if modality == 'T1w' else f'_space-{modality}'
     lesions = read_table(sidecar.with_name(f'{scan}{space}_desc-{table}_qc.tsv'), 'label', 'volume_mm3')
     if not {'RunHash', 'Warnings'} <= set(info):
-        return whose | {'name': name, 'status': 'failed', 'message': f'{sidecar.name} is damaged, or of another program'}
+        return whose | {
+            'name': name,
+            'status': 'failed',
+            'message': f'{sidecar.name} is damaged, or of another program',
+        }
     row = whose | study.describe_image(name, desc, modality, info, lesions)
     stem = name if desc == 'filled' else f'{name}_{desc}'
     row |= read_thumbnail(Path(output_dir, participant, 'figures'), stem, study.worst_first(lesions, info, modality))
@@ -144,4 +150,4 @@ def merge_ratings(output_dir) -> list[dict]:
 def agreement_text(pair) -> str:
     """Return the agreement of two raters as a sentence."""
     kappa = study.number(pair['kappa']) or 'not defined, as both always said the same'
-    return f'{" and ".join(pair["raters"])}: {pair["agree"]} of {pair["n"]} images rated alike, Cohen\'s kappa {kappa}'
+    return f"{' and '.join(pair['raters'])}: {pair['agree']} of {pair['n']} images rated alike, Cohen's kappa {kappa}"

@@ -15,7 +15,10 @@ logger = logging.getLogger('bids_lesionfill')
 BIDS_VERSION = '1.10.0'
 
 # Lines have no trailing slash: with one, the validator does not match nested folders.
-BIDSIGNORE = '*.html\nfigures\nlog\n*_morph.tsv\n*_morph.json\n*_qc.tsv\n*_qc.json\ngroup_*\n*_xfm.txt\n*_xfm.json\n'
+BIDSIGNORE = (
+    '*.html\nfigures\nlog\n*_morph.tsv\n*_morph.json\n*_qc.tsv\n*_qc.json\ngroup_*\n*_xfm.txt\n*_xfm.json\n'
+    '*desc-qc_ratings*\n'
+)
 DESCRIPTIONS = {
     'desc-filled': 'lesions filled with healthy tissue by a diffusion model',
     'desc-filledsd': 'standard deviation over several fillings of the same lesions',
