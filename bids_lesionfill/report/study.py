@@ -63,8 +63,8 @@ def describe_image(name: str, desc: str, modality: str, info: dict, lesions: lis
     Returns
     -------
     dict with `name` (of the image; of a synthesized one with its desc), `modality`, `status`, `warnings`,
-    `n_lesions`, `given_ml` (volume of the mask as it was given; None where not known), `used_ml` (that of the mask after
-    it grew), `run_hash`.
+    `n_lesions`, `given_ml` (volume of the mask as it was given; None where not known), `used_ml` (that after it
+    grew), `run_hash`.
     """
     is_fill = desc == 'filled'
     used_ml = sum(row['volume_mm3'] for row in lesions) / 1000
