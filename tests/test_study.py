@@ -13,7 +13,8 @@ from PIL import Image
 from bids_lesionfill import text_files
 from bids_lesionfill.app import cli
 from bids_lesionfill.app import study as app_study
-from bids_lesionfill.layout import files, naming
+from bids_lesionfill.layout import derivatives, files, naming
+from bids_lesionfill.report import page as report_page
 from bids_lesionfill.report import pictures, study
 
 HASH = 'a' * 64
@@ -277,3 +278,25 @@ def test_the_group_writes_the_page_without_thickness(out, add, finish):
     assert cli.main([str(out.parent / 'data'), str(out), 'group']) == 0
     assert list(rows_of(out / 'index.html')) == ['sub-01_T1w']
     assert not (out / 'group.html').exists()
+
+
+def test_the_address_of_the_code_is_told_if_it_is_set(tmp_path):
+    citation = tmp_path / 'CITATION.cff'
+    assert derivatives.code_url(citation) == {}
+    citation.write_text('title: x\n# repository-code: https://...\n')
+    assert derivatives.code_url(citation) == {}
+    citation.write_text('title: x\nrepository-code: https://example.org/app\n')
+    assert derivatives.code_url(citation) == {'CodeURL': 'https://example.org/app'}
+
+
+def test_commands_of_freesurfer_and_fastsurfer_name_the_filled_t1w():
+    images = [
+        {'name': 'sub-01_ses-1_T1w', 'status': 'filled', 'output': 'sub-01_ses-1_desc-filled_T1w.nii.gz'},
+        {'name': 'sub-01_ses-1_FLAIR', 'status': 'filled', 'output': 'sub-01_ses-1_desc-filled_FLAIR.nii.gz'},
+    ]
+    participant = {'label': 'sub-01', 'status': 'filled', 'images': images}
+    html = report_page.page_template().render(participant=participant, outline_colour='x')
+    assert 'recon-all -s sub-01_ses-1 -i &quot;$OUTPUT_DIR/sub-01/ses-1/anat/sub-01_ses-1_desc-filled_T1w.nii.gz' in html
+    assert html.count('run_fastsurfer.sh') == 1
+    html = report_page.page_template().render(participant=participant | {'images': images[1:]}, outline_colour='x')
+    assert 'recon-all' not in html
