@@ -14,6 +14,7 @@ from . import indexing, naming
 logger = logging.getLogger('bids_lesionfill')
 
 BIDS_VERSION = '1.10.0'
+CITATION_FILE = Path(__file__).resolve().parents[2] / 'CITATION.cff'
 
 # Lines have no trailing slash: with one, the validator does not match nested folders.
 BIDSIGNORE = (
@@ -285,7 +286,7 @@ def write_dataset_files(output_dir, bids_dir, derivatives, version, citation, so
         layout_files.write_bytes(output_dir / 'logs' / f'CITATION.{name}', text.encode())
 
 
-def code_url(citation_file=Path(__file__).resolve().parents[2] / 'CITATION.cff'):
+def code_url(citation_file=CITATION_FILE):
     """Return the address of the code (`CodeURL`), if it is set in CITATION.cff beside the package; else nothing."""
     text = text_files.read_text(citation_file) if citation_file.is_file() else ''
     address = re.search(r'^repository-code: *(\S+)', text, re.MULTILINE)
