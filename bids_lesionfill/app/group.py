@@ -26,9 +26,9 @@ def run(options):
     folders = [options.output_dir, *(options.derivatives or {}).values()]
     tables = layout_tables.read_thickness(folders)
     entries = [entry for entry in tables if is_wanted(entry, options)]
-    if not entries and not tables and study.write(options):
-        return OK
     if not entries:
+        if study.write(options) and not tables:
+            return OK
         whose = ' of the participants and sessions asked for' if tables else ''
         words = 'nothing to do: no table of thickness (sub-*_seg-DK_desc-*_morph.tsv)%s in %s'
         logger.error(words, whose, ', '.join(map(str, folders)))
