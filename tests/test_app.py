@@ -42,7 +42,7 @@ def subject_files(subject, session=None, modality='T1w'):
     stem = f'sub-{subject}' + (f'_ses-{session}' if session else '')
     folder = f'sub-{subject}/' + (f'ses-{session}/' if session else '')
     figures = [f'sub-{subject}/figures/{stem}_{modality}_{name}' for name in FIGURES]
-    return image_files(stem, folder, modality) + figures
+    return [*image_files(stem, folder, modality), *figures, f'sub-{subject}/log/RUN/time-{stem}_{modality}.json']
 
 
 def closing_files(subject):

@@ -213,7 +213,9 @@ def run_image(visit, image, models, run_id):
         done = bool(layout_derivatives.read_sidecar(naming.output_files(options.output_dir, image)['filled']))
         return {'status': 'filled'} if done else {'status': 'failed', 'message': 'not filled yet'}
     try:
-        fill_image(visit, image, models[image.modality])
+        seconds = fill_image(visit, image, models[image.modality])
+        if seconds is not None:
+            layout_status.note_seconds(seconds, image.name, image.subject, run_id, options.output_dir)
     except Exception as error:
         return {
             'status': 'failed',
@@ -223,14 +225,20 @@ def run_image(visit, image, models, run_id):
 
 
 def fill_image(visit, image, model):
-    """Fill one image and write its derivatives, unless they are there from the same input and options."""
+    """Fill one image and write its derivatives, unless they are there from the same input and options.
+
+    Returns
+    -------
+    float
+        Seconds that it took; None if all was there.
+    """
     image, options = visit.settle(image), visit.options
     layout_derivatives.check_files(image)
     result_options = options.of_result(image.modality)
     run_hash = layout_derivatives.hash_run(image, result_options, model.sha256, options.version)
     if layout_derivatives.is_finished(options.output_dir, image, run_hash, options.n_samples):
         logger.info('%s: already done', image.name)
-        return
+        return None
     if image.modality == 'T1w':
         check_results(image, options)
     model, started = fillers.load_filler(model, modality=image.contrast), time.monotonic()
@@ -242,7 +250,9 @@ def fill_image(visit, image, model):
     layout_derivatives.write_filling(options.output_dir, image, filling, provenance)
     for warning in filling.warnings:
         logger.warning('%s: %s', image.name, warning)
-    logger.info('%s: %d lesion(s) filled in %.0f s', image.name, len(filling.lesions), time.monotonic() - started)
+    seconds = time.monotonic() - started
+    logger.info('%s: %d lesion(s) filled in %.0f s', image.name, len(filling.lesions), seconds)
+    return seconds
 
 
 def check_results(image, options):
