@@ -225,7 +225,7 @@ def app_contrasts(image, labels, strengths, old_lesions, wm_mask, model):
     """The contrasts that the app asks for; see `synth.paint`."""
     reference, _ = lesions_contrasts.reference_contrasts(image, old_lesions, wm_mask, model)
     return lesions_contrasts.choose_contrasts(
-        volumes_of(labels), strengths, *reference, lesions_contrasts.SIGN[model.modality]
+        volumes_of(labels), strengths, *reference, lesions_contrasts.sign_of(reference[1])
     )
 
 

@@ -12,7 +12,8 @@ import held_out
 import numpy as np
 
 from bids_lesionfill import statistics
-from bids_lesionfill.lesions import contrasts, library, synthesis
+from bids_lesionfill.lesions import library, synthesis
+from bids_lesionfill.modality import get
 
 QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
 KEYS = ('asked', 'obtained', 'at_bound')
@@ -126,7 +127,7 @@ def report(rows, modality):
         lines.append([quantile, *cells])
     header = ['quantile asked', 'contrast asked', 'obtained', 'share of voxels at the bound']
     text += held_out.table(header, lines) + '\n'
-    sign = contrasts.SIGN[modality]
+    sign = get(modality).lesion_sign
     right = [float(sign * row['obtained'] > 0) for row in rows]
     owners = [row['label'] for row in rows]
     text += f'{"Brighter" if sign > 0 else "Darker"} than the white matter around, share of lesions: '

@@ -21,6 +21,7 @@ from bids_lesionfill import statistics
 from bids_lesionfill.diffusion import classical
 from bids_lesionfill.images import masks, metrics
 from bids_lesionfill.lesions import contrasts, library, synthesis
+from bids_lesionfill.modality import get
 
 MIN_VOXELS = 12  # of a lesion that has a texture
 DISTANCES = np.arange(-2.5, 4)  # voxels from the border of the mask, inside below zero
@@ -126,7 +127,7 @@ def describe(session, image, labels, kind):
     white_matter = classical.local_white_matter(image, (labels > 0) | session.lesion_mask, wm_mask)
     brighter = image - white_matter
     deviation = 1.4826 * np.median(np.abs(brighter[wm_mask] - np.median(brighter[wm_mask])))
-    brighter = contrasts.SIGN[session.modality] * brighter / deviation
+    brighter = get(session.modality).lesion_sign * brighter / deviation
     rows = []
     for number, bound in enumerate(ndimage.find_objects(labels), start=1):
         box = masks.widen(bound, 6)

@@ -129,13 +129,14 @@ def score_hits(hits, chances):
 
 
 def cohen_kappa(one, other):
-    """Return the agreement of two readers beyond chance (Cohen 1960); NaN if each always gives the same answer.
+    """Return the agreement of two readers beyond chance (Cohen 1960); NaN if both always say the same thing.
 
     Parameters
     ----------
-    one, other : (cases,) sequences of bool
+    one, other : (cases,) sequences of categories
+        Such as bool, or words; at least one case.
     """
-    one, other = np.asarray(one, dtype=bool), np.asarray(other, dtype=bool)
+    one, other = np.asarray(one), np.asarray(other)
     observed = (one == other).mean()
-    expected = one.mean() * other.mean() + (1 - one.mean()) * (1 - other.mean())
+    expected = sum((one == category).mean() * (other == category).mean() for category in np.union1d(one, other))
     return float((observed - expected) / (1 - expected)) if expected < 1 else np.nan

@@ -43,7 +43,7 @@ def subject_files(subject, session=None, modality='T1w'):
     stem = f'sub-{subject}' + (f'_ses-{session}' if session else '')
     folder = f'sub-{subject}/' + (f'ses-{session}/' if session else '')
     figures = [f'sub-{subject}/figures/{stem}_{modality}_{name}' for name in FIGURES]
-    return image_files(stem, folder, modality) + figures
+    return [*image_files(stem, folder, modality), *figures, f'sub-{subject}/log/RUN/time-{stem}_{modality}.json']
 
 
 def closing_files(subject):
@@ -490,7 +490,11 @@ def test_reasons_name_their_image_if_a_participant_has_several(flair_dataset, ru
 class Ruler:
     """A thickness engine that needs no time: the mean of the image, and no cortex for participant 02."""
 
-    name, has_noise, reads_results = 'ruler', True, False
+    name, has_noise, reads_results, results_pattern = 'ruler', True, False, ''
+    method, references, packages = 'a ruler', (), ()
+
+    def __init__(self, settings):
+        pass
 
     def check(self):
         return engine.Availability(True, '1')
@@ -505,9 +509,7 @@ class Ruler:
 
 @pytest.fixture
 def ruler(monkeypatch):
-    monkeypatch.setitem(registry.ENGINES, 'ruler', ('', ''))
-    monkeypatch.setitem(registry.METHODS, 'ruler', 'a ruler')
-    monkeypatch.setattr(registry, 'make_engine', lambda name, settings=None: Ruler())
+    monkeypatch.setitem(registry.ENGINES, 'ruler', Ruler)
     return 'ruler'
 
 

@@ -8,10 +8,11 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / 'bids_lesionfill'
 
 # Each package may import those named, and itself. `app` may import all but the research tools; nothing imports `app`.
-GROUND = {'modality', 'statistics', 'text_files'}
+GROUND = {'modality', 'plugins', 'statistics', 'text_files'}
 RESEARCH = {*GROUND, 'layout', 'lesions', 'diffusion', 'images'}
 MAY_IMPORT = {
     **{module: set() for module in GROUND},
+    'modality': {'plugins'},
     'images': set(),
     'layout': GROUND,
     'diffusion': {*GROUND, 'images'},
@@ -29,6 +30,7 @@ MAY_IMPORT = {
 PURE = {'modality', 'statistics', 'images', 'diffusion', 'lesions', 'thickness'}
 NOT_PURE = {
     'diffusion/models.py',
+    'diffusion/registry.py',
     'lesions/library.py',
     'thickness/engines',
     'thickness/registry.py',
@@ -71,6 +73,7 @@ LIGHT = [
     *('__init__.py', '__main__.py', 'app/cli.py', 'app/config.py', 'app/exit_codes.py', 'app/options.py'),
     *('app/parser.py', 'app/options_page.py', 'app/log.py', 'app/table.py', 'app/validation.py', 'app/values.py'),
     *('diffusion/models.py', 'thickness/registry.py', 'thickness/engine.py'),
+    *('diffusion/registry.py', 'diffusion/filler.py', 'modality.py', 'plugins.py'),
     'layout',
 ]
 

@@ -7,7 +7,7 @@ import pytest
 
 from bids_lesionfill.app import options as app_options
 from bids_lesionfill.app import participant
-from bids_lesionfill.diffusion import inpaint, models
+from bids_lesionfill.diffusion import models
 from bids_lesionfill.layout import tools as layout_tools
 from bids_lesionfill.report import methods, references
 from bids_lesionfill.thickness import registry
@@ -126,7 +126,13 @@ def test_every_tool_and_engine_has_its_work():
     assert len(cited) == len(references.REFERENCES)
     assert {*methods.TOOLS.values(), *methods.SOFTWARE.values()} <= cited
     assert set(methods.TOOLS) == {*layout_tools.LABEL_FILES.values(), 'LST-AI'}
-    assert set(methods.WITH_ANTS) < set(registry.ENGINES)
+
+
+@pytest.mark.parametrize('name', registry.ENGINES)
+def test_every_engine_brings_the_works_that_its_sentence_cites(name, monkeypatch):
+    engine = registry.make_engine(name)
+    mentions = set(re.findall(r'[A-Z][a-z]+(?: et al\.)?, (?:19|20)\d\d', engine.method))
+    assert mentions == {references.REFERENCES[key].cited for key in engine.references}
 
 
 def test_tools_are_those_whose_files_are_there(tmp_path):

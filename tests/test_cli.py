@@ -442,7 +442,7 @@ def test_one_model_for_two_modalities_is_2(bids_dir, tmp_path, caplog, write_mod
 
 def test_modality_that_is_not_filled_is_2(bids_dir, tmp_path):
     with pytest.raises(SystemExit) as stop:
-        cli.main([str(bids_dir), str(tmp_path / 'out'), 'participant', '--modality', 'T2w'])
+        cli.main([str(bids_dir), str(tmp_path / 'out'), 'participant', '--modality', 'T9w'])
     assert stop.value.code == 2
 
 

@@ -6,7 +6,7 @@ from bids_examples import write_description
 
 from bids_lesionfill.app import cli, config, exit_codes, log, options_page, parser, table, validation, values
 from bids_lesionfill.app import options as app_options
-from bids_lesionfill.diffusion import models
+from bids_lesionfill.diffusion import registry
 from bids_lesionfill.layout.errors import UsageError
 
 
@@ -107,7 +107,7 @@ def test_every_option_has_a_help_and_is_a_field_of_the_options(name):
 
 
 def test_what_is_written_is_read_as_the_same(places, tmp_path, monkeypatch):
-    monkeypatch.setattr(models, 'check_model', lambda *_: None)
+    monkeypatch.setattr(registry, 'check', lambda *_: None)
     given = [*places, '--mode', 'synth', '--lesion-location', 'deep,juxtacortical', '--lesion-intensity', '0.5',
              '--mem', '4G', '--session-label', 'a', 'b', '-vv', '--stop-on-first-crash']  # fmt: skip
     arguments, _ = cli.parse(given)

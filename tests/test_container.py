@@ -189,3 +189,23 @@ def test_slurm_task_runs_its_own_participant(tmp_path):
         f'run --cleanenv --containall --bind {tmp_path}/bids:/data:ro,{tmp_path}/out:/out,/scratch:/tmp app.sif '
         '/data /out participant --participant-label sub-26 --omp-nthreads 2 --dilate 0\n'
     )
+
+
+# Descriptor for Boutiques
+
+
+def test_the_descriptor_is_that_of_the_options():
+    descriptor = load('boutiques').descriptor()
+    assert json.loads((ROOT / 'container' / 'boutiques.json').read_text()) == descriptor, 'run container/boutiques.py'
+    keys = re.findall(r'\[[A-Z_0-9]+\]', descriptor['command-line'])
+    assert keys[:3] == ['[BIDS_DIR]', '[OUTPUT_DIR]', '[ANALYSIS_LEVEL]']
+    assert sorted(keys) == sorted(entry['value-key'] for entry in descriptor['inputs'])
+    assert f'"{descriptor["command-line"].split()[0]}"' in (ROOT / 'Dockerfile').read_text()
+
+
+def test_flags_of_the_descriptor_are_those_of_the_parser():
+    from bids_lesionfill.app import parser
+
+    flags = [entry.get('command-line-flag') for entry in load('boutiques').descriptor()['inputs']]
+    assert {flag for flag in flags if flag} <= parser.all_flags()
+    assert flags.count(None) == 3

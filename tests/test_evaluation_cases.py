@@ -6,8 +6,8 @@ from scipy import ndimage
 from bids_lesionfill.evaluate import cases as evaluate_cases
 from bids_lesionfill.evaluate.cases import LESION_MASKS_BRAIN_BOX_MM, SEPARATION_VOXELS, TOUCHED
 from bids_lesionfill.images import masks, tissues
-from bids_lesionfill.lesions import contrasts as lesions_contrasts
 from bids_lesionfill.lesions import places as lesions_places
+from bids_lesionfill.modality import T1W
 
 LJUBLJANA_AFFINE = np.array([[-1.0, 0, 0, 90], [0, 1, 0, -126], [0, 0, 1, -72], [0, 0, 0, 1]])
 CSF, GREY, WHITE = tissues.CSF, tissues.GREY_MATTER, tissues.WHITE_MATTER
@@ -218,7 +218,7 @@ def test_lesions_have_one_contrast_each_and_different_ones(brain, painted):
         assert np.ptp(ratio) < 1e-4
         contrasts.append(ratio.mean())
     assert min(contrasts) >= 0.15 - 1e-4  # something is to be seen of every lesion
-    assert max(contrasts) <= max(lesions_contrasts.CONTRAST_PERCENTILES['T1w'].values()) + 1e-4
+    assert max(contrasts) <= max(T1W.contrast_percentiles.values()) + 1e-4
     assert min(abs(a - b) for i, a in enumerate(contrasts) for b in contrasts[:i]) > 1e-4
 
 

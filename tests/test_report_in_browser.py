@@ -1,5 +1,6 @@
 """The pages in a real browser (Chromium, headless), from a file address; left out where there is none."""
 
+import html
 import json
 import re
 import shutil
@@ -8,8 +9,9 @@ import subprocess
 import numpy as np
 import pytest
 
+from bids_lesionfill import text_files
 from bids_lesionfill.lesions.checks import Check
-from bids_lesionfill.report import group, pictures
+from bids_lesionfill.report import group, pictures, study
 from bids_lesionfill.report import page as report_page
 
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
@@ -87,8 +89,7 @@ def test_a_complaint_of_a_page_would_be_seen(tmp_path, browse):
 
 
 def test_lesions_are_sorted_pictures_flicker_and_links_lead_somewhere(page, browse):
-    html = page.read_text().replace('</body>', f'{ACTIONS}</body>')
-    page.write_text(html)
+    page.write_text(page.read_text().replace('</body>', f'{ACTIONS}</body>'))
     dom = browse(page, '--dump-dom', '--window-size=1300,900')
     seen = json.loads(re.search(r'<pre id="seen">(.*?)</pre>', dom)[1])
     assert seen == {
@@ -117,3 +118,106 @@ def test_the_page_of_the_group_opens_without_a_complaint(tmp_path, browse):
     content |= {'juxta_rule': 'cortex'}
     group.write(tmp_path / 'group.html', content | {'n_participants': 2, 'n_scans': 2, 'engines': [engine]})
     assert 'Reproducibility error' in browse(tmp_path / 'group.html', '--dump-dom')
+
+
+# What a rater would do: rate by keys, withdraw, comment, search, filter, sort; then save, and load what was saved.
+RATER = """
+<script>
+addEventListener('load', () => {
+  const seen = {}, press = name => new KeyboardEvent('keydown', {key: name, bubbles: true});
+  const key = name => document.activeElement.dispatchEvent(press(name));
+  const rows = () => [...document.querySelectorAll('#images tbody tr')];
+  const shown = () => rows().filter(row => !row.hidden).map(row => row.dataset.image);
+  const set = (id, value, kind) => {
+    const field = document.getElementById(id);
+    field.value = value; field.dispatchEvent(new Event(kind));
+  };
+  set('rater', 'A', 'change');
+  seen.others = document.querySelector('#row-0 .others').textContent;
+  seen.old = document.querySelector('#row-1 .others').textContent;
+  key('j'); seen.chosen = document.querySelector('[aria-selected=true]').dataset.image;
+  key('a'); key('j'); key('d'); key('d'); key('r'); key('c');
+  seen.commenting = document.activeElement.placeholder;
+  document.activeElement.value = ' dark\trim "left" ';
+  document.activeElement.dispatchEvent(new Event('change', {bubbles: true}));
+  key('Escape'); seen.back = document.activeElement.dataset.image;
+  set('rated', 'reject', 'input'); seen.rejected = shown(); set('rated', '', 'input');
+  set('search', 'border', 'input'); seen.found = shown(); set('search', '', 'input');
+  set('status', 'copied', 'input'); seen.copied = shown(); set('status', '', 'input');
+  set('flags', 'none', 'input'); seen.plain = shown(); set('flags', '', 'input');
+  const title = document.querySelectorAll('#images th button')[2];
+  title.click(); seen.rising = shown(); title.click(); seen.falling = shown();
+  seen.kept = JSON.parse(localStorage.getItem(place)).ratings.length;
+  let blob; URL.createObjectURL = given => { blob = given; return '#'; };
+  document.getElementById('save').click();
+  seen.saved = table();
+  seen.whole = blob.size === new TextEncoder().encode(seen.saved).length;
+  seen.read = read(seen.saved).map(row => [row.image, row.rater, row.rating, row.comment]);
+  seen.wrong = read('image\\nx\\n');
+  seen.wider = document.documentElement.scrollWidth > innerWidth;
+  document.body.innerHTML = '<pre id="seen"></pre>';
+  document.getElementById('seen').textContent = JSON.stringify(seen);
+});
+</script>
+"""
+
+
+@pytest.fixture
+def study_page(tmp_path):
+    """Function: write the page of three images with ratings; returns its path."""
+
+    def write(ratings, more=''):
+        rows = [
+            {'name': f'sub-{n}_T1w', 'participant': f'sub-{n}', 'session': None, 'status': status, 'run_hash': 'new'}
+            | {'warnings': warnings, 'n_lesions': n_lesions, 'report': f'sub-{n}.html'}
+            for n, (status, warnings, n_lesions) in enumerate(
+                [('filled', ['A border stays.'], 9), ('filled', [], 10), ('copied', [], 0)], 1
+            )
+        ]
+        content = {'name': 'A study', 'version': '1', 'command': 'x', 'rows': rows, 'has_group': False}
+        path = tmp_path / 'index.html'
+        path.write_text(study.render(content | {'ratings': ratings}).replace('</body>', f'{more}</body>'))
+        return path
+
+    return write
+
+
+def test_images_are_rated_by_keys_and_ratings_saved(study_page, browse, tmp_path):
+    whose = dict.fromkeys(study.RATING_COLUMNS, '')
+    given = [
+        whose | {'image': 'sub-1_T1w', 'rater': 'B', 'rating': 'reject', 'comment': 'look', 'run_hash': 'new'},
+        whose | {'image': 'sub-2_T1w', 'rater': 'B', 'rating': 'accept', 'run_hash': 'older'},
+    ]
+    dom = browse(study_page(given, RATER), '--dump-dom', '--window-size=1400,900')
+    seen = json.loads(html.unescape(re.search(r'<pre id="seen">(.*?)</pre>', dom, re.DOTALL)[1]))
+    saved = seen.pop('saved')
+    ours = [['sub-2_T1w', 'A', 'accept', ''], ['sub-3_T1w', 'A', 'reject', 'dark rim "left"']]
+    theirs = [['sub-1_T1w', 'B', 'reject', 'look'], ['sub-2_T1w', 'B', 'accept', '']]
+    assert seen == {
+        'others': 'B: reject, look',
+        'old': 'B: accept (of an older result)',
+        'chosen': 'sub-2_T1w',
+        'commenting': 'comment',
+        'back': 'sub-3_T1w',
+        'rejected': ['sub-3_T1w'],
+        'found': ['sub-1_T1w'],
+        'copied': ['sub-3_T1w'],
+        'plain': ['sub-2_T1w', 'sub-3_T1w'],
+        'rising': ['sub-3_T1w', 'sub-1_T1w', 'sub-2_T1w'],
+        'falling': ['sub-2_T1w', 'sub-1_T1w', 'sub-3_T1w'],
+        'kept': 4,
+        'whole': True,
+        'read': [theirs[0], ours[0], theirs[1], ours[1]],
+        'wrong': None,
+        'wider': False,
+    }
+    (tmp_path / 'desc-qc_ratings.tsv').write_text(saved)
+    rows = study.merge_ratings(text_files.read_tsv(tmp_path / 'desc-qc_ratings.tsv'))
+    assert [[row[name] for name in ('image', 'rater', 'rating', 'comment')] for row in rows] == seen['read']
+
+
+def test_ratings_are_there_when_the_page_is_opened_again(study_page, browse):
+    rate = """<script>addEventListener('load', () => rate(all[0], {rating: 'doubt'}))</script>"""
+    browse(study_page([], rate), '--dump-dom')
+    row = re.search(r'<tr id="row-0".*?</tr>', browse(study_page([]), '--dump-dom'), re.DOTALL)[0]
+    assert re.search(r'value="doubt"[^>]*aria-pressed="true"', row)

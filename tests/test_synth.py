@@ -17,6 +17,7 @@ from bids_lesionfill.lesions import contrasts as lesions_contrasts
 from bids_lesionfill.lesions import places
 from bids_lesionfill.lesions import synthesis as lesions_synthesis
 from bids_lesionfill.lesions.settings import Lesions, Sampling
+from bids_lesionfill.modality import FLAIR
 
 MM = nib.affines.from_matvec(np.eye(3), (-20, -18, -15))  # 1 mm, RAS: the image's grid is the working grid
 SIGN = {'FLAIR': 1, 'T1w': -1}
@@ -344,7 +345,7 @@ def test_halo_is_the_patients_own_from_ten_lesions_on():
     anatomy = images_anatomy.Anatomy(None, white, np.full(old.shape, tissues.WHITE_MATTER), old)
     assert lesions_contrasts.choose_halo('auto', image, anatomy, build_model()) == pytest.approx(0.5, abs=0.05)
     few = replace(anatomy, old_lesions=old & (np.arange(30) < 0))
-    assert lesions_contrasts.choose_halo('auto', image, few, build_model()) == lesions_contrasts.HALO_SHARES['FLAIR']
+    assert lesions_contrasts.choose_halo('auto', image, few, build_model()) == FLAIR.halo_share
     assert lesions_contrasts.choose_halo(0.2, image, anatomy, build_model()) == 0.2
     with pytest.raises(ValueError, match='lesion halo is 1.5, expected a share from 0 to 1'):
         lesions_contrasts.choose_halo(1.5, image, anatomy, build_model())

@@ -3,6 +3,7 @@ import pytest
 from scipy import ndimage
 
 from bids_lesionfill.lesions import contrasts as lesions_contrasts
+from bids_lesionfill.modality import T1W
 
 
 def paint(phantom, contrast=0.3, edge_voxels=0.8):
@@ -129,7 +130,7 @@ def test_drawn_contrast_follows_the_measured_percentiles_if_all_are_allowed(rng)
     drawn = np.array([lesions_contrasts.draw_contrast(rng, lowest=0) for _ in range(4000)])
     assert 0.041 <= drawn.min() < 0.06
     for percentile in (25, 50, 75):
-        share = (drawn < lesions_contrasts.CONTRAST_PERCENTILES['T1w'][percentile]).mean()
+        share = (drawn < T1W.contrast_percentiles[percentile]).mean()
         assert share == pytest.approx((percentile - 5) / 90, abs=0.03)
 
 

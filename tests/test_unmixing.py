@@ -132,6 +132,12 @@ def test_black_hole_inside_white_matter_is_filled_as_dark_as_it_may_be():
     assert mix.replaced[inside].all()
 
 
+def test_lesion_in_voxels_larger_than_its_rim_is_filled():
+    painted = paint(voxel_mm=(4.0, 4.0, 4.0), edge_mm=0.1)
+    mix = unmix(painted, (4.0, 4.0, 4.0))
+    assert mix.replaced[painted.mask].all()
+
+
 def test_nothing_changes_far_from_the_lesion():
     painted = paint()
     mix = unmix(painted)

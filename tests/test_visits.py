@@ -40,6 +40,7 @@ def files_of(out, subject, modality, desc='synth'):
         *names.values(),
         *(naming.sidecar(out / name).relative_to(out).as_posix() for name in names.values()),
         *(f'sub-{subject}/figures/sub-{subject}_{modality}_{desc}_{picture}.png' for picture in pictures),
+        f'sub-{subject}/log/RUN/time-sub-{subject}_{modality}_{desc}.json',
     ]
 
 

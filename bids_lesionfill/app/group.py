@@ -9,6 +9,7 @@ from ..layout import derivatives, files, indexing, ownership
 from ..layout import tables as layout_tables
 from ..report import group
 from ..thickness import comparison
+from . import study
 
 logger = logging.getLogger('bids_lesionfill')
 
@@ -19,12 +20,15 @@ OK, NOTHING_TO_DO = 0, 66
 def run(options):
     """Aggregate the tables in the output folder, and in other folders given with `--derivatives`; the exit code.
 
-    Who lacks a table, or of whom nothing was filled, is left out of the errors and listed with the reason.
+    Who lacks a table, or of whom nothing was filled, is left out of the errors and listed with the reason. The page of
+    the study (`index.html`) shows all images, measured or not.
     """
     folders = [options.output_dir, *(options.derivatives or {}).values()]
     tables = layout_tables.read_thickness(folders)
     entries = [entry for entry in tables if is_wanted(entry, options)]
     if not entries:
+        if study.write(options) and not tables:
+            return OK
         whose = ' of the participants and sessions asked for' if tables else ''
         words = 'nothing to do: no table of thickness (sub-*_seg-DK_desc-*_morph.tsv)%s in %s'
         logger.error(words, whose, ', '.join(map(str, folders)))
@@ -61,6 +65,7 @@ def run(options):
             options.output_dir, [comparison.phenotype_row(scan) for scan in scans], rows, region_rows
         )
         group.write(options.output_dir / 'group.html', content)
+    study.write(options)
     logger.info('%d scans of %d engine(s): %s', len(scans), len(engines), options.output_dir / 'group.html')
     return OK
 

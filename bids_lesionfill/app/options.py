@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
+from ..modality import NAMES as MODALITY_NAMES
+from ..modality import get
 from ..thickness import registry
 from . import values
 from .table import Spec, option, specs_of
@@ -78,8 +80,8 @@ class Query:
     )
     filters: dict | None = file_option(
         '--bids-filter-file',
-        help='JSON file of pybids filters under the keys t1w, flair, lesion_mask and tissue (null: use none); null as '
-        'a value: no such entity, "*": any; other keys are ignored',
+        help='JSON file of pybids filters under the keys t1w, flair, ..., lesion_mask and tissue (null: none); null '
+        'as a value: no such entity, "*": any; other keys are ignored',
     )
     derivatives: dict | None = option(  # name -> path
         '-d',
@@ -186,15 +188,15 @@ class Sampling:
     modalities: tuple = option(
         '--modality',
         kind='list',
-        choices=('T1w', 'FLAIR'),
+        choices=lambda: MODALITY_NAMES,
         default_text='fill T1w, synth both',
-        help='images to work on; a FLAIR needs a T1w of its session, in which white matter is found',
+        help='images to work on; all but T1w need a T1w of their session, in which white matter is found',
     )
     model: str | None = option(
         '--model',
         metavar='NAME_OR_PATH',
         default_text='that of mode and modality, as fill-T1w',
-        help='bundled model, or a folder in the same format',
+        help='bundled model, other filler as biharmonic (--list-models names all), or a folder in the format of models',
     )
     num_inference_steps: int | None = participant_option(
         '--num-inference-steps',
@@ -478,7 +480,7 @@ class Options(Run, Resources, Thickness, Synthesis, Sampling, Growth, MaskChoice
 
     def model_of(self, modality: str) -> str:
         """Return the name or path of the model for images of a modality."""
-        return self.model or f'{self.mode}-{modality}'
+        return self.model or get(modality).model_for(self.mode) or f'{self.mode}-{modality}'
 
     @property
     def mask_choice(self):

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..diffusion import models
+from ..diffusion import registry as fillers
 from ..thickness import registry
 from . import exit_codes, options
 from .table import Spec, specs_of, suggestion
@@ -81,17 +81,8 @@ class PrintAndStop(argparse.Action):
 
 
 def print_models() -> list[str]:
-    """Return a line for each bundled model: name, purpose, size, steps, licence."""
-    return [
-        '\t'.join([
-            name,
-            f'{plan["task"]} {plan["modality"]}',
-            plan['size'],
-            f'{plan["num_inference_steps"]} step(s)',
-            models.license_of(name),
-        ])
-        for name, plan in models.list_models().items()
-    ]  # fmt: skip
+    """Return a line for each bundled model and other filler; see `diffusion.registry.table`."""
+    return ['\t'.join(row) for row in fillers.table()]
 
 
 def print_engines() -> list[str]:

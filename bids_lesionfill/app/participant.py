@@ -6,7 +6,7 @@ import importlib.metadata
 import logging
 import time
 
-from ..diffusion import models as diffusion_models
+from ..diffusion import registry as fillers
 from ..layout import derivatives as layout_derivatives
 from ..layout import files, indexing, inputs, naming, near_misses, ownership, pairing, raw, tables, tools, written
 from ..layout import status as layout_status
@@ -149,9 +149,11 @@ def find_images(bids_layout, options, derivatives):
 
 
 def load_models(images, options):
-    """Return the model for each modality of some images: dict of modality -> models.ModelFile, loaded when needed."""
+    """Return the filler for each modality of some images (dict of registry.DeferredFiller), loaded when needed."""
     usable = {image.modality for image in images if not image.problem and not options.reports_only}
-    return {modality: diffusion_models.ModelFile(options.model_of(modality), options.device) for modality in usable}
+    return {
+        modality: fillers.DeferredFiller(options.model_of(modality), options.device, modality) for modality in usable
+    }
 
 
 def run_participant(subject, images, models, engines, donor, run_id, options):
@@ -213,8 +215,10 @@ def run_image(visit, image, models, run_id):
     try:
         if is_copied:
             copying.copy_image(image, options)
-        else:
-            fill_image(visit, image, models[image.modality])
+            return {'status': 'filled'}
+        seconds = fill_image(visit, image, models[image.modality])
+        if seconds is not None:
+            layout_status.note_seconds(seconds, image.name, image.subject, run_id, options.output_dir)
     except Exception as error:
         return {
             'status': 'failed',
@@ -224,26 +228,34 @@ def run_image(visit, image, models, run_id):
 
 
 def fill_image(visit, image, model):
-    """Fill one image and write its derivatives, unless they are there from the same input and options."""
+    """Fill one image and write its derivatives, unless they are there from the same input and options.
+
+    Returns
+    -------
+    float
+        Seconds that it took; None if all was there.
+    """
     image, options = visit.settle(image), visit.options
     layout_derivatives.check_files(image)
     result_options = options.of_result(image.modality)
     run_hash = layout_derivatives.hash_run(image, result_options, model.sha256, options.version)
     if layout_derivatives.is_finished(options.output_dir, image, run_hash, options.n_samples):
         logger.info('%s: already done', image.name)
-        return
+        return None
     if image.modality == 'T1w':
         check_results(image, options)
-    started = time.monotonic()
+    model, started = fillers.load_filler(model.loaded, modality=image.contrast), time.monotonic()
     with progress.of_parts(image.name) as report_tiles:
-        filling, view = visit.fill(image, model.loaded, report_tiles)
+        filling, view = visit.fill(image, model, report_tiles)
     visits.write_way(view, options.output_dir)
     provenance = layout_derivatives.provenance_of(result_options, run_hash, options.version)
     tables.remove_thickness(options.output_dir, image)  # what was measured on an older filling
     layout_derivatives.write_filling(options.output_dir, image, filling, provenance)
     for warning in filling.warnings:
         logger.warning('%s: %s', image.name, warning)
-    logger.info('%s: %d lesion(s) filled in %.0f s', image.name, len(filling.lesions), time.monotonic() - started)
+    seconds = time.monotonic() - started
+    logger.info('%s: %d lesion(s) filled in %.0f s', image.name, len(filling.lesions), seconds)
+    return seconds
 
 
 def check_results(image, options):
@@ -295,7 +307,8 @@ def write_citation(options):
 
 def citation_of(options):
     """Contents of `logs/CITATION.md` and `.bib`."""
-    return references.citation(methods_text(options))
+    plans = {modality: plan_of(options, modality) for modality in options.modalities}
+    return references.citation(methods_text(options), methods.brought(options, plans))
 
 
 def methods_text(options):
@@ -311,7 +324,7 @@ def methods_text(options):
 
 def plan_of(options, modality):
     """The plan of the model for a modality."""
-    return diffusion_models.read_plan(options.model_of(modality))
+    return fillers.describe(options.model_of(modality))
 
 
 def versions_of(packages):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from ..layout import files
+from ..modality import FLAIR, T1W
 from . import entry
 
 logger = logging.getLogger('bids_lesionfill')
@@ -74,7 +75,7 @@ def main(argv):
         filling = fill.fill_alone(
             loading.open_image(arguments.image),
             settings.Lesions(loading.open_image(arguments.mask)),
-            arguments.model or ('fill-FLAIR' if arguments.t1w else 'fill-T1w'),
+            arguments.model or (FLAIR if arguments.t1w else T1W).fill_model,
             loading.open_image(arguments.t1w) if arguments.t1w else None,
             growth=settings.Growth(arguments.dilate),
             sampling=settings.Sampling(seed=arguments.random_seed, device=arguments.device),

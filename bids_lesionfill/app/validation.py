@@ -13,8 +13,10 @@ from pathlib import Path
 
 from .. import text_files
 from ..diffusion import models
+from ..diffusion import registry as fillers
 from ..layout import indexing, ownership, raw, tools, validator
 from ..layout.errors import UsageError
+from ..modality import NAMES
 from ..thickness import registry
 from . import config, table
 from . import options as app_options
@@ -153,7 +155,7 @@ def check_models(options: app_options.Options) -> None:
         )
     try:
         for modality in options.modalities:
-            models.check_model(options.model_of(modality), options.mode, modality)
+            fillers.check(options.model_of(modality), options.mode, modality)
     except (FileNotFoundError, ValueError) as error:
         raise UsageError(str(error)) from None
 
@@ -204,7 +206,7 @@ def with_absolute_paths(options):
     for name in ('derivatives', 'thickness_results'):
         if folders := getattr(options, name):
             paths[name] = {label: folder.absolute() for label, folder in folders.items()}
-    if options.model and options.model not in models.list_models():
+    if options.model and options.model not in fillers.names():
         paths['model'] = str(Path(options.model).absolute())
     return replace(options, **paths)
 
@@ -254,7 +256,7 @@ def read_filters(path):
         content = json.loads(text_files.read_text(path))
     except (OSError, ValueError) as error:
         raise UsageError(f'--bids-filter-file {path} cannot be read as JSON: {error}') from None
-    known = ('t1w', 'flair', 'lesion_mask', 'tissue')
+    known = (*(name.lower() for name in NAMES), 'lesion_mask', 'tissue')
     check_filters(content, known, path)
     content = {key: with_long_names(value, key, path) if key in known else value for key, value in content.items()}
     ignored = sorted(set(content) - set(known))
@@ -262,7 +264,7 @@ def read_filters(path):
         logger.info('keys %s of %s are ignored', ignored, path)
     special = {None: None, '*': '*'}
     if content.get('tissue', {}) is None:  # no segmentation is to be used at all
-        return read_keys(content, known[:3], special) | {'tissue': None}
+        return read_keys(content, known[:-1], special) | {'tissue': None}
     return read_keys(content, known, special)
 
 

@@ -103,7 +103,9 @@ def run_image(visit, image, variant, desc, models, run_id, options):
         done = bool(layout_derivatives.read_sidecar(naming.synth_files(options.output_dir, image, desc)['synth']))
         return {'status': 'synthesized'} if done else {'status': 'failed', 'message': 'not synthesized yet'}
     try:
-        synthesize_image(visit, image, variant, desc, models[image.modality], options)
+        seconds = synthesize_image(visit, image, variant, desc, models[image.modality], options)
+        if seconds is not None:
+            layout_status.note_seconds(seconds, f'{image.name}_{desc}', image.subject, run_id, options.output_dir)
     except Exception as error:
         name = f'{image.name}_{desc}'
         return {
@@ -114,7 +116,13 @@ def run_image(visit, image, variant, desc, models, run_id, options):
 
 
 def synthesize_image(visit, image, variant, desc, model, options):
-    """Paint new lesions into one image and write its derivatives, unless they are there from the same input."""
+    """Paint new lesions into one image and write its derivatives, unless they are there from the same input.
+
+    Returns
+    -------
+    float
+        Seconds that it took; None if all was there.
+    """
     image = visit.settle(visit.with_mask(image))
     files = naming.synth_files(options.output_dir, image, desc)
     layout_derivatives.check_files(image)
@@ -122,7 +130,7 @@ def synthesize_image(visit, image, variant, desc, model, options):
     run_hash = layout_derivatives.hash_run(image, result_options, model.sha256, options.version)
     if layout_derivatives.are_written(files['synth'], files.values(), run_hash):
         logger.info('%s desc-%s: already done', image.name, desc)
-        return
+        return None
     started = time.monotonic()
     with progress.of_parts(f'{image.name} desc-{desc}') as report_tiles:
         synthesis, view = visit.synthesize(image, variant, model.loaded, report_tiles)
@@ -131,9 +139,9 @@ def synthesize_image(visit, image, variant, desc, model, options):
     layout_derivatives.write_synthesis(options.output_dir, image, desc, synthesis, provenance)
     for warning in synthesis.warnings:
         logger.warning('%s: %s', image.name, warning)
-    logger.info(
-        '%s desc-%s: %d new lesion(s) in %.0f s', image.name, desc, len(synthesis.lesions), time.monotonic() - started
-    )
+    seconds = time.monotonic() - started
+    logger.info('%s desc-%s: %d new lesion(s) in %.0f s', image.name, desc, len(synthesis.lesions), seconds)
+    return seconds
 
 
 class Visit:
@@ -217,6 +225,9 @@ class Visit:
 
     def fill(self, image: inputs.Inputs, model, report_tiles=None) -> tuple[fill.Filling, loading.View]:
         """Fill an image of the visit (of `settle`), and return from where it was seen."""
+        # Before what depends on them is done, and fails in other words.
+        nifti.check_image(self.opener(image.t1w_file), 'T1w' if image.tissue_file else 'image')
+        nifti.check_image(self.opener(image.image_file), 'image')
         view, options = self.view(image), self.options
         anatomy, notes = None, []
         if view.lesions.on_grid(view.image_img)[0].any():

@@ -1,6 +1,7 @@
 """Classical lesion fillers: what a learned model has to beat, and what the compact model starts from.
 
-All take an image and a `lesion_mask` on the same grid and return a new image, equal outside the mask.
+The functions take an image and a `lesion_mask` on the same grid and return a new image, equal outside the mask. The
+classes at the end make fillers of them (see `registry`).
 """
 
 import numpy as np
@@ -9,6 +10,7 @@ from scipy.sparse import linalg
 from scipy.spatial import cKDTree
 
 from ..images import masks
+from .filler import Sampling
 
 SIX_NEIGHBOURS = np.array([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]])
 
@@ -303,3 +305,116 @@ def patch_match(image, lesion_mask, wm_mask, rng, radius_voxels=2, n_candidates=
         inner = tuple(voxels.T + radius_voxels)
         padded[inner], known[inner] = filled[at], True
     return filled
+
+
+# fillers
+
+
+class ClassicalFiller:
+    """Base of the classical fillers; a subclass says its names and fills one volume."""
+
+    name = label = ''  # of the registry; of tables
+    words, references = '', ()  # see `Filler.methods`
+    sha256 = ''
+    has_texture = False
+    bright_lesions = True  # whether it fills lesions that are brighter than white matter
+
+    def __init__(self, modality: str | None = None):
+        self.modality = modality
+
+    def filled(
+        self, image: np.ndarray, lesion_mask: np.ndarray, wm_mask: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Return the filled (X, Y, Z) image; only values inside the mask count."""
+        raise NotImplementedError
+
+    def fill(self, volume: np.ndarray, lesion_mask: np.ndarray, wm_mask: np.ndarray, sampling: Sampling) -> np.ndarray:
+        """Fill the lesions of a volume, once per seed; see `filler.Filler.fill`."""
+        generators = [np.random.default_rng(seed) for seed in sampling.seeds]
+        return np.stack([self.filled(volume, lesion_mask, wm_mask, rng)[lesion_mask] for rng in generators])
+
+    def info(self, sampling: Sampling) -> dict:
+        """Return what the sidecar tells of a filling."""
+        return {'Model': self.name, 'RandomSeed': sampling.seeds[0]}
+
+    def methods(self) -> tuple[str, tuple[str, ...]]:
+        """Return how it fills, for a paper, and the keys of its references."""
+        return self.words, self.references
+
+
+class Biharmonic(ClassicalFiller):
+    """`biharmonic`."""
+
+    name = label = 'biharmonic'
+    words = 'biharmonic interpolation'
+
+    def filled(self, image, lesion_mask, wm_mask, rng):
+        return biharmonic(image, lesion_mask)
+
+
+class Membrane(ClassicalFiller):
+    """`membrane`."""
+
+    name = label = 'membrane'
+    words = 'harmonic interpolation'
+
+    def filled(self, image, lesion_mask, wm_mask, rng):
+        return membrane(image, lesion_mask)
+
+
+class WhiteMatterNormal(ClassicalFiller):
+    """`normal_white_matter`."""
+
+    name, label = 'white-matter-normal', 'white-matter normal'
+    has_texture = True
+    words = 'values of a normal distribution of the white matter of each slice (as in SLF; Valverde et al., 2014)'
+    references = ('valverde2014',)
+
+    def filled(self, image, lesion_mask, wm_mask, rng):
+        return normal_white_matter(image, lesion_mask, wm_mask, rng)
+
+
+class LocalWhiteMatterVoxels(ClassicalFiller):
+    """`local_white_matter_voxels`."""
+
+    name, label = 'local-white-matter-voxels', 'local white-matter voxels'
+    has_texture = True
+    words = 'values sampled from the white matter around each lesion (as in FSL; Battaglini et al., 2012)'
+    references = ('battaglini2012',)
+
+    def filled(self, image, lesion_mask, wm_mask, rng):
+        return local_white_matter_voxels(image, lesion_mask, wm_mask, rng)
+
+
+class LocalWhiteMatterMean(ClassicalFiller):
+    """`local_white_matter`."""
+
+    name, label = 'local-white-matter-mean', 'local white-matter mean'
+    words = 'the Gaussian average of the white matter around each voxel'
+
+    def filled(self, image, lesion_mask, wm_mask, rng):
+        return local_white_matter(image, lesion_mask, wm_mask)
+
+
+class AntsRule(ClassicalFiller):
+    """`ants_rule`."""
+
+    name, label = 'ants-rule', 'ANTs rule'
+    has_texture = True
+    words = 'values of brighter white matter that touches each lesion (as the program LesionFilling of ANTs)'
+    bright_lesions = False
+
+    def filled(self, image, lesion_mask, wm_mask, rng):
+        return ants_rule(image, lesion_mask, wm_mask, rng)
+
+
+class PatchMatch(ClassicalFiller):
+    """`patch_match`."""
+
+    name, label = 'patch-match', 'patch match'
+    has_texture = True
+    words = 'the centres of similar patches of the white matter (after Prados et al., 2016)'
+    references = ('prados2016',)
+
+    def filled(self, image, lesion_mask, wm_mask, rng):
+        return patch_match(image, lesion_mask, wm_mask, rng)

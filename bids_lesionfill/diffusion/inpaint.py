@@ -10,6 +10,9 @@ import numpy as np
 import torch
 
 from . import forms, process, tiles
+from .models import STEPS_FOR_SEVERAL_SAMPLES, choose_steps
+
+__all__ = ['STEPS_FOR_SEVERAL_SAMPLES', 'choose_steps', 'count_predictions', 'fill_volume', 'sample_slab', 'sampler_of']
 
 
 def sample_slab(unet, channels, noise, form, sampler):

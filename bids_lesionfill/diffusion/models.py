@@ -5,13 +5,13 @@ A model is a folder: `unet/` and `scheduler/` as diffusers writes them (safetens
 of synthesis also `lesion_contrasts.json`.
 """
 
-import functools
 import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from .. import text_files
+from .filler import Sampling
 
 
 def choose_device(device):
@@ -43,11 +43,92 @@ class Model:
     jump_length: int = 8  # of RePaint, for unconditional models
     jump_n_sample: int = 10
     contrasts: tuple | None = None  # of synthesis: volumes (mm3) and contrasts of the lesions it was trained on
+    used_on: str | None = None  # modality of the images that it is used on, if that is not what it was made for
+    has_texture = False  # one step gives the mean of all fillings
 
     @property
-    def modality(self):
-        """`T1w` or `FLAIR`."""
-        return self.plan['modality']
+    def modality(self) -> str:
+        """Modality of the images that it fills or paints into."""
+        return self.used_on or self.plan['modality']
+
+    def fill(self, volume, lesion_mask, wm_mask, sampling: Sampling):
+        """Fill the lesions of a volume, once per seed; see `filler.Filler.fill`."""
+        from . import inpaint
+
+        steps, seeds = self.steps(sampling), list(sampling.seeds)
+        arguments = (volume, lesion_mask, wm_mask, self, steps, seeds, sampling.device, sampling.batch_size)
+        return inpaint.fill_volume(*arguments, progress=sampling.progress)
+
+    def steps(self, sampling: Sampling) -> int:
+        """Return the number of steps of a sampling."""
+        return choose_steps(sampling.num_inference_steps, self.plan['num_inference_steps'], len(sampling.seeds))
+
+    def info(self, sampling: Sampling) -> dict:
+        """Return what the sidecar tells of a filling."""
+        return {
+            'Model': self.name,
+            'WeightsSHA256': self.sha256,
+            'RandomSeed': sampling.seeds[0],
+            'NumInferenceSteps': self.steps(sampling),
+        }
+
+    def methods(self) -> tuple[str, tuple[str, ...]]:
+        """Return how it fills, for a paper, and the keys of its references; see `describe_models`."""
+        return describe_models({self.name: self.plan})
+
+
+STEPS_FOR_SEVERAL_SAMPLES = 10  # one step gives the mean of all fillings, whatever the seed
+
+
+def choose_steps(asked: int | None, of_plan: int, n_samples: int = 1) -> int:
+    """Return how many steps a sampling takes: those asked for, or the plan's (more for several samples)."""
+    if asked is not None:
+        return asked
+    return max(of_plan, STEPS_FOR_SEVERAL_SAMPLES) if n_samples > 1 else of_plan
+
+
+# What a model starts from, in words: the base of its form, see `forms.Form`.
+BASES = {
+    'biharmonic': ', starting from biharmonic interpolation',
+    'membrane': ', starting from harmonic interpolation',
+    'local_white_matter': ', starting from the mean of the white matter around',
+    'lesion': ', starting from lesions of even contrast',
+}
+
+
+def describe_models(
+    plans: dict[str, dict], num_inference_steps: int | None = None, n_samples: int = 1
+) -> tuple[str, tuple[str, ...]]:
+    """Return how models fill or paint, what they start from and how they were trained and sampled, and references.
+
+    Parameters
+    ----------
+    plans : dict of name -> plan
+    num_inference_steps : int, optional
+        Those asked for; the plans' own if not given.
+    n_samples : int
+
+    Returns
+    -------
+    words : str
+        They complete "Lesions were filled by".
+    references : tuple of keys of `report/references.bib`
+    """
+    forms = [plan.get('form', {}) for plan in plans.values()]
+    started = [
+        BASES.get(form.get('base', 'biharmonic'), '') if form.get('kind') == 'residual' else '' for form in forms
+    ]
+    named = '; '.join(f'{name}{base}' for name, base in zip(plans, started))
+    repaint = any(form.get('kind') == 'unconditional' for form in forms)
+    kind = 'diffusion model' if repaint else 'conditional diffusion model'
+    of_v = all(plan.get('prediction_type') == 'v_prediction' for plan in plans.values())
+    trained = ' trained by v-prediction (Salimans and Ho, 2022) and' if of_v else ''
+    sampled = 'RePaint (Lugmayr et al., 2022)' if repaint else 'DDIM (Song et al., 2021)'
+    of_plans = {plan.get('num_inference_steps', 1) for plan in plans.values()}
+    steps = sorted({choose_steps(num_inference_steps, of_plan, n_samples) for of_plan in of_plans})
+    counted = f'{" or ".join(map(str, steps))} step{"" if steps[-1] == 1 else "s"}'
+    references = ('uhr2024', 'lugmayr2022' if repaint else 'song2021', *(['salimans2022'] if of_v else []))
+    return f'a pseudo-3D {kind} (Uhr, 2024; {named}),{trained} sampled by {sampled} in {counted}', references
 
 
 def list_models(models_dir=MODELS_DIR):
@@ -148,40 +229,6 @@ def load_model(name_or_path, device='cpu', models_dir=MODELS_DIR):
         .eval(),
         scheduler=DDIMScheduler.from_pretrained(folder / 'scheduler'),
     )
-
-
-class ModelFile:
-    """A model that is loaded when it is needed: a run that has nothing to do needs the hash of its weights alone.
-
-    Parameters
-    ----------
-    name_or_path : str or path
-    device : str
-        `auto`, `cpu` or `cuda`.
-    """
-
-    def __init__(self, name_or_path, device='cpu'):
-        self.name_or_path, self.device = name_or_path, device
-
-    @functools.cached_property
-    def sha256(self):
-        """SHA-256 of the weights file."""
-        return sha256_of(find_model(self.name_or_path) / WEIGHTS)
-
-    @functools.cached_property
-    def loaded(self):
-        """The model, see `load_model`."""
-        return load_model(self.name_or_path, choose_device(self.device))
-
-
-STEPS_FOR_SEVERAL_SAMPLES = 10  # one step gives the mean of all fillings, whatever the seed
-
-
-def choose_steps(asked, of_plan, n_samples=1):
-    """Return how many steps a sampling takes: those asked for, or else the plan's; more for several samples."""
-    if asked is not None:
-        return asked
-    return max(of_plan, STEPS_FOR_SEVERAL_SAMPLES) if n_samples > 1 else of_plan
 
 
 def read_contrasts(folder):

@@ -21,6 +21,7 @@ from ..layout import datasets, naming
 from ..layout import files as layout_files
 from ..lesions import fill, settings
 from ..lesions import library as lesions_library
+from ..modality import get
 from ..train import brains
 from . import appeared as evaluate_appeared
 from . import cases, confluent, discriminability, real
@@ -70,7 +71,7 @@ def fill_by_app(name, image_img, mask_img, t1w_img, model, steps, options):
         image_img,
         settings.Lesions(mask_img),
         model,
-        t1w_img if model.modality == 'FLAIR' else None,
+        t1w_img if get(model.modality).needs_t1w else None,
         sampling=settings.Sampling(steps, device=options.device),
     )
     seconds = time.perf_counter() - started

@@ -14,6 +14,7 @@ from scipy import ndimage
 from ..images import masks, tissues
 from ..lesions import contrasts as lesions_contrasts
 from ..lesions import places as lesions_places
+from ..modality import get
 
 TOUCHED = 0.02  # share of the lesion in a voxel from which on the painted lesion touched it
 EDGE_VOXELS = (0.4, 0.9)  # around the edge of real lesions: .56 mm, benchmarks/lesion_contrast.py
@@ -129,7 +130,7 @@ def grow(lesion_mask, image, wm_mask, dilation, modality='T1w'):
     """
     everywhere, _, rim_voxels = str(dilation).partition('+')
     grown = masks.dilate_within(lesion_mask, wm_mask, int(everywhere))
-    return lesions_contrasts.grow_to_rim(image, grown, wm_mask, int(rim_voxels or 0), modality == 'FLAIR')
+    return lesions_contrasts.grow_to_rim(image, grown, wm_mask, int(rim_voxels or 0), get(modality).lesion_sign == 1)
 
 
 def paint(image, labels, wm_mask, rng, edge_voxels=EDGE_VOXELS, modality='T1w'):

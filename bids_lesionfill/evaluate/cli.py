@@ -11,9 +11,11 @@ from pathlib import Path
 
 import torch
 
-from ..diffusion import models
+from ..diffusion import registry
+from ..diffusion.models import Model
 from ..layout import datasets, errors, naming, ownership
 from ..layout import files as layout_files
+from ..modality import NAMES, T1W, get
 from ..train import brains
 from . import discriminability, methods, scores
 from . import page as evaluate_page
@@ -38,7 +40,7 @@ def parse_options(argv=None):
     )
     parser.add_argument('--lesion-masks', type=Path, help='folder of lesion masks; the last fifth is used')
     parser.add_argument('--split', default='validation')
-    parser.add_argument('--modality', choices=['T1w', 'FLAIR'], default='T1w')
+    parser.add_argument('--modality', choices=NAMES, default=T1W.name)
     parser.add_argument(
         '--participant-label',
         nargs='+',
@@ -91,16 +93,19 @@ def parse_options(argv=None):
             parser.error(f'kind {kind} needs {option}')
     for text in options.models:
         try:
-            models.find_model(methods.ModelMethod.parse(text).name_or_path)
+            registry.check_known(methods.ModelMethod.parse(text).name_or_path)
         except (FileNotFoundError, ValueError) as error:
             parser.error(str(error))
+    # A classical filler that is named among the models has its row there.
+    named = {getattr(registry.FILLERS[text], 'label', text) for text in options.models if registry.is_filler(text)}
+    options.baselines = [name for name in options.baselines if name not in named]
     return options
 
 
 def find_brains(options):
     """Files of the brains to evaluate on (see `read_image`), and whose brain each is."""
     if options.participant_label is None:
-        if options.modality != 'T1w':
+        if get(options.modality).needs_t1w:
             raise SystemExit(f'healthy brains have no {options.modality} here: give patients by --participant-label')
         files, people = [], []
         for bids_dir in options.bids_dir:
@@ -168,15 +173,16 @@ def main(argv=None):
         'lesion shapes': f'{len(shapes)} from the last {len(mask_files)} masks of the folder, which `train` holds out',
         'selection': f'models may have been chosen on these subjects (split {options.split}): see their cards',
         'cases': ', '.join(f'{kind}: {n}' for kind, n in count_cases(rows).items()),
-        'models': '; '.join(f'{named[text]}: SHA-256 {model.sha256}' for text, model in loaded.items()),
+        'models': '; '.join(f'{named[text]}: SHA-256 {model.sha256 or "n/a"}' for text, model in loaded.items()),
         'version': metadata.version('bids_lesionfill'),
         'torch': torch.__version__,
         'minutes': f'{(time.monotonic() - started) / 60:.0f}',
         'dilation': {'rim': options.dilate[-1]},
     }
-    flat = [named[text] for text, model in loaded.items() if not model.plan['pseudo_3d']]
-    conditional = [named[t] for t, m in loaded.items() if m.plan['pseudo_3d'] and m.form.kind != 'unconditional']
-    repaint = [named[text] for text, model in loaded.items() if model.form.kind == 'unconditional']
+    diffusion = {named[text]: model for text, model in loaded.items() if isinstance(model, Model)}
+    flat = [name for name, model in diffusion.items() if not model.plan['pseudo_3d']]
+    repaint = [name for name, model in diffusion.items() if methods.is_repaint(model)]
+    conditional = [name for name in diffusion if name not in flat + repaint]
     layout_files.write_json(options.output_dir / 'evaluation.json', {'info': info, 'summary': without_nan(summary)})
     layout_files.write_tsv(options.output_dir / 'scores.tsv', rows, [*scores.KEYS, *scores.METRICS])
     layout_files.write_tsv(options.output_dir / 'summary.tsv', summary, list(summary[0]))

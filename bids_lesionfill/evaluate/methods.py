@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..diffusion import classical, inpaint, models
+from ..diffusion import models, registry
+from ..diffusion.filler import Filler, Sampling
+from ..modality import get
 
 
 def skimage_biharmonic(image, lesion_mask, wm_mask, rng):
@@ -17,20 +19,12 @@ def skimage_biharmonic(image, lesion_mask, wm_mask, rng):
     return filled
 
 
+CLASSICAL = [registry.FILLERS[name](None) for name in registry.CLASSICAL]
 # Each takes (image, lesion_mask, wm_mask, rng).
-BASELINES = {
-    'white-matter normal': classical.normal_white_matter,
-    'local white-matter voxels': classical.local_white_matter_voxels,
-    'local white-matter mean': lambda image, mask, wm_mask, rng: classical.local_white_matter(image, mask, wm_mask),
-    'ANTs rule': classical.ants_rule,
-    'patch match': classical.patch_match,
-    'membrane': lambda image, mask, wm_mask, rng: classical.membrane(image, mask),
-    'biharmonic': lambda image, mask, wm_mask, rng: classical.biharmonic(image, mask),
-    'biharmonic (skimage)': skimage_biharmonic,
-}
+BASELINES = {filler.label: filler.filled for filler in CLASSICAL} | {'biharmonic (skimage)': skimage_biharmonic}
 UNFILLED, TRUTH = 'unfilled', 'healthy tissue'
 NOT_FOR_PATIENTS = {'biharmonic (skimage)'}  # its direct solver takes hours on a large lesion
-NOT_FOR_FLAIR = {'ANTs rule'}  # it fills what is darker than its neighbours
+NOT_FOR_BRIGHT = {filler.label for filler in CLASSICAL if not filler.bright_lesions}
 
 
 @dataclass(frozen=True)
@@ -48,33 +42,39 @@ class ModelMethod:
             raise ValueError(f'model {text!r} has {steps!r} steps, expected MODEL@STEPS with at least 1')
         return cls(name, int(steps) if at else None)
 
-    def load_model(self, device):
-        """The model, which must be one that fills."""
-        model = models.load_model(self.name_or_path, device)
-        if model.plan['task'] != 'fill':
-            raise SystemExit(f'model {model.name} is there to {model.plan["task"]}, expected one that fills')
-        return model
+    def load_model(self, device: str, modality: str | None = None) -> Filler:
+        """Return the filler; it must be one that fills."""
+        task = registry.describe(self.name_or_path)['task']
+        if task != 'fill':
+            raise SystemExit(f'model {self.name_or_path} is there to {task}, expected one that fills')
+        return registry.load_filler(self.name_or_path, device, modality)
 
-    def steps(self, model):
-        """Of the sampling: those asked for, or the model's own."""
-        return self.num_inference_steps or model.plan['num_inference_steps']
-
-    def name(self, model):
-        """Of the row in the tables."""
-        steps = self.steps(model)
+    def name(self, model: Filler) -> str:
+        """Return the name of the row in the tables."""
+        if not isinstance(model, models.Model):
+            return getattr(model, 'label', model.name)
+        steps = model.steps(Sampling(num_inference_steps=self.num_inference_steps))
         name = f'{model.name}, {steps} step{"s" if steps > 1 else ""}'
-        return name + (' (RePaint)' if model.form.kind == 'unconditional' else '')
+        return name + (' (RePaint)' if is_repaint(model) else '')
 
-    def load(self, device):
-        """Name of the row, whether it is sampled by RePaint, the filler, and where its weights are from."""
-        model = self.load_model(device)
-        steps = self.steps(model)
+    def load(self, device: str, modality: str | None = None):
+        """Return the name of the row, whether it is sampled by RePaint, the filler, and the SHA-256 of its weights."""
+        model = self.load_model(device, modality)
 
         def fill(image, lesion_mask, wm_mask, rng):
-            seed = int(rng.integers(2**31))
-            values = inpaint.fill_volume(image, lesion_mask, wm_mask, model, steps, [seed], device)[0]
+            sampling = Sampling((int(rng.integers(2**31)),), self.num_inference_steps, device)
             filled = image.copy()
-            filled[lesion_mask] = values
+            filled[lesion_mask] = model.fill(image, lesion_mask, wm_mask, sampling)[0]
             return filled
 
-        return self.name(model), model.form.kind == 'unconditional', fill, model.sha256
+        return self.name(model), is_repaint(model), fill, model.sha256
+
+
+def is_repaint(model: Filler) -> bool:
+    """Return True for an unconditional diffusion model, which RePaint samples."""
+    return isinstance(model, models.Model) and model.form.kind == 'unconditional'
+
+
+def left_out(modality: str) -> set[str]:
+    """Return the names of baselines that do not fill lesions as they usually are in a modality."""
+    return NOT_FOR_BRIGHT if get(modality).lesion_sign != -1 else set()

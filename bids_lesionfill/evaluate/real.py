@@ -11,6 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 from ..images import masks, tissues
+from ..modality import T1W, get
 
 VOLUMES_ML = ((0.0, 0.1), (0.1, 1.0), (1.0, np.inf))
 BAR_ML = 0.5  # lesions from here on are held to limits of grain; smaller ones have too little inside
@@ -255,7 +256,7 @@ class Picture:
             values['glow'], values['dark'] = mean_of(off > high, tissue), mean_of(off < low, tissue)
             values['bright_3sd'], values['dark_3sd'] = mean_of(off > 3, everywhere), mean_of(off < -3, everywhere)
             values |= dict.fromkeys(('wall_between', 'wall_between_elsewhere', 'wall_steepness'), np.nan)
-            if self.modality == 'T1w':  # half-way voxels of a FLAIR are as much grey matter's
+            if self.modality == T1W.name:  # half-way voxels of a FLAIR are as much grey matter's
                 values['wall_between'] = between(filled, region & near_fluid, self.means)
                 values['wall_between_elsewhere'] = self.between_elsewhere
             steps = wall_faces(filled, self.edge, self.at_wall[box], region)[0]
@@ -266,7 +267,7 @@ class Picture:
 
     def outline(self, region, distance, box):
         """How much more like a lesion than white matter 3 to 6 mm away what touches a region is, in SD."""
-        rim, sign = self.rim[box], -1 if self.modality == 'T1w' else 1
+        rim, sign = self.rim[box], get(self.modality).lesion_sign
         touching = ndimage.binary_dilation(region, masks.FULL_CONNECTIVITY) & rim
         beyond = rim & (distance > 3) & (distance <= 6) & (self.distance[box] > 3)
         off_before = self.off_before[box]

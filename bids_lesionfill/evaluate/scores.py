@@ -17,9 +17,10 @@ import numpy as np
 import torch
 
 from .. import statistics
-from ..diffusion import lpips, tiles
+from ..diffusion import lpips, registry, tiles
 from ..images import anatomy, metrics
 from ..layout import files as layout_files
+from ..modality import get
 from ..train import brains
 from . import app_fills, page
 from . import cases as evaluate_cases
@@ -110,10 +111,10 @@ def evaluate_brain(job):
     logging.basicConfig(level=logging.INFO, format='%(asctime)s %(message)s')  # this may be a process of its own
     torch.set_num_threads(options.threads or max(1, (os.cpu_count() or 1) // options.nprocs))
     perceptual_distance = lpips.load_lpips(options.lpips_weights) if options.lpips_weights else None
-    names = set(options.baselines) - (evaluate_methods.NOT_FOR_FLAIR if options.modality == 'FLAIR' else set())
+    names = set(options.baselines) - evaluate_methods.left_out(options.modality)
     methods = [(name, 'baseline', False, fill) for name, fill in evaluate_methods.BASELINES.items() if name in names]
     for text in options.models:
-        name, repaint, fill, _ = evaluate_methods.ModelMethod.parse(text).load(options.device)
+        name, repaint, fill, _ = evaluate_methods.ModelMethod.parse(text).load(options.device, options.modality)
         methods.append((name, 'model', repaint, fill))
     rows, examples = [], []
     for case in make_cases(subject, files, shapes, patient_mask_file, options, number):
@@ -203,11 +204,14 @@ def models_of(options):
     models = {'T1w': [], 'FLAIR': []}
     for text in options.models:
         method = evaluate_methods.ModelMethod.parse(text)
-        model = method.load_model(options.device)
-        models[model.modality].append((f'app, {method.name(model)}', model, method.num_inference_steps))
+        made_for = registry.describe(method.name_or_path).get('modality')
+        for modality, of_modality in models.items():
+            if made_for in (modality, 'any', None):
+                model = method.load_model(options.device, modality)
+                of_modality.append((f'app, {method.name(model)}', model, method.num_inference_steps))
     for modality, of_modality in models.items():
         if not of_modality:
-            method = evaluate_methods.ModelMethod(f'fill-{modality}')
+            method = evaluate_methods.ModelMethod(get(modality).fill_model)
             model = method.load_model(options.device)
             of_modality.append((f'app, {method.name(model)}', model, None))
     return models
@@ -215,7 +219,7 @@ def models_of(options):
 
 def classical_fillers(options, modality):
     """Classical fillers for large lesions, by name."""
-    left_out = evaluate_methods.NOT_FOR_PATIENTS | (evaluate_methods.NOT_FOR_FLAIR if modality == 'FLAIR' else set())
+    left_out = evaluate_methods.NOT_FOR_PATIENTS | evaluate_methods.left_out(modality)
     return {
         name: fill
         for name, fill in evaluate_methods.BASELINES.items()

@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+from ..modality import T1W
 from ..text_files import read_tsv
 from . import indexing, naming
 
@@ -33,7 +34,7 @@ def find_training(bids_dir, split):
     chosen = [row['participant_id'].removeprefix('sub-') for row in rows if row.get('split') == split]
     pairs = []
     for subject in chosen:
-        t1w_files = layout.get(subject=subject, suffix='T1w', extension=naming.NIFTI, scope='raw')
+        t1w_files = layout.get(subject=subject, suffix=T1W.suffix, extension=naming.NIFTI, scope='raw')
         dseg_files = layout.get(subject=subject, suffix='dseg', extension=naming.NIFTI, scope='derivatives')
         if len(t1w_files) != len(dseg_files):
             raise FileNotFoundError(
@@ -77,7 +78,8 @@ def find_patients(bids_dir, modality):
     Parameters
     ----------
     bids_dir : path
-    modality : {'T1w', 'FLAIR'}
+    modality : str
+        Suffix of the images.
 
     Returns
     -------
@@ -90,7 +92,7 @@ def find_patients(bids_dir, modality):
     """
     layout = indexing.open_layout(bids_dir, indexing.find_derivatives(bids_dir).values())
     found = []
-    for t1w in layout.get(suffix='T1w', extension=naming.NIFTI, scope='raw'):
+    for t1w in layout.get(suffix=T1W.suffix, extension=naming.NIFTI, scope='raw'):
         where = {key: t1w.get_entities().get(key) for key in ('subject', 'session')}
         where = {key: value for key, value in where.items() if value is not None}
         images = layout.get(**where, suffix=modality, extension=naming.NIFTI, scope='raw')

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from pathlib import Path
 
 from .. import text_files
@@ -13,10 +14,13 @@ from . import indexing, naming
 logger = logging.getLogger('bids_lesionfill')
 
 BIDS_VERSION = '1.10.0'
+CITATION_FILE = Path(__file__).resolve().parents[2] / 'CITATION.cff'
 
 # Lines have no trailing slash: with one, the validator does not match nested folders.
-BIDSIGNORE = '*.html\nfigures\nlog\n*_morph.tsv\n*_morph.json\n*_qc.tsv\n*_qc.json\ngroup_*\n'
-BIDSIGNORE += 'images.*\n*_xfm.txt\n*_xfm.json\n'
+BIDSIGNORE = (
+    '*.html\nfigures\nlog\n*_morph.tsv\n*_morph.json\n*_qc.tsv\n*_qc.json\ngroup_*\n*_xfm.txt\n*_xfm.json\n'
+    '*desc-qc_ratings*\nimages.*\n'
+)
 DESCRIPTIONS = {
     'desc-filled': 'lesions filled with healthy tissue by a diffusion model',
     'desc-filledsd': 'standard deviation over several fillings of the same lesions',
@@ -40,7 +44,7 @@ def write_xfm(output_dir, inputs, text, about):
     layout_files.write_bytes(path, text.encode())
     layout_files.write_json(
         naming.sidecar(path),
-        {'Description': f'{inputs.drawn_on} to T1w (ITK)', 'Sources': list(inputs.sources), **about},
+        {'Description': f'{naming.xfm_source(inputs)} to T1w (ITK)', 'Sources': list(inputs.sources), **about},
     )
 
 
@@ -232,7 +236,7 @@ def write_description(output_dir, bids_dir, derivatives, version, source_images=
         'Name': f'{naming.APP_NAME}: lesions filled or synthesized' + (f' in {raw["Name"]}' if raw.get('Name') else ''),
         'BIDSVersion': BIDS_VERSION,
         'DatasetType': 'derivative',
-        'GeneratedBy': [{'Name': naming.APP_NAME, 'Version': version, **container()}],
+        'GeneratedBy': [{'Name': naming.APP_NAME, 'Version': version, **code_url(), **container()}],
         'HowToAcknowledge': 'Please cite the works in logs/CITATION.md.',
         'DatasetLinks': {name: Path(path).resolve().as_uri() for name, path in derivatives.items()}
         | {'raw': Path(bids_dir).resolve().as_uri()},
@@ -282,6 +286,13 @@ def write_dataset_files(output_dir, bids_dir, derivatives, version, citation, so
     )
     for name, text in citation.items():
         layout_files.write_bytes(output_dir / 'logs' / f'CITATION.{name}', text.encode())
+
+
+def code_url(citation_file=CITATION_FILE):
+    """Return the address of the code (`CodeURL`), if it is set in CITATION.cff beside the package; else nothing."""
+    text = text_files.read_text(citation_file) if citation_file.is_file() else ''
+    address = re.search(r'^repository-code: *(\S+)', text, re.MULTILINE)
+    return {'CodeURL': address[1]} if address else {}
 
 
 def container():

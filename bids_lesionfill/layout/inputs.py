@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from ..modality import of_file
 from . import naming
 
 NO_MASK = 'no lesion mask'
@@ -31,8 +32,13 @@ class Inputs:
 
     @property
     def modality(self):
-        """`T1w` or `FLAIR`, the suffix of the file."""
+        """The suffix of the file: `T1w`, `FLAIR`, ..."""
         return self.name.rpartition('_')[2]
+
+    @property
+    def contrast(self) -> str:
+        """Name of the modality, in which a T1w after contrast agent is told from one before."""
+        return of_file(self.name).name
 
     @property
     def drawn_on(self):

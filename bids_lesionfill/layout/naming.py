@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from ..modality import MODALITIES, T1W
+
 NIFTI = ['.nii', '.nii.gz']
 MASK_LABELS = ('lesion', 'L')
 APP_NAME = 'bids_lesionfill'
@@ -14,7 +16,8 @@ IMAGE_KEYS = ('session', *SCAN_KEYS)
 
 
 MASK_KINDS = ('mask', 'roi', 'dseg', 'probseg')  # the plainest first: of two for an image, it is taken
-SPACES = {'t1w': 'T1w', 't1': 'T1w', 'anat': 'T1w', 'flair': 'FLAIR'}  # that a mask may name; a template's is not one
+# Spaces that a mask may name; a template's is none of them.
+SPACES = {name.casefold(): name for name in MODALITIES} | {'t1': T1W.name, 'anat': T1W.name}
 NATIVE_SPACES = ('orig', 'native', 'individual', 'scanner')
 
 
@@ -35,7 +38,7 @@ def lesion_kind(filename, mask_labels=MASK_LABELS):
 
 
 def space_of(filename):
-    """`T1w` or `FLAIR` if the name of a file says that it is in the space of that image; else None."""
+    """Return `T1w`, `FLAIR`, ... if the name of a file tells that it is in the space of that image; else None."""
     return SPACES.get(name_entities(filename).get('space', '').casefold())
 
 
@@ -46,6 +49,11 @@ def is_anatomical(file):
     """False for files of functional runs and the like, which have brain masks and tissue classes of their own."""
     folder = Path(file.path).parent.name  # pybids looks for the datatype in the whole path, above the dataset too
     return folder not in OTHER_DATATYPES and 'task' not in name_entities(file.filename)
+
+
+def is_magnitude(filename):
+    """Return False for the phase, real or imaginary part of an image."""
+    return name_entities(filename).get('part', 'mag') == 'mag'
 
 
 def name_entities(filename):
@@ -89,7 +97,7 @@ def scan_name(inputs):
 def output_files(output_dir, inputs, n_samples=1):
     """Paths of all that is written for an image: dict of name -> path."""
     modality, stem = inputs.modality, scan_name(inputs)
-    space = '' if modality == 'T1w' else f'_space-{modality}'  # masks of T1w and FLAIR would have one name
+    space = '' if modality == T1W.suffix else f'_space-{modality}'  # masks of T1w and FLAIR would have one name
     folder = anat_dir(output_dir, inputs)
     files = {
         'filled': folder / f'{stem}_desc-filled_{modality}.nii.gz',
@@ -115,11 +123,16 @@ def synth_files(output_dir, inputs, desc='synth'):
     }
 
 
+def xfm_source(inputs):
+    """Return the suffix of the image that was registered to the T1w for an image: itself, or `drawn_on` of a T1w."""
+    return inputs.drawn_on if inputs.modality == T1W.suffix else inputs.modality
+
+
 def xfm_file(output_dir, inputs):
-    """Return the path of the transform to the T1w that was needed for an image: from the FLAIR, or `drawn_on`."""
-    desc = '' if inputs.modality == 'T1w' else '_desc-FLAIR'  # of the FLAIR's own filling
-    stem = f'{scan_name(inputs)}_from-{inputs.drawn_on}_to-T1w_mode-image{desc}'
-    return anat_dir(output_dir, inputs) / f'{stem}_xfm.txt'
+    """Return the path of the transform to the T1w that was needed for an image, of a T1w that from its FLAIR."""
+    source = xfm_source(inputs)
+    desc = '' if inputs.modality == T1W.suffix else f'_desc-{source}'  # of the FLAIR's own filling
+    return anat_dir(output_dir, inputs) / f'{scan_name(inputs)}_from-{source}_to-T1w_mode-image{desc}_xfm.txt'
 
 
 def sidecar(path):

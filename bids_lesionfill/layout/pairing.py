@@ -5,6 +5,7 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..modality import FLAIR, T1W, get
 from . import errors, indexing, inputs, meaning, naming, segmentations, tools
 
 logger = logging.getLogger('bids_lesionfill')
@@ -14,8 +15,7 @@ class AmbiguousMaskError(ValueError):
     """Several lesion masks fit one image."""
 
 
-MODALITIES = ('T2w', 'PD', 'PDw', 'PDT2', 'T2star', 'T2starw', 'DIR')  # on which raters may draw, beside T1w and FLAIR
-NO_MAGNITUDE = ('phase', 'real', 'imag')  # `part-` of images that are never filled
+OTHER_SUFFIXES = ('PD', 'PDT2', 'T2star', 'T2starw', 'DIR')  # on which raters may draw, beside the modalities
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Candidates:
 def find_inputs(
     layout,
     derivatives,
-    modality='T1w',
+    modality=T1W.name,
     participant_labels=None,
     session_labels=None,
     filters=None,
@@ -39,14 +39,14 @@ def find_inputs(
     mask_desc=None,
     needs_mask=True,
 ):
-    """Pair every image with its lesion mask, by subject, session, acquisition and run; a FLAIR also with a T1w.
+    """Pair every image with its lesion mask, by subject, session, acquisition and run; all but T1w also with a T1w.
 
     Parameters
     ----------
     layout : BIDSLayout
     derivatives : dict of name -> path
     modality : str
-        Suffix of the images.
+        See `modality.MODALITIES`.
     participant_labels, session_labels : list of str, optional
         Without `sub-` and `ses-`; all if not given.
     filters : dict, optional
@@ -67,7 +67,7 @@ def find_inputs(
     UsageError
         If a participant asked for is not in the dataset.
     """
-    filters = filters or {}
+    filters, suffix, needs_t1w = filters or {}, get(modality).suffix, get(modality).needs_t1w
     subjects = sorted(layout.get_subjects(scope='raw'))
     missing = sorted(set(participant_labels or []) - set(subjects))
     if missing:
@@ -78,7 +78,7 @@ def find_inputs(
         chosen = filters.get(suffix.lower(), {})
         if every_session:
             chosen = {key: value for key, value in chosen.items() if key != 'session'}
-        return [file for file in layout.get(**(query | chosen)) if file.get_entities().get('part') not in NO_MAGNITUDE]
+        return [image for image in layout.get(**(query | chosen)) if naming.is_magnitude(image.filename)]
 
     # Files of tools have no entities by which they could be chosen.
     tool_labels = not filters.get('tissue') and filters.get('tissue', {}) is not None
@@ -88,18 +88,18 @@ def find_inputs(
     for subject in participant_labels or subjects:
         # Files may be meant for images of sessions that are left out now, and done by another job.
         rivals = {
-            suffix: [image.get_entities() for image in images_of(subject, suffix, every_session=True)]
-            for suffix in {'T1w', 'FLAIR', modality}
+            rival: [image.get_entities() for image in images_of(subject, rival, every_session=True)]
+            for rival in {T1W.suffix, FLAIR.suffix, suffix}
         }
         images = [
             image
-            for image in images_of(subject, modality)
+            for image in images_of(subject, suffix)
             if not session_labels or image.get_entities().get('session') in session_labels
         ]
         masks = lesion_masks_of(layout, subject, filters.get('lesion_mask', {}), mask_labels, mask_desc)
-        spaces = {modality_of_space(mask.filename) for mask in masks} - {None, 'T1w'}
-        suffixes = {'FLAIR', 'T1w', *spaces} if modality == 'T1w' else {'T1w'}
-        others = {suffix: images_of(subject, suffix) for suffix in suffixes}
+        spaces = {modality_of_space(mask.filename) for mask in masks} - {None, T1W.suffix}
+        suffixes = {T1W.suffix} if needs_t1w else {FLAIR.suffix, T1W.suffix, *spaces}
+        others = {other: images_of(subject, other) for other in suffixes}
         tissue_files = segmentations.segmentations_of(layout, subject, filters.get('tissue', {}))
         candidates = Candidates(rivals, masks, others, tissue_files)
         paired = [pair(image, candidates, layout, derivatives, needs_mask, tool_masks, tool_labels) for image in images]
@@ -140,7 +140,8 @@ def lesion_masks_of(layout, subject, mask_filter, mask_labels=naming.MASK_LABELS
         if naming.lesion_kind(mask.filename, mask_labels) is None or mask_desc not in (None, entities.get('desc')):
             continue
         space = entities.get('space', 'orig').casefold()
-        known = space in naming.SPACES or space in naming.NATIVE_SPACES or 'space' in mask_filter
+        of_visit = naming.SPACES.get(space) in (T1W.suffix, FLAIR.suffix)
+        known = of_visit or space in naming.NATIVE_SPACES or 'space' in mask_filter
         if known or space in image_spaces(layout, subject):
             masks.append(mask)
         else:
@@ -175,7 +176,7 @@ def image_spaces(layout, subject):
 def modality_of_space(filename):
     """Return the suffix of the image in whose space a file is, by its name: T1w, FLAIR, T2w; None if it names none."""
     space = naming.name_entities(filename).get('space', '')
-    return naming.space_of(filename) or {name.casefold(): name for name in MODALITIES}.get(space.casefold())
+    return naming.space_of(filename) or {name.casefold(): name for name in OTHER_SUFFIXES}.get(space.casefold())
 
 
 def masks_in_space(image, images, masks):
@@ -214,12 +215,14 @@ def pair(image, candidates, layout, roots, needs_mask=True, tool_masks=True, too
     sources = [f'bids:raw:{relative_path}']
     lesion_mask_file = tissue_file = flair_file = mask_space = None
     problem, lesion_labels, mask_names, siblings = '', (), {}, []
+    is_t1w, t1w_images = entities['suffix'] == T1W.suffix, rivals[T1W.suffix]
     same_space = [rival for rival in rivals[entities['suffix']] if rival.get('space') == entities.get('space')]
     masks = masks_in_space(entities, rivals[entities['suffix']], candidates.masks)
+    masks = [mask for mask in masks if is_t1w or may_hold_lesions_of(mask, entities['suffix'])]
     try:
         mask = choose_mask(entities, same_space, masks, name, roots)
-        if mask is None and entities['suffix'] == 'T1w':
-            mask = choose_mask_on_flair(entities, rivals['FLAIR'], masks, name, roots)
+        if mask is None and is_t1w:
+            mask = choose_mask_on_flair(entities, rivals[FLAIR.suffix], masks, name, roots)
         if mask is not None:
             lesion_mask_file, mask_names = Path(mask.path), meaning.names_of(mask)
         elif tool_masks:
@@ -229,31 +232,33 @@ def pair(image, candidates, layout, roots, needs_mask=True, tool_masks=True, too
     else:
         if lesion_mask_file is not None:
             mask_space = modality_of_space(lesion_mask_file.name)
+            if mask_space == FLAIR.suffix and not is_t1w and entities['suffix'] != FLAIR.suffix:
+                logger.warning('%s is taken as if it was drawn on %s', lesion_mask_file.name, name)
             sources.append(naming.uri(lesion_mask_file, roots, layout.root))
         elif needs_mask:
             problem = inputs.NO_MASK
     tissue_entities = entities
-    if entities['suffix'] == 'T1w':
-        if lesion_mask_file is not None and mask_space != 'T1w' and not lesion_labels:
-            drawn_on = candidates.others.get(mask_space or 'FLAIR', [])
+    if is_t1w:
+        if lesion_mask_file is not None and mask_space != T1W.suffix and not lesion_labels:
+            drawn_on = candidates.others.get(mask_space or FLAIR.suffix, [])
             flair = choose_flair(entities, mask_names, drawn_on, name)
             flair_file = Path(flair.path) if flair else None
         if lesion_mask_file is not None:
-            meant = [file for file in candidates.others['T1w'] if meaning.meant_by(mask_names, [file.get_entities()])]
+            meant = [file for file in candidates.others[T1W.suffix] if meaning.meant_by(mask_names, [file.get_entities()])]
             siblings = [file for file in of_visit(entities, meant) if file.path != image.path]
     else:
-        tissue = choose_t1w(entities, candidates.others['T1w'], name)
+        tissue = choose_t1w(entities, candidates.others[T1W.suffix], name)
         if tissue is None:
             problem = problem or 'no T1w of the same session, in which white matter is found'
         else:
             tissue_file, tissue_entities = Path(tissue.path), tissue.get_entities()
             sources.append(naming.uri(tissue_file, roots, layout.root))
     brain_masks = segmentations.brain_masks_of(layout, entities['subject'])
-    brain_mask_file = segmentations.choose_brain_mask(tissue_entities, rivals['T1w'], brain_masks)
+    brain_mask_file = segmentations.choose_brain_mask(tissue_entities, t1w_images, brain_masks)
     if brain_mask_file is not None:
         sources.append(naming.uri(brain_mask_file, roots, layout.root))
     segmentation = segmentations.choose_segmentation(
-        tissue_entities, rivals['T1w'], candidates.segmentations, roots, tool_labels
+        tissue_entities, t1w_images, candidates.segmentations, roots, tool_labels
     )
     if segmentation is not None:
         sources += [naming.uri(file, roots, layout.root) for file in segmentation.files]
@@ -283,6 +288,11 @@ def of_visit(image, files):
     return sorted(alike, key=lambda file: file.filename)
 
 
+def may_hold_lesions_of(mask, suffix):
+    """Return False for a mask in the space of another image than this one, T1w and FLAIR of its visit."""
+    return naming.space_of(mask.filename) in (None, suffix, T1W.suffix, FLAIR.suffix)
+
+
 def tool_mask_of(image_entities, all_images, roots, name):
     """Return the lesion mask that a tool wrote for the visit of an image, and which labels are lesions; or (None, ()).
 
@@ -298,7 +308,7 @@ def tool_mask_of(image_entities, all_images, roots, name):
         return None, ()
     path, labels = choose_own(own, image_entities['suffix'])
     meant = meaning.meant_by({'session': image_entities.get('session')}, all_images)
-    if len(meant) > 1 and image_entities['suffix'] != 'T1w':
+    if len(meant) > 1 and image_entities['suffix'] != T1W.suffix:
         raise several_images(path, image_entities, meant, name)
     return path, labels
 
@@ -374,7 +384,7 @@ def choose_mask(image_entities, all_images, masks, name, roots=None):
         raise several_masks(best, name, roots or {})
     mask = best[0]
     meant = meaning.meant_images(mask, all_images, masks)
-    is_shared = roots is not None and image_entities['suffix'] == 'T1w'
+    is_shared = roots is not None and image_entities['suffix'] == T1W.suffix
     if len(meant) > 1 and not (is_shared and len({image.get('session') for image in meant}) == 1):
         if roots is None:
             words = f'{name} among them: name the mask by session, run and acquisition, as the image'
@@ -392,7 +402,7 @@ def choose_mask_on_flair(t1w_entities, flair_images, masks, name, roots):
     AmbiguousMaskError
         If there are several.
     """
-    on_flair = [mask for mask in masks if naming.space_of(mask.filename) == 'FLAIR']
+    on_flair = [mask for mask in masks if naming.space_of(mask.filename) == FLAIR.suffix]
     flairs = meaning.meant_by({'session': t1w_entities.get('session')}, flair_images)
     best = [mask for flair in flairs for mask in meaning.own_files(flair, flair_images, on_flair)]
     if len(best) > 1:

@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+from ..modality import T1W
 from ..text_files import read_tsv
 from . import inputs, meaning, naming, tools
 
@@ -40,7 +41,7 @@ def segmentations_of(layout, subject, tissue_filter):
         for file in files
         if naming.lesion_kind(file.filename) is None
         and naming.is_anatomical(file)
-        and (naming.space_of(file.filename) == 'T1w' or 'space' not in naming.name_entities(file.filename))
+        and (naming.space_of(file.filename) == T1W.suffix or 'space' not in naming.name_entities(file.filename))
     ]
 
 

@@ -32,6 +32,22 @@ def note_crash(error, name, subject, run_id, output_dir):
     return sentence
 
 
+def note_seconds(seconds, name, subject, run_id, output_dir):
+    """Write how long the work on an image took to the participant's log."""
+    path = naming.log_dir(output_dir, subject, run_id) / f'time-{name}.json'
+    files.write_json(path, {'seconds': round(seconds, 1)})
+
+
+def read_seconds(output_dir, subject, name):
+    """Return how long the work on an image took in the latest run that did it (s); None if that is not known."""
+    found = sorted(Path(output_dir, f'sub-{subject}').glob(f'log/*/time-{name}.json'))
+    try:
+        return text_files.read_json(found[-1]).get('seconds') if found else None
+    except (OSError, text_files.UnreadableError) as error:
+        logger.warning('%s', error)
+        return None
+
+
 def write_config(output_dir, subject, run_id, text):
     """Write the options of a run to a participant's log."""
     if text:

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 from .. import text_files
+from ..modality import get
 from ..text_files import read_tsv
 from . import derivatives, naming
 from . import files as layout_files
@@ -59,7 +60,7 @@ def drop_thickness(path, engine):
 
 def remove_thickness(output_dir, inputs):
     """Remove what was measured on a filled T1w that is about to be filled anew."""
-    if inputs.modality == 'T1w':
+    if not get(inputs.modality).needs_t1w:
         files = naming.thickness_files(output_dir, inputs)
         for path in (files['morph_filled'], files['dseg_filled']):
             naming.sidecar(path).unlink(missing_ok=True)

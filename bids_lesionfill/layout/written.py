@@ -6,6 +6,7 @@ A run that does some images of a participant tells of the others, too, in its re
 import re
 from pathlib import Path
 
+from ..modality import T1W
 from . import derivatives, files, inputs, naming
 from . import status as layout_status
 
@@ -49,7 +50,7 @@ def inputs_of(name: str, sources: list[str], bids_dir: Path) -> inputs.Inputs:
     names = {path: path.rpartition('/')[2] for path in others}
     masks = [path for path in others if is_lesion_mask(names[path])]
     raw = [path for path in others if path not in masks and f'bids:raw:{path}' in sources]
-    t1w = [Path(bids_dir, path) for path in raw if naming.suffix_of(names[path]) == 'T1w']
+    t1w = [Path(bids_dir, path) for path in raw if naming.suffix_of(names[path]) == T1W.suffix]
     drawn_on = [Path(bids_dir, path) for path in raw if path not in masks]
     return inputs.Inputs(
         entities['sub'],
@@ -58,8 +59,8 @@ def inputs_of(name: str, sources: list[str], bids_dir: Path) -> inputs.Inputs:
         Path(bids_dir, relative_path),
         relative_path,
         lesion_mask_file=Path(masks[0]) if masks else None,
-        tissue_file=next(iter(t1w), None) if modality != 'T1w' else None,
-        flair_file=next(iter(drawn_on), None) if modality == 'T1w' else None,
+        tissue_file=next(iter(t1w), None) if modality != T1W.suffix else None,
+        flair_file=next(iter(drawn_on), None) if modality == T1W.suffix else None,
         sources=tuple(sources),
     )
 

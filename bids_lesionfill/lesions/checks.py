@@ -11,6 +11,8 @@ healthy white matter of the image, bias field included (6 and 7 % of its median 
 import math
 from typing import NamedTuple
 
+from ..modality import get
+
 
 def warnings_of(checks):
     """What a person should read before trusting the result: sentences."""
@@ -65,13 +67,13 @@ def check_filling(info, lesions, modality):
     lesions : list of dict
         See `fill.describe_lesions`.
     modality : str
-        `T1w`, where lesions are dark, or `FLAIR`, where they are bright.
+        Its lesions have a usual sign; if not, that which was measured (`LesionSign` of `info`) counts.
     """
     checks = [
         check_dropped(info),
         check_outside_brain(info),
         check_size(info, lesions, 'Volume that was filled'),
-        check_contrast(lesions, modality, 'is the mask at its place?'),
+        check_contrast(lesions, info, modality, 'is the mask at its place?'),
         check_fill(info, lesions),
         check_border(info, lesions, modality),
     ]
@@ -83,7 +85,7 @@ def check_synthesis(info, lesions, modality):
     checks = [
         check_touching(info),
         check_size(info, lesions, 'Volume of new lesions'),
-        check_contrast(lesions, modality, 'they will be hard to see.'),
+        check_contrast(lesions, info, modality, 'they will be hard to see.'),
     ]
     return [check for check in checks if check is not None]
 
@@ -131,14 +133,14 @@ def check_size(info, lesions, name):
     return Check(name, found, f'up to {MAX_LOAD_ML} ml', sentence)
 
 
-def check_contrast(lesions, modality, sentence_end):
+def check_contrast(lesions, info, modality, sentence_end):
     """How much of the lesions looks like the white matter around it: where they are seen, masks are at their place."""
     known = [row for row in lesions if is_known(row.get('faint_percent'))]
     if not known:
         return None
     volume = sum(row['volume_mm3'] for row in known)
     share = sum(row['volume_mm3'] * row['faint_percent'] for row in known) / volume / 100
-    look = look_of(modality)
+    look = look_of(modality, info)
     sentence = f'{percent(share)} of the lesions are hardly {look} than the white matter around them: {sentence_end}'
     name = f'Lesions hardly {look} than white matter'
     return Check(name, f'{percent(share)} of their volume', *limit(share, MAX_SHARE_FAINT, sentence))
@@ -165,7 +167,7 @@ def check_border(info, lesions, modality):
     volumes = {row['label']: row['volume_mm3'] for row in lesions}
     mean = sum(volumes[label] * step for label, step in steps.items()) / sum(volumes[label] for label in steps)
     unusual = sorted((label for label in steps if steps[label] > MAX_BORDER_SD), key=lambda label: -steps[label])
-    look = look_of(modality)
+    look = look_of(modality, info)
     if mean > MAX_MEAN_BORDER_SD:
         sentence = f'White matter that touches the mask is {look} than farther away: a border stays.'
     else:
@@ -201,7 +203,7 @@ def reason(row, info, modality):
         return ''
     off, step = fill_off(row, info) or 0, border_step(row, info, modality) or 0
     words = [f'filled {off:.1f} SD off the white matter around it'] if off > MAX_FILL_OFF_SD else []
-    words += [f'a {look_of(modality)} border of {step:.1f} SD stays'] if step > MAX_BORDER_SD else []
+    words += [f'a {look_of(modality, info)} border of {step:.1f} SD stays'] if step > MAX_BORDER_SD else []
     return f'Unusual: {" and ".join(words)}.'
 
 
@@ -212,7 +214,7 @@ def fill_off(row, info):
 
 def border_step(row, info, modality):
     """How much more like a lesion white matter that touches the mask is than that beyond, in SD; None if not known."""
-    return in_sd(row, info, 'mean_touching', 'mean_beyond', lambda difference: sign(modality) * difference)
+    return in_sd(row, info, 'mean_touching', 'mean_beyond', lambda difference: (sign(modality, info) or 0) * difference)
 
 
 def in_sd(row, info, column, reference, of):
@@ -221,14 +223,14 @@ def in_sd(row, info, column, reference, of):
     return of(values[0] - values[1]) / sd if sd and all(map(is_known, values)) else None
 
 
-def sign(modality):
-    """Of the contrast of lesions."""
-    return -1 if modality == 'T1w' else 1
+def sign(modality, info=None):
+    """Return the usual sign of the contrast of lesions; where there is none, the one that was measured, or None."""
+    return get(modality).lesion_sign or (info or {}).get('LesionSign')
 
 
-def look_of(modality):
-    """How lesions look beside white matter."""
-    return 'darker' if modality == 'T1w' else 'brighter'
+def look_of(modality, info=None):
+    """Return how lesions look next to white matter."""
+    return {1: 'brighter', -1: 'darker', None: 'different'}[sign(modality, info)]
 
 
 def is_known(value):

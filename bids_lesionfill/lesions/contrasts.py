@@ -5,6 +5,7 @@ from scipy import ndimage
 
 from ..diffusion import classical
 from ..images import grid, masks
+from ..modality import get
 from . import sampling
 
 
@@ -33,6 +34,42 @@ def contrast_of(image, lesion_mask, wm_mask):
     return contrasts[labels], volumes[1:], contrasts[1:]
 
 
+def sign_of(contrasts: np.ndarray) -> int:
+    """Return 1 if lesions of some contrasts are mostly brighter than white matter, -1 if they are darker."""
+    return 1 if np.median(contrasts) > 0 else -1
+
+
+SIGN_GAP_VOXELS, SIGN_WIDTH_VOXELS = 2, 15  # white matter that lesions are compared with
+
+
+def lesion_sign(image: np.ndarray, lesion_mask: np.ndarray, wm_mask: np.ndarray, usual: int | None = None) -> int:
+    """Measure whether lesions are brighter (1) or darker (-1) than the white matter around them.
+
+    The sign is that of the mean, over the voxels of the mask, of the difference to the mean of the white matter in a
+    cube of 15 voxels around; voxels next to the mask may belong to a lesion and do not count.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float array
+    lesion_mask, wm_mask : (X, Y, Z) bool array
+    usual : int, optional
+        What is returned where nothing can be measured; -1 if not given.
+    """
+    if not lesion_mask.any():
+        return usual or -1
+    box = masks.bounding_box(lesion_mask, SIGN_WIDTH_VOXELS // 2)
+    mask = lesion_mask[box]
+    healthy = wm_mask[box] & ~ndimage.binary_dilation(mask, iterations=SIGN_GAP_VOXELS)
+    share, level = (
+        ndimage.uniform_filter(values.astype(np.float64), SIGN_WIDTH_VOXELS, mode='constant')
+        for values in (healthy, np.where(healthy, image[box], 0))
+    )
+    known = mask & (share > 1e-3)  # three voxels of the cube
+    if not known.any():
+        return usual or -1
+    return 1 if (image[box][known] - level[known] / share[known]).mean() > 0 else -1
+
+
 def grow_to_rim(image, lesion_mask, wm_mask, rim_voxels=2, bright_lesions=False, deviations=2.5):
     """Grow a lesion mask into the rim of its lesions that it missed; see `masks.grow_while_dark`.
 
@@ -46,7 +83,7 @@ def grow_to_rim(image, lesion_mask, wm_mask, rim_voxels=2, bright_lesions=False,
     rim_voxels : int
         Growth ends here; 0 grows nothing.
     bright_lesions : bool
-        True for FLAIR, where lesions are brighter than white matter.
+        True where lesions are brighter than white matter; see `lesion_sign`.
     deviations : float
     """
     far = wm_mask & ~ndimage.binary_dilation(lesion_mask, iterations=4)
@@ -86,7 +123,7 @@ def choose_halo(lesion_halo, image, anatomy, model, min_lesions=MIN_OWN_LESIONS)
         shares = halo_shares(image, anatomy.old_lesions & anatomy.brain_mask, anatomy.wm_mask)
         if len(shares) >= min_lesions:
             return float(np.clip(np.median(shares), 0, 1))
-    return HALO_SHARES[model.modality]
+    return get(model.modality).halo_share
 
 
 def contrast_volume(image, hole, anatomy, new, model):
@@ -111,8 +148,7 @@ def contrast_volume(image, hole, anatomy, new, model):
     if not (model.form.asks_contrast or model.form.kind == 'unconditional'):
         return None, 'what the model has learnt: it cannot be asked for a contrast'
     reference, source = reference_contrasts(image, anatomy.old_lesions, anatomy.wm_mask, model)
-    sign = SIGN[model.modality]
-    contrasts = choose_contrasts(volumes_of(new), new.strengths, *reference, sign)
+    contrasts = choose_contrasts(volumes_of(new), new.strengths, *reference, sign_of(reference[1]))
     numbers = nearest_numbers(new.mask_img, anatomy.grid_img)
     return np.where(hole, np.append(0, contrasts)[numbers], 0).astype(np.float32), source
 
@@ -163,14 +199,6 @@ def reference_contrasts(image, lesion_mask, wm_mask, model, min_lesions=MIN_OWN_
     return model.contrasts, f'{len(model.contrasts[0])} lesions that the model was trained on'
 
 
-# How much darker than the white matter around them lesions are on T1w, in units of the normalised image (white matter
-# is 1.5 above the background): percentiles over the 64 lesions of at least 20 voxels of three Ljubljana patients. And
-# how much brighter on FLAIR: 149 lesions of the same and of four sessions of MSLesSeg (benchmarks/lesion_contrast.py).
-CONTRAST_PERCENTILES = {
-    'T1w': {5: 0.041, 10: 0.067, 25: 0.168, 50: 0.326, 75: 0.518, 90: 0.664, 95: 0.706},
-    'FLAIR': {5: 0.306, 10: 0.380, 25: 0.546, 50: 0.704, 75: 0.871, 90: 1.085, 95: 1.180},
-}
-
 # The coarse lesions of the thesis' unconditional synthesis (3.2, SDEdit): quantiles of the patient's lesions; None is
 # their mean.
 COARSE_INTENSITIES = {
@@ -185,17 +213,18 @@ COARSE_INTENSITIES = {
 def draw_contrast(rng, lowest=0.15, modality='T1w'):
     """Contrast of a lesion, drawn from that of real ones of which something is to be seen (at least `lowest`).
 
-    It is how much darker than white matter a lesion is: below zero on FLAIR, where lesions are bright.
+    It is how much darker than white matter a lesion is: below zero where lesions are bright (FLAIR).
     """
-    table = CONTRAST_PERCENTILES[modality]
+    table = get(modality).contrast_percentiles
+    if table is None:
+        raise ValueError(f'contrasts of lesions on {modality} have not been measured: give T1w or FLAIR')
     percentiles, contrasts = list(table.keys()), list(table.values())
     start = np.interp(lowest, contrasts, percentiles)
     contrast = float(np.interp(rng.uniform(start, max(percentiles)), percentiles, contrasts))
-    return -contrast if modality == 'FLAIR' else contrast
+    return -get(modality).lesion_sign * contrast
 
 
 SIMILAR_LESIONS = 20  # those of about one size, of which a quantile is taken
-SIGN = {'FLAIR': 1, 'T1w': -1}  # are lesions brighter or darker than white matter?
 LEAST_CONTRAST = {1: 0.1, -1: 0.0}  # bright lesions (FLAIR) stay bright; dark ones (T1w) may be hardly seen
 
 
@@ -210,7 +239,7 @@ def choose_contrasts(volumes, strengths, known_volumes, known_contrasts, sign):
     known_volumes, known_contrasts : (m,) arrays
         Of real lesions, see `inpaint.contrast_of`.
     sign : int
-        See `SIGN`.
+        1 for lesions that are brighter than white matter, -1 for darker ones.
 
     Returns
     -------
@@ -253,9 +282,8 @@ def match_contrast(image, lesion_mask, wm_mask, contrast, edge_voxels=0.8):
     return (image + shift[labels] * alpha).astype(image.dtype)
 
 
-# A rater's mask ends where a lesion is about half as bright, not where the lesion ends. Share of the contrast that is
-# left one mm outside, median of five patients, and how far it takes to fall by e (benchmarks/lesion_contrast.py).
-HALO_SHARES = {'FLAIR': 0.36, 'T1w': 0.19}
+# A rater's mask ends where a lesion is about half as bright, not where the lesion ends. How far it takes the contrast
+# outside (`Modality.halo_share`) to fall by e (benchmarks/lesion_contrast.py), and where it ends.
 HALO_LENGTH_MM, HALO_REACH_MM = 1.2, 4.0
 
 

@@ -1,20 +1,23 @@
 """One image, T1w or FLAIR: place the anatomy, restrict and grow the mask, sample, paste back. No files."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from ..diffusion import models
+from ..diffusion import models, registry
+from ..diffusion.filler import Filler
 from ..images import anatomy as images_anatomy
 from ..images import grid, masks, nifti, placement
 from ..images.anatomy import Anatomy
+from ..modality import get
 from . import checks, contrasts, tables, unmixing
 from . import texture as textures
 from .settings import DEFAULT_GROWTH, DEFAULT_SAMPLING, Growth, Lesions, Sampling
 
+TISSUE_ABOVE = 0.5  # of white matter: the darkest lesions are brighter, fluid is darker
 TEXTURE_STREAM = 1  # of random numbers, apart from those of the model
 LESION_SHARE = 0.05  # of a voxel of the working grid that is no longer healthy
 
@@ -37,6 +40,7 @@ def fill_lesions(
     *,
     tissue_img=None,
     model='fill-T1w',
+    modality=None,
     wm_mask_img=None,
     dilate=1,
     rim_voxels=2,
@@ -58,9 +62,12 @@ def fill_lesions(
         Above zero = lesion; another grid in the same world space is resampled.
     tissue_img : nibabel image, optional
         The T1w in which brain and white matter are found, in the same world space; the image itself if not given.
-        A FLAIR needs it, unless `wm_mask_img` is given.
-    model : str, path or weights.Model
-        A bundled name, a model folder, or a loaded model.
+        All modalities but T1w need it, unless `wm_mask_img` is given.
+    model : str, path or Filler
+        The name of a bundled model or of another filler (`biharmonic`, ...; see `diffusion.registry`), a model folder,
+        or a loaded filler.
+    modality : str, optional
+        What the image is (`modality.MODALITIES`); that which the model was made for if not given.
     wm_mask_img : nibabel image, optional
         White matter, above zero; found by a mixture model if not given.
     rims : {'unmixed', 'grown'}
@@ -96,6 +103,8 @@ def fill_lesions(
     FileNotFoundError
         If the model is not found.
     """
+    if modality is not None:
+        model = registry.load_filler(model, models.choose_device(device), modality)
     lesions = Lesions(lesion_mask_img, rim_img=rim_img)
     growth = Growth(dilate, rim_voxels, rims)
     sampling = Sampling(num_inference_steps, n_samples, seed, device, texture=texture)
@@ -105,7 +114,7 @@ def fill_lesions(
 def fill_alone(
     image_img: nib.Nifti1Image,
     lesions: Lesions,
-    model: str | models.Model,
+    model: str | Filler,
     tissue_img: nib.Nifti1Image | None = None,
     wm_mask_img: nib.Nifti1Image | None = None,
     growth: Growth = DEFAULT_GROWTH,
@@ -115,10 +124,11 @@ def fill_alone(
     nifti.check_image(image_img, 'image')
     if not lesions.on_grid(image_img)[0].any():
         return fill(image_img, lesions, None, model, growth, sampling)
-    if not isinstance(model, models.Model):
-        model = models.load_model(model, models.choose_device(sampling.device))
-    if model.modality == 'FLAIR' and tissue_img is None and wm_mask_img is None:
-        raise ValueError(f'model {model.name} fills FLAIR images: it needs their T1w (tissue_img) or wm_mask_img')
+    model = registry.load_filler(model, models.choose_device(sampling.device))
+    if get(model.modality).needs_t1w and tissue_img is None and wm_mask_img is None:
+        raise ValueError(
+            f'model {model.name} fills {model.modality} images: it needs their T1w (tissue_img) or wm_mask_img'
+        )
     anatomy = find_anatomy(image_img, lesions, tissue_img, wm_mask_img)
     return fill(image_img, lesions, anatomy, model, growth, sampling)
 
@@ -152,6 +162,7 @@ class Scene(NamedTuple):
     wm_mask: np.ndarray  # bool, working grid
     t1w: np.ndarray  # float, working grid
     is_t1w: bool  # the image is the one in which the anatomy was found
+    lesion_sign: int  # 1: lesions are brighter than white matter, -1: darker
 
     @property
     def image(self) -> np.ndarray:
@@ -174,14 +185,13 @@ class Sampled(NamedTuple):
 
     values: np.ndarray  # (n_samples, n) float64, in C order
     white_matter: float  # median, which set the scale
-    num_inference_steps: int
 
 
 def fill(
     image_img: nib.Nifti1Image,
     lesions: Lesions,
     anatomy: Anatomy | None,
-    model: models.Model,
+    model: Filler,
     growth: Growth = DEFAULT_GROWTH,
     sampling: Sampling = DEFAULT_SAMPLING,
 ) -> Filling:
@@ -194,7 +204,7 @@ def fill(
     lesions : Lesions
     anatomy : images.anatomy.Anatomy
         Of the visit's T1w, in the world space of the image; None if the mask is empty.
-    model : models.Model
+    model : Filler
     growth, sampling : settings
 
     Returns
@@ -210,8 +220,10 @@ def fill(
     given_mask, kept_mask = lesions.on_grid(image_img)
     if not given_mask.any():
         return copy_without_lesions(image_img, given_mask, kept_mask)
-    scene = place_anatomy(image_img, given_mask, kept_mask, anatomy)
-    hole = grow_mask(scene, lesions, growth, model)
+    if model.has_texture:
+        sampling = replace(sampling, texture="the filler's own")
+    scene = place_anatomy(image_img, given_mask, kept_mask, anatomy, get(model.modality).lesion_sign)
+    hole = grow_mask(scene, lesions, growth)
     notes = placement.notes_on_place(image_img, lesions.mask_img)
     info = describe_hole(scene, hole, growth) | anatomy.info
     if not scene.is_t1w:
@@ -241,7 +253,7 @@ def copy_without_lesions(image_img, given_mask, kept_mask):
     )
 
 
-def place_anatomy(image_img, given_mask, kept_mask, anatomy) -> Scene:
+def place_anatomy(image_img, given_mask, kept_mask, anatomy, usual_sign=None) -> Scene:
     """Bring an image to its working grid (1 mm, RAS), and the anatomy of its visit to both grids.
 
     White matter is where the mask may grow, and its median sets the scale.
@@ -252,11 +264,14 @@ def place_anatomy(image_img, given_mask, kept_mask, anatomy) -> Scene:
     brain_mask, wm_mask = images_anatomy.on_grid(anatomy, grid_img)
     wm_mask &= ~grid.conform_mask(nifti.mask_image(kept_mask, plain_img), grid_img, threshold=LESION_SHARE)
     native_wm = grid.conform_mask(nifti.mask_image(wm_mask, grid_img), plain_img) & ~kept_mask
-    is_t1w = np.array_equal(t1w, grid_img.get_fdata(dtype=np.float32))
-    return Scene(plain_img, grid_img, given_mask, kept_mask, native_wm, brain_mask, wm_mask, t1w, is_t1w)
+    image = grid_img.get_fdata(dtype=np.float32)
+    is_t1w = np.array_equal(t1w, image)
+    lesion_mask = grid.conform_mask(nifti.mask_image(given_mask, plain_img), grid_img, threshold=LESION_SHARE)
+    lesion_sign = contrasts.lesion_sign(image, lesion_mask, wm_mask & ~lesion_mask, usual_sign)
+    return Scene(plain_img, grid_img, given_mask, kept_mask, native_wm, brain_mask, wm_mask, t1w, is_t1w, lesion_sign)
 
 
-def grow_mask(scene: Scene, lesions: Lesions, growth: Growth, model) -> Hole:
+def grow_mask(scene: Scene, lesions: Lesions, growth: Growth) -> Hole:
     """Restrict the mask to lesions that touch white matter, and let it reach the rims that it missed: Hole."""
     used_mask = masks.restrict_to_white_matter(scene.given_mask, scene.native_wm)
     if growth.rims == 'unmixed' and used_mask.any():
@@ -268,7 +283,7 @@ def grow_mask(scene: Scene, lesions: Lesions, growth: Growth, model) -> Hole:
     step = masks.one_step(nib.affines.voxel_sizes(scene.plain_img.affine))
     used_mask = masks.dilate_within(used_mask, scene.native_wm, growth.dilate, step)
     hole = to_working_grid(used_mask, scene)
-    bright = model.modality == 'FLAIR'
+    bright = scene.lesion_sign > 0
     rim = contrasts.grow_to_rim(image, hole, scene.wm_mask, growth.rim_voxels, bright_lesions=bright) & ~hole
     if rim.any():
         rim = grid.conform_mask(nifti.mask_image(rim, scene.grid_img), scene.plain_img) & scene.native_wm
@@ -289,6 +304,7 @@ def describe_hole(scene: Scene, hole: Hole, growth: Growth) -> dict:
         'LesionVoxelsGiven': int(scene.given_mask.sum()),
         'LesionVoxelsUsed': int(hole.used_mask.sum()),
         'LesionVoxelsKept': int(scene.kept_mask.sum()),
+        'LesionSign': scene.lesion_sign,
         **tables.describe_mask(scene.given_mask, hole.used_mask, scene.plain_img, scene.brain_mask, scene.grid_img),
         **(
             {'Dilation': growth.dilate, 'RimVoxels': growth.rim_voxels}
@@ -301,17 +317,8 @@ def describe_hole(scene: Scene, hole: Hole, growth: Growth) -> dict:
 def sample(scene: Scene, hole: Hole, model, sampling: Sampling) -> Sampled:
     """Sample healthy tissue on tiles that cover the hole, once for each seed."""
     scaling = grid.white_matter_scaling(hole.image, scene.wm_mask & ~hole.mask)
-    from ..diffusion import inpaint  # with torch, which takes seconds: only where something is filled
-
-    steps = models.choose_steps(sampling.num_inference_steps, model.plan['num_inference_steps'], sampling.n_samples)
-    seeds = [(sampling.seed + 7919 * number) % 2**63 for number in range(sampling.n_samples)]
-    values = inpaint.fill_volume(
-        *(scaling.apply(hole.image), hole.mask, scene.wm_mask, model, steps, seeds),
-        device=models.choose_device(sampling.device),
-        batch_size=sampling.batch_size,
-        progress=sampling.progress,
-    )
-    return Sampled(scaling.invert(values), float(1.5 / scaling.slope), steps)
+    values = model.fill(scaling.apply(hole.image), hole.mask, scene.wm_mask, sampling.of_filler())
+    return Sampled(scaling.invert(values), float(1.5 / scaling.slope))
 
 
 def to_own_grid(image_img, scene: Scene, hole: Hole, sampled: Sampled, sampling: Sampling):
@@ -344,10 +351,7 @@ def to_own_grid(image_img, scene: Scene, hole: Hole, sampled: Sampled, sampling:
 def about(model, sampling: Sampling, sampled: Sampled) -> dict:
     """Return what the sidecar records of the model and how it was sampled."""
     return {
-        'Model': model.name,
-        'WeightsSHA256': model.sha256,
-        'RandomSeed': sampling.seed,
-        'NumInferenceSteps': sampled.num_inference_steps,
+        **model.info(sampling.of_filler()),
         'NumSamples': sampling.n_samples,
         'Device': models.choose_device(sampling.device),
         'Texture': sampling.texture,
@@ -366,7 +370,7 @@ def describe(image_img, scene: Scene, hole: Hole, result, info, notes, model) ->
     filled_img = nifti.paste(image_img, filled, used_mask)
     after = nifti.one_volume(nifti.as_loaded(filled_img))
     faint_below = checks.FAINT_BELOW_SD * (info['WhiteMatterDeviation'] or 0)
-    seen = checks.sign(model.modality) * before
+    seen = (get(model.modality).lesion_sign or scene.lesion_sign) * before
     lesions = tables.describe_lesions(
         *(before, after, scene.given_mask, used_mask, native_wm, image_img.affine), seen, faint_below
     )
@@ -406,6 +410,8 @@ def find_shares(scene: Scene, lesion_mask, rim_img=None):
     plain_img, grid_img, native_wm = scene.plain_img, scene.grid_img, scene.native_wm
     image = plain_img.get_fdata(dtype=np.float32)
     brain = grid.conform_mask(nifti.mask_image(scene.brain_mask, grid_img), plain_img)
+    # A brain mask may end too early: what a rater delineated there, as bright as tissue, is tissue.
+    brain |= lesion_mask & (image > TISSUE_ABOVE * np.median(image[native_wm & ~lesion_mask]))
     voxel_mm = nib.affines.voxel_sizes(plain_img.affine)
     if scene.is_t1w and rim_img is None:
         return unmixing.unmix(image, lesion_mask, native_wm, brain, voxel_mm)

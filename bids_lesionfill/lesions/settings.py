@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..diffusion import filler, models
 from ..images import placement
 
 
@@ -29,6 +30,12 @@ class Sampling:
     batch_size: int = 8  # tiles at once
     progress: Callable | None = None  # see `inpaint.fill_volume`
     texture: str = 'sampled'  # with the noise of white matter; 'mean': the smooth estimate
+
+    def of_filler(self) -> filler.Sampling:
+        """Return what a filler is told: a seed for each sample, and the device that there is."""
+        seeds = tuple((self.seed + 7919 * number) % 2**63 for number in range(self.n_samples))
+        device = models.choose_device(self.device)
+        return filler.Sampling(seeds, self.num_inference_steps, device, self.batch_size, self.progress)
 
 
 @dataclass(frozen=True)

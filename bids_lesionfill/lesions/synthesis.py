@@ -15,6 +15,7 @@ from ..diffusion import classical, models
 from ..images import anatomy as images_anatomy
 from ..images import grid, masks, nifti, placement, registration, syn
 from ..images.anatomy import Anatomy
+from ..modality import get
 from . import checks, contrasts, sampling, tables
 from . import library as lesions_library
 from . import places as lesions_places
@@ -116,7 +117,7 @@ def synthesize_lesions(
     device = models.choose_device(device)
     if not isinstance(model, models.Model):
         model = models.load_model(model, device)
-    if model.modality != 'T1w' and t1w_img is None:
+    if get(model.modality).needs_t1w and t1w_img is None:
         raise ValueError(f'model {model.name} paints into {model.modality} images: it needs their T1w (t1w_img)')
     anatomy = images_anatomy.look_at(image_img if t1w_img is None else t1w_img, lesion_mask_img)
     rng = np.random.default_rng(seed)
@@ -290,7 +291,7 @@ def paint(
         'ContrastReference': source,
         **describe_canvas(image_img, synth_img, canvas, changed_mask, anatomy),
     }
-    if model.modality != 'T1w':
+    if get(model.modality).needs_t1w:
         info['SkullStripped'] = images_anatomy.is_skull_stripped(canvas.raw)
     rows = describe_new(image_img, synth_img, canvas, new, info, model.modality)
     return Synthesis(
@@ -374,9 +375,11 @@ def describe_new(image_img, synth_img, canvas: Canvas, new: NewLesions, info: di
     """Return one row per new lesion; see `tables.describe_lesions`."""
     before, after = nifti.one_volume(image_img), nifti.one_volume(nifti.as_loaded(synth_img))
     faint_below = checks.FAINT_BELOW_SD * (info['WhiteMatterDeviation'] or 0)
+    free_mask = canvas.wm_mask & ~canvas.new_mask & ~canvas.old_mask
+    lesion_sign = checks.sign(modality) or contrasts.lesion_sign(after, canvas.new_mask, free_mask)
     rows = tables.describe_lesions(
         *(before, after, canvas.new_mask, canvas.new_mask, canvas.wm_mask, image_img.affine),
-        checks.sign(modality) * after,
+        lesion_sign * after,
         faint_below,
     )
     return with_places(rows, new)

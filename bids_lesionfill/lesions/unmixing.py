@@ -397,7 +397,11 @@ def lesion_share(difference, distance, wm_mask, lesion_mask, fluid, voxel_mm, ev
         contrast = local_contrast(difference, share, seen & lesion_mask, voxel_mm)
         products, squares = per_bin(contrast * difference), per_bin(contrast**2)
         known = squares > 0
-        profile = np.interp(np.arange(n_bins), np.flatnonzero(known), products[known] / squares[known])
+        if not known.any():  # all is partly fluid: there is nothing to learn from, and the mask is taken at its word
+            break
+        # Beyond the outermost bin there is no lesion: where voxels are large, no other voxel says so.
+        places = np.concatenate([[-1], np.flatnonzero(known)])
+        profile = np.interp(np.arange(n_bins), places, np.concatenate([[0], products[known] / squares[known]]))
         profile = optimize.isotonic_regression(profile, weights=squares + 1e-3 * squares.max()).x
         profile = np.clip((profile - profile[0]) / max(profile[-1] - profile[0], 1e-6), 0, 1)
         share = np.where(band, profile[bins], 0).astype(np.float32)

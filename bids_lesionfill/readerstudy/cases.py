@@ -115,7 +115,7 @@ def draw_contrast(brain, hole, model, seed):
     others = brain.lesion_mask & ~hole
     reference, _ = contrasts.reference_contrasts(brain.image, others, brain.wm_mask, model)
     strengths = contrasts.draw_strengths(np.random.default_rng(seed), 1, 'auto')
-    sign = contrasts.SIGN[model.modality]
+    sign = contrasts.sign_of(reference[1])
     return np.where(hole, contrasts.choose_contrasts([hole.sum()], strengths, *reference, sign), 0).astype(np.float32)
 
 

@@ -20,11 +20,13 @@ from .. import statistics, text_files
 from ..diffusion import models
 from ..layout import datasets, errors, naming
 from ..layout import files as layout_files
+from ..modality import MODALITIES
 from . import cases as readerstudy_cases
 
 logger = logging.getLogger('bids_lesionfill.readerstudy')
 
 TEMPLATE = 'readerstudy.md.jinja'
+SYNTHESIZED = [name for name in MODALITIES if MODALITIES[name].synth_model]
 USAGE = 2  # exit code
 FORM_COLUMNS = ['case', 'lesion', 'confidence', 'comment']
 CONFIDENCES = range(1, 6)
@@ -255,7 +257,7 @@ def parse_options(argv=None):
     making.add_argument('bids_dir', type=Path, help='patients: T1w, FLAIR, derivatives with lesion masks')
     making.add_argument('study_dir', type=Path, help='a new folder, for the readers')
     making.add_argument('--model', required=True, help='name or folder of a model that synthesizes')
-    making.add_argument('--modality', default='FLAIR', choices=['FLAIR', 'T1w'], help='default: FLAIR')
+    making.add_argument('--modality', default='FLAIR', choices=SYNTHESIZED, help='default: FLAIR')
     making.add_argument(
         '--participant-label', nargs='+', default=[], help='patients the model has not seen; default: all'
     )

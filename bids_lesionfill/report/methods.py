@@ -1,15 +1,8 @@
 """What a run did, for a paper: a paragraph of methods, and the works behind it. No files."""
 
-from ..diffusion import models
+from ..diffusion.models import describe_models
+from ..modality import FLAIR, get
 from ..thickness import registry
-
-# What a model starts from, in words: the base of its form, see `inpaint.Form`.
-BASES = {
-    'biharmonic': ', starting from biharmonic interpolation',
-    'membrane': ', starting from harmonic interpolation',
-    'local_white_matter': ', starting from the mean of the white matter around',
-    'lesion': ', starting from lesions of even contrast',
-}
 
 # Packages whose version is said, and the work that stands for them.
 SOFTWARE = {
@@ -25,7 +18,6 @@ TRAINED_ON = (
     'OASIS-1 (Marcus et al., 2007; tissue labels by Neuromorphometrics, Inc.), of the Ljubljana database (Lesjak et '
     'al., 2018) and of MSLesSeg (Guarnera et al., 2025)'
 )
-WITH_ANTS = ('pbt', 'ants', 'antspynet')  # engines of thickness that run antspyx
 
 # Tools whose lesion masks or tissue labels are read under names of their own, see `tool_outputs`.
 TOOLS = {
@@ -50,7 +42,7 @@ def methods_text(options, plans, versions, tools=()):
         Of `TOOLS`: whose results lie beside the dataset.
     """
     words = synthesis_words if options.mode == 'synth' else filling_words
-    sentences = [*words(options, plans), *training_words(options, plans), *tissue_words(tools)]
+    sentences = [*words(options, plans), *training_words(options, plans), *tissue_words(options, tools)]
     return ' '.join(sentences) + registry.methods_text(options.thickness) + ' ' + software_words(options, versions)
 
 
@@ -64,7 +56,7 @@ def filling_words(options, plans):
         kept.append(f'smaller than {options.min_lesion_volume:g} mm3')
     return [
         f'Lesions of {" and ".join(options.modalities)} images were filled with bids_lesionfill {options.version}, '
-        f'a BIDS App (Gorgolewski et al., 2017), by a pseudo-3D {model_words(options, plans)}.',
+        f'a BIDS App (Gorgolewski et al., 2017), by {model_words(options, plans)}.',
         *samples,
         *([f'Lesions {" or ".join(kept)} were left as they were.'] if kept else []),
         growth_words(options),
@@ -82,8 +74,8 @@ def growth_words(options):
     if options.dilate:
         steps.append(f'by {options.dilate} voxel{plural(options.dilate)} within white matter')
     if options.rim_voxels:
-        looks = {'T1w': 'dark', 'FLAIR': 'bright'}
-        looks = ' or '.join(f'{looks[modality]} ({modality})' for modality in options.modalities)
+        looks = {1: 'bright', -1: 'dark', None: 'dark or bright'}
+        looks = ' or '.join(f'{looks[get(modality).lesion_sign]} ({modality})' for modality in options.modalities)
         more = 'more ' if steps else f'voxel{plural(options.rim_voxels)} '
         steps.append(
             f'by up to {options.rim_voxels} {more}where white matter was as {looks} as the rim of a lesion that the '
@@ -110,7 +102,7 @@ def synthesis_words(options, plans):
     quantile = 'a random quantile' if options.lesion_intensity == 'auto' else f'quantile {options.lesion_intensity:g}'
     return [
         f'New lesions were painted into {" and ".join(options.modalities)} images with bids_lesionfill '
-        f'{options.version}, a BIDS App (Gorgolewski et al., 2017), by a pseudo-3D {model_words(options, plans)}.',
+        f'{options.version}, a BIDS App (Gorgolewski et al., 2017), by {model_words(options, plans)}.',
         where,
         f'Their contrast was {quantile} of that of real lesions of the same size.',
         halo_words(options),
@@ -128,39 +120,26 @@ def halo_words(options):
 
 
 def model_words(options, plans):
-    """The models of a run, what they start from, and how they were trained and sampled."""
-    names = '; '.join(f'{options.model_of(modality)}{base_words(plan)}' for modality, plan in plans.items())
-    repaint = any(is_unconditional(plan) for plan in plans.values())
-    trained = (
-        ' trained by v-prediction (Salimans and Ho, 2022) and'
-        if all(plan.get('prediction_type') == 'v_prediction' for plan in plans.values())
-        else ''
-    )
-    sampled = 'RePaint (Lugmayr et al., 2022)' if repaint else 'DDIM (Song et al., 2021)'
-    asked, n_samples = options.num_inference_steps, options.n_samples
-    of_plans = {plan.get('num_inference_steps', 1) for plan in plans.values()}
-    steps = sorted({models.choose_steps(asked, of_plan, n_samples) for of_plan in of_plans})
-    kind = 'diffusion model' if repaint else 'conditional diffusion model'
-    counted = ' or '.join(map(str, steps))
-    return f'{kind} (Uhr, 2024; {names}),{trained} sampled by {sampled} in {counted} step{plural(steps[-1])}'
+    """Return how the fillers of a run work: diffusion models in one phrase, others in the words that they bring."""
+    models = {options.model_of(modality): plan for modality, plan in plans.items() if 'methods' not in plan}
+    others = dict.fromkeys(plan['methods'] for plan in plans.values() if 'methods' in plan)
+    words = [describe_models(models, options.num_inference_steps, options.n_samples)[0]] if models else []
+    return '; and by '.join([*words, *others])
+
+
+def brought(options, plans):
+    """Return the BibTeX entries that engines and fillers of other packages bring, for `references.citation`."""
+    named = [reference for plan in plans.values() for reference in plan.get('references', ())]
+    for name in options.thickness:
+        named += registry.make_engine(name).references
+    return [reference for reference in named if reference.lstrip().startswith('@')]
 
 
 def training_words(options, plans):
     """On whose images the app's own models were trained, in a sentence; none for other models."""
-    bundled = [name for modality in plans if (name := options.model_of(modality)) in BUNDLED]
+    bundled = list(dict.fromkeys(name for modality in plans if (name := options.model_of(modality)) in BUNDLED))
     named = f'model{plural(bundled)} {" and ".join(bundled)}'
     return [f'The {named} had been trained on images of {TRAINED_ON}.'] if bundled else []
-
-
-def is_unconditional(plan):
-    """True if a model knows no mask."""
-    return plan.get('form', {}).get('kind') == 'unconditional'
-
-
-def base_words(plan):
-    """What a model starts from."""
-    form = plan.get('form', {})
-    return BASES.get(form.get('base', 'biharmonic'), '') if form.get('kind') == 'residual' else ''
 
 
 def plural(number_or_items):
@@ -169,30 +148,37 @@ def plural(number_or_items):
     return '' if number == 1 else 's'
 
 
-def tissue_words(tools):
+def tissue_words(options, tools):
     """Where brain and white matter come from, in sentences."""
     sentences = []
     if tools:
         named = ' and '.join(f'{tool} ({TOOLS[tool]})' for tool in tools)
         sentences.append(f'Lesion masks and tissue labels by {named} were used where they were there.')
+    others = ' or '.join(name for name in options.modalities if get(name).needs_t1w) or FLAIR.name
     return [
         *sentences,
         'Brain masks were made with deepbet (Fisch et al., 2024) where none was given and images were not '
         'skull-stripped.',
         'Where no segmentation by another tool was given, white matter was found on the T1w by a mixture of three '
         'normal distributions after N4 bias correction (Tustison et al., 2010).',
-        'Where the headers of a T1w and a FLAIR did not agree, the FLAIR was registered rigidly by mutual '
+        f'Where the headers of a T1w and a {others} did not agree, the {others} was registered rigidly by mutual '
         'information (Mattes et al., 2003).',
     ]
 
 
 def software_of(options):
     """Packages whose version belongs into a paper."""
-    with_ants = bool(options.mask_from) or any(engine in WITH_ANTS for engine in options.thickness)
-    return [name for name in SOFTWARE if name != 'antspyx' or with_ants]
+    of_engines = [name for engine in options.thickness for name in registry.ENGINES[engine].packages]
+    with_ants = bool(options.mask_from) or 'antspyx' in of_engines
+    always = [name for name in SOFTWARE if name != 'antspyx' or with_ants]
+    return list(dict.fromkeys([*always, *of_engines]))
 
 
 def software_words(options, versions):
     """The packages in a sentence."""
-    named = [f'{name} {versions[name]} ({SOFTWARE[name]})' for name in software_of(options) if name in versions]
+    named = [
+        f'{name} {versions[name]}' + (f' ({SOFTWARE[name]})' if name in SOFTWARE else '')
+        for name in software_of(options)
+        if name in versions
+    ]
     return f'Software: {", ".join(named)}.'

@@ -37,14 +37,14 @@ def describe_image(image, desc, output_dir):
 
     return {
         'output': after_file.name,
-        'thickness': thickness.describe_thickness(image, output_dir) if is_fill and image.modality == 'T1w' else [],
+        'thickness': thickness.describe_thickness(image, output_dir) if is_fill and image.tissue_file is None else [],
         'status': 'copied' if unchanged else 'filled' if is_fill else 'synthesized',
         'message': (' '.join(info.get('Warnings', [])) or info.get('Description', '')) if unchanged else '',
         'lesions': lesions,
         'volumes': volumes,
         'summary': fill_summary(image, lesions, info, volumes) if is_fill else synth_summary(image, lesions, info),
         'warnings': info.get('Warnings', []),
-        'checks': (checks.check_filling if is_fill else checks.check_synthesis)(info, lesions, image.modality),
+        'checks': (checks.check_filling if is_fill else checks.check_synthesis)(info, lesions, image.contrast),
         'provenance': info,
     }
 
@@ -98,8 +98,8 @@ def draw_figures(image, after_file, mask_file, lesions, info):
         row
         | {
             'label': int(row['label']),
-            'suspicion': checks.suspicion(row, info, image.modality),
-            'reason': checks.reason(row, info, image.modality),
+            'suspicion': checks.suspicion(row, info, image.contrast),
+            'reason': checks.reason(row, info, image.contrast),
             'centre_voxel': tuple(
                 int(v) for v in np.rint(nib.affines.apply_affine(to_voxel, [row['x_mm'], row['y_mm'], row['z_mm']]))
             ),

@@ -3,11 +3,12 @@
 import numpy as np
 from scipy import ndimage
 
+from ..modality import get
+
 SHELL_MM = (3, 6)  # distance of the tissue that a lesion is compared with: beyond its soft edge
 MIN_SHELL_VOXELS = 20
 WHITE_MATTER_SHARE = 0.87  # of the T1w intensity of white matter; grey matter has at most 0.8 of it
 VISIBLE_SD = 2  # times the spread of the surrounding tissue
-DARK = ('T1w',)  # modalities on which lesions are darker than white matter
 
 
 def measure_contrast(image, lesion, lesions, voxel_sizes_mm, t1w=None):
@@ -55,4 +56,4 @@ def measure_contrast(image, lesion, lesions, voxel_sizes_mm, t1w=None):
 
 def is_visible(contrast_sd, modality):
     """Return True if a lesion is at least `VISIBLE_SD` darker (T1w) or brighter (others) than the tissue around it."""
-    return bool((-contrast_sd if modality in DARK else contrast_sd) >= VISIBLE_SD)
+    return bool(get(modality).lesion_sign * contrast_sd >= VISIBLE_SD)

@@ -6,6 +6,7 @@ from scipy import ndimage
 
 from .. import statistics
 from ..images import masks
+from ..modality import get
 from . import contrast, matching
 
 VOLUME_EDGES_ML = (0.01, 0.1, 1.0)
@@ -256,7 +257,7 @@ def group_lesions(lesions, volume_edges_ml=VOLUME_EDGES_ML):
     for group, key in (('volume', 'volume_class'), ('place', 'place'), ('visibility', 'visibility')):
         found[group] = collect(lesions, lambda row, key=key: row.get(key, UNKNOWN))
     for modality in ('T1w', 'FLAIR'):
-        sign = -1 if modality in contrast.DARK else 1
+        sign = get(modality).lesion_sign
         key = f'contrast_{modality}_sd'
         found[f'contrast_{modality}'] = collect(
             lesions, lambda row, key=key, sign=sign: class_of(sign * row.get(key, np.nan), CONTRAST_EDGES_SD, 'SD')

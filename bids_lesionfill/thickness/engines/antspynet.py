@@ -31,6 +31,10 @@ class ANTsPyNet:
     name = 'antspynet'
     reads_results = False
     has_noise = False
+    results_pattern = ''
+    method = 'ANTsPyNet (Tustison et al., 2021)'
+    references = ('tustison2021',)
+    packages = ('antspyx',)
 
     def __init__(self, settings):
         self.allow_download = settings.allow_download

@@ -11,11 +11,11 @@ import numpy as np
 
 from ... import text_files
 from ..engine import Availability, Measurement
-from ..registry import RESULTS, has_results
+from ..registry import has_results
 from ..tables import HEMISPHERES, REGIONS, table_of
 from . import tools
 
-PROGRAM, RESULT = 'dl+direct', RESULTS['dldirect']
+PROGRAM, RESULT = 'dl+direct', 'result-thick.csv'
 
 
 def read_result(lines):
@@ -50,6 +50,10 @@ class DLDirect:
 
     name = 'dldirect'
     has_noise = False
+    results_pattern = RESULT
+    method = 'DL+DiReCT (Rebsamen et al., 2020)'
+    references = ('rebsamen2020',)
+    packages = ()
 
     def __init__(self, settings):
         self.work_dir = settings.work_dir

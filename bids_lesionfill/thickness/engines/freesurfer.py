@@ -17,7 +17,6 @@ from pathlib import Path
 
 from ... import text_files
 from ..engine import Availability, Measurement
-from ..registry import RESULTS
 from ..tables import HEMISPHERES, REGION_NAMES, table_of
 from . import tools
 
@@ -64,6 +63,10 @@ class FreeSurfer:
 
     name = 'freesurfer'
     has_noise = False
+    results_pattern = 'stats/lh.*.stats'
+    method = 'FreeSurfer (Fischl, 2012)'
+    references = ('fischl2012',)
+    packages = ()
     program = 'recon-all'
 
     def __init__(self, settings):
@@ -76,7 +79,7 @@ class FreeSurfer:
         return {
             name: Path(path)
             for name, path in self.derivatives.items()
-            if any(self.is_ours(file.parents[1]) for file in Path(path).glob(f'*/{RESULTS[self.name]}'))
+            if any(self.is_ours(file.parents[1]) for file in Path(path).glob(f'*/{self.results_pattern}'))
         }
 
     def is_ours(self, subject_dir):
@@ -164,6 +167,8 @@ class FastSurfer(FreeSurfer):
     """Reads `stats/?h.aparc.stats`, which FastSurfer writes with `--fsaparc`; it is not run."""
 
     name = 'fastsurfer'
+    method = 'FastSurfer (Henschel et al., 2020)'
+    references = ('henschel2020',)
     program = 'run_fastsurfer.sh'
 
     def can_run(self):

@@ -10,6 +10,13 @@ class ProjectionBasedThickness:
     name = 'pbt'
     reads_results = False
     has_noise = True
+    results_pattern = ''
+    method = (
+        'projection-based thickness (Dahnke et al., 2013) on tissue classes with the priors of ICBM 2009a '
+        '(Fonov et al., 2011), to which each brain was registered by SyN (Avants et al., 2008; antspyx)'
+    )
+    references = ('dahnke2013', 'fonov2011', 'avants2008')
+    packages = ('antspyx',)
 
     def __init__(self, settings):
         pass

@@ -1,0 +1,62 @@
+"""Interface of a filler, and what it is sampled with."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a volume is to be filled."""
+
+    seeds: tuple[int, ...] = (0,)  # each gives one filling
+    num_inference_steps: int | None = None  # the filler's own if not given
+    device: str = 'cpu'
+    batch_size: int = 8  # tiles at once
+    progress: Callable[[int, int], Any] | None = None  # is called with (n_done, n_all)
+
+
+class Filler(Protocol):
+    """Interface of a filler; see `registry`.
+
+    A class that is registered is called with the modality of the images that it is to fill (None: not known), and that
+    must be cheap: weights are loaded in `fill`.
+    """
+
+    name: str
+    modality: str | None  # of the images that it fills
+    sha256: str  # of its weights; '' if it has none
+    has_texture: bool  # a filling has the noise of tissue; False: it is smooth, and the app adds noise
+
+    def fill(
+        self, volume: 'np.ndarray', lesion_mask: 'np.ndarray', wm_mask: 'np.ndarray', sampling: Sampling
+    ) -> 'np.ndarray':
+        """Fill the lesions of a volume, once per seed.
+
+        Parameters
+        ----------
+        volume : (X, Y, Z) float array
+            Normalised (white matter +0.5, background -1), RAS, 1 mm.
+        lesion_mask, wm_mask : (X, Y, Z) bool array
+        sampling : Sampling
+
+        Returns
+        -------
+        (n seeds, n) float array: values of the n voxels of the mask, in C order
+        """
+        ...
+
+    def info(self, sampling: Sampling) -> dict[str, Any]:
+        """Return what the sidecar tells of a filling; spelled as in BIDS."""
+        ...
+
+    def methods(self) -> tuple[str, tuple[str, ...]]:
+        """Return how it fills, for a paper, and its references.
+
+        The words complete "Lesions ... were filled ... by"; references are keys of `report/references.bib`, or whole
+        BibTeX entries.
+        """
+        ...
