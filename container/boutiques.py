@@ -1,7 +1,7 @@
 """Descriptor of the app for Boutiques (Nipoppy, CBRAIN), made from the table of options: `boutiques.json`.
 
-    python container/boutiques.py           (writes container/boutiques.json)
-    bosh validate container/boutiques.json
+python container/boutiques.py           (writes container/boutiques.json)
+bosh validate container/boutiques.json
 """
 
 import json

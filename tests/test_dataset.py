@@ -731,7 +731,7 @@ def test_ellipsoids_have_the_radii_of_the_plan(rng):
     brain = Brain(np.full((80, 80, 80), 0.5, dtype=np.float32), np.ones((80, 80, 80), dtype=bool))
     largest = []
     for radii in ((1.5, 3.0), (12.0, 14.0)):
-        plan = CasePlan((8, 8, 8), 1.0, radii, 1, 0.0, 0)
+        plan = CasePlan((8, 8, 8), 1.0, radii, 1, rim_share=0.0, max_dilation=0)
         cases = [train_cases.draw_fill_case(brain, [], plan, Form(kind='plain'), rng) for _ in range(8)]
         largest.append(max(case['lesion_mask'].sum() for case in cases if case is not None))
     assert largest[0] < 320 < 1500 < largest[1]

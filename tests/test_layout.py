@@ -641,9 +641,7 @@ def test_a_mask_for_two_sessions_is_refused_where_one_is_chosen(tmp_path, img, o
     assert inputs.brain_mask_file is None
     root = tmp_path / 'data'
     (root / mask_path('01')).rename((root / mask_path('01')).with_name('sub-01_ses-2_label-lesion_mask.nii.gz'))
-    assert [(found.session, found.problem) for found in find(root)['01']] == [
-        ('1', layout_inputs.NO_MASK), ('2', '')
-    ]
+    assert [(found.session, found.problem) for found in find(root)['01']] == [('1', layout_inputs.NO_MASK), ('2', '')]
 
 
 @pytest.mark.parametrize('mask', ['lst/sub-01/space-t1w_seg-lst.nii.gz', 'samseg/sub-01/seg.mgz'])

@@ -240,12 +240,12 @@ def test_modality_is_paired_with_mask_and_t1w_of_the_visit(toy_package, tmp_path
     assert inputs.lesion_mask_file == root / mask_path('01', '1')
 
 
-def test_mask_in_the_space_of_a_t2w_is_for_the_t2w_alone(tmp_path, img):
+def test_mask_in_the_space_of_a_t2w_is_drawn_on_that_t2w(tmp_path, img):
     mask = mask_path('01', extra='space-T2w_')
     root = write_bids(tmp_path, {t1w_path('01'): img, t1w_path('01').replace('T1w', 'T2w'): img, mask: img})
     (t2w,), (t1w,) = (find(root, modality=name)['01'] for name in ('T2w', 'T1w'))
     assert (t2w.lesion_mask_file, t2w.mask_space) == (root / mask, 'T2w')
-    assert (t1w.lesion_mask_file, t1w.problem) == (None, 'no lesion mask')
+    assert (t1w.lesion_mask_file, t1w.mask_space, t1w.drawn_on) == (root / mask, 'T2w', 'T2w')  # to be registered
 
 
 def test_phase_of_an_image_is_none_of_its_images(tmp_path, img):

@@ -88,7 +88,7 @@ def test_no_pickle_no_shell_and_no_code_from_text(path):
 
 def test_models_and_lesions_in_the_package_hold_no_pickle():
     kinds = {path.suffix for path in (ROOT / 'bids_lesionfill').rglob('*') if path.is_file()}
-    assert kinds <= {'.py', '.pyc', '.jinja', '.json', '.md', '.npz', '.safetensors', '.ipynb'}
+    assert kinds <= {'.py', '.pyc', '.jinja', '.json', '.md', '.npz', '.safetensors', '.ipynb', '.bib'}
     for path in (ROOT / 'bids_lesionfill').rglob('*.npz'):
         with np.load(path, allow_pickle=False) as arrays:
             assert all(arrays[name].dtype.kind != 'O' for name in arrays)
@@ -211,6 +211,7 @@ def test_pages_of_a_run_hold_no_code_of_others(events, watched):
 @pytest.mark.parametrize('more', [
     ['--participant-label', '../../evil'],
     ['--participant-label', '/evil'],
+    ['--session-label', '../../evil'],
     ['--mode', 'synth', '--mask-from', '../../evil'],
     ['--bids-filter-file', '../evil'],
     ['--model', '../../evil'],
@@ -224,7 +225,6 @@ def test_a_name_that_is_a_path_elsewhere_is_refused_before_anything_is_written(d
 
 
 @pytest.mark.parametrize('more', [
-    ['--session-label', '../../evil'],
     ['--mask-label', '../../evil'],
     ['--mask-desc', '../../evil'],
 ])  # fmt: skip

@@ -169,7 +169,7 @@ def text_without_encoding(tree):
         owner = getattr(getattr(node.func, 'value', None), 'id', '')
         keywords = {keyword.arg: keyword.value for keyword in node.keywords}
         mode = node.args[1] if len(node.args) > 1 else keywords.get('mode', ast.Constant('r'))
-        is_open = name == 'open' and owner != 'os' and 'b' not in getattr(mode, 'value', 'r')
+        is_open = name == 'open' and owner not in ('os', 'Image') and 'b' not in getattr(mode, 'value', 'r')
         is_text = name in ('read_text', 'write_text') and owner != 'text_files'
         is_process = any(isinstance(keywords.get(word), ast.Constant) for word in ('text', 'universal_newlines'))
         if (is_open or is_text or is_process) and 'encoding' not in keywords:
@@ -181,6 +181,7 @@ def text_without_encoding(tree):
     ('path.read_text()', True), ("path.read_text(encoding='utf-8')", False), ('text_files.read_text(path)', False),
     ('path.write_text(x)', True), ('open(path)', True), ("open(path, 'w')", True), ("open(path, 'rb')", False),
     ("open(path, 'w', encoding='utf-8')", False), ('subprocess.run(x, text=True)', True), ('os.open(path, 1)', False),
+    ('Image.open(path)', False),
 ])  # fmt: skip
 def test_calls_without_encoding_are_found(source, is_found):
     assert bool(text_without_encoding(ast.parse(source))) == is_found

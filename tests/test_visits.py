@@ -11,7 +11,7 @@ from bids_examples import bytes_without_place, flair_path, listing, mask_path, t
 from test_app import DATASET_FILES, ROOT, closing_files, data_hashes, validator
 
 from bids_lesionfill import text_files
-from bids_lesionfill.app import cli, exit_codes, participant
+from bids_lesionfill.app import cli, exit_codes, reporting
 from bids_lesionfill.app import options as app_options
 from bids_lesionfill.images import masks, placement
 from bids_lesionfill.layout import derivatives, inputs, naming
@@ -428,7 +428,7 @@ def test_lesions_of_another_participant_are_taken(tmp_path, make_phantom, run, n
 
 
 def test_participant_whose_lesions_cannot_be_taken_is_a_usage_error(t1w_only, run, tmp_path, caplog):
-    for label, words in (('01', 'sub-01 has no T1w with a lesion mask'), ('09', "participants ['09'] are not in")):
+    for label, words in (('01', 'sub-01 has no T1w with a lesion mask'), ('09', 'no sub-09 in')):
         assert run(t1w_only, tmp_path / 'out', '--modality', 'T1w', '--mask-from', label) == exit_codes.USAGE
         assert words in caplog.text
 
@@ -459,8 +459,8 @@ def test_nothing_to_do_has_its_own_exit_code(tmp_path, make_phantom, run, caplog
     assert 'no FLAIR with a T1w' in caplog.text
     (row,) = text_files.read_tsv(tmp_path / 'out/participants.tsv')
     levels = json.loads((tmp_path / 'out/participants.json').read_text())['status']['Levels']
-    assert row['status'] == participant.NO_IMAGE
-    assert participant.NO_IMAGE in levels
+    assert row['status'] == reporting.NO_IMAGE
+    assert reporting.NO_IMAGE in levels
 
 
 def test_reports_of_what_is_not_there_say_so(t1w_only, run, tmp_path):
