@@ -244,9 +244,9 @@ def pair(image, candidates, layout, roots, needs_mask=True, tool_masks=True, too
             flair = choose_flair(entities, mask_names, drawn_on, name)
             flair_file = Path(flair.path) if flair else None
         if lesion_mask_file is not None:
-            t1w_files = candidates.others[T1W.suffix]
-            meant = [file for file in t1w_files if meaning.meant_by(mask_names, [file.get_entities()])]
-            siblings = [file for file in of_visit(entities, meant) if file.path != image.path]
+            alike = of_visit(entities, candidates.others[T1W.suffix])
+            meant = [file for file in alike if meaning.meant_by(mask_names, [file.get_entities()])]
+            siblings = [file for file in meant if file.path != image.path]
     else:
         tissue = choose_t1w(entities, candidates.others[T1W.suffix], name)
         if tissue is None:
