@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from bids_examples import flair_path, mask_path, t1w_path, write_bids
 
-from bids_lesionfill.app import cli, exit_codes, participant
+from bids_lesionfill.app import cli, exit_codes, reporting
 from bids_lesionfill.app import options as app_options
 from bids_lesionfill.images import registration, tissues
 from bids_lesionfill.thickness import anatomy as thickness_anatomy
@@ -79,7 +79,7 @@ def test_a_visit_with_thickness_finds_and_opens_everything_once(
     visit, tmp_path, monkeypatch, calls, template, model_dirs
 ):
     monkeypatch.setattr(app_options.Options, 'model_of', lambda self, modality: str(model_dirs[modality]))
-    monkeypatch.setattr(participant, 'finish', lambda *_: 'filled')  # the report opens images for its pictures
+    monkeypatch.setattr(reporting, 'finish', lambda *_: 'filled')  # the report opens images for its pictures
     out = tmp_path / 'out'
     assert run(visit, out, '--thickness', 'pbt') == exit_codes.OK
     assert {name: calls[name] for name in ('find_brain', 'find_bias', 'classify', 'rigid')} == {

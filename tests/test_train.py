@@ -1026,10 +1026,10 @@ def test_command_line_changes_the_plan(healthy_dir, tmp_path, monkeypatch):
 
 TWO_PROCESSES = """
 import os, sys, torch
-from bids_lesionfill import train
+from bids_lesionfill.train import cli, loop
 
 rank = os.environ['RANK']
-step, run, batches, networks = train.train_step, train.train, [], []
+step, run, batches, networks = loop.train_step, loop.train, [], []
 
 
 def spy_step(network, batch, scheduler, plan, draw):
@@ -1042,13 +1042,13 @@ def spy_train(*arguments, **options):
     return networks[-1]
 
 
-train.train_step, train.train = spy_step, spy_train
+loop.train_step, loop.train = spy_step, spy_train
 out, arguments = sys.argv[1], sys.argv[2:]
-train.main([arguments[0], out, *arguments[1:]])
+cli.main([arguments[0], out, *arguments[1:]])
 # Only the first process is out of time; the other one must not wait for it for ever.
 minutes = '0.0001' if rank == '0' else '1000'
 n_batches = len(batches)
-train.main([arguments[0], out + '-in-time', *arguments[1:], '--cpu-minutes', minutes])
+cli.main([arguments[0], out + '-in-time', *arguments[1:], '--cpu-minutes', minutes])
 torch.save(
     {'batches': batches[:n_batches], 'network': networks[0].state_dict(), 'n_updates': len(batches) - n_batches},
     f'{out}/rank-{rank}.pt',
