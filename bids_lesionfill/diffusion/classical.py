@@ -16,7 +16,7 @@ SIX_NEIGHBOURS = np.array([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 
 
 
 def _laplacian_at(voxels, shape):
-    """Rows of the 6-neighbour Laplacian at `voxels` (flat indices) over the flat volume; zero flux at the borders."""
+    """Return the 6-neighbour Laplacian's rows at `voxels` (flat indices), with zero flux at the borders."""
     coordinates = np.stack(np.unravel_index(voxels, shape), axis=1)
     rows, columns = [], []
     for step in SIX_NEIGHBOURS:
@@ -66,7 +66,7 @@ def biharmonic(image, lesion_mask, bounds=None):
 
 
 def white_matter_bounds(image, lesion_mask, wm_mask, white_matter, deviations=2.5):
-    """Values between which white matter lies: its local mean and some robust standard deviations.
+    """Return bounds of white matter: its local mean plus or minus some robust standard deviations.
 
     Parameters
     ----------
@@ -116,7 +116,7 @@ def _healthy_white_matter(lesion_mask, wm_mask):
 
 
 def local_white_matter(image, lesion_mask, wm_mask, gap_voxels=2, sigma_voxels=3.0):
-    """Mean of the white matter around every voxel, taken at some distance from the lesion.
+    """Compute the mean of the white matter around every voxel, at some distance from the lesion.
 
     Normalised convolution: a Gaussian average of the white matter that is at least `gap_voxels` away from the mask,
     since a rater's mask misses the lesion's soft rim; where there is none near, a wider Gaussian.

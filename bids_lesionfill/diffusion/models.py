@@ -15,7 +15,7 @@ from .filler import Sampling
 
 
 def choose_device(device):
-    """`auto` is CUDA where there is one."""
+    """Return the torch device; `auto` means CUDA if a GPU is available, else the CPU."""
     import torch
 
     available = torch.cuda.is_available()
@@ -132,12 +132,12 @@ def describe_models(
 
 
 def list_models(models_dir=MODELS_DIR):
-    """Names and plans of the bundled models: dict of dict."""
+    """List the names and plans of the bundled models: dict of dict."""
     return {path.parent.name: text_files.read_json(path) for path in sorted(models_dir.glob('*/plan.json'))}
 
 
 def find_model(name_or_path, models_dir=MODELS_DIR):
-    """Folder of a model.
+    """Find the folder of a model.
 
     Raises
     ------
@@ -154,12 +154,12 @@ def find_model(name_or_path, models_dir=MODELS_DIR):
 
 
 def read_plan(name_or_path, models_dir=MODELS_DIR):
-    """The plan of a model, as a dict; see `find_model`."""
+    """Read the plan of a model as a dict; see `find_model`."""
     return text_files.read_json(find_model(name_or_path, models_dir) / 'plan.json')
 
 
 def check_model(name_or_path, task, modality, models_dir=MODELS_DIR):
-    """See that a model was made for a task and a modality, by its plan, and has weights.
+    """Check that a model has weights and, by its plan, was made for a task and a modality.
 
     Raises
     ------
@@ -179,7 +179,7 @@ def check_model(name_or_path, task, modality, models_dir=MODELS_DIR):
 
 
 def license_of(name_or_path, models_dir=MODELS_DIR):
-    """The licence of a model's weights as its card says it (`weights are CC BY-NC 4.0`); 'n/a' if it does not."""
+    """Return the licence of a model's weights from its card; 'n/a' if it lists none."""
     card = find_model(name_or_path, models_dir) / 'README.md'
     text = text_files.read_text(card) if card.is_file() else ''
     said = re.search(r'weights\s+are\s+(CC[\s-][A-Z-]+\s\d\.\d|CC0)', text)
@@ -187,7 +187,7 @@ def license_of(name_or_path, models_dir=MODELS_DIR):
 
 
 def sha256_of(path):
-    """SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
@@ -232,7 +232,7 @@ def load_model(name_or_path, device='cpu', models_dir=MODELS_DIR):
 
 
 def read_contrasts(folder):
-    """Volumes (mm3) and contrasts of the lesions that a model was trained on, (n,) arrays; None if it has none."""
+    """Read volumes (mm3) and contrasts of a model's training lesions, (n,) arrays; None without."""
     import numpy as np
 
     path = Path(folder) / CONTRASTS

@@ -111,7 +111,7 @@ def classical_fillings(image_img, used_mask_img, wm_mask, fillers, seed):
 
 
 def warped_masks(number, image, tissue_seg, affine, options):
-    """Masks of patients, and single lesions, in a healthy brain: list of (name, (X, Y, Z) bool array).
+    """Return patients' masks and single lesions in a healthy brain: list of (name, (X, Y, Z) bool array).
 
     Where the brain lies in the template is kept under `OUT/fills`.
     """
@@ -152,7 +152,7 @@ def warped_masks(number, image, tissue_seg, affine, options):
 
 
 def confluent_cases(number, subject, files, models, options):
-    """Confluent cases of a healthy brain, as the app fills them: yields (case, dict of method -> (filled, seconds)).
+    """Yield confluent cases as the app fills them: (case, dict of method -> (filled, seconds)).
 
     The mask is that of a rater, or too tight or ragged (`confluent-tight`).
     """
@@ -190,7 +190,7 @@ def confluent_cases(number, subject, files, models, options):
 
 
 def measure_patient(person, files, modality, models, fillers, options):
-    """Measures of one image of a patient by all methods, and patches for the classifier: (rows, dict of Patches)."""
+    """Measure one image of a patient after filling by all methods: (rows, dict of Patches)."""
     image_img, t1w_img, mask_img = (nib.load(file) for file in files)
     subject = naming.strip_extension(Path(files[0]).name).rpartition('_')[0]
     made = {
@@ -234,7 +234,7 @@ def measure_patient(person, files, modality, models, fillers, options):
 
 
 def measure_patients(models, fillers, options):
-    """All patients of `--patients`, T1w and FLAIR: (rows of measures, rows of the classifiers' AUC)."""
+    """Measure all patients of `--patients`, T1w and FLAIR: (rows of measures, rows of AUC)."""
     rows, aucs = [], []
     for modality, of_modality in models.items():
         people, found = [], []
@@ -259,7 +259,7 @@ def measure_patients(models, fillers, options):
 
 
 def summarise_real(rows):
-    """Median, smallest and largest value over images of every measure: list of dict."""
+    """Compute median, minimum and maximum of every measure over images: list of dict."""
     groups = {}
     for row in rows:
         groups.setdefault(tuple(row[key] for key in ('modality', 'group', 'method', 'family')), []).append(row)
@@ -279,7 +279,7 @@ def summarise_real(rows):
 
 
 def find_follow_ups(folder):
-    """Pairs of visits in one space below a folder: list of (subject, change mask, brain mask or None, images).
+    """Find registered visit pairs in a folder: list of (subject, change mask, brain mask or None, images).
 
     `images` is a dict of modality -> list of files, one per visit, in their order.
     """
@@ -297,7 +297,7 @@ def find_follow_ups(folder):
 
 
 def read_review(path):
-    """Which changes a person has looked at: dict of (subject, lesion) -> whether it counts.
+    """Read the manual review of changes: dict of (subject, lesion) -> True if it counts.
 
     A table with the columns `subject`, `lesion` and `counts` (yes or no).
     """
@@ -307,7 +307,7 @@ def read_review(path):
 
 
 def compare_visits(folder, models, fillers, options):
-    """Lesions that appeared, filled at the second visit and compared with the first: (rows, examples for pictures)."""
+    """Fill new lesions at follow-up and compare them with the first visit: (rows, picture examples)."""
     rows, examples = [], []
     reviewed = read_review(options.review)
     for subject, change_file, images in find_follow_ups(folder):
@@ -369,7 +369,7 @@ def compare_visits(folder, models, fillers, options):
 
 
 def picture_of(row, before, after, fillings, lesion, around, img):
-    """What a picture of a lesion that appeared shows: dict, see `evaluation_page.write_page`; white matter at 0.5."""
+    """Return the picture of a new lesion as `evaluation_page.write_page` takes it; white matter at 0.5."""
     box = evaluate_appeared.box_around(lesion, nib.affines.voxel_sizes(img.affine))
     near = around[box]
     part_img = img.slicer[box]
@@ -390,7 +390,7 @@ def picture_of(row, before, after, fillings, lesion, around, img):
 
 
 def summarise_appeared(rows):
-    """Mean over the lesions that count, or, while nobody has looked, over all: list of dict."""
+    """Average over the lesions that count, or over all if none is reviewed: list of dict."""
     groups = {}
     for row in rows:
         for counts in {'all that the numbers say', 'looked at' if row['counts'] == 'yes' else ''} - {''}:

@@ -31,21 +31,21 @@ class Change(NamedTuple):
 
 
 def tissue_around(lesion_mask, changed_mask, wm_mask, voxel_mm):
-    """White matter 2 to 12 mm from a lesion that no change touches; all of that distance's brain if there is little."""
+    """Return unchanged white matter 2 to 12 mm from a lesion, or all brain there if it is scarce."""
     distance = ndimage.distance_transform_edt(~lesion_mask, sampling=voxel_mm)
     clear = ~ndimage.binary_dilation(changed_mask, masks.FULL_CONNECTIVITY)
     return (distance > GAP_MM) & (distance <= NEAR_MM) & wm_mask & clear
 
 
 def box_around(lesion_mask, voxel_mm):
-    """Slices of the box that holds a lesion and all that it is compared with."""
+    """Return slices of the box around a lesion and its comparison tissue."""
     margins = np.ceil(NEAR_MM / np.asarray(voxel_mm)).astype(int) + 3
     bounds = ndimage.find_objects(lesion_mask.astype(np.uint8))[0]
     return tuple(slice(max(side.start - n, 0), side.stop + n) for side, n in zip(bounds, margins))
 
 
 def match(image, reference, mask):
-    """An image with the median and the robust spread of a reference in a mask.
+    """Match the median and robust spread of an image to a reference within a mask.
 
     The spread is that of smooth structure, not of noise: noise of the two scans is independent and is compared, not
     matched (`score`).
@@ -68,14 +68,14 @@ def match(image, reference, mask):
 
 
 def contrast(image, lesion_mask, around, sign):
-    """How much more like a lesion a lesion is than the white matter around it, in robust SD of that."""
+    """Compute the contrast of a lesion to the white matter around it, in robust SD of the latter."""
     values = image[around]
     deviation = max(1.4826 * np.median(np.abs(values - np.median(values))), values.std() / 4, 1e-12)
     return float(sign * (image[lesion_mask].mean() - np.median(values)) / deviation)
 
 
 def judge(contrast_first, contrast_second):
-    """What two contrasts say of a change: appeared, grew, vanished or unclear."""
+    """Classify a change from its two contrasts: appeared, grew, vanished or unclear."""
     if contrast_first - contrast_second >= APPEARED_SD:
         return VANISHED
     if contrast_second - contrast_first < APPEARED_SD:
@@ -84,7 +84,7 @@ def judge(contrast_first, contrast_second):
 
 
 def find_changes(first, second, changed_mask, wm_mask, voxel_mm, min_voxels=4, sign=1):
-    """The lesions of a mask of changes and what the numbers say of each: (labels, list of Change).
+    """Find and classify the lesions of a change mask: (labels, list of Change).
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ def find_changes(first, second, changed_mask, wm_mask, voxel_mm, min_voxels=4, s
 
 
 def score(first, filled, second, lesion_mask, changed_mask, wm_mask, voxel_mm):
-    """A fill of the second visit against the first: dict, NaN where there is too little unchanged tissue.
+    """Score a filled follow-up image against the first visit: dict, NaN if unchanged tissue is scarce.
 
     Parameters
     ----------

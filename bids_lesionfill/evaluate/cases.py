@@ -50,7 +50,7 @@ class Case:
 
 
 def find_ventricles(tissue_seg, depth_voxels=28):
-    """Largest connected CSF deeper than any sulcus below the brain's surface: lateral and third ventricles."""
+    """Find the lateral and third ventricles: the largest CSF component deeper than any sulcus."""
     brain = ndimage.binary_closing(np.pad(tissue_seg > 0, 6), iterations=6)[6:-6, 6:-6, 6:-6]
     labels, n_parts = ndimage.label(
         (tissue_seg == tissues.CSF) & (ndimage.distance_transform_edt(brain) > depth_voxels)
@@ -59,7 +59,7 @@ def find_ventricles(tissue_seg, depth_voxels=28):
 
 
 def scatter_lesions(tissue_seg, ventricles, shapes, rng, n_lesions, min_voxels=8, tries=3000):
-    """Real lesion shapes at random places of the white matter, cut to it, far from one another.
+    """Sample places in white matter for real lesion shapes, cut to it and far from one another.
 
     Most lesions are tiny, most of the lesion volume is not, and a random place mostly touches cortex: shapes are drawn
     from each of `VOLUMES_ML` in turn, and centres near the ventricles, near grey matter and far from both in turn.
@@ -134,7 +134,7 @@ def grow(lesion_mask, image, wm_mask, dilation, modality='T1w'):
 
 
 def paint(image, labels, wm_mask, rng, edge_voxels=EDGE_VOXELS, modality='T1w'):
-    """Paint lesions, each of its own contrast, with one soft edge; return the image and the lesions' share."""
+    """Insert lesions, each with its own contrast and one soft edge; return the image and their share."""
     contrasts = [0.0] + [lesions_contrasts.draw_contrast(rng, modality=modality) for _ in range(labels.max())]
     contrasts = np.array(contrasts)
     nearest = ndimage.distance_transform_edt(labels == 0, return_distances=False, return_indices=True)
@@ -143,7 +143,7 @@ def paint(image, labels, wm_mask, rng, edge_voxels=EDGE_VOXELS, modality='T1w'):
 
 
 def tighten(lesion_mask, rng):
-    """A lesion's mask one voxel too tight, or ragged (half of its border is missing): by chance. Never empty.
+    """Shrink a lesion mask by one voxel or drop half of its border, at random; never leave it empty.
 
     A lesion without a core is ragged always.
     """
@@ -156,7 +156,7 @@ def tighten(lesion_mask, rng):
 
 
 def move_lesions(lesion_mask, affine, brain_mask):
-    """Lesions of a patient at the proportional place in another brain, whose bounding boxes are laid over each other.
+    """Transform a patient's lesions into another brain by aligning the bounding boxes of both brains.
 
     Parameters
     ----------
@@ -185,7 +185,7 @@ def move_lesions(lesion_mask, affine, brain_mask):
 
 
 def make_units(labels, touched, lesion_mask, ventricles, tissue_seg):
-    """One unit per label: its part of what was touched or filled. Deep nuclei count as cortex for its place."""
+    """Return one unit per label, its part of the touched or filled voxels; deep nuclei count as cortex."""
     places = lesions_places.map_places(ventricles, tissue_seg == tissues.GREY_MATTER)
     names = {place: name for name, place in lesions_places.PLACES.items()}
     nearest = ndimage.distance_transform_edt(labels == 0, return_distances=False, return_indices=True)
@@ -204,7 +204,7 @@ def make_units(labels, touched, lesion_mask, ventricles, tissue_seg):
 
 
 def draw_cases(subject, image, tissue_seg, shapes, rng, n_lesions, kind, dilations, modality='T1w'):
-    """A brain's `clean` or `rim` case, once per dilation of the mask.
+    """Synthesize the `clean` or `rim` case of a brain, once per dilation of the mask.
 
     Parameters
     ----------
@@ -241,7 +241,7 @@ def draw_cases(subject, image, tissue_seg, shapes, rng, n_lesions, kind, dilatio
 
 
 def patient_case(subject, image, tissue_seg, lesion_mask, rng, dilation=1, min_voxels=4, modality='T1w'):
-    """A brain's `patient` case.
+    """Synthesize the `patient` case of a brain.
 
     Parameters
     ----------

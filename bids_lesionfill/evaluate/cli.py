@@ -24,7 +24,7 @@ logger = logging.getLogger('bids_lesionfill.evaluate')
 
 
 def parse_options(argv=None):
-    """Command line of the evaluation."""
+    """Parse the command line of the evaluation."""
     parser = argparse.ArgumentParser(
         prog='python -m bids_lesionfill.evaluate',
         description=__doc__.split('\n')[0],
@@ -103,7 +103,7 @@ def parse_options(argv=None):
 
 
 def find_brains(options):
-    """Files of the brains to evaluate on (see `read_image`), and whose brain each is."""
+    """Find the files of the brains to evaluate (see `read_image`) and the label of each brain."""
     if options.participant_label is None:
         if get(options.modality).needs_t1w:
             raise SystemExit(f'healthy brains have no {options.modality} here: give patients by --participant-label')
@@ -206,5 +206,5 @@ def count_cases(rows):
 
 
 def without_nan(rows):
-    """JSON knows no NaN: None."""
+    """Replace NaN by None, as JSON has no NaN."""
     return json.loads(json.dumps(rows, default=lambda value: value.item()), parse_constant=lambda _: None)

@@ -38,7 +38,7 @@ class Drawn(NamedTuple):
 
 
 def unpack_lesions(archive, volume_ml=LARGE_ML, held_out=True):
-    """Single lesions of an archive, see the README of `lesion-shapes`: list of (first voxel, bool array).
+    """Read single lesions from a `lesion-shapes` archive: list of (first voxel, bool array).
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def unpack_lesions(archive, volume_ml=LARGE_ML, held_out=True):
 
 
 def gather_lesions(lesions, shape, rng, n_lesions=3):
-    """Lesions drawn at random into one mask, where they lie, none touching another; (X, Y, Z) bool array."""
+    """Sample lesions that do not touch into one mask, at their own places: (X, Y, Z) bool array."""
     mask = np.zeros(shape, dtype=bool)
     placed = 0
     for chosen in rng.permutation(len(lesions)):
@@ -74,7 +74,7 @@ def gather_lesions(lesions, shape, rng, n_lesions=3):
 
 
 def warp_mask(mask, affine, points_mm, brain_mask):
-    """A mask of the template's space in a brain, half or more of the voxel; (X, Y, Z) bool array.
+    """Warp a mask from template space to a brain, thresholded at half a voxel: (X, Y, Z) bool array.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ def warp_mask(mask, affine, points_mm, brain_mask):
 
 
 def draw_case(image, tissue_seg, warped_mask, rng, tight=False):
-    """Paint the lesions of a mask into white matter, and draw the mask as a rater does: Drawn.
+    """Insert the lesions of a mask into white matter and delineate them as a rater does: Drawn.
 
     Parameters
     ----------
@@ -137,7 +137,7 @@ def draw_case(image, tissue_seg, warped_mask, rng, tight=False):
 
 
 def make_case(drawn, used_mask, kind, subject, dilation):
-    """The case of a filler that used a mask: what it filled counts, and what the lesions touched.
+    """Return the case of a filler with its own mask, scored where it filled or the lesions touched.
 
     Units are the lesions, those up to 0.1 ml together; their place says whether they touch fluid.
 

@@ -28,7 +28,7 @@ class Patches(NamedTuple):
 
 
 def ball(radius):
-    """Offsets of the voxels of a ball, (voxels, 3) int array."""
+    """Return the offsets of the voxels of a ball, (voxels, 3) int array."""
     steps = np.arange(-radius, radius + 1)
     offsets = np.stack(np.meshgrid(steps, steps, steps, indexing='ij'), axis=-1).reshape(-1, 3)
     return offsets[(offsets**2).sum(axis=1) <= radius**2 + 1]
@@ -83,21 +83,21 @@ def draw_patches(filled, original, filled_mask, untouched_mask, rng, n_patches=6
 
 
 def pair_values(values, mask, axis, lag=1):
-    """Values of all pairs of voxels of a mask that lie `lag` apart along an axis: two (pairs,) arrays."""
+    """Return the values of all voxel pairs of a mask, `lag` apart along an axis: two (pairs,) arrays."""
     values, mask = np.moveaxis(values, axis, 0), np.moveaxis(mask, axis, 0)
     both = mask[lag:] & mask[:-lag]
     return values[lag:][both], values[:-lag][both]
 
 
 def correlation(one, other):
-    """Of two arrays; 0 where one is constant or too short."""
+    """Compute the correlation of two arrays; 0 if one is constant or too short."""
     if len(one) < 3 or np.ptp(one) == 0 or np.ptp(other) == 0:
         return 0.0
     return float(np.corrcoef(one, other)[0, 1])
 
 
 def cooccurrence(values, mask):
-    """Grey-level co-occurrence of neighbours along all axes (Haralick et al. 1973), symmetric; sums to 1.
+    """Compute the symmetric grey-level co-occurrence (Haralick et al. 1973) over all axes; sums to 1.
 
     Values are binned to 8 levels from -3 to 3.
     """
@@ -110,7 +110,7 @@ def cooccurrence(values, mask):
 
 
 def features(values, mask):
-    """Intensity and texture of a patch, as of radiomics (IBSI; Zwanenburg et al. 2020): dict of float.
+    """Compute IBSI radiomics of a patch (Zwanenburg et al. 2020), intensity and texture: dict of float.
 
     Parameters
     ----------
@@ -142,7 +142,7 @@ def features(values, mask):
 
 
 def forest_scores(train, labels, test):
-    """Probability of the second class by a forest of 300 trees; all (patches, features) arrays."""
+    """Predict the second class with a forest of 300 trees, from (patches, features) arrays."""
     from sklearn.ensemble import RandomForestClassifier
 
     forest = RandomForestClassifier(300, min_samples_leaf=3, random_state=0)
@@ -185,12 +185,12 @@ def network_scores(train, labels, test, n_epochs=15):
 
 
 def table_of(patches):
-    """Features of every patch, (patches, features) array."""
+    """Compute the features of every patch, (patches, features) array."""
     return np.array([list(features(*patch).values()) for patch in patches])
 
 
 def stack_of(patches):
-    """Intensities and mask of every patch as channels, (patches, 2, w, w, w) float32 array."""
+    """Stack intensities and mask of every patch as channels, (patches, 2, w, w, w) float32 array."""
     return np.stack([np.stack([values, mask]) for values, mask in patches]).astype(np.float32)
 
 
@@ -198,7 +198,7 @@ CLASSIFIERS = {'radiomics': (table_of, forest_scores), 'network': (stack_of, net
 
 
 def auc_by_patient(first, second, people, classifier='radiomics'):
-    """Area under the ROC curve of a classifier of two kinds of patches, each patient scored by the others.
+    """Compute the leave-one-patient-out ROC AUC of a classifier of two kinds of patches.
 
     Parameters
     ----------
@@ -234,7 +234,7 @@ def auc_by_patient(first, second, people, classifier='radiomics'):
 
 
 def discriminability(patches, people, classifier='radiomics', auc_null=None):
-    """How well filled tissue can be told from untouched white matter, and what chance does: dict.
+    """Compute the AUC of filled tissue against untouched white matter, and that of chance: dict.
 
     Parameters
     ----------

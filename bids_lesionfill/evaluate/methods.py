@@ -10,7 +10,7 @@ from ..modality import get
 
 
 def skimage_biharmonic(image, lesion_mask, wm_mask, rng):
-    """`skimage.restoration.inpaint_biharmonic`, region by region."""
+    """Fill each region with `skimage.restoration.inpaint_biharmonic`."""
     from skimage.restoration import inpaint_biharmonic
 
     filled = image.copy()
@@ -36,7 +36,7 @@ class ModelMethod:
 
     @classmethod
     def parse(cls, text):
-        """`NAME_OR_FOLDER` or `NAME_OR_FOLDER@STEPS`."""
+        """Parse `NAME_OR_FOLDER` or `NAME_OR_FOLDER@STEPS`."""
         name, at, steps = text.partition('@')
         if at and not (steps.isdecimal() and int(steps)):
             raise ValueError(f'model {text!r} has {steps!r} steps, expected MODEL@STEPS with at least 1')

@@ -129,7 +129,7 @@ def write_page(output_dir, summary, comparisons, examples, info, artefacts=()):
 
 
 def page_template():
-    """The page; every value that is put into it is escaped."""
+    """Return the template of the page, which escapes every value."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters['data_uri'] = lambda png: f'data:image/png;base64,{base64.b64encode(png).decode("ascii")}'
@@ -140,7 +140,7 @@ def page_template():
 
 
 def describe_kind(kind, summary, comparisons, info):
-    """Everything the page says about one kind of case, as a dict."""
+    """Return all content of the page about one kind of case, as a dict."""
     rows = [row for row in summary if row['kind'] == kind]
     dilations = sorted({row['dilation'] for row in rows}, key=str)
     chosen = (info.get('dilation') or {}).get(kind)
@@ -172,7 +172,7 @@ def describe_kind(kind, summary, comparisons, info):
 
 
 def mask_words(dilation):
-    """What was done to the mask before the methods were given it."""
+    """Describe the mask that the methods were given, such as its dilation."""
     if not dilation:
         return 'mask not dilated'
     if dilation == 'app':
@@ -184,12 +184,12 @@ def mask_words(dilation):
 
 
 def window_words(window):
-    """Ends of a grey window."""
+    """Format the ends of a grey window as text."""
     return ' to '.join(f'{end:g}' for end in window).replace('-', '−')
 
 
 def headline(rows, paired):
-    """The best model against the best classical filler, as a sentence and a verdict: 'good', 'bad' or 'neutral'."""
+    """Compare the best model with the best classical filler: text, and 'good', 'bad' or 'neutral'."""
     metric = next((m for m in (METRIC['mse'], METRIC['border']) if any(is_number(row[m.key]) for row in rows)), None)
     if metric is None:
         return {'text': 'there is nothing to compare.', 'verdict': 'neutral'}
@@ -220,7 +220,7 @@ def headline(rows, paired):
 
 
 def score_table(rows):
-    """Methods by metrics; metrics that nobody has are left out, and the best filler of each is marked."""
+    """Return methods by metrics, without metrics that have no value, and mark the best filler of each."""
     metrics = [metric for metric in METRICS if any(is_number(row.get(metric.key)) for row in rows)]
     best = {metric: best_row([row for row in rows if row['family'] != 'control'], metric) for metric in metrics}
     return {
@@ -230,7 +230,7 @@ def score_table(rows):
 
 
 def group_table(rows, groups, methods):
-    """Methods by groups of cases, MSE only."""
+    """Return the table of methods by groups of cases, MSE only."""
     metric = METRIC['mse']
     columns = []
     for group in groups:
@@ -249,7 +249,7 @@ def group_table(rows, groups, methods):
 
 
 def cell(row, metric, best):
-    """One score: its text, its interval, what the table is sorted by, and whether no filler is better."""
+    """Return one score: its text, interval, sort value, and a flag if no filler is better."""
     value = row.get(metric.key) if row else None
     low, high = (row.get(f'{metric.key}_{end}') if row else None for end in ('low', 'high'))
     known = is_number(value)
@@ -262,14 +262,14 @@ def cell(row, metric, best):
 
 
 def matrix(methods, paired):
-    """MSE of each row's method minus that of each column's; None if there is no pair at all."""
+    """Return MSE differences, row method minus column method; None if there is no pair."""
     methods = [method for method in methods if any((method, other) in paired for other in methods)]
     rows = [(method, [difference_cell(paired.get((method, other))) for other in methods]) for method in methods]
     return {'methods': methods, 'rows': rows} if rows else None
 
 
 def difference_cell(pair):
-    """One paired difference as text, with the colour it wears; None where nothing was compared."""
+    """Return one paired difference as text with its colour class; None if nothing was compared."""
     if pair is None:
         return None
     difference, low, high = (number(pair[key], METRIC['mse'].decimals) for key in ('difference', 'low', 'high'))
@@ -278,7 +278,7 @@ def difference_cell(pair):
 
 
 def pairs(comparisons):
-    """Paired differences of MSE by (method, other), in both directions."""
+    """Return paired MSE differences by (method, other), in both directions."""
     found = {}
     for row in comparisons:
         if row['metric'] == 'mse':
@@ -289,26 +289,26 @@ def pairs(comparisons):
 
 
 def side(pair):
-    """Where the interval of a difference lies: 'low' (below zero), 'high' (above) or 'none' (holds it, or unknown)."""
+    """Return the side of zero of an interval: 'low', 'high', or 'none' (contains it, or unknown)."""
     if not is_number(pair['low'], pair['high']):
         return 'none'
     return 'low' if pair['high'] < 0 else 'high' if pair['low'] > 0 else 'none'
 
 
 def ranked(rows):
-    """Rows by MSE, the best first and unknown ones last."""
+    """Sort rows by MSE, the best first and unknown ones last."""
     return sorted(rows, key=lambda row: row['mse'] if is_number(row['mse']) else math.inf)
 
 
 def best_row(rows, metric):
-    """The row with the best value of a metric; None if nobody has one."""
+    """Return the row with the best value of a metric; None if no row has a value."""
     badness = {'low': float, 'high': lambda value: -value, 'one': lambda value: abs(value - 1)}[metric.goal]
     known = [row for row in rows if is_number(row.get(metric.key))]
     return min(known, key=lambda row: badness(row[metric.key]), default=None)
 
 
 def with_interval(row, metric):
-    """`0.00121 (0.00101 to 0.00143)`, or the value alone."""
+    """Format a score as `0.00121 (0.00101 to 0.00143)`, or the value alone."""
     value, low, high = (row.get(key) for key in (metric.key, f'{metric.key}_low', f'{metric.key}_high'))
     interval = f' ({number(low, metric.decimals)} to {number(high, metric.decimals)})' if is_number(low, high) else ''
     return number(value, metric.decimals) + interval
@@ -321,23 +321,23 @@ def counts(rows):
 
 
 def number(value, decimals):
-    """A number with fixed decimals and a true minus sign; a dash for what is unknown, never `-0.0`."""
+    """Format a number with fixed decimals and a true minus sign, never `-0.0`; a dash if unknown."""
     return f'{round(float(value), decimals) + 0.0:.{decimals}f}'.replace('-', '−') if is_number(value) else DASH
 
 
 def is_number(*values):
-    """True if all are finite ints or floats, of Python or numpy."""
+    """Return True if all values are finite ints or floats, of Python or numpy."""
     return all(isinstance(value, Real) and bool(np.isfinite(value)) for value in values)
 
 
 def in_order(names, known=()):
-    """Names without repetition: known ones in their order, then the others as they appear."""
+    """Return unique names: known ones in their order, then the others as they appear."""
     names = list(dict.fromkeys(names))
     return [name for name in known if name in names] + [name for name in names if name not in known]
 
 
 def flat(value):
-    """A value of the provenance as lines of text."""
+    """Format a value of the provenance as lines of text."""
     if isinstance(value, dict):
         return '\n'.join(f'{key}: {item}' for key, item in value.items())
     return '\n'.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
@@ -347,21 +347,21 @@ def flat(value):
 
 
 def new_figure(width_px, height_px):
-    """An empty figure, drawn by Agg whatever the user's settings are."""
+    """Return an empty figure, drawn by Agg regardless of the user's settings."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width_px / DPI, height_px / DPI), dpi=DPI, facecolor='white')
 
 
 def png_of(figure, dpi=DPI):
-    """A figure as bytes, the same every time."""
+    """Return a figure as the bytes of a reproducible PNG."""
     file = io.BytesIO()
     figure.savefig(file, format='png', dpi=dpi, metadata={'Software': None})
     return file.getvalue()
 
 
 def place(figure, left_px, top_px, width_px, height_px):
-    """Axes without frame at a place that is counted from the upper left corner."""
+    """Add axes without frame, positioned from the upper left corner."""
     across_px, up_px = figure.get_size_inches() * DPI
     bottom = 1 - (top_px + height_px) / up_px
     axes = figure.add_axes((left_px / across_px, bottom, width_px / across_px, height_px / up_px))
@@ -370,14 +370,14 @@ def place(figure, left_px, top_px, width_px, height_px):
 
 
 def write(figure, left_px, top_px, text, **options):
-    """Text at a place that is counted from the upper left corner; names are no formulae."""
+    """Write text positioned from the upper left corner, without parsing names as formulae."""
     page_px = figure.get_size_inches() * DPI
     style = {'fontsize': 8, 'color': INK, 'ha': 'center', 'va': 'center', 'parse_math': False}
     figure.text(left_px / page_px[0], 1 - top_px / page_px[1], text, **(style | options))
 
 
 def draw_scores(kinds):
-    """Methods by MSE with 95 % intervals, one panel per kind; a line marks the best classical filler.
+    """Plot MSE with 95 % intervals, one panel per kind, and a line at the best classical filler.
 
     Parameters
     ----------
@@ -417,12 +417,12 @@ def draw_scores(kinds):
 
 
 def shortened(name, length):
-    """A name that fits beside a panel."""
+    """Shorten a name to fit next to a panel."""
     return name if len(name) <= length else name[: length - 1] + '…'
 
 
 def draw_panel(axes, rows):
-    """Dots and intervals of one kind, the first row at the top."""
+    """Plot the dots and intervals of one kind, the first row at the top."""
     best = best_row([row for row in rows if row['family'] == 'baseline'], METRIC['mse'])
     values = np.array([row['mse'] for row in rows])
     ends = [row[f'mse_{end}'] for row in rows for end in ('low', 'high')]
@@ -447,7 +447,7 @@ def draw_panel(axes, rows):
 
 
 def draw_log_ticks(axes, low, high):
-    """Ticks as plain numbers: 1, 2 and 5 of every decade, or powers of ten only if there are many decades."""
+    """Draw plain-number ticks at 1, 2 and 5 of every decade, or at powers of ten if there are many."""
     steps = (1, 2, 5) if high / low < 60 else (1, 3) if high / low < 1000 else (1,)
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [step * 10.0**decade for decade in decades for step in steps]
@@ -458,7 +458,7 @@ def draw_log_ticks(axes, low, high):
 
 
 def draw_example(example, families):
-    """One case by all methods: axial, sagittal, and what differs from the first image; bytes, a PNG."""
+    """Draw one case by all methods, axial, sagittal and difference from the first image: PNG bytes."""
     mask, images = np.asarray(example['mask'], dtype=bool), example['images']
     reference, *others = images
     n_bands = max(1, -(-len(others) // METHODS_PER_BAND))
@@ -496,12 +496,12 @@ def draw_example(example, families):
 
 
 def two_lines(name, width_px):
-    """A name above a picture, in bold letters of 9 or 10 points."""
+    """Wrap a name above a picture to two lines, in bold letters of 9 or 10 points."""
     return '\n'.join(textwrap.wrap(name, max(width_px // 9, 8), max_lines=2, placeholder='…'))
 
 
 def draw_difference_key(figure, box, reference):
-    """The colours of the differences, in the cell where the reference would differ from itself."""
+    """Draw the colour key of the differences in the unused difference cell of the reference."""
     left_px, top_px, width_px, height_px = box
     middle_px = left_px + width_px / 2
     axes = place(figure, left_px + width_px * 0.15, top_px + height_px / 2, width_px * 0.7, 8)
@@ -514,7 +514,7 @@ def draw_difference_key(figure, box, reference):
 
 
 def draw_artefacts(artefacts, families):
-    """Artefacts, enlarged around the mask: one row each, its title and caption above it; bytes, a PNG."""
+    """Draw artefacts enlarged around the mask, one row each below its title and caption: PNG bytes."""
     methods = [list(artefact.get('methods') or artefact['images']) for artefact in artefacts]
     page_px = max(2, *map(len, methods)) * (ARTEFACT_PX + GAP_PX)
     layout, top_px = [], 0
@@ -545,7 +545,7 @@ def draw_artefacts(artefacts, families):
 
 
 def around(mask):
-    """Slices of the box of a mask and a few voxels around it; all of it if the mask is empty."""
+    """Return slices of the box of a mask plus a few voxels; the full array if the mask is empty."""
     if not mask.any():
         return tuple(slice(0, size) for size in mask.shape)
     margin = ARTEFACT_MARGIN_VOXELS
@@ -556,7 +556,7 @@ def around(mask):
 
 
 def draw_slice(axes, volume, mask, view, outline, **look):
-    """The slice that holds most of the mask, voxel by voxel; patient's left, or back, is on the right."""
+    """Draw the slice with most of the mask, voxel by voxel; patient's left, or back, is on the right."""
     axis = {'sagittal': 0, 'axial': 2}[view]
     counts = mask.sum(axis=tuple(a for a in range(3) if a != axis))
     index = int(counts.argmax()) if mask.any() else len(counts) // 2

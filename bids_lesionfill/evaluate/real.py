@@ -81,7 +81,7 @@ def find_untouched(t1w, brain_mask, given_mask, used_mask, max_voxels=40_000):
 
 
 def drop_specks(mask, min_voxels=MIN_FLUID_VOXELS):
-    """The connected parts of a mask (6 neighbours) that have at least so many voxels."""
+    """Remove the components of a mask (6 neighbours) with fewer than `min_voxels` voxels."""
     labels, _ = ndimage.label(mask)
     kept = np.bincount(labels.flat) >= min_voxels
     kept[0] = False
@@ -89,17 +89,17 @@ def drop_specks(mask, min_voxels=MIN_FLUID_VOXELS):
 
 
 def robust_deviation(values):
-    """Standard deviation from the median absolute deviation; few grey levels make that zero: at least a quarter SD."""
+    """Compute the SD from the median absolute deviation, at least a quarter of the plain SD."""
     return max(1.4826 * np.median(np.abs(values - np.median(values))), values.std() / 4)
 
 
 def grain(image, region):
-    """Standard deviation of what is left after local smoothing, inside a region; see `grains`."""
+    """Compute the SD of the residual of local smoothing inside a region; see `grains`."""
     return grains([image], region)[0]
 
 
 def grains(images, region):
-    """Standard deviation of what is left of each image after local smoothing, inside a region.
+    """Compute the SD of the residual of local smoothing of each image inside a region.
 
     The Gaussian (1.2 voxels) averages over the region alone, so that its edge leaves no step; what counts lies two
     voxels and more inside.
@@ -125,14 +125,14 @@ def grains(images, region):
 
 
 def local_mean(image, where, sigma=LOCAL_SIGMA):
-    """Gaussian mean of an image over a mask, everywhere, and the weight that it rests on; (X, Y, Z) float32 arrays."""
+    """Compute the Gaussian mean of an image over a mask, and its weight: (X, Y, Z) float32 arrays."""
     weight = ndimage.gaussian_filter(where.astype(np.float32), sigma)
     total = ndimage.gaussian_filter(np.where(where, image, 0).astype(np.float32), sigma)
     return total / np.maximum(weight, 1e-4), weight
 
 
 def owners(given_mask, used_mask):
-    """Which given lesion (26 neighbours) each filled voxel belongs to, the nearest one: (labels in the fill, volumes).
+    """Assign each filled voxel to the nearest given lesion (26 neighbours): (labels, volumes).
 
     Returns
     -------
@@ -147,7 +147,7 @@ def owners(given_mask, used_mask):
 
 
 def group_lesions(given_mask, used_mask, fluid):
-    """Filled voxels by the volume class of their lesion and by its contact with fluid: dict of name -> (mask, count).
+    """Group filled voxels by lesion volume and contact with fluid: dict of name -> (mask, count).
 
     A lesion is in contact with fluid if it touches it (26 neighbours) as it was given: growing its mask is no contact.
     """
@@ -171,18 +171,18 @@ def group_lesions(given_mask, used_mask, fluid):
 
 
 def volume_name(low, high):
-    """Of a volume class."""
+    """Return the name of a volume class."""
     return f'volume {low:g} to {high:g} ml' if np.isfinite(high) else f'volume over {low:g} ml'
 
 
 def between(image, mask, means):
-    """Share of a mask that is neither fluid nor white matter: from 30 to 70 % of the way; NaN if it is empty."""
+    """Compute the share of a mask at 30 to 70 % between fluid and white matter; NaN if it is empty."""
     low, high = means[0] + np.array((0.3, 0.7)) * (means[2] - means[0])
     return mean_of((image > low) & (image < high), mask)
 
 
 def wall_faces(image, edge, near, touched):
-    """Steps of an image over the faces (6 neighbours) where it crosses the edge of fluid.
+    """Return the steps of an image over the faces (6 neighbours) that cross the edge of fluid.
 
     Parameters
     ----------
@@ -238,7 +238,7 @@ class Picture:
         self.rim = rim & ~used_mask & ~self.near_fluid
 
     def measure(self, images, region):
-        """All measures of images in a part of the filled mask: list of dict, see `measure_fills`."""
+        """Compute all measures of images in a part of the filled mask: list of dict, see `measure_fills`."""
         box = masks.bounding_box(region, MEAN_REACH_MM + 2)
         images = [image[box] for image in images]
         region, near_fluid, known = (array[box] for array in (region, self.near_fluid, self.known))
@@ -266,7 +266,7 @@ class Picture:
         return measured
 
     def outline(self, region, distance, box):
-        """How much more like a lesion than white matter 3 to 6 mm away what touches a region is, in SD."""
+        """Compute the lesion-like contrast of a region's border to white matter 3 to 6 mm away, in SD."""
         rim, sign = self.rim[box], get(self.modality).lesion_sign
         touching = ndimage.binary_dilation(region, masks.FULL_CONNECTIVITY) & rim
         beyond = rim & (distance > 3) & (distance <= 6) & (self.distance[box] > 3)
@@ -275,7 +275,7 @@ class Picture:
 
 
 def mean_of(values, mask):
-    """Mean of values in a mask (of a condition: its share); NaN if the mask is empty."""
+    """Compute the mean of values (the share of a condition) in a mask; NaN if the mask is empty."""
     return float(values[mask].mean()) if mask.any() else np.nan
 
 
@@ -316,7 +316,7 @@ def measure_fills(original, fillings, given_mask, used_mask, untouched, modality
 
 
 def patch_grounds(original, used_mask, untouched):
-    """What `discriminability.draw_patches` needs: the local mean and its SD, and where patches may lie.
+    """Return the input of `discriminability.draw_patches`: local mean, its SD, and allowed places.
 
     Patches keep a voxel away from fluid and grey matter, filled and untouched ones alike: near them it is the anatomy
     that a classifier would tell apart.

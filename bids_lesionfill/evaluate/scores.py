@@ -41,7 +41,7 @@ APP_GROWTH = '1+2'  # of masks, by default in `fill.fill`; see `evaluation_cases
 
 
 def growth(text):
-    """A growth of masks from the command line: a number of voxels, or `1+2`."""
+    """Parse a mask dilation of the command line: a number of voxels, or `1+2`."""
     parts = text.split('+')
     if len(parts) > 2 or not all(part.isdecimal() for part in parts):
         raise argparse.ArgumentTypeError(f'{text!r} is no growth, expected for example 1 or 1+2')
@@ -49,7 +49,7 @@ def growth(text):
 
 
 def read_image(files):
-    """Normalised image and tissue classes of a healthy brain (T1w, dseg) or a patient (image, T1w, lesion mask)."""
+    """Read the normalised image and tissue classes of a brain: (T1w, dseg) or (image, T1w, lesion mask)."""
     if len(files) == 2:
         return brains.read_tissues(*files)
     patient = brains.read_patient(*files)
@@ -57,7 +57,7 @@ def read_image(files):
 
 
 def make_cases(subject, files, shapes, patient_mask_file, options, number):
-    """All cases of one brain: `clean`, `rim` per dilation, `patient`."""
+    """Synthesize all cases of one brain: `clean`, `rim` per dilation, `patient`."""
     image, tissue_seg = read_image(files)
     cases = []
     for draw, (kind, dilations) in enumerate((('clean', [0]), ('rim', options.dilate))):
@@ -80,7 +80,7 @@ def make_cases(subject, files, shapes, patient_mask_file, options, number):
 
 
 def box_around(mask, margin):
-    """Slices of the bounding box of a mask and a margin, at least 11 voxels wide."""
+    """Return slices of the bounding box of a mask plus a margin, at least 11 voxels wide."""
     voxels = np.argwhere(mask)
     low, high = voxels.min(axis=0), voxels.max(axis=0) + 1
     return tuple(
@@ -89,7 +89,7 @@ def box_around(mask, margin):
 
 
 def score_unit(case, unit, filled, window, perceptual_distance=None):
-    """All scores of a filling in one unit of a case, but for the time: dict, see `METRICS`."""
+    """Compute all scores of a filling in one unit of a case, except time: dict, see `METRICS`."""
     box = box_around(unit.score_mask, MARGIN_VOXELS)
     true, test, mask = case.image[box], filled[box], unit.score_mask[box]
     scores = metrics.slice_scores(true, test, mask)
@@ -106,7 +106,7 @@ def score_unit(case, unit, filled, window, perceptual_distance=None):
 
 
 def evaluate_brain(job):
-    """Cases of one brain by every method: rows of `scores.tsv`, and the examples of the page that are wanted."""
+    """Fill and score the cases of one brain by every method: (rows of `scores.tsv`, page examples)."""
     options, number, subject, person, files, shapes, patient_mask_file, n_examples = job
     logging.basicConfig(level=logging.INFO, format='%(asctime)s %(message)s')  # this may be a process of its own
     torch.set_num_threads(options.threads or max(1, (os.cpu_count() or 1) // options.nprocs))
@@ -149,7 +149,7 @@ def evaluate_brain(job):
 
 
 def evaluate_confluent(number, subject, person, files, options, n_examples=0):
-    """`confluent` cases of a healthy brain, by the app and by classical fillers in the mask that it used."""
+    """Score `confluent` cases of a healthy brain, by the app and by classical fillers in its mask."""
     models = models_of(options)['T1w']
     fillers = classical_fillers(options, 'T1w')
     rows, examples = [], []
@@ -184,7 +184,7 @@ def evaluate_confluent(number, subject, person, files, options, n_examples=0):
 
 
 def score_confluent(case, unit, filled):
-    """Scores of a filling in one unit of a confluent case: those that its size allows, see `METRICS`."""
+    """Compute the scores that the size of one unit of a confluent case allows, see `METRICS`."""
     box = box_around(unit.score_mask, MARGIN_VOXELS)
     true, test, mask = case.image[box], filled[box], unit.score_mask[box]
     slices = np.flatnonzero(mask.any(axis=(0, 1)))
@@ -197,7 +197,7 @@ def score_confluent(case, unit, filled):
 
 
 def models_of(options):
-    """Models that the app fills with, by modality: dict of list of (name of the row, model, steps or None).
+    """List the app's models by modality: dict of list of (name of the row, model, steps or None).
 
     A modality for which none is given has the bundled one.
     """
@@ -218,7 +218,7 @@ def models_of(options):
 
 
 def classical_fillers(options, modality):
-    """Classical fillers for large lesions, by name."""
+    """Return the classical fillers for large lesions, by name."""
     left_out = evaluate_methods.NOT_FOR_PATIENTS | evaluate_methods.left_out(modality)
     return {
         name: fill
@@ -276,7 +276,7 @@ def fill_case(case, methods, options, number, shown=None):
 
 
 def groups_of(row):
-    """Groups that a row of scores counts in: all, its volume, its place."""
+    """List the groups of a row of scores: all, its volume, its place."""
     groups = ['all']
     if row['kind'] != 'patient':
         for low, high in evaluate_cases.VOLUMES_ML:
@@ -287,7 +287,7 @@ def groups_of(row):
 
 
 def summarise(rows, seed=0):
-    """Means and 95 % bootstrap intervals over cases, per kind, dilation, group and method: list of dict."""
+    """Compute means and 95 % bootstrap intervals per kind, dilation, group and method: list of dict."""
     rng = np.random.default_rng(seed)
     grouped = {}
     for row in rows:
@@ -306,7 +306,7 @@ def summarise(rows, seed=0):
 
 
 def compare(rows, seed=0, names=METRICS[:-1]):
-    """Paired bootstrap of every method against every other on the cases that both filled: list of dict."""
+    """Bootstrap paired differences between all methods on the cases that both filled: list of dict."""
     rng = np.random.default_rng(seed)
     values = {}
     for row in rows:
@@ -332,7 +332,7 @@ def compare(rows, seed=0, names=METRICS[:-1]):
 
 
 def artefacts_of(examples, repaint_methods, flat_methods, deep_methods):
-    """The thesis' artefacts (4.1, Fig. 4.3) among the examples: stripes of 2D models, borders where masks are tight."""
+    """Find the thesis' artefacts (4.1, Fig. 4.3) in the examples: 2D stripes, borders of tight masks."""
     found = []
     clean = next((example for example in examples if example['kind'] == 'clean'), None)
     rim = next((example for example in examples if example['kind'] == 'rim'), None)

@@ -26,7 +26,7 @@ class Patient(NamedTuple):
 
 
 def normalise_patient(image_img, t1w_img, lesion_mask):
-    """A patient's image on the working grid, normalised by the white matter that the T1w shows.
+    """Normalise a patient's image by the white matter of the T1w, on the working grid.
 
     Parameters
     ----------
@@ -60,18 +60,18 @@ def normalise_patient(image_img, t1w_img, lesion_mask):
 
 
 def normal_appearing(patient):
-    """A patient's tissue segmentation in which lesions and a rim around them are of no tissue (`tissues.EXCLUDED`)."""
+    """Return the tissue segmentation with lesions and a rim around them set to `tissues.EXCLUDED`."""
     near = ndimage.binary_dilation(patient.lesion_mask, masks.FULL_CONNECTIVITY, iterations=RIM_VOXELS)
     return np.where(near & (patient.tissue_seg > 0), tissues.EXCLUDED, patient.tissue_seg)
 
 
 def is_skull_stripped(image):
-    """True if an image, (X, Y, Z) float array at 1 mm, shows a brain alone; see `tissues.is_skull_stripped`."""
+    """Return True if an image, (X, Y, Z) float array at 1 mm, shows only the brain."""
     return tissues.is_skull_stripped(image)
 
 
 def find_white_matter(t1w, lesion_mask, conformed_img, wm_mask_img=None, brain_mask_img=None, tissue_seg_img=None):
-    """Brain mask and white matter on the working grid, and where they come from (for the sidecar)."""
+    """Find brain mask and white matter on the working grid, and their sources (for the sidecar)."""
     if wm_mask_img is not None:
         wm_mask = grid.conform_mask(wm_mask_img, conformed_img)
         info = {'WhiteMatterSource': 'given', 'SkullStripped': is_skull_stripped(t1w)}
@@ -82,7 +82,7 @@ def find_white_matter(t1w, lesion_mask, conformed_img, wm_mask_img=None, brain_m
 
 
 def find_tissues(t1w, lesion_mask, conformed_img, brain_mask_img=None, tissue_seg_img=None):
-    """Brain mask and tissue segmentation on the working grid, and where they come from (for the sidecar).
+    """Find brain mask and tissues on the working grid, and their sources (for the sidecar).
 
     A segmentation that is given is also the brain mask, if there is no other: its holes are closed, for tissues that
     it does not name.

@@ -117,7 +117,7 @@ def extract_brain(t1w):
 
 
 def correct_bias(t1w, brain_mask):
-    """Divide a T1w by its bias field; float32 array. See `find_bias`."""
+    """Divide a T1w by its bias field (see `find_bias`); float32 array."""
     return (t1w / find_bias(t1w, brain_mask)).astype(np.float32)
 
 

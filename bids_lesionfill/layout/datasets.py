@@ -11,7 +11,7 @@ logger = logging.getLogger('bids_lesionfill')
 
 
 def find_training(bids_dir, split):
-    """T1w images of a dataset's split with their tissue segmentations.
+    """Find the T1w images of a dataset's split with their tissue segmentations.
 
     Parameters
     ----------
@@ -47,13 +47,13 @@ def find_training(bids_dir, split):
 
 
 def find_people(bids_dir):
-    """Who was scanned, by participant: rescans (`rescan_of` in `participants.tsv`) are of one person; dict of str."""
+    """Map every participant to a person by `rescan_of` in `participants.tsv`: dict of str."""
     rows = read_tsv(Path(bids_dir) / 'participants.tsv')
     return {row['participant_id']: row.get('rescan_of') or row['participant_id'] for row in rows}
 
 
 def find_lesion_masks(folder):
-    """Lesion masks below a folder, sorted by name, to take shapes from.
+    """Find the lesion masks below a folder, sorted by name, to take shapes from.
 
     Raises
     ------
@@ -67,13 +67,13 @@ def find_lesion_masks(folder):
 
 
 def split_lesion_masks(mask_files):
-    """Masks whose lesion shapes training may see, and the last fifth of them, which validation alone sees."""
+    """Split masks into those for training and the last fifth, held out for validation."""
     held_out = max(1, len(mask_files) // 5)
     return mask_files[:-held_out], mask_files[-held_out:]
 
 
 def find_patients(bids_dir, modality):
-    """Images of patients with their T1w and lesion mask, to learn synthesis from.
+    """Find images of patients with their T1w and lesion mask, to learn synthesis from.
 
     Parameters
     ----------

@@ -88,7 +88,7 @@ PLACE_COLUMN = {
 
 
 def provenance_of(options, run_hash, version):
-    """What a sidecar says of how a result came about."""
+    """Return the provenance of a result for its sidecar: options, hash of the run, app and version."""
     return {'Options': options, 'RunHash': run_hash, 'GeneratedBy': [{'Name': naming.APP_NAME, 'Version': version}]}
 
 
@@ -172,7 +172,7 @@ def write_synthesis(output_dir, inputs, desc, synthesis, provenance):
 
 
 def read_sidecar(path):
-    """The sidecar of an output as a dict; empty if it is not there, or damaged: then the output is not whole."""
+    """Read the sidecar of an output; an empty dict (output incomplete) if it is missing or damaged."""
     try:
         return text_files.read_json(naming.sidecar(path))
     except FileNotFoundError:
@@ -183,20 +183,20 @@ def read_sidecar(path):
 
 
 def is_finished(output_dir, inputs, run_hash, n_samples):
-    """True if all outputs of an image are there and come from the same input, options and weights."""
+    """Return True if all outputs of an image exist, from the same input, options and weights."""
     files = naming.output_files(output_dir, inputs, n_samples)
     wanted = [path for name, path in files.items() if name != 'sd']  # an empty mask has no deviation map
     return are_written(files['filled'], wanted, run_hash)
 
 
 def are_written(main_file, files, run_hash):
-    """True if files and their sidecars are there, and that of the main one says that they come from this run."""
+    """Return True if files and sidecars exist, and the main file's sidecar has the hash of this run."""
     finished = read_sidecar(main_file).get('RunHash') == run_hash
     return finished and all(path.is_file() and naming.sidecar(path).is_file() for path in files)
 
 
 def hash_run(inputs, options, weights_sha256, version):
-    """What a result depends on, as SHA-256: the bytes of the inputs, the options, the weights, the version."""
+    """Return the SHA-256 of all that a result depends on: inputs, options, weights and version."""
     digest = hashlib.sha256(
         json.dumps([options, weights_sha256, version, inputs.relative_path], sort_keys=True).encode()
     )
@@ -206,7 +206,7 @@ def hash_run(inputs, options, weights_sha256, version):
 
 
 def input_files(inputs):
-    """Files that a result depends on: list of path, or None for those of the first four that there are not."""
+    """List the files that a result depends on: paths, with None for a missing one of the first four."""
     segmentation = inputs.segmentation.files if inputs.segmentation else ()
     optional = [path for path in (inputs.flair_file, *segmentation) if path]
     return [inputs.image_file, inputs.lesion_mask_file, inputs.tissue_file, inputs.brain_mask_file, *optional]
@@ -219,12 +219,12 @@ def check_files(inputs):
 
 
 def seed_of(inputs, random_seed):
-    """Seed of an image: it depends on the BIDS path and `--random-seed`, not on who else is in the run."""
+    """Return the seed of an image, which depends only on its BIDS path and `--random-seed`."""
     return seed_of_path(inputs.relative_path, random_seed)
 
 
 def seed_of_path(relative_path, random_seed):
-    """The same of a path in the dataset."""
+    """Return the seed of a path in the dataset; see `seed_of`."""
     return int(hashlib.sha256(f'{random_seed}:{relative_path}'.encode()).hexdigest()[:15], 16)
 
 
@@ -296,7 +296,7 @@ def code_url(citation_file=CITATION_FILE):
 
 
 def container():
-    """How the app was packed, if it runs in a container (set in the image)."""
+    """Return the type and tag of the container that the app runs in (set in the image), if any."""
     for kind, variable in (
         ('docker', 'BIDS_LESIONFILL_DOCKER_TAG'),
         ('singularity', 'BIDS_LESIONFILL_SINGULARITY_URL'),

@@ -44,7 +44,7 @@ TEMPORARY = re.compile(r'\..+\.\d+-[0-9a-f]{8}\.tmp')  # what `temporary_name` g
 
 
 def temporary_name(path):
-    """Where a file is written before it gets its name: beside it, under a name that no other process has."""
+    """Return a temporary path alongside a file, with a name that no other process has."""
     return path.with_name(f'.{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp')
 
 

@@ -17,7 +17,7 @@ logger = logging.getLogger('bids_lesionfill')
 
 
 def find_derivatives(bids_dir, left_out=()):
-    """Folders in `derivatives/` that say what they are, but for those in `left_out` and the app's own."""
+    """Find described folders in `derivatives/`, except those in `left_out` and the app's own."""
     folders = []
     left_out = {Path(folder).resolve() for folder in left_out}
     for folder in sorted(Path(bids_dir).glob('derivatives/*/')):
@@ -41,7 +41,7 @@ def find_derivatives(bids_dir, left_out=()):
 
 
 def read_description(folder, is_derivative=True):
-    """What a dataset says of itself in `dataset_description.json`; what a derivative says of its makers is checked.
+    """Read `dataset_description.json`; check `GeneratedBy` if the dataset is a derivative.
 
     Raises
     ------
@@ -119,7 +119,7 @@ class ForEachSubject:
         self.chosen = {'subject': list(participant_labels)} if participant_labels else {}
 
     def get(self, subject, **query):
-        """As `BIDSLayout.get`, the files of one participant."""
+        """Return the files of one participant, as `BIDSLayout.get`."""
         key = repr(sorted(query.items()))
         if key not in self.answers:
             self.answers[key] = {}
@@ -133,5 +133,5 @@ class ForEachSubject:
 
 
 def list_participants(bids_dir):
-    """Participants that a raw dataset has a folder for: list of sub-..."""
+    """List the participants that have a folder in a raw dataset: list of sub-... names."""
     return sorted(path.name for path in Path(bids_dir).glob('sub-*') if path.is_dir())

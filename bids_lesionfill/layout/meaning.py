@@ -4,18 +4,18 @@ from . import naming
 
 
 def names_of(file):
-    """What a file names of the entities by which images are told apart."""
+    """Return those entities of a file that distinguish images: dict."""
     entities = file.get_entities()
     return {key: entities[key] for key in naming.IMAGE_KEYS if key in entities}
 
 
 def meant_by(names, images):
-    """Images (dicts of entities) that a file could be for: those that are what it names."""
+    """Return the images (dicts of entities) that match all the entities of a file."""
     return [image for image in images if all(image.get(key) == value for key, value in names.items())]
 
 
 def meant_images(file, images, files):
-    """Images (dicts of entities) that a file could be for.
+    """Return the images (dicts of entities) that a file could belong to.
 
     One that names just what the file does is meant alone, if each of the others has a file that names more
     (`sub-01_dseg` beside `sub-01_ce-gad_dseg`).
@@ -29,7 +29,7 @@ def meant_images(file, images, files):
 
 
 def own_files(image, images, files):
-    """Files that are for an image and could be for no other, those that name the most first.
+    """List the files that can belong to this image alone, those with the most entities first.
 
     Parameters
     ----------

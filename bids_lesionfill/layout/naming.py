@@ -22,7 +22,7 @@ NATIVE_SPACES = ('orig', 'native', 'individual', 'scanner')
 
 
 def lesion_kind(filename, mask_labels=MASK_LABELS):
-    """Which of `MASK_KINDS` a lesion mask is, by its name; None if it is no lesion mask.
+    """Return the one of `MASK_KINDS` that a file name matches; None if it is no lesion mask.
 
     A lesion mask is a `_mask`, `_dseg`, `_probseg` or (old fMRIPrep) `_roi` with `label-`, or else `desc-` or `seg-`,
     for lesions, whatever the case of the letters; or `seg-lst` of LST-AI.
@@ -46,7 +46,7 @@ OTHER_DATATYPES = ('dwi', 'fmap', 'func', 'mrs', 'perf', 'pet')
 
 
 def is_anatomical(file):
-    """False for files of functional runs and the like, which have brain masks and tissue classes of their own."""
+    """Return True if a file is not of a functional run or another datatype with its own masks."""
     folder = Path(file.path).parent.name  # pybids looks for the datatype in the whole path, above the dataset too
     return folder not in OTHER_DATATYPES and 'task' not in name_entities(file.filename)
 
@@ -57,12 +57,12 @@ def is_magnitude(filename):
 
 
 def name_entities(filename):
-    """Entities as the file name spells them; in raw datasets pybids knows no `label` and no `desc`."""
+    """Read the entities in a file name, also `label` and `desc`, unknown to pybids in raw datasets."""
     return dict(part.split('-', 1) for part in strip_extension(filename).split('_') if '-' in part)
 
 
 def uri(path, roots, raw_root):
-    """BIDS URI of a file in a derivative or in the raw dataset; a `file:` URI if it is in none.
+    """Return the BIDS URI of a file in a derivative or the raw dataset; a `file:` URI elsewhere.
 
     A file is where its own name is; where its links lead counts if that is in no dataset.
     """
@@ -79,23 +79,23 @@ def suffix_of(filename):
 
 
 def strip_extension(filename):
-    """A file name without `.nii` or `.nii.gz`."""
+    """Return a file name without `.nii` or `.nii.gz`."""
     return filename.removesuffix('.gz').removesuffix('.nii')
 
 
 def anat_dir(output_dir, inputs):
-    """Folder of an image's derivatives."""
+    """Return the folder of an image's derivatives."""
     session = [f'ses-{inputs.session}'] if inputs.session else []
     return Path(output_dir, f'sub-{inputs.subject}', *session, 'anat')
 
 
 def scan_name(inputs):
-    """What the files of an image begin with: sub-01_ses-1_run-2."""
+    """Return the common prefix of an image's files: sub-01_ses-1_run-2."""
     return inputs.name.removesuffix(f'_{inputs.modality}')
 
 
 def output_files(output_dir, inputs, n_samples=1):
-    """Paths of all that is written for an image: dict of name -> path."""
+    """Return the paths of all outputs of an image: dict of name -> path."""
     modality, stem = inputs.modality, scan_name(inputs)
     space = '' if modality == T1W.suffix else f'_space-{modality}'  # masks of T1w and FLAIR would have one name
     folder = anat_dir(output_dir, inputs)
@@ -110,7 +110,7 @@ def output_files(output_dir, inputs, n_samples=1):
 
 
 def synth_files(output_dir, inputs, desc='synth'):
-    """Paths of all that is written for an image with new lesions; see `output_files`."""
+    """Return the paths of all outputs of an image with new lesions; see `output_files`."""
     filled = output_files(output_dir, inputs)
     image, mask, lesions = (filled[name].name for name in ('filled', 'used_mask', 'lesions'))
     folder = anat_dir(output_dir, inputs)
@@ -136,13 +136,13 @@ def xfm_file(output_dir, inputs):
 
 
 def sidecar(path):
-    """The JSON beside a file."""
+    """Return the path of the JSON sidecar of a file."""
     path = path.with_suffix('') if path.name.endswith('_xfm.txt') else path
     return path.with_name(strip_extension(path.name).removesuffix('.tsv') + '.json')
 
 
 def log_dir(output_dir, subject, run_id):
-    """Folder of a participant's logs of one run."""
+    """Return the folder of a participant's logs of one run."""
     return Path(output_dir, f'sub-{subject}', 'log', run_id)
 
 
@@ -152,7 +152,7 @@ THICKNESS_DESCS = ('original', 'filled', 'rerun')  # the rerun is of the origina
 
 
 def thickness_files(output_dir, inputs):
-    """Tables of thickness and tissue classes of an image: dict of `morph_...` and `dseg_...` by desc -> path."""
+    """Return paths of an image's thickness and tissue tables: dict of `morph_DESC`, `dseg_DESC`."""
     folder, stem = anat_dir(output_dir, inputs), scan_name(inputs)
     files = {f'morph_{desc}': folder / f'{stem}_seg-DK_desc-{desc}_morph.tsv' for desc in THICKNESS_DESCS}
     return files | {f'dseg_{desc}': folder / f'{stem}_desc-{desc}_dseg.nii.gz' for desc in THICKNESS_DESCS[:2]}

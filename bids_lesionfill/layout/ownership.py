@@ -80,7 +80,7 @@ def describe(folder):
 
 
 def makers_of(description):
-    """Names in `GeneratedBy`, the last maker last; list of str."""
+    """Return the names in `GeneratedBy`, the last maker last; list of str."""
     entries = description.get('GeneratedBy')
     entries = entries if isinstance(entries, list) else []
     return [str(entry.get('Name')) for entry in entries if isinstance(entry, dict)]

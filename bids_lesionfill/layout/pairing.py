@@ -39,7 +39,7 @@ def find_inputs(
     mask_desc=None,
     needs_mask=True,
 ):
-    """Pair every image with its lesion mask, by subject, session, acquisition and run; all but T1w also with a T1w.
+    """Pair every image with its lesion mask and, unless it is a T1w, with a T1w, by entities.
 
     Parameters
     ----------
@@ -315,12 +315,12 @@ def tool_mask_of(image_entities, all_images, roots, name):
 
 
 def choose_own(own, suffix):
-    """Of a tool's own masks that in the space of the image, else the first: (path, labels that are lesions)."""
+    """Choose a tool's mask in the image's space, else the first: (path, labels that are lesions)."""
     return next((found for found in own if naming.space_of(found[0].name) == suffix), own[0])
 
 
 def choose_t1w(image_entities, t1w_images, name):
-    """The T1w of an image's session that fits it best, the first by name if several do; None if there is none."""
+    """Choose the best-fitting T1w of an image's session, the first by name if tied; None without."""
     best = closest(image_entities, t1w_images)
     if len(best) > 1:
         names = ', '.join(t1w.filename for t1w in best)
@@ -329,7 +329,7 @@ def choose_t1w(image_entities, t1w_images, name):
 
 
 def choose_flair(t1w_entities, mask_names, flair_images, name):
-    """The FLAIR of a T1w's session on which its lesion mask may have been drawn; None if there is none.
+    """Choose the FLAIR of a T1w's session that its mask was probably delineated on; None without.
 
     It is the one with most of what the mask names, then the one that fits the T1w best, then the first by name.
     """
@@ -341,7 +341,7 @@ def choose_flair(t1w_entities, mask_names, flair_images, name):
 
 
 def closest(image_entities, files, first_of_all=()):
-    """Files of an image's session that have the most entities (run, acquisition, ...) in common with it, by name.
+    """Return the files of an image's session that share the most entities with it, by name.
 
     What neither names is in common. Entities in `first_of_all` (dict) count before all others.
     """

@@ -109,7 +109,7 @@ def remove_participant(raw_dir, bids_dir, subject, session_labels=()):
 
 
 def write_filled(original, target, filled):
-    """Put a filled image in the place of its original, compressed or not as that is."""
+    """Write a filled image under its original's name, compressed if the original is."""
     if original.name.endswith('.gz'):
         place(filled, target)
     else:
@@ -129,12 +129,12 @@ def write_participants(raw_dir, bids_dir):
 
 
 def in_container():
-    """Whether links would lead out of a container, and files are copied."""
+    """Return True if the app runs in a container, where links would lead out and files are copied."""
     return bool(derivatives.container()) or 'IS_DOCKER_8395080871' in os.environ
 
 
 def place(source, target):
-    """Link a file, or copy it in a container; what is there is replaced, at once. A link to nothing is one again."""
+    """Link a file (copy it in a container), atomically replacing the target; broken links stay links."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = files.temporary_name(target)
     try:

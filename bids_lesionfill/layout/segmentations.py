@@ -11,7 +11,7 @@ logger = logging.getLogger('bids_lesionfill')
 
 
 def brain_masks_of(layout, subject):
-    """Brain masks of a subject's T1w images among the derivatives."""
+    """Return the brain masks of a subject's T1w images among the derivatives."""
     return [
         mask
         for mask in layout.get(subject=subject, suffix='mask', extension=naming.NIFTI, scope='derivatives')
@@ -25,7 +25,7 @@ FREESURFER_DESCS = ('aseg', 'aparcaseg', 'aparcdktaseg', 'synthseg', 'fastsurfer
 
 
 def segmentations_of(layout, subject, tissue_filter):
-    """Tissue segmentations among a subject's derivatives, without template space and lesions: list of BIDS files.
+    """Return a subject's tissue segmentations, except template-space and lesion ones: BIDS files.
 
     Parameters
     ----------
@@ -46,14 +46,14 @@ def segmentations_of(layout, subject, tissue_filter):
 
 
 def choose_brain_mask(t1w_entities, t1w_images, masks):
-    """The `desc-brain_mask` of a T1w (path): of several the one that names the most; None if none or several do."""
+    """Choose the `desc-brain_mask` (path) of a T1w with the most entities; None if none or tied."""
     own = meaning.own_files(t1w_entities, t1w_images, masks)
     best = [mask for mask in own if len(meaning.names_of(mask)) == len(meaning.names_of(own[0]))]
     return Path(best[0].path) if len(best) == 1 else None
 
 
 def choose_segmentation(t1w_entities, t1w_images, files, roots, tool_files=True):
-    """The segmentation that a T1w has: one of FreeSurfer's labels, which know lesions, before three classes.
+    """Choose the segmentation of a T1w, FreeSurfer labels (with lesions) before three classes.
 
     Parameters
     ----------
@@ -104,12 +104,12 @@ def tool_labels_of(t1w_entities, t1w_images, roots):
 
 
 def n_of_visit(image, images):
-    """How many images are of the session of an image."""
+    """Count the images of an image's session."""
     return len(meaning.meant_by({'session': image.get('session')}, images))
 
 
 def label_table(path, roots):
-    """Rows of the table that names the labels of a `dseg`: beside it, or at the top of its dataset; None without."""
+    """Read the label table of a `dseg`, next to it or at the top of its dataset; None without."""
     path = Path(path)
     tops = [Path(root) for root in roots.values() if path.absolute().is_relative_to(Path(root).absolute())]
     desc = naming.name_entities(path.name).get('desc')

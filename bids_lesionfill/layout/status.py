@@ -15,7 +15,7 @@ logger = logging.getLogger('bids_lesionfill')
 
 
 def new_run_id():
-    """Identifies a run, sortable by time."""
+    """Return a new identifier of a run, sortable by time."""
     return f'{time.strftime("%Y%m%d-%H%M%S")}_{uuid.uuid4()}'
 
 
@@ -74,18 +74,18 @@ def latest_status(log_dir: Path) -> Path | None:
 
 
 def has_status(output_dir, subject, run_id):
-    """Whether a participant came to its end in a run, good or bad."""
+    """Return True if a participant finished in a run, successfully or not."""
     return (naming.log_dir(output_dir, subject, run_id) / 'status.json').is_file()
 
 
 def read_status(output_dir, subject, run_id):
-    """What became of a participant in a run; `failed` if the run did not come to its end."""
+    """Read the status of a participant in a run; `failed` if the run did not finish."""
     path = naming.log_dir(output_dir, subject, run_id) / 'status.json'
     return read_statuses([path])[0]['status'] if path.is_file() else 'failed'
 
 
 def read_statuses(paths):
-    """What `write_status` wrote, a dict for each file; `failed` where it is damaged."""
+    """Read files of `write_status`, one dict per file; status `failed` if a file is damaged."""
     statuses = []
     for path in paths:
         try:

@@ -22,7 +22,7 @@ MORPH_COLUMNS = {
 
 
 def write_thickness(path, engine, rows, info, sources):
-    """Put an engine's rows into a table of thickness, beside those of other engines, and `info` into its sidecar.
+    """Write an engine's rows to a thickness table, alongside other engines', and `info` to its sidecar.
 
     The sidecar is written last: it says, by `Engines`, which rows are whole.
     """
@@ -33,7 +33,7 @@ def write_thickness(path, engine, rows, info, sources):
 
 
 def whole_rows(path):
-    """Rows of a table of thickness that are whole, and what its sidecar says of their engines."""
+    """Read the complete rows of a thickness table, and the engines in its sidecar."""
     engines = derivatives.read_sidecar(path).get('Engines')
     engines = engines if isinstance(engines, dict) else {}
     try:
@@ -49,7 +49,7 @@ def whole_rows(path):
 
 
 def drop_thickness(path, engine):
-    """Say no more that an engine's rows in a table are whole; returns the sidecar and the rows of other engines."""
+    """Remove an engine from a table's sidecar; return the sidecar and the other engines' rows."""
     kept = [row for row in read_tsv(path) if row['engine'] != engine] if path.is_file() else []
     kept = [row | {name: int(row[name]) for name in ('index', 'n_voxels') if row[name] is not None} for row in kept]
     about = derivatives.read_sidecar(path)
@@ -76,12 +76,12 @@ def write_dseg(path, seg_img, sources, source):
 
 
 def thickness_done(path, engine):
-    """What the sidecar of a table of thickness says of an engine; empty if it has no rows there."""
+    """Return an engine's entry in a thickness table's sidecar; empty if it has none or no table."""
     return derivatives.read_sidecar(path).get('Engines', {}).get(engine, {}) if path.is_file() else {}
 
 
 def read_thickness(folders):
-    """All tables of thickness below folders, of this and of other runs.
+    """Read all thickness tables below folders, of this and of other runs.
 
     What an engine measured on a scan comes from one folder: the first that has both the original and the filled image,
     else the first that has any.
@@ -111,7 +111,7 @@ def read_thickness(folders):
 
 
 def thickness_in(folder):
-    """Tables of thickness below one folder: dict of (scan, engine) -> dict of desc -> what `read_thickness` gives."""
+    """Read thickness tables below a folder: dict of (scan, engine) -> dict of desc -> dict."""
     found = {}
     for path in sorted(Path(folder).glob('sub-*/**/anat/*_seg-DK_desc-*_morph.tsv')):
         entities = naming.name_entities(path.name.removesuffix('.tsv'))
@@ -164,7 +164,7 @@ PHENOTYPE_COLUMNS = {
 
 
 def with_interval(name, description):
-    """Columns of a mean over participants, in percent, and of the two ends of its interval."""
+    """Return the columns of a mean over participants, in percent, and of the ends of its interval."""
     low, high = 'lower end of its 95 % bootstrap interval over participants', 'upper end of it; n/a for fewer than four'
     words = {'percent': description, 'low': low, 'high': high}
     return {f'{name}_{end}': {'Description': text, 'Units': '%'} for end, text in words.items()}

@@ -24,14 +24,14 @@ LESION_FILES = ('space-t1w_seg-lst.nii.gz', 'space-flair_seg-lst.nii.gz')  # of 
 
 
 def folder_names(subject, session=None):
-    """Names that a participant's or visit's folder may have, the visit's own first."""
+    """List possible names of a participant's folder or, with a session, of a visit's."""
     if session is None:
         return [f'sub-{subject}', subject]
     return [f'sub-{subject}_ses-{session}', f'sub-{subject}/ses-{session}', f'{subject}_{session}']
 
 
 def visit_folders(roots, subject, session=None):
-    """Folders of a visit below the folders of tools; also FreeSurfer's, which fMRIPrep keeps in `sourcedata`."""
+    """List a visit's folders below tools' folders and below fMRIPrep's `sourcedata/freesurfer`."""
     roots = [Path(root) / below for root in roots for below in ('.', 'sourcedata/freesurfer')]
     folders = [root / name for root in roots for name in folder_names(subject, session)]
     return [folder for folder in folders if folder.is_dir()]
@@ -49,7 +49,7 @@ def find_labels(roots, subject, session=None):
 
 
 def find_lesion_masks(roots, subject, session=None):
-    """Lesion masks of a visit: list of (path, labels that are lesions or ())."""
+    """Find the lesion masks of a visit: list of (path, labels that are lesions or ())."""
     found = [
         (folder / name, ())
         for folder in visit_folders(roots, subject, session)
@@ -61,27 +61,27 @@ def find_lesion_masks(roots, subject, session=None):
 
 
 def has_samseg_stats(folder):
-    """True if a folder is SAMSEG's."""
+    """Return True if a folder is SAMSEG's."""
     return (folder / 'samseg.stats').is_file()
 
 
 def segmented_lesions(folder):
-    """True if SAMSEG was run with `--lesion`: its table names them."""
+    """Return True if SAMSEG was run with `--lesion`, by its table of volumes."""
     return 'Lesions' in text_files.read_text(folder / 'samseg.stats')
 
 
 def is_tool_folder(root):
-    """True if a folder is no BIDS derivative, but holds participants of one of these tools."""
+    """Return True if a folder is no BIDS derivative, but holds participants of one of these tools."""
     return bool(tools_in([root]))
 
 
 def may_hold_masks(root):
-    """True if a folder can hold lesion masks: a BIDS derivative, or one of a tool that segments lesions."""
+    """Return True if a folder can hold lesion masks: a BIDS derivative or a lesion tool's folder."""
     return (Path(root) / 'dataset_description.json').is_file() or not MASK_TOOLS.isdisjoint(tools_in([root]))
 
 
 def tools_in(roots):
-    """Tools whose files lie in folders, as in `visit_folders`: list of names, in a fixed order."""
+    """List the tools with files in folders, as in `visit_folders`: list of names, in a fixed order."""
     roots = [Path(root) for root in roots]
     tool_of = LABEL_FILES | dict.fromkeys(LESION_FILES, 'LST-AI')
     places = [f'{below}{depth}' for below in ('', 'sourcedata/freesurfer/') for depth in ('*/', 'sub-*/ses-*/')]

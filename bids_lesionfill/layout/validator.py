@@ -34,12 +34,12 @@ PLAIN_WORDS = {
 
 
 def find_validator():
-    """Path of the validator, beside this Python or on the PATH; None if it is not installed."""
+    """Find the validator, next to this Python or on the PATH; None if it is not installed."""
     return shutil.which(PROGRAM, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')]))
 
 
 def find_errors(bids_dir, participant_labels=(), validator=None):
-    """What is wrong with a dataset, for the participants that will be read: list of sentences, one for each finding.
+    """List the errors of a dataset for the participants to be read: one sentence per finding.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def find_errors(bids_dir, participant_labels=(), validator=None):
 
 
 def build_view(bids_dir, view, participant_labels=()):
-    """A folder of links to the files at the top of a dataset and to `anat` of participants; nothing is copied."""
+    """Link a dataset's top-level files and `anat` of participants into a folder, without copying."""
     bids_dir = Path(bids_dir).resolve()
     view.mkdir()
     subjects = [f'sub-{label}' for label in participant_labels] or ['sub-*']
@@ -87,12 +87,12 @@ def build_view(bids_dir, view, participant_labels=()):
 
 
 def is_lesion_mask(issue):
-    """True if a finding is about the name of a lesion mask beside the image."""
+    """Return True if a finding is about the name of a lesion mask next to the image."""
     return lesion_kind(Path(issue.get('location') or '').name) is not None
 
 
 def in_words(issue, messages):
-    """A finding as one sentence: which file, what, and in brackets the validator's own code."""
+    """Format a finding as one sentence: file, problem and, in brackets, the validator's code."""
     code, detail = issue['code'], ' '.join((issue.get('issueMessage') or '').split())
     words = PLAIN_WORDS.get(code) or ' '.join(messages.get(code, 'is not as BIDS wants it').split())
     if 'subCode' in issue:

@@ -66,7 +66,7 @@ def inputs_of(name: str, sources: list[str], bids_dir: Path) -> inputs.Inputs:
 
 
 def is_lesion_mask(filename: str) -> bool:
-    """Whether a source of an image is its lesion mask, by its name; SAMSEG's labels hold lesions, too."""
+    """Return True if a source is a lesion mask by name, or SAMSEG's labels, which hold lesions too."""
     kind, desc = naming.suffix_of(filename), naming.name_entities(filename).get('desc')
     is_known = naming.lesion_kind(filename) is not None or filename == 'seg.mgz'
     return is_known or (kind in ('mask', 'roi') and desc != 'brain')

@@ -15,7 +15,7 @@ from ..modality import get
 
 
 def warnings_of(checks):
-    """What a person should read before trusting the result: sentences."""
+    """Return the sentences of failed checks, to be read before trusting the result."""
     return [check.sentence for check in checks if not check.passed]
 
 
@@ -58,7 +58,7 @@ class Check(NamedTuple):
 
 
 def check_filling(info, lesions, modality):
-    """Checks of a filled image: list of Check, none for what is not known.
+    """Check a filled image; return a list of Check, without those that lack data.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ def check_filling(info, lesions, modality):
 
 
 def check_synthesis(info, lesions, modality):
-    """Checks of an image with new lesions; see `check_filling`."""
+    """Check an image with new lesions; see `check_filling`."""
     checks = [
         check_touching(info),
         check_size(info, lesions, 'Volume of new lesions'),
@@ -91,7 +91,7 @@ def check_synthesis(info, lesions, modality):
 
 
 def check_dropped(info):
-    """How much of the mask was not filled because it does not touch white matter."""
+    """Check the share of the mask that was not filled because it does not touch white matter."""
     given, dropped = info.get('LesionVoxelsGiven'), info.get('LesionVoxelsDropped')
     if not given or dropped is None:
         return None
@@ -107,7 +107,7 @@ def check_dropped(info):
 
 
 def check_outside_brain(info):
-    """How much of the mask lies outside the brain."""
+    """Check the share of the mask that lies outside the brain."""
     given, outside = info.get('LesionVoxelsGiven'), info.get('LesionVoxelsOutsideBrain')
     if not given or outside is None:
         return None
@@ -134,7 +134,7 @@ def check_size(info, lesions, name):
 
 
 def check_contrast(lesions, info, modality, sentence_end):
-    """How much of the lesions looks like the white matter around it: where they are seen, masks are at their place."""
+    """Check the share of lesion volume that is hardly distinct from white matter (misplaced mask)."""
     known = [row for row in lesions if is_known(row.get('faint_percent'))]
     if not known:
         return None
@@ -147,7 +147,7 @@ def check_contrast(lesions, info, modality, sentence_end):
 
 
 def check_fill(info, lesions):
-    """Whether filled tissue is as bright as the white matter around it."""
+    """Check that filled tissue is as bright as the surrounding white matter."""
     off = {row['label']: fill_off(row, info) for row in judged(lesions)}
     off = {label: value for label, value in off.items() if value is not None}
     if not off:
@@ -159,7 +159,7 @@ def check_fill(info, lesions):
 
 
 def check_border(info, lesions, modality):
-    """Whether a border of lesion stays around what was filled."""
+    """Check that no border of lesion remains around the filled voxels."""
     steps = {row['label']: border_step(row, info, modality) for row in judged(lesions)}
     steps = {label: step for label, step in steps.items() if step is not None}
     if not steps:
@@ -178,7 +178,7 @@ def check_border(info, lesions, modality):
 
 
 def check_touching(info):
-    """Whether new lesions touch old ones."""
+    """Check that new lesions do not touch old ones."""
     touching = info.get('NewLesionsTouchingOld')
     if touching is None:
         return None
@@ -190,7 +190,7 @@ def check_touching(info):
 
 
 def suspicion(row, info, modality):
-    """How unusual one lesion is after filling: 1 is at a limit; 0 where nothing is known, or the lesion is tiny."""
+    """Compute how unusual a filled lesion is: 1 at a limit, 0 if unknown or tiny."""
     if not judged([row]):
         return 0.0
     off, step = fill_off(row, info), border_step(row, info, modality)
@@ -198,7 +198,7 @@ def suspicion(row, info, modality):
 
 
 def reason(row, info, modality):
-    """What is unusual about one lesion, in words; empty if nothing is."""
+    """Return a sentence on what is unusual about one lesion; empty if nothing is."""
     if suspicion(row, info, modality) <= 1:
         return ''
     off, step = fill_off(row, info) or 0, border_step(row, info, modality) or 0
@@ -208,17 +208,17 @@ def reason(row, info, modality):
 
 
 def fill_off(row, info):
-    """How far filled tissue is from the white matter around it, in SD; None if it is not known."""
+    """Compute the difference of filled to surrounding white matter, in SD; None if unknown."""
     return in_sd(row, info, 'mean_after', 'mean_surrounding', abs)
 
 
 def border_step(row, info, modality):
-    """How much more like a lesion white matter that touches the mask is than that beyond, in SD; None if not known."""
+    """Compute how much more lesion-like touching white matter is than that beyond, in SD, or None."""
     return in_sd(row, info, 'mean_touching', 'mean_beyond', lambda difference: (sign(modality, info) or 0) * difference)
 
 
 def in_sd(row, info, column, reference, of):
-    """A difference of two means of a lesion in standard deviations of white matter; None if one is not known."""
+    """Compute a difference of two means of a lesion in SD of white matter; None if one is unknown."""
     sd, values = info.get('WhiteMatterDeviation'), (row.get(column), row.get(reference))
     return of(values[0] - values[1]) / sd if sd and all(map(is_known, values)) else None
 
@@ -234,32 +234,32 @@ def look_of(modality, info=None):
 
 
 def is_known(value):
-    """True for a finite number."""
+    """Return True if a value is a finite number."""
     return value is not None and math.isfinite(value)
 
 
 def judged(lesions):
-    """Lesions that are large enough for their means to be judged."""
+    """Return the lesions that are large enough for their means to be judged."""
     return [row for row in lesions if row['volume_mm3'] >= MIN_JUDGED_MM3]
 
 
 def limit(share, largest, sentence):
-    """What is usual of a share, and the sentence if it is not."""
+    """Return the usual range of a share as text, and the sentence if the share exceeds it."""
     return f'up to {percent(largest)}', sentence if share > largest else ''
 
 
 def percent(share):
-    """A share in words; small ones with one digit that counts."""
+    """Format a share as a percentage, with one significant digit below 1 %."""
     return f'{100 * share:.1g} %' if 0 < share < 0.01 else f'{100 * share:.0f} %'
 
 
 def count(number, name):
-    """So many things."""
+    """Format a number with its noun, in the plural unless it is 1."""
     return f'{number} {name}{"" if number == 1 else "s"}'
 
 
 def named(labels):
-    """Lesions by their numbers: the first few, and how many more there are."""
+    """Format lesions by number: the first few, and how many more there are."""
     shown = ', '.join(f'{label:.0f}' for label in labels[:MAX_NAMED])
     more = f' and {len(labels) - MAX_NAMED} more' if len(labels) > MAX_NAMED else ''
     return f'Lesion{"" if len(labels) == 1 else "s"} {shown}{more}'

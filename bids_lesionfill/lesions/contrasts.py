@@ -10,7 +10,7 @@ from . import sampling
 
 
 def contrast_of(image, lesion_mask, wm_mask):
-    """How much brighter than the white matter around it each connected lesion is, on the mean of its voxels.
+    """Compute how much brighter each lesion is than surrounding white matter, on its mean voxel.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ MIN_OWN_LESIONS = 10  # from here on a patient's own lesions say how new ones lo
 
 
 def draw_strengths(rng, n_lesions, intensity):
-    """A quantile for each lesion: the one asked for, or one drawn for each ('auto')."""
+    """Return a quantile for each lesion: the requested one, or a random one each ('auto')."""
     if intensity == 'auto':
         return rng.uniform(0.05, 0.95, n_lesions)
     if not 0 <= intensity <= 1:
@@ -108,7 +108,7 @@ def draw_strengths(rng, n_lesions, intensity):
 
 
 def choose_halo(lesion_halo, image, anatomy, model, min_lesions=MIN_OWN_LESIONS):
-    """Share of the contrast that is left 1 mm outside a new lesion: as asked for, as the patient's own, or as usual.
+    """Choose the share of contrast left 1 mm outside a new lesion: given, the patient's or usual.
 
     Raises
     ------
@@ -127,7 +127,7 @@ def choose_halo(lesion_halo, image, anatomy, model, min_lesions=MIN_OWN_LESIONS)
 
 
 def contrast_volume(image, hole, anatomy, new, model):
-    """How much brighter than white matter each new lesion is to be, and what that is taken from, in words.
+    """Choose how much brighter than white matter each new lesion is, and describe the reference.
 
     Lesions are as those of their size, the patient's own if there are enough; see `synthesis.choose_contrasts`.
 
@@ -154,7 +154,7 @@ def contrast_volume(image, hole, anatomy, new, model):
 
 
 def nearest_numbers(mask_img, grid_img):
-    """The number of the nearest lesion at every voxel of a grid; (X, Y, Z) int array."""
+    """Find the number of the nearest lesion at every voxel of a grid; (X, Y, Z) int array."""
     labels = grid.resample_to(mask_img, grid_img, order=0).astype(int)
     if not labels.any():
         raise ValueError('the new lesions lie outside the T1w: their world coordinates do not overlap')
@@ -163,14 +163,14 @@ def nearest_numbers(mask_img, grid_img):
 
 
 def volumes_of(new):
-    """mm3 of each new lesion, by number."""
+    """Compute the volume of each new lesion by number, in mm3."""
     labels = np.asarray(new.mask_img.dataobj)
     voxel_mm3 = abs(np.linalg.det(new.mask_img.affine[:3, :3]))
     return np.bincount(labels.flat, minlength=len(new.strengths) + 1)[1:] * voxel_mm3
 
 
 def reference_contrasts(image, lesion_mask, wm_mask, model, min_lesions=MIN_OWN_LESIONS):
-    """Volumes (mm3) and contrasts of real lesions, the patient's own or the model's: ((volumes, contrasts), words).
+    """Return ((volumes in mm3, contrasts), words) of real lesions, the patient's or the model's.
 
     Parameters
     ----------
@@ -211,7 +211,7 @@ COARSE_INTENSITIES = {
 
 
 def draw_contrast(rng, lowest=0.15, modality='T1w'):
-    """Contrast of a lesion, drawn from that of real ones of which something is to be seen (at least `lowest`).
+    """Sample the contrast of a lesion from that of real, visible ones (at least `lowest`).
 
     It is how much darker than white matter a lesion is: below zero where lesions are bright (FLAIR).
     """
@@ -229,7 +229,7 @@ LEAST_CONTRAST = {1: 0.1, -1: 0.0}  # bright lesions (FLAIR) stay bright; dark o
 
 
 def choose_contrasts(volumes, strengths, known_volumes, known_contrasts, sign):
-    """Contrast of new lesions: a quantile of that of real lesions of about the same size.
+    """Choose contrasts of new lesions as quantiles of those of real lesions of similar size.
 
     Parameters
     ----------
@@ -288,7 +288,7 @@ HALO_LENGTH_MM, HALO_REACH_MM = 1.2, 4.0
 
 
 def halo_shares(image, lesion_mask, wm_mask, min_voxels=3, min_contrast=0.1):
-    """How much of the contrast of each lesion is left in the white matter that touches it.
+    """Compute the share of each lesion's contrast that is left in the white matter that touches it.
 
     Parameters
     ----------
@@ -316,7 +316,7 @@ def halo_shares(image, lesion_mask, wm_mask, min_voxels=3, min_contrast=0.1):
 
 
 def fade_out(image, lesion_mask, wm_mask, share, voxel_mm=(1, 1, 1)):
-    """Let painted lesions fade into the white matter around them, as real ones do; their mean contrast stays.
+    """Fade new lesions into surrounding white matter as real ones do; keep their mean contrast.
 
     Parameters
     ----------
@@ -346,7 +346,7 @@ def fade_out(image, lesion_mask, wm_mask, share, voxel_mm=(1, 1, 1)):
 
 
 def coarse_lesion(image, lesion_mask, lesion_intensities, intensity='median'):
-    """Paint a lesion of one intensity: where SDEdit starts from (Meng et al. 2022; thesis 3.2).
+    """Insert a lesion of one intensity, the start of SDEdit (Meng et al. 2022; thesis 3.2).
 
     Parameters
     ----------
@@ -372,7 +372,7 @@ def coarse_lesion(image, lesion_mask, lesion_intensities, intensity='median'):
 
 
 def paint_lesion(image, lesion_mask, wm_mask, contrast, edge_voxels):
-    """Darken a lesion with a soft edge into a T1w image; return the image and the lesion's share in every voxel.
+    """Darken a soft-edged lesion in a T1w image; return the image and the lesion share per voxel.
 
     Parameters
     ----------

@@ -254,7 +254,7 @@ def copy_without_lesions(image_img, given_mask, kept_mask):
 
 
 def place_anatomy(image_img, given_mask, kept_mask, anatomy, usual_sign=None) -> Scene:
-    """Bring an image to its working grid (1 mm, RAS), and the anatomy of its visit to both grids.
+    """Resample an image to its working grid (1 mm, RAS), and its visit's anatomy to both grids.
 
     White matter is where the mask may grow, and its median sets the scale.
     """
@@ -322,7 +322,7 @@ def sample(scene: Scene, hole: Hole, model, sampling: Sampling) -> Sampled:
 
 
 def to_own_grid(image_img, scene: Scene, hole: Hole, sampled: Sampled, sampling: Sampling):
-    """Bring the mean of the samples back to the image's own grid, inside the mask only, with its texture.
+    """Resample the mean sample to the image's own grid, inside the mask only, with its texture.
 
     Returns
     -------
@@ -403,7 +403,7 @@ def add_texture(tissue, filled, hole, wm_mask, img, seed):
 
 
 def find_shares(scene: Scene, lesion_mask, rim_img=None):
-    """Shares of fluid and lesion on an image's own grid (`unmixing.Unmixing`).
+    """Estimate shares of fluid and lesion on an image's own grid (`unmixing.Unmixing`).
 
     Fluid is found on the T1w: on the image's own grid if it is one, else on the working grid.
     """

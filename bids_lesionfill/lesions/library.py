@@ -35,12 +35,12 @@ class LesionLibrary:
 
 
 def pack_shapes(shapes):
-    """Bool arrays as bits: (bits of all of them, uint8; their (n, 3) sizes)."""
+    """Pack bool arrays as bits: (bits of all of them, uint8; their (n, 3) sizes)."""
     return np.concatenate([np.packbits(shape) for shape in shapes]), np.array([s.shape for s in shapes], dtype=np.int16)
 
 
 def unpack_shapes(bits, sizes):
-    """The inverse of `pack_shapes`."""
+    """Unpack bool arrays; the inverse of `pack_shapes`."""
     n_voxels = sizes.astype(int).prod(axis=1)
     pieces = np.split(bits, np.cumsum(-(-n_voxels // 8))[:-1])
     return [np.unpackbits(piece, count=n).reshape(size).astype(bool) for piece, n, size in zip(pieces, n_voxels, sizes)]

@@ -13,12 +13,12 @@ NUCLEI_BOX_MM = ((-33, -34, -14), (33, 22, 24))  # grey matter in it is deep nuc
 
 
 def inside_box(points_mm, box_mm):
-    """Whether points (..., 3) lie between two corners."""
+    """Return True for each of the points (..., 3) that lies between two corners."""
     return np.all((points_mm > np.array(box_mm[0])) & (points_mm < np.array(box_mm[1])), axis=-1)
 
 
 def is_infratentorial(points_mm):
-    """Whether points of the template lie below the tentorium: brain stem or cerebellum.
+    """Return True for points of the template below the tentorium: brain stem or cerebellum.
 
     No tissue segmentation tells the cerebellum from the brain, so this is a surface in the space of the library, read
     off its template: the tentorium is a tent that falls from its ridge to both sides and to the back, to where the
@@ -40,7 +40,7 @@ def is_infratentorial(points_mm):
 
 
 def locate(library, tissue_seg, voxel_to_template):
-    """Places and lesion frequency on a subject's grid.
+    """Compute places and lesion frequency on a participant's grid.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ PERIVENTRICULAR_VOXELS = 3
 
 
 def find_lateral_ventricles(tissue_seg, expected, near, far):
-    """Lateral ventricles: the parts of CSF that lie where they are expected to be.
+    """Find the lateral ventricles: the components of CSF at their expected location.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def find_lateral_ventricles(tissue_seg, expected, near, far):
 
 
 def map_places(ventricles, cortex, infratentorial=None):
-    """Which place (`PLACES`) a lesion has that reaches a voxel; the first in that order counts.
+    """Map each voxel to the place (`PLACES`) of a lesion that reaches it; the first one counts.
 
     Parameters
     ----------

@@ -25,7 +25,7 @@ PULL_VOXELS = 2  # how much more a voxel at the ventricles belongs to a shape be
 
 
 def deform(shape, linear, rng, strength=0.25):
-    """A shape turned, scaled and bent: its signed distance in voxels, positive inside, with `REACH_VOXELS` around it.
+    """Rotate, scale and bend a shape; return its signed distance in voxels, positive inside.
 
     The displacement is Gaussian noise, smoothed by a quarter of the shape's extent (1.5 to 8 voxels).
 
@@ -57,7 +57,7 @@ def deform(shape, linear, rng, strength=0.25):
 
 
 def cut(level, centre, free, volume, pull=None):
-    """The lesion of a signed distance at a place: its `volume` highest voxels in free white matter, in one piece.
+    """Cut a lesion, one component, from a signed distance: `volume` highest free white-matter voxels.
 
     Parameters
     ----------
@@ -102,13 +102,13 @@ def cut(level, centre, free, volume, pull=None):
 
 
 def largest_part(mask):
-    """The largest connected part of a mask that is not empty."""
+    """Return the largest connected component of a mask that is not empty."""
     parts, _ = masks.label_lesions(mask)
     return parts == 1 + np.bincount(parts.flat)[1:].argmax()
 
 
 def draw_volumes(library, rng, n_lesions=None, load_ml=None, locations=tuple(lesions_places.PLACES)):
-    """How many lesions, how large, and where: those of one patient of the library, varied.
+    """Sample number, volumes and places of lesions: those of one library patient, varied.
 
     Counts, volumes and load of a patient depend on each other, so a patient is drawn: any, or one of the three who come
     nearest to the count and load that are asked for.
@@ -172,7 +172,7 @@ def draw_volumes(library, rng, n_lesions=None, load_ml=None, locations=tuple(les
 
 
 def scale_to(volumes, total):
-    """Volumes, scaled to a sum, none below `MIN_VOXELS`: those that would be are lifted, the others make up for it."""
+    """Scale volumes to a sum with none below `MIN_VOXELS`; the larger ones compensate."""
     small = np.zeros(len(volumes), dtype=bool)
     while True:
         scaled = volumes * (total - MIN_VOXELS * small.sum()) / max(volumes[~small].sum(), 1e-9)
@@ -183,7 +183,7 @@ def scale_to(volumes, total):
 
 
 def away_from(avoid, wm_mask, avoid_voxels=AVOID_VOXELS):
-    """White matter that is more than so many voxels away from a mask; (X, Y, Z) bool array."""
+    """Return white matter more than a number of voxels away from a mask; (X, Y, Z) bool array."""
     return wm_mask & ~masks.dilate_within(avoid, np.ones_like(avoid), avoid_voxels)
 
 
@@ -274,7 +274,7 @@ def draw_lesion_mask(
 
 
 def place_lesion(library, volume, place, allowed, free, places, frequency, voxel_to_template, rng, strength):
-    """One lesion: shapes and places are tried until one fits; in the second half any allowed place will do.
+    """Place one lesion: try shapes and places until one fits, later in any allowed place.
 
     Returns
     -------
@@ -319,7 +319,7 @@ def place_lesion(library, volume, place, allowed, free, places, frequency, voxel
 
 
 def similar_lesions(library, volume, place):
-    """Lesions of the library of the same place whose volumes are nearest, as indices; of all places if it is large."""
+    """Find library lesions of similar volume in the same place (any place if large); indices."""
     volumes = library.volumes
     candidates = np.flatnonzero((library.places == place) | (min(volume, volumes.max()) >= LARGE_VOXELS))
     distance = np.abs(np.log(volumes[candidates] / volume))

@@ -72,7 +72,7 @@ def synthesize_lesions(
     device='auto',
     seed=0,
 ):  # the Python interface: many arguments, each of them optional
-    """Paint new lesions into an image, and return it with their mask.
+    """Synthesize new lesions in an image, and return it with their mask.
 
     Parameters
     ----------
@@ -133,7 +133,7 @@ def synthesize_lesions(
 
 
 def find_places(anatomy, library):
-    """Bring the atlas of a lesion library to an anatomy, by affine registration of the T1w to its template."""
+    """Register a lesion library's atlas to an anatomy, by an affine from the T1w to its template."""
     affine = anatomy.grid_img.affine
     t1w = anatomy.grid_img.get_fdata(dtype=np.float32)
     to_template = registration.affine_to_template(t1w, anatomy.brain_mask, affine, library.template, library.affine)
@@ -171,7 +171,7 @@ def draw(anatomy, atlas, rng, intensity='auto', n_lesions=None, load_ml=None, lo
 
 
 def given(mask_img, rng, intensity='auto', mask_threshold=0.5):
-    """New lesions where a mask says: NewLesions. ValueError if it is no mask, or empty."""
+    """Return NewLesions from a mask; raise ValueError if it is no mask, or empty."""
     nifti.check_image(mask_img, 'mask of new lesions')
     labels, n_lesions = masks.label_lesions(placement.mask_on_grid(mask_img, mask_img, mask_threshold))
     if not n_lesions:
@@ -180,7 +180,7 @@ def given(mask_img, rng, intensity='auto', mask_threshold=0.5):
 
 
 def borrow(t1w_img, lesion_mask_img, anatomy):
-    """Another patient's lesions, by deformable registration of T1w to T1w, in free white matter: an uint8 image.
+    """Transfer another patient's lesions by deformable registration, in free white matter; uint8 image.
 
     As in the thesis (3.3, *Mask Generation*). Lesions of which less than 3 voxels are left are dropped.
 
@@ -215,7 +215,7 @@ def borrow(t1w_img, lesion_mask_img, anatomy):
 
 
 def number_image(labels, img):
-    """Numbered lesions on the grid of an image."""
+    """Return numbered lesions as an image on the grid of another image."""
     return nib.Nifti1Image(labels.astype(np.int32), img.affine)
 
 
@@ -241,7 +241,7 @@ def paint(
     sampling: Sampling = DEFAULT_SAMPLING,
     lesion_halo: float | str = 'auto',
 ) -> Synthesis:
-    """Paint new lesions into an image of a visit.
+    """Synthesize new lesions in an image of a visit.
 
     Parameters
     ----------
@@ -306,7 +306,7 @@ def paint(
 
 
 def place_lesions(image_img, anatomy: Anatomy, new: NewLesions, lesions: Lesions | None) -> Canvas:
-    """Bring old and new lesions to the image's own grid, and the image and the new ones to that of the anatomy."""
+    """Resample old and new lesions to the image's grid, and image and new ones to the anatomy's."""
     plain_img, grid_img = nifti.plain(image_img, 'image'), anatomy.grid_img
     old_mask = np.zeros(plain_img.shape, dtype=bool)
     if lesions is not None:
@@ -407,17 +407,17 @@ def with_places(lesions, new):
 
 
 def differs(values, others):
-    """Where two arrays differ; what is no number (NaN) in both does not."""
+    """Return True where two arrays differ; NaN in both counts as equal."""
     return (values != others) & ~(np.isnan(values) & np.isnan(others))
 
 
 def limits_of(image, mask):
-    """What the intensities in a mask lie between, but for a thousandth at each end; (2,) float64 array."""
+    """Compute the 0.1 % and 99.9 % quantiles of the intensities in a mask; (2,) float64 array."""
     return np.quantile(image[mask], (0.001, 0.999))
 
 
 def mask_notes(new, new_mask, outside, wm_mask, img):
-    """Sentences about the new lesions that a person should read before trusting the image.
+    """List sentences about the new lesions, to be read before trusting the image.
 
     Parameters
     ----------
@@ -444,7 +444,7 @@ def mask_notes(new, new_mask, outside, wm_mask, img):
 
 
 def sample(image, hole, wm_mask, contrast, model, sampling: Sampling):
-    """New lesions by DDIM, at their contrast; by an unconditional model from a coarse painting (SDEdit; thesis 3.2).
+    """Sample new lesions by DDIM, at their contrast, or by SDEdit if unconditional (thesis 3.2).
 
     Returns
     -------

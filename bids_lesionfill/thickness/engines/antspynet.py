@@ -42,7 +42,7 @@ class ANTsPyNet:
         self.cache_dir = Path(os.environ.get('ANTSXNET_CACHE_DIRECTORY', Path.home() / '.keras' / 'ANTsXNet'))
 
     def check(self):
-        """Whether the packages and the weights are here."""
+        """Check that the packages and the weights are available."""
         embedded = anatomy.check()
         if not embedded.ok:
             return embedded

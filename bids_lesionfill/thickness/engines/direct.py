@@ -20,7 +20,7 @@ ITERATION = re.compile(r'Iteration (\d+) \(of \d+\)')
 
 
 def estimate(labels, grey, white, n_iterations, step, n_points, smoothing, work_dir=None, report=None):
-    """Cortical thickness between white and pial surface (Das et al. 2009; `ants.kelly_kapowski`).
+    """Estimate thickness between white and pial surface (Das et al. 2009; `ants.kelly_kapowski`).
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def estimate(labels, grey, white, n_iterations, step, n_points, smoothing, work_
 
 
 def start(folder):
-    """The process that works on a folder; what it says can be read from its `stdout`."""
+    """Start the subprocess that works on a folder; its log can be read from its `stdout`."""
     paths = filter(None, [str(PACKAGES), os.environ.get('PYTHONPATH')])
     environment = os.environ | {'PYTHONPATH': os.pathsep.join(paths)}
     command = [sys.executable, '-m', __name__, str(folder)]
@@ -91,7 +91,7 @@ def follow(lines, n_iterations, report):
 
 
 def main(folder):
-    """The process: volumes from the folder, thickness into it."""
+    """Run the subprocess: read volumes from the folder, write thickness into it."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # its next word ends it when nobody listens: its parent was killed
     ants = syn.import_ants()
     with np.load(folder / 'in.npz') as arrays:

@@ -19,7 +19,7 @@ PROGRAM, RESULT = 'dl+direct', 'result-thick.csv'
 
 
 def read_result(lines):
-    """Thickness in a `result-thick.csv` of one image.
+    """Read thickness from a `result-thick.csv` of one image.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ class DLDirect:
         return bool(self.roots)
 
     def check(self):
-        """Whether there are results to read, or the program."""
+        """Check that there are results to read, or the program."""
         if self.roots:
             return Availability(True, f'{RESULT} in ' + ', '.join(root.name for root in self.roots.values()))
         if shutil.which(PROGRAM):

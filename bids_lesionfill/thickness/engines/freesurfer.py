@@ -25,7 +25,7 @@ OF_FASTSURFER, OF_BOTH = 'mri/aparc.DKTatlas+aseg.deep*.mgz', 'mri/aseg.mgz'
 
 
 def read_stats(lines):
-    """Thickness in an `aparc.stats` file of FreeSurfer.
+    """Read thickness from an `aparc.stats` file of FreeSurfer.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ class FreeSurfer:
         }
 
     def is_ours(self, subject_dir):
-        """False if a subject was done by the other of the two tools."""
+        """Return True if a subject was not processed by the other of the two tools."""
         return maker_of(subject_dir) in (None, self.name)
 
     @property
@@ -92,14 +92,14 @@ class FreeSurfer:
         return bool(self.roots)
 
     def can_run(self):
-        """True if the program, its licence and nipype are here."""
+        """Return True if the program, its licence and nipype are available."""
         home = os.environ.get('FREESURFER_HOME', '/nowhere')
         licence = os.environ.get('FS_LICENSE', f'{home}/license.txt')
         installed = importlib.util.find_spec('nipype') and shutil.which(self.program)
         return bool(installed) and Path(licence).is_file()
 
     def check(self):
-        """Whether there are stats to read, or the program with its licence."""
+        """Check that there are stats to read, or the program with its licence."""
         if self.roots:
             return Availability(True, 'stats in ' + ', '.join(root.name for root in self.roots.values()))
         if self.can_run():
@@ -145,7 +145,7 @@ class FreeSurfer:
 
 
 def read_both(files):
-    """A measurement from the stats files of both hemispheres."""
+    """Read a measurement from the stats files of both hemispheres."""
     regions, means = {}, {}
     for hemisphere, file in zip(HEMISPHERES, files):
         try:
@@ -157,7 +157,7 @@ def read_both(files):
 
 
 def maker_of(subject_dir):
-    """`fastsurfer` or `freesurfer`, by the segmentation in a subject's folder; None if there is none."""
+    """Return `fastsurfer` or `freesurfer`, by a subject folder's segmentation; None if it has none."""
     if any(subject_dir.glob(OF_FASTSURFER)):
         return 'fastsurfer'
     return 'freesurfer' if (subject_dir / OF_BOTH).is_file() else None

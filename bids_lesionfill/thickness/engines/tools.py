@@ -8,13 +8,13 @@ from ..registry import desc_in
 
 
 def nipype_interface(module, name):
-    """An interface class of nipype; it would ask for its newest version over the network, which is forbidden here."""
+    """Return a nipype interface class, with its (forbidden) network check for updates disabled."""
     os.environ['NO_ET'] = '1'
     return getattr(importlib.import_module(f'nipype.interfaces.{module}'), name)
 
 
 def find_results(roots, scan, filename, is_ours=lambda folder: True):
-    """A file of another tool's results on one image.
+    """Find a file of another tool's results on one image.
 
     Parameters
     ----------
