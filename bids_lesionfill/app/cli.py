@@ -53,7 +53,7 @@ class Terminated(KeyboardInterrupt):
 
 
 def terminate(number, frame):
-    """Handle a signal that asks to end."""
+    """Handle a termination signal."""
     raise Terminated(number)
 
 
@@ -76,7 +76,7 @@ def main(argv):
 
 
 def run(argv):
-    """Do what arguments say; return the exit code."""
+    """Run the app with command-line arguments; return the exit code."""
     unknown = app_parser.unknown_words(argv)
     if not unknown:
         arguments, others = parse(argv)
@@ -142,5 +142,5 @@ def work(options):
 
 
 def script():
-    """Console script `bids_lesionfill`; also `run.py` and `python -m bids_lesionfill`."""
+    """Run the console script `bids_lesionfill`, `run.py` or `python -m bids_lesionfill`."""
     sys.exit(entry.end_quietly(main, sys.argv[1:]))

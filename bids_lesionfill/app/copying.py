@@ -14,7 +14,7 @@ NO_MODEL = 'none'  # in place of the hash of weights
 
 
 def is_wanted(image, options):
-    """Whether an image is to be copied: it has no lesion mask, and that was asked for."""
+    """Return True if an image without a lesion mask is to be copied, as requested."""
     return options.copy_unlesioned and image.problem == inputs.NO_MASK
 
 

@@ -71,14 +71,14 @@ def run(options):
 
 
 def is_wanted(entry, options):
-    """Whether a table is of a participant and session asked for (`--participant-label`, `--session-label`)."""
+    """Return True if a table matches `--participant-label` and `--session-label`."""
     participant, session = entry['participant'].removeprefix('sub-'), (entry['session'] or '').removeprefix('ses-')
     asked_for = ((participant, options.participant_labels), (session, options.session_labels))
     return all(not labels or label in labels for label, labels in asked_for)
 
 
 def read_statuses(output_dir):
-    """Rows of participants.tsv by participant; empty if it is not there."""
+    """Read the rows of participants.tsv by participant; empty if the file does not exist."""
     status_file = output_dir / 'participants.tsv'
     try:
         rows = text_files.read_tsv(status_file) if status_file.is_file() else []
@@ -92,7 +92,7 @@ def read_statuses(output_dir):
 
 
 def missing_participants(options, tables, entries, statuses):
-    """Participants of the dataset without any table that is wanted, with the reason that their own run gave."""
+    """List participants without any requested table, with the reason that their own run logged."""
     measured, counted = ({entry['participant'] for entry in found} for found in (tables, entries))
     wanted = [f'sub-{label}' for label in options.participant_labels]
     wanted = wanted or {*indexing.list_participants(options.bids_dir), *statuses, *measured}
@@ -104,7 +104,7 @@ def missing_participants(options, tables, entries, statuses):
 
 
 def missing_tables(entries, statuses):
-    """Scans that one engine measured and another did not, with what the participant's own run said if it failed."""
+    """List scans measured by one engine but not by another, with the message of a failed run."""
     measured = {(entry['scan'], entry['engine']) for entry in entries}
     scans = {entry['scan']: entry for entry in entries}
     return [
@@ -116,14 +116,14 @@ def missing_tables(entries, statuses):
 
 
 def no_table(status):
-    """Why a scan has no table of an engine."""
+    """Return the reason why a scan has no table of an engine."""
     reason = 'no table of this engine'
     failed = status and status['status'] == 'failed' and status['message']
     return f'{reason} (failed: {status["message"]})' if failed else reason
 
 
 def reason_of(status, is_measured):
-    """Why a participant has no table, from its row in participants.tsv; it may have some of other sessions."""
+    """Return the reason why a participant has no requested table, from its row in participants.tsv."""
     if is_measured and (status is None or status['status'] != 'failed'):
         return 'no table of the sessions asked for'
     if status is None:

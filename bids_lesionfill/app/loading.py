@@ -150,7 +150,7 @@ def shift_of_header(t1w_img, image_img):
 
 
 def open_lesion_mask(image, opener=open_image):
-    """The lesion mask of an image; on the voxels of the FLAIR if it follows the FLAIR's qform, not its sform."""
+    """Read the lesion mask of an image, with the affine of the FLAIR if it follows only its qform."""
     mask_img = opener(image.lesion_mask_file)
     flair_file = image.image_file if image.tissue_file else image.flair_file
     if flair_file is None or placement.same_grid(mask_img, opener(image.t1w_file)):  # then nobody needs the FLAIR
@@ -160,7 +160,7 @@ def open_lesion_mask(image, opener=open_image):
 
 
 def open_brain_mask(image, opener=open_image):
-    """The brain mask that was found for an image, read, in the world of its T1w; None without."""
+    """Read the brain mask of an image in the scanner space of its T1w; None if there is none."""
     if not image.brain_mask_file:
         return None
     brain_mask_img = placement.beside(opener(image.brain_mask_file), opener(image.t1w_file), 'brain mask')
@@ -168,7 +168,7 @@ def open_brain_mask(image, opener=open_image):
 
 
 def lesions_of(image, choice=settings.DEFAULT_CHOICE, to_t1w=None, opener=open_image):
-    """Lesions of an image's mask in the world of the T1w: zeros and ones, or probabilities; None without a mask.
+    """Read the lesions (binary or probabilities) in the scanner space of the T1w; None without a mask.
 
     Parameters
     ----------
@@ -190,7 +190,7 @@ def lesions_of(image, choice=settings.DEFAULT_CHOICE, to_t1w=None, opener=open_i
 
 
 def drawn_on_flair(image, opener=open_image):
-    """True if the lesion mask of an image (of `settle`) lies in the world of the FLAIR, not of the T1w."""
+    """Return True if the lesion mask of an image (from `settle`) is in the scanner space of the FLAIR."""
     if image.tissue_file is None:
         return image.flair_file is not None
     mask_img, t1w_img = open_lesion_mask(image, opener), opener(image.tissue_file)
@@ -198,12 +198,12 @@ def drawn_on_flair(image, opener=open_image):
 
 
 def files_of_pair(image):
-    """FLAIR and T1w of an image, the one of which may be the image itself; the FLAIR may be None."""
+    """Return the FLAIR and T1w files of an image, either may be the image itself; FLAIR may be None."""
     return image.image_file if image.tissue_file else image.flair_file, image.t1w_file
 
 
 def way_to_t1w(image, opener=open_image):
-    """World of the FLAIR to world of the T1w, where both are in play and their headers do not agree.
+    """Compute the transform from FLAIR to T1w scanner space where both are used and headers disagree.
 
     Parameters
     ----------
@@ -227,7 +227,7 @@ def way_to_t1w(image, opener=open_image):
 
 
 def shift_note(about):
-    """What a person should read where a FLAIR was registered."""
+    """Return the note for the user about a registered FLAIR."""
     moved = about.get('Moved', 'FLAIR')
     return (
         f'{moved} and T1w differ by up to {about["ShiftMm"]:.1f} mm by their headers: the {moved} was registered. '
@@ -236,7 +236,7 @@ def shift_note(about):
 
 
 def align(flair_img, t1w_img):
-    """World of a FLAIR to world of a T1w, if their headers do not agree: ((4, 4) array or None, dict for the sidecar).
+    """Register a FLAIR to a T1w if their headers disagree: ((4, 4) array or None, sidecar dict).
 
     See `registration.rigid`.
     """
@@ -258,7 +258,7 @@ def align(flair_img, t1w_img):
 
 
 def select_lesions(mask_img, threshold=0.5, holds=(), labels=(), min_volume_mm3=0):
-    """Which lesions are to be filled, and which stay: two uint8 images on the grid of the mask, the second may be None.
+    """Return lesions to fill and lesions to keep (or None): uint8 images on the grid of the mask.
 
     Parameters
     ----------
@@ -299,7 +299,7 @@ def select_lesions(mask_img, threshold=0.5, holds=(), labels=(), min_volume_mm3=
 
 
 def load_segmentation(segmentation, t1w_img, opener=open_image):
-    """Tissue classes by another tool: (image or None, source in words, warnings).
+    """Read tissue classes of another tool: (image or None, description of the source, warnings).
 
     What does not fit the T1w is left out with a warning, and white matter is found without it.
 

@@ -132,7 +132,7 @@ class Job(NamedTuple):
         return naming.output_files(self.output_dir, self.image)['filled']
 
     def sources(self, desc):
-        """What a table or a segmentation comes from: BIDS URIs."""
+        """Return the BIDS URIs of the sources of a table or a segmentation."""
         uri = f'bids::{self.filled_file.relative_to(self.output_dir).as_posix()}'
         return [*self.image.sources, *([uri] if desc == 'filled' else [])]
 
@@ -153,7 +153,7 @@ class Job(NamedTuple):
         )
 
     def hash(self, scan, desc, measured_by):
-        """What a measurement depends on, as SHA-256: the images, the seed, by what, and the lesions that are judged.
+        """Compute the SHA-256 of all inputs of a measurement: images, seed, engine, selected lesions.
 
         The brain mask is that of the original image: it enters by the files that it is found from.
         """
@@ -182,7 +182,7 @@ class Job(NamedTuple):
         return {name: value for name, value in about.items() if value is not None}
 
     def lesion_mask(self):
-        """The lesions that were to be filled, on the grid of the T1w; bool array."""
+        """Return the mask of lesions selected for filling, on the grid of the T1w; bool array."""
         t1w_img = loading.open_image(self.filled_file)  # with its header, which may say nothing of its place
         if self.image.lesion_mask_file is None:  # a copy, see `copying`
             return np.zeros(t1w_img.shape[:3], dtype=bool)
@@ -194,14 +194,14 @@ class Job(NamedTuple):
 
 
 def tissues_of(measurement, scan, engine):
-    """Tissue classes on the image's grid and whose they are: the engine's own, or the app's."""
+    """Return tissue classes on the image's grid and their source: the engine, or else the app."""
     if measurement.tissue_seg_img is not None:
         return measurement.tissue_seg_img, f'by {engine}'
     return classify(scan), 'by a mixture of three normal distributions'
 
 
 def classify(scan):
-    """Tissue classes of an image whose engine makes none; nibabel image on its grid."""
+    """Compute tissue classes for an engine that provides none; nibabel image on the image's grid."""
     t1w_img, found = grid.conform(scan.t1w_img), scan.of_visit()
     t1w = t1w_img.get_fdata(dtype=np.float32)
     seg = tissues.classify(t1w, found.brain_mask, np.zeros(t1w.shape, dtype=bool), found.bias_field)

@@ -21,7 +21,7 @@ OK, SOME_FAILED, NOTHING_TO_DO = 0, 1, 66
 
 
 def run(options):
-    """Do all participants that `options` (cli.Options) name; return the exit code.
+    """Process all participants selected by `options` (cli.Options); return the exit code.
 
     One participant that fails does not stop the others. What is already there, from the same input and options, is
     not done again.
@@ -57,7 +57,7 @@ def prepare(options):
 
 
 def derivatives_of(options):
-    """Where masks and segmentations are looked for: dict of name -> path.
+    """Return the folders to search for masks and segmentations: dict of name -> path.
 
     Folders that were named, and those of the dataset unless one of the former can hold lesion masks.
     """
@@ -89,7 +89,7 @@ def writing(options, derivatives):
 
 
 def run_all(found, donor, options, run_id):
-    """Do participants one after the other; dict of subject -> status."""
+    """Process participants one after the other; return a dict of subject -> status."""
     models = load_models([image for images in found.values() for image in images], options)
     engines = make_engines(options)
     statuses, started = {}, time.monotonic()
@@ -107,7 +107,7 @@ def run_all(found, donor, options, run_id):
 
 
 def conclude(statuses, options, derivatives):
-    """Bring the table of participants up to date and log what became of them; return the exit code."""
+    """Write the participants table and log the outcome of all participants; return the exit code."""
     layout_status.write_table(options.output_dir)
     written.write_table(options.output_dir)
     unmasked = [subject for subject, status in statuses.items() if status == inputs.NO_MASK]
@@ -129,7 +129,7 @@ def conclude(statuses, options, derivatives):
 
 
 def find_images(bids_layout, options, derivatives):
-    """All images to work on, a participant's of one modality after the other: dict of subject -> list of Inputs."""
+    """Find all images to process, ordered by participant and modality: dict of subject -> list of Inputs."""
     found = {}
     for modality in options.modalities:
         of_modality = pairing.find_inputs(
@@ -157,7 +157,7 @@ def load_models(images, options):
 
 
 def run_participant(subject, images, models, engines, donor, run_id, options):
-    """Do all images of a participant, write its report and status; return the status. Nothing is raised."""
+    """Process all images of a participant, write its report and status; return the status, never raise."""
     results = work_on(images, models, engines, donor, run_id, options)
     at_work = 'report'
     try:
@@ -183,7 +183,7 @@ def run_participant(subject, images, models, engines, donor, run_id, options):
 
 
 def run_images(images, donor, options, run_id):
-    """Do some images of a participant; what became of them is seen in the output folder."""
+    """Process some images of a participant; the outcome is recorded in the output folder."""
     work_on(images, load_models(images, options), make_engines(options), donor, run_id, options)
 
 
@@ -270,7 +270,7 @@ def check_results(image, options):
 
 
 def make_engines(options):
-    """The thickness engines that were asked for, all of them available; none for a run that writes reports only."""
+    """Return the requested thickness engines, all available; none for a run that only writes reports."""
     results = (options.derivatives or {}) | options.thickness_results
     settings = engine.Settings(results, options.allow_download, options.work_dir, progress.of_parts)
     return {} if options.reports_only else registry.make_engines(options.thickness, settings)
@@ -306,13 +306,13 @@ def write_citation(options):
 
 
 def citation_of(options):
-    """Contents of `logs/CITATION.md` and `.bib`."""
+    """Return the contents of `logs/CITATION.md` and `.bib`."""
     plans = {modality: plan_of(options, modality) for modality in options.modalities}
     return references.citation(methods_text(options), methods.brought(options, plans))
 
 
 def methods_text(options):
-    """What this run does, for a paper; see `boilerplate.methods_text`."""
+    """Return a methods text about this run for a paper; see `methods.methods_text`."""
     derivatives = derivatives_of(options)
     return methods.methods_text(
         options,
@@ -323,12 +323,12 @@ def methods_text(options):
 
 
 def plan_of(options, modality):
-    """The plan of the model for a modality."""
+    """Return the plan of the model for a modality."""
     return fillers.describe(options.model_of(modality))
 
 
 def versions_of(packages):
-    """Versions of the packages that are installed: dict by name."""
+    """Return the versions of installed packages: dict by name."""
     found = {}
     for name in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

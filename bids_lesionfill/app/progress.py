@@ -16,7 +16,7 @@ LINE_EVERY_S = 60  # in a log
 
 @contextlib.contextmanager
 def bar(n_all, name, unit):
-    """A bar on stderr, below the lines of the log; only if that is a terminal, and never with `--quiet`.
+    """Show a progress bar on stderr below the log; only in a terminal, and never with `--quiet`.
 
     Yields
     ------
@@ -34,7 +34,7 @@ def bar(n_all, name, unit):
 
 @contextlib.contextmanager
 def of_parts(name, unit='tile'):
-    """What `fill.fill`, `synth.paint` and DiReCT call with (how many done, how many in all): a bar, or a line a minute.
+    """Return a progress callback (number done, total): it shows a bar, or logs one line per minute.
 
     The bar begins with the first tiles, so that its estimate is theirs.
     """
@@ -55,7 +55,7 @@ def of_parts(name, unit='tile'):
 
 
 def time_left(started, n_done, n_all):
-    """How long the rest takes if it takes as long as what is done, in words; empty if nothing is done yet."""
+    """Return the estimated remaining time as text; empty if nothing is done yet."""
     if not n_done:
         return ''
     minutes = (time.monotonic() - started) / n_done * (n_all - n_done) / 60

@@ -101,7 +101,7 @@ def describe(image, desc, result, options):
 
 
 def name_pages(pages, shown):
-    """Say in the names of pages which variant they are of, where an image has several."""
+    """Add the variant to the names of pages where an image has several variants."""
     counts = collections.Counter(image.name for image, _, _ in shown)
     for (image, desc, _), page in zip(shown, pages, strict=True):
         if counts[image.name] > 1:

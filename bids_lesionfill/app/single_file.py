@@ -17,7 +17,7 @@ OK, FAILED, USAGE = 0, 1, 2
 
 
 def build_parser():
-    """The command line."""
+    """Return the command-line parser."""
     parser = argparse.ArgumentParser(
         prog='bids_lesionfill-file',
         description='Fill the lesions of one T1w or FLAIR image with healthy tissue. Voxels outside the mask, grown '
@@ -37,7 +37,7 @@ def build_parser():
 
 
 def check(arguments):
-    """What is wrong with the paths, in a sentence; empty if nothing is."""
+    """Check the paths; return a sentence about the first problem, empty if there is none."""
     for path in (arguments.image, arguments.mask, arguments.t1w):
         try:
             if path is not None:
@@ -99,5 +99,5 @@ def save(img, path):
 
 
 def script():
-    """Console script `bids_lesionfill-file`."""
+    """Run the console script `bids_lesionfill-file`."""
     sys.exit(entry.end_quietly(main, sys.argv[1:]))

@@ -201,7 +201,7 @@ def check_places(arguments: argparse.Namespace) -> None:
 
 
 def with_absolute_paths(options):
-    """Options whose paths mean the same wherever a process works: nipype changes into folders of its own."""
+    """Return options with absolute paths, because nipype changes the working directory."""
     paths = {name: value.absolute() for name, value in vars(options).items() if isinstance(value, Path)}
     for name in ('derivatives', 'thickness_results'):
         if folders := getattr(options, name):
@@ -249,7 +249,7 @@ def check_synthesis(arguments: argparse.Namespace) -> None:
 
 
 def read_filters(path):
-    """The filter file as pybids filters; null becomes "no such entity" and "*" any."""
+    """Read the filter file as pybids filters: null means "no such entity" and "*" any value."""
     if path is None:
         return None
     try:
@@ -308,7 +308,7 @@ def with_long_names(entities, key, path):
 
 
 def read_keys(content, known, special):
-    """Filters of the known keys, with pybids' words for what JSON has none for."""
+    """Return the filters of known keys, with pybids queries for null and "*"."""
     return {
         key: {name: any_or_none(value) if value in special.values() else value for name, value in content[key].items()}
         for key in known
@@ -317,14 +317,14 @@ def read_keys(content, known, special):
 
 
 def any_or_none(value):
-    """pybids' word for "no such entity" (null) and "any value" ("*")."""
+    """Return the pybids query for "no such entity" (null) or "any value" ("*")."""
     from bids.layout import Query
 
     return Query.NONE if value is None else Query.ANY
 
 
 def is_valid(options):
-    """Whether the validator finds no error in what will be read; errors are logged, one a line."""
+    """Return True if the validator finds no error in the input; log errors, one per line."""
     if validator.find_validator() is None:
         logger.warning('%s is not installed: the dataset is not validated', validator.PROGRAM)
         return True

@@ -31,7 +31,7 @@ DONOR_PROBLEM = 'skipped: its lesions are those that --mask-from gives to the ot
 
 
 def run(images, models, donor, run_id, options):
-    """Paint new lesions into all images of a participant, unless that is done.
+    """Synthesize new lesions in all images of a participant, unless already done.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ def visits_of(images: Iterable[inputs.Inputs], options, donor=None) -> list['Vis
 
 
 def with_mask_of(image, owner, opener=loading.open_image):
-    """An image that found no lesion mask, with that of another of its visit: their real lesions are the same.
+    """Return an image without a lesion mask together with the mask of another image of its visit.
 
     A mask may be named as one image alone is (`acq-mprage`), and then the others do not find it.
 
@@ -98,7 +98,7 @@ def with_mask_of(image, owner, opener=loading.open_image):
 
 
 def run_image(visit, image, variant, desc, models, run_id, options):
-    """One variant of one image; what became of it."""
+    """Synthesize one variant of one image; return its status and message."""
     if options.reports_only:
         done = bool(layout_derivatives.read_sidecar(naming.synth_files(options.output_dir, image, desc)['synth']))
         return {'status': 'synthesized'} if done else {'status': 'failed', 'message': 'not synthesized yet'}
@@ -116,7 +116,7 @@ def run_image(visit, image, variant, desc, models, run_id, options):
 
 
 def synthesize_image(visit, image, variant, desc, model, options):
-    """Paint new lesions into one image and write its derivatives, unless they are there from the same input.
+    """Synthesize lesions in one image and write its derivatives, unless they exist for the same input.
 
     Returns
     -------
@@ -160,18 +160,18 @@ class Visit:
     # ------------------------------------------------------------------------------------------ files, worlds, anatomy
 
     def settle(self, image: inputs.Inputs) -> inputs.Inputs:
-        """See `loading.settle`."""
+        """Return an image without an unneeded FLAIR; see `loading.settle`."""
         return loading.settle(image, self.opener)
 
     def way_to_t1w(self, image: inputs.Inputs) -> tuple:
-        """See `loading.way_to_t1w`; each FLAIR is registered once."""
+        """Compute the transform from FLAIR to T1w, once per FLAIR; see `loading.way_to_t1w`."""
         pair = loading.files_of_pair(image)
         if pair not in self.ways:
             self.ways[pair] = loading.way_to_t1w(image, self.opener)
         return self.ways[pair]
 
     def view(self, image: inputs.Inputs) -> loading.View:
-        """See the visit from one of its images (of `settle`)."""
+        """Return the masks and the T1w of the visit in the scanner space of an image (from `settle`)."""
         return loading.view(image, self.choice, self.way_to_t1w(image), self.opener)
 
     def anatomy_with(self, image: inputs.Inputs, lesions: settings.Lesions | None, lesion_share: float) -> Anatomy:
@@ -201,7 +201,7 @@ class Visit:
         return self.anatomies[key]
 
     def find_anatomy(self, image, t1w_img, mask_img, lesion_share, known: Anatomy | None) -> Anatomy:
-        """See `images.anatomy.look_at`; with tissues by another tool, if there are some that fit."""
+        """Find the anatomy, with matching tissues of another tool if any; see `images.anatomy.look_at`."""
         tissue_seg_img, source, notes = self.segmentation(image)
         for note in notes:
             logger.warning('%s: %s', image.name, note)
@@ -214,7 +214,7 @@ class Visit:
         return replace(anatomy, info=anatomy.info | {'WhiteMatterSource': source}) if source else anatomy
 
     def segmentation(self, image: inputs.Inputs) -> tuple:
-        """See `loading.load_segmentation`; each is read once."""
+        """Read the segmentation of an image, each only once; see `loading.load_segmentation`."""
         key = files_of(image.segmentation)
         if key not in self.segmentations:
             t1w_img = self.opener(image.t1w_file)
@@ -261,7 +261,7 @@ class Visit:
         return next((image for image in self.images if image.lesion_mask_file), None)
 
     def with_mask(self, image):
-        """An image of the visit, with the lesion mask of another one if it has none itself; see `with_mask_of`."""
+        """Return an image with its own lesion mask, or else one of its visit; see `with_mask_of`."""
         if image.lesion_mask_file or self.owner is None:
             return image
         return with_mask_of(image, self.owner, self.opener)
@@ -274,7 +274,7 @@ class Visit:
         return self.anatomy_with(self.first, lesions, OLD_LESION_SHARE)
 
     def synthesize(self, image: inputs.Inputs, variant: int, model, report_tiles=None):
-        """Paint the new lesions of a variant into an image (of `settle`); return a `Synthesis` and a `loading.View`."""
+        """Synthesize lesions of a variant in an image (from `settle`): (`Synthesis`, `loading.View`)."""
         view, options, anatomy, new = self.view(image), self.options, self.anatomy, self.new_lesions(variant)
         if view.from_t1w is not None:
             anatomy, new = anatomy.moved(view.from_t1w), replace(new, mask_img=view.bring(new.mask_img))
@@ -324,11 +324,11 @@ class Visit:
         return {'masks': [diffusion_models.sha256_of(file) for file in files]}
 
     def choose_variant(self, variant: int) -> None:
-        """Forget the new lesions of other variants: only those of one are kept."""
+        """Keep the new lesions of one variant only, and forget those of others."""
         self.variants = {number: new for number, new in self.variants.items() if number == variant}
 
     def new_lesions(self, variant: int) -> lesions_synthesis.NewLesions:
-        """The lesions of one variant, the same for all images of the visit; see `synth.NewLesions`."""
+        """Return the lesions of a variant, the same for all images of a visit; see `synthesis.NewLesions`."""
         if variant not in self.variants:
             self.variants[variant] = self.draw(np.random.default_rng([self.seed, variant]))
         return self.variants[variant]
@@ -361,7 +361,7 @@ def write_way(view: loading.View, output_dir) -> None:
 
 
 def find_donor(bids_layout, options, derivatives):
-    """The T1w with a lesion mask of the participant whose lesions are taken, the first by name.
+    """Find the T1w with a lesion mask of the donor participant (`--mask-from`), the first by name.
 
     Raises
     ------
@@ -383,7 +383,7 @@ def find_donor(bids_layout, options, derivatives):
 
 
 def without_donor(found, subject):
-    """The images to work on (dict of subject -> list of layout.Inputs); those of `--mask-from` are to be skipped.
+    """Return images by subject (dict of lists of inputs.Inputs), those of `--mask-from` set to skip.
 
     Raises
     ------

@@ -31,7 +31,7 @@ LOST = 'its process ended without a word, as one that is killed does; if memory 
 
 
 def run(options):
-    """Do all participants that `options` (cli.Options) name, each in a process of its own; return the exit code.
+    """Process all participants of `options` (cli.Options) in subprocesses; return the exit code.
 
     The results are those of one process: seeds depend on the image alone. What is there already is not done again; this
     is seen in the output folder, so the work folder holds nothing that is needed later.
@@ -83,7 +83,7 @@ def nipype_settings(options, base_dir):
 
 @contextlib.contextmanager
 def settings_for_workers(options, base_dir):
-    """Let the processes of nodes, which import nipype anew, find its settings as well."""
+    """Write the nipype settings to a file that worker processes read when they import nipype."""
     parser = configparser.ConfigParser()
     parser.read_dict(nipype_settings(options, base_dir))
     with open(base_dir / 'nipype.cfg', 'w', encoding='utf-8') as file:
@@ -99,7 +99,7 @@ def settings_for_workers(options, base_dir):
 
 
 def make_base_dir(work_dir, run_id):
-    """The folder of a run's nodes. Nobody else can read it: nipype keeps the variables of the environment there."""
+    """Return a new private folder for the nodes of a run; nipype stores environment variables there."""
     if work_dir is None:
         return Path(tempfile.mkdtemp(prefix=f'{FOLDER}_')).resolve()
     base_dir = Path(work_dir).resolve() / FOLDER / run_id
@@ -136,7 +136,7 @@ def end_workers(runner):
 
 
 def start_worker(options):
-    """Prepare the process of a node: its log, and its end."""
+    """Set up the worker process of a node: its log, and its end with the parent process."""
     log.set_up(options, is_worker=True)
     end_with_parent()
 
@@ -154,7 +154,7 @@ def end_with_parent():
 
 
 def make_runner(plugin_args):
-    """nipype's `MultiProc`, which waits forever for a process that was killed; this one takes its task for failed."""
+    """Return a nipype `MultiProc` plugin that reports a killed process as failed, not waiting forever."""
     from nipype.pipeline.plugins.multiproc import MultiProcPlugin
 
     class Runner(MultiProcPlugin):
@@ -173,14 +173,14 @@ def make_runner(plugin_args):
 
 
 def lost(found, options, run_id):
-    """Participants of whom nothing is known; none if the run was to stop at the first failure."""
+    """List participants without a status; empty if the run was to stop at the first failure."""
     if options.stop_on_first_crash:
         return []
     return [subject for subject in found if not layout_status.has_status(options.output_dir, subject, run_id)]
 
 
 def count_nodes(bar, n_all):
-    """What nipype calls when a node starts or ends: the bar counts participants, and the log says who is done."""
+    """Return a callback for nipype that counts finished participants in the bar and the log."""
     started, n_done = time.monotonic(), 0
 
     def report(node, status):
@@ -195,7 +195,7 @@ def count_nodes(bar, n_all):
 
 
 def build(found, donor, options, run_id, base_dir):
-    """A workflow with one node for each participant, none of which waits for another.
+    """Return a workflow with one independent node per participant.
 
     Where there are several sessions, each is a node of its own, and the participant's, which writes the report, waits
     for them. It finds their files, and tries once more what failed.
@@ -237,7 +237,7 @@ def build(found, donor, options, run_id, base_dir):
 
 
 def memory_gb(images):
-    """What a process needs for the largest of some images; GB."""
+    """Compute the memory that a process needs for the largest of some images; GB."""
     return NODE_GB + GB_PER_MEGAVOXEL * max((count_voxels(image.image_file) for image in images), default=0) / 1e6
 
 
@@ -250,7 +250,7 @@ def count_voxels(image_file):
 
 
 def run_node(subject, images, donor, options, run_id, **sessions):
-    """What a node does, in a process of its own; nipype takes this function as text, so it imports what it needs."""
+    """Process one participant in a worker; imports are inside because nipype copies it as text."""
     from bids_lesionfill.app import participant, workflow
     from bids_lesionfill.layout import files
 
@@ -263,7 +263,7 @@ def run_node(subject, images, donor, options, run_id, **sessions):
 
 
 def run_session_node(subject, session, images, donor, options, run_id):
-    """The same for one session, whose participant's node says what became of it."""
+    """Process one session in a worker; the node of the participant reports the outcome."""
     from bids_lesionfill.app import participant, workflow
     from bids_lesionfill.layout import files
 

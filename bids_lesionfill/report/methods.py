@@ -31,7 +31,7 @@ TOOLS = {
 
 
 def methods_text(options, plans, versions, tools=()):
-    """A paragraph to paste into a paper.
+    """Return a methods paragraph to paste into a paper.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def methods_text(options, plans, versions, tools=()):
 
 
 def filling_words(options, plans):
-    """How lesions were filled, in sentences."""
+    """Return sentences that describe how lesions were filled."""
     samples = [f'The mean of {options.n_samples} samples was filled in.'] if options.n_samples > 1 else []
     kept = []
     if options.lesion_labels:
@@ -87,7 +87,7 @@ def growth_words(options):
 
 
 def synthesis_words(options, plans):
-    """How new lesions were painted, in sentences."""
+    """Return sentences that describe how new lesions were synthesized."""
     if options.new_mask_file:
         where = 'Their masks were given.'
     elif options.mask_from:
@@ -110,7 +110,7 @@ def synthesis_words(options, plans):
 
 
 def halo_words(options):
-    """How new lesions end, in a sentence."""
+    """Return a sentence that describes the border of new lesions."""
     if options.lesion_halo == 0:
         return 'Voxels outside the new lesions were left as they were.'
     share = 'as much of their contrast as around the real lesions'
@@ -136,20 +136,20 @@ def brought(options, plans):
 
 
 def training_words(options, plans):
-    """On whose images the app's own models were trained, in a sentence; none for other models."""
+    """Return a sentence on the training images of the app's own models; empty for other models."""
     bundled = list(dict.fromkeys(name for modality in plans if (name := options.model_of(modality)) in BUNDLED))
     named = f'model{plural(bundled)} {" and ".join(bundled)}'
     return [f'The {named} had been trained on images of {TRAINED_ON}.'] if bundled else []
 
 
 def plural(number_or_items):
-    """The ending of a word for several things."""
+    """Return the plural ending of a word."""
     number = number_or_items if isinstance(number_or_items, int) else len(number_or_items)
     return '' if number == 1 else 's'
 
 
 def tissue_words(options, tools):
-    """Where brain and white matter come from, in sentences."""
+    """Return sentences on the sources of brain and white-matter masks."""
     sentences = []
     if tools:
         named = ' and '.join(f'{tool} ({TOOLS[tool]})' for tool in tools)
@@ -167,7 +167,7 @@ def tissue_words(options, tools):
 
 
 def software_of(options):
-    """Packages whose version belongs into a paper."""
+    """List the packages to cite with their version in a paper."""
     of_engines = [name for engine in options.thickness for name in registry.ENGINES[engine].packages]
     with_ants = bool(options.mask_from) or 'antspyx' in of_engines
     always = [name for name in SOFTWARE if name != 'antspyx' or with_ants]
@@ -175,7 +175,7 @@ def software_of(options):
 
 
 def software_words(options, versions):
-    """The packages in a sentence."""
+    """Return a sentence that lists the packages."""
     named = [
         f'{name} {versions[name]}' + (f' ({SOFTWARE[name]})' if name in SOFTWARE else '')
         for name in software_of(options)

@@ -49,7 +49,7 @@ def read_key(path):
 
 
 def page_template():
-    """The page; every value that is put into it is escaped."""
+    """Return the template of the page; all inserted values are escaped."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(
@@ -64,12 +64,12 @@ def page_template():
 
 
 def data_uri(png):
-    """A picture as an address that holds its own bytes."""
+    """Return a picture as a data URI that holds its bytes."""
     return f'data:image/png;base64,{base64.b64encode(png).decode("ascii")}'
 
 
 def linked(sentence, number, figures):
-    """A sentence whose lesions are links: to their picture in the page's image `number`, or their row of the table."""
+    """Return a sentence with lesions linked to their picture in image `number`, or to their table row."""
     pictured = {figure['name'] for figure in figures or ()}
 
     def link(match):
@@ -86,17 +86,17 @@ def linked(sentence, number, figures):
 
 
 def status_look(status):
-    """Which of the badges `good`, `bad` and `neutral` a status wears."""
+    """Return the badge of a status: `good`, `bad` or `neutral`."""
     return STATUS_LOOKS.get(status, 'neutral')
 
 
 def as_json(value):
-    """Indented JSON; what JSON does not know (paths, numpy numbers) becomes text."""
+    """Return indented JSON; unsupported types (paths, numpy numbers) become text."""
     return json.dumps(value, indent=2, ensure_ascii=False, default=str)
 
 
 def readable(value):
-    """One value of a summary as text: no more digits than a reader wants, `n/a` for what is unknown."""
+    """Return a summary value as text with a reasonable number of digits; `n/a` if unknown."""
     if isinstance(value, (bool, np.bool_)):
         return 'yes' if value else 'no'
     if is_number(value):
@@ -107,12 +107,12 @@ def readable(value):
 
 
 def is_number(value):
-    """True for a finite int or float, of Python or numpy."""
+    """Return True if a value is a finite int or float, of Python or numpy."""
     return isinstance(value, Real) and not isinstance(value, (bool, np.bool_)) and bool(np.isfinite(value))
 
 
 def decimals_for(numbers):
-    """Decimals to show: none for whole and large numbers, more the smaller the largest of them is."""
+    """Return the number of decimals to show: 0 for whole or large numbers, more for small ones."""
     if all(number == round(number) for number in numbers):
         return 0
     largest = max(abs(number) for number in numbers)
@@ -120,12 +120,12 @@ def decimals_for(numbers):
 
 
 def number_text(number, decimals):
-    """A number with fixed decimals; never `-0.0`."""
+    """Return a number as text with fixed decimals; never `-0.0`."""
     return f'{round(float(number), decimals) + 0.0:.{decimals}f}' if decimals else str(round(number))
 
 
 def lesion_table(lesions):
-    """Rows of lesions as a table to print: whatever keys there are, in the order in which they appear.
+    """Return rows of lesions as a printable table, with all keys in order of appearance.
 
     Returns
     -------
@@ -139,7 +139,7 @@ def lesion_table(lesions):
 
 
 def lesion_cells(values):
-    """Cells of one column, with one number of decimals for all."""
+    """Return the cells of one column, all with the same number of decimals."""
     numbers = [value for value in values if is_number(value)]
     decimals = decimals_for(numbers) if numbers else 0
     return [
@@ -149,12 +149,12 @@ def lesion_cells(values):
 
 
 def text_cell(text):
-    """A cell without a number; an unknown value has no place in the order."""
+    """Return a cell without a number; an unknown value is not sorted."""
     return text, '' if text == 'n/a' else text
 
 
 def column_title(key):
-    """`mean_before` is 'Mean before', `volume_mm3` is 'Volume (mm³)'."""
+    """Return a column title: `mean_before` gives 'Mean before', `volume_mm3` 'Volume (mm³)'."""
     suffix = next((suffix for suffix in UNITS if key.endswith(suffix)), '')
     words = key.removesuffix(suffix).replace('_', ' ')
     title = COLUMN_TITLES.get(key, words[:1].upper() + words[1:])

@@ -12,7 +12,7 @@ PICTURED_VARIANTS = 3  # of a synthesis; the others are in the tables
 
 
 def status_message(pages, missing):
-    """What went wrong with a participant's images, by name if there are several, and which modalities it lacks."""
+    """Return a message that lists failures of a participant's images and its missing modalities."""
     sentences = [
         f'{page["name"]}: {page["message"]}' if len(pages) > 1 else page['message']
         for page in pages
@@ -89,7 +89,7 @@ def fill_volumes(info, voxel_ml):
 
 
 def draw_figures(image, after_file, mask_file, lesions, info):
-    """Pictures of an image before and after, unusual lesions by `info` first; see `report.fill_figures`."""
+    """Plot an image before and after, unusual lesions (`info`) first; see `pictures.fill_figures`."""
     paths = {'before': image.image_file, 'after': after_file, 'mask': mask_file}
     canonical = {name: nib.as_closest_canonical(nib.load(path)) for name, path in paths.items()}
     affine, volumes = canonical['before'].affine, {name: nifti.one_volume(img) for name, img in canonical.items()}
@@ -114,7 +114,7 @@ def draw_figures(image, after_file, mask_file, lesions, info):
 
 
 def draw_overlay(image, mask_file, output_dir):
-    """Where FLAIR and T1w had to be registered, pictures of the image and of the other one laid over it; else none."""
+    """Plot an overlay of FLAIR and T1w if they had to be registered; else nothing."""
     xfm_file, other_file = naming.xfm_file(output_dir, image), image.tissue_file or image.flair_file
     if not xfm_file.is_file() or other_file is None:
         return []
@@ -133,7 +133,7 @@ def draw_overlay(image, mask_file, output_dir):
 
 
 def fill_summary(image, lesions, info, volumes):
-    """What a report says of a filling at a glance."""
+    """Return the summary of a filling for the report."""
     return {
         'Modality': image.modality,
         'Lesions filled': len(lesions),
@@ -151,7 +151,7 @@ def fill_summary(image, lesions, info, volumes):
 
 
 def synth_summary(image, lesions, info):
-    """What a report says of a synthesis at a glance."""
+    """Return the summary of a synthesis for the report."""
     return {
         'Modality': image.modality,
         'New lesions': len(lesions),

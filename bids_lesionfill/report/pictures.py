@@ -37,7 +37,7 @@ class Panel(NamedTuple):
 
 
 def fill_figures(before, lesion_mask, after, voxel_sizes_mm, lesions):
-    """Pictures of an image before and after filling: an overview, unusual lesions, and those that changed most.
+    """Plot an image before and after filling: overview, unusual lesions, most changed lesions.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ def fill_figures(before, lesion_mask, after, voxel_sizes_mm, lesions):
 
 
 def overlay_figures(volume, other, lesion_mask, voxel_sizes_mm, names):
-    """Pictures of two images of a visit on one grid, which had to be registered: they alternate as before and after do.
+    """Plot two registered images of a visit on one grid, as pairs that alternate like before and after.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def overlay_figures(volume, other, lesion_mask, voxel_sizes_mm, names):
 
 
 def overview(before, lesion_mask, after, voxel_sizes_mm, head, grey_max):
-    """The entry that shows up to eight axial slices; arguments as in `fill_figures`, and the mask to crop to."""
+    """Plot up to eight axial slices, cropped by a mask; other arguments as in `fill_figures`."""
     limits_mm = [crop_limits(head, axis, voxel_sizes_mm[axis]) for axis in (0, 1)]
     slices = lesion_slices(lesion_mask) if lesion_mask.any() else evenly_spread(head)
     panels = [Panel('axial', int(z), f'z {z}', limits_mm) for z in slices]
@@ -123,7 +123,7 @@ def overview(before, lesion_mask, after, voxel_sizes_mm, head, grey_max):
 
 
 def zoom(before, lesion_mask, after, voxel_sizes_mm, lesion, grey_max):
-    """The entry that shows three views through the centre of one lesion; arguments as in `fill_figures`."""
+    """Plot three views through the centre of one lesion; arguments as in `fill_figures`."""
     centre = np.clip(np.rint(lesion['centre_voxel']).astype(int), 0, np.array(before.shape) - 1)
     limits_mm = [(middle - ZOOM_MM / 2, middle + ZOOM_MM / 2) for middle in centre * np.asarray(voxel_sizes_mm)]
     panels = []
@@ -145,7 +145,7 @@ def zoom(before, lesion_mask, after, voxel_sizes_mm, lesion, grey_max):
 
 
 def convention(grey_max):
-    """The sentences that every caption ends with."""
+    """Return the sentences that end every caption."""
     return (
         "Radiological convention: the patient's left is on the right. "
         f'Grey window 0 to {page.readable(grey_max)} in all three pictures.'
@@ -153,19 +153,19 @@ def convention(grey_max):
 
 
 def worth_a_picture(lesion):
-    """What lesions are ordered by: unusual ones first, the most unusual before all, then those that changed most."""
+    """Return the sort key of lesions: the most unusual first, then the most changed."""
     suspicion = lesion.get('suspicion') or 0
     return (suspicion if suspicion > 1 else 0), intensity_moved(lesion)
 
 
 def intensity_moved(lesion):
-    """How much a fill changed one lesion: mean change times volume; 0 where a mean is unknown."""
+    """Compute how much a fill changed a lesion: mean change times volume; 0 if a mean is unknown."""
     means = lesion['mean_before'], lesion['mean_after']
     return abs(means[1] - means[0]) * lesion['volume_mm3'] if all(map(page.is_number, means)) else 0.0
 
 
 def foreground(volume):
-    """Head (or brain, if the skull was removed) of an image whose background is dark; (X, Y, Z) bool array."""
+    """Find the head (or skull-stripped brain) on a dark background; (X, Y, Z) bool array."""
     positive = volume[volume > 0]
     if positive.size == 0:
         return np.zeros(volume.shape, dtype=bool)
@@ -173,7 +173,7 @@ def foreground(volume):
 
 
 def grey_maximum(image, head, lesion_mask):
-    """Upper end of the grey window: 99.5 percentile, so that a few bright voxels do not darken the picture.
+    """Compute the upper end of the grey window: the 99.5th percentile, robust to a few bright voxels.
 
     That of the lesions, if it is higher: on FLAIR they are the brightest tissue, and few lesions are less than 0.5 %
     of a head. Arrays are `(X, Y, Z)`.
@@ -184,7 +184,7 @@ def grey_maximum(image, head, lesion_mask):
 
 
 def crop_limits(head, axis, voxel_size_mm, margin_mm=3):
-    """Extent of the head along one axis in mm, (low, high); the whole axis if there is no head."""
+    """Compute the extent of the head along one axis in mm, (low, high); the whole axis without a head."""
     profile = head.mean(axis=tuple(a for a in range(3) if a != axis))
     # specks of noise in the air must not widen the crop
     filled = np.flatnonzero(profile > 0.02 * profile.max()) if profile.any() else np.arange(len(profile))
@@ -192,20 +192,20 @@ def crop_limits(head, axis, voxel_size_mm, margin_mm=3):
 
 
 def lesion_slices(lesion_mask):
-    """Up to eight axial slices: those with mask are cut into groups of neighbours, and each gives its fullest."""
+    """Find up to eight axial slices: the one with most mask voxels in each group of neighbours."""
     counts = lesion_mask.sum(axis=(0, 1))
     groups = np.array_split(np.flatnonzero(counts), min(MAX_SLICES, np.count_nonzero(counts)))
     return [group[np.argmax(counts[group])] for group in groups]
 
 
 def evenly_spread(head):
-    """Up to eight axial slices through the inner part of the head, or of the volume if there is no head."""
+    """Return up to eight axial slices through the inner part of the head, or else of the volume."""
     filled = np.flatnonzero(head.any(axis=(0, 1))) if head.any() else np.arange(head.shape[2])
     return np.unique(np.linspace(filled[0], filled[-1], MAX_SLICES + 2)[1:-1].round().astype(int))
 
 
 def draw_three(before, lesion_mask, after, voxel_sizes_mm, panels, legend, scale_bar_mm, grey_max, columns, width_px):
-    """The three pictures of one entry; they differ in the image and the outline, in nothing else."""
+    """Plot the three pictures of one entry, which differ only in image and outline."""
 
     def draw(volume, mask):
         return draw_panels(volume, mask, voxel_sizes_mm, panels, legend, scale_bar_mm, grey_max, columns, width_px)
@@ -295,5 +295,5 @@ def draw_legend(axes, legend, scale_bar_mm, width_mm):
 
 
 def png_files(figures):
-    """PNG bytes of all entries by file stem: `overview_before`, `overview_mask`, `lesion-3_after`, ..."""
+    """Return PNG bytes of all entries by file stem: `overview_before`, `lesion-3_after`, ..."""
     return {f'{figure["name"]}_{picture}': figure[picture] for figure in figures for picture in PICTURES}

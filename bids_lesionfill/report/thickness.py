@@ -10,7 +10,7 @@ from ..thickness.tables import REGIONS
 
 
 def describe_thickness(image, output_dir):
-    """What the report says of an image's thickness, read back from its tables; a list with one dict per engine.
+    """Read an image's thickness tables for the report; return a list with one dict per engine.
 
     `engine`, `sentence` and `regions`: rows of region, before, after, change and whether it exceeds the noise.
     """
@@ -23,7 +23,7 @@ def describe_thickness(image, output_dir):
 
 
 def describe_engine(engine, tables):
-    """One engine's part of the report.
+    """Return one engine's part of the report.
 
     A region exceeds the noise if its error is above the floor of all regions; a hemisphere, whose mean is far less
     noisy, if it is above its own rerun error.
@@ -58,7 +58,7 @@ def describe_engine(engine, tables):
 
 
 def global_sentence(before, after, again):
-    """The global means, the error of filling and that of a rerun, if there is one; a sentence of the report."""
+    """Return a sentence on global means and errors of filling and, if there is one, of the rerun."""
     old, new, rerun = (values[:2].mean() for values in (before, after, again))
     error, noise = (known(reproducibility.error_percent(old, other), '%') for other in (new, rerun))
     beside = '' if np.isnan(again).all() else f'; {noise} between two runs on the original image'
@@ -70,7 +70,7 @@ def global_sentence(before, after, again):
 
 
 def floor_sentence(verdicts, floor):
-    """How many regions change by more than the noise floor, and how many would by chance; a sentence of the report."""
+    """Return a sentence: number of regions that exceed the noise floor, and number expected by chance."""
     if np.isnan(floor):
         return 'No rerun was measured, so there is no noise floor to compare with.'
     n_known = len(verdicts) - verdicts.count('n/a')
@@ -83,5 +83,5 @@ def floor_sentence(verdicts, floor):
 
 
 def known(value, unit):
-    """A measured value with its unit, or `n/a`."""
+    """Return a measured value with its unit, or `n/a`."""
     return 'n/a' if np.isnan(value) else f'{value:.3f} {unit}'
