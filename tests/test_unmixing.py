@@ -71,6 +71,19 @@ def test_bright_lesions_are_unmixed_as_dark_ones():
     assert mix.contrast[painted.lesion > 0.9].mean() == pytest.approx(60, rel=0.1)
 
 
+def test_fluid_of_the_t1w_that_looks_like_lesion_on_the_flair_is_filled():
+    # The FLAIR lies four voxels beside the T1w: what the T1w calls fluid is bright lesion there.
+    painted = paint(contrast=60.0, at=(30, 24, 24))
+    shifted = np.roll(painted.fluid, 4, axis=0).astype(np.float32)
+    overlapped = painted.mask & (shifted > 0.9) & (painted.fluid < 0.1)
+    assert overlapped.sum() > 10
+    mix = unmix(painted, fluid=shifted, csf=CSF)
+    result = unmixing.blend(painted.image, np.full_like(painted.image, WM), mix)
+    assert np.abs(result - WM)[overlapped].mean() < 10
+    both = (shifted == 1) & (painted.fluid > 0.99)
+    assert (result == painted.image)[both].all()
+
+
 def test_units_change_nothing():
     painted = paint()
     mix, scaled = unmix(painted), unmix(painted._replace(image=painted.image * 1e4))
@@ -136,6 +149,27 @@ def test_lesion_in_voxels_larger_than_its_rim_is_filled():
     painted = paint(voxel_mm=(4.0, 4.0, 4.0), edge_mm=0.1)
     mix = unmix(painted, (4.0, 4.0, 4.0))
     assert mix.replaced[painted.mask].all()
+
+
+def test_image_says_nothing_of_a_lesion_that_is_not_to_be_seen_or_of_the_other_sign():
+    painted = paint()
+    away = painted.wm_mask & (painted.fluid == 0) & ~ndimage.binary_dilation(painted.mask, iterations=6)
+    tissue = painted.wm_mask | painted.mask
+    for times, expected in ((-0.5, 0), (-1.5, 0.5), (-3, 1)):
+        contrast = np.full(painted.image.shape, times * NOISE)
+        contrast[:, :, :4] = 10 * NOISE  # a bright spot far from the lesion
+        seen = unmixing.visibility(painted.image - WM, contrast, painted.mask, tissue, away)
+        assert seen[painted.mask].mean() == pytest.approx(expected, abs=0.1)
+        assert not seen[:, :, :4].any()
+
+
+def test_wall_does_not_get_darker_where_grey_matter_is_filled_in():
+    painted = paint(at=(28, 24, 24), overlap=True)
+    mix = unmix(painted)
+    result = unmixing.blend(painted.image, np.full_like(painted.image, WM - 60), mix)
+    wall = mix.touched & (mix.fluid > 0) & (mix.contrast < 0)
+    assert wall.sum() > 50
+    assert (result >= painted.image)[wall].all()
 
 
 def test_nothing_changes_far_from_the_lesion():

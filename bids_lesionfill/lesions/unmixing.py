@@ -18,6 +18,7 @@ FLUID_BELOW = 0.3  # of the way from fluid to white matter: darker is fluid. The
 LEAST_FLUID_ML = 0.3  # outside the mask: ventricles and the space around the brain are larger, black holes smaller
 WALL_MM = 1.8  # how far from fluid a voxel may be partly fluid
 THIN_FLUID, THIN_MM = 0.4, 4.0  # share of fluid of a thin horn, and how far from fluid it may end
+DRAWN_MM = 0.5  # softness of the edge of a lesion that the mask alone shows
 SIGMAS_MM = (0.8, 0.4)  # at which lesions are seen to depart from their usual profile: coarse to fine
 EDGES_MM = (1.0, 0.8)  # widths of the Gaussian of `soft_distance`: the first evens out ragged masks
 MARGIN_MM = 20  # around the lesions, of the box that is worked on
@@ -92,6 +93,7 @@ def unmix(image, lesion_mask, wm_mask, brain_mask, voxel_mm=(1, 1, 1), fluid=Non
 
 def unmix_box(image, lesion_mask, wm_mask, brain_mask, fluid, evidence, csf, core, voxel_mm):
     """Compute `Unmixing` fields, except fluid level, in a box around the lesions; see `unmix`."""
+    drawn = lesion_mask
     distance = soft_distance(lesion_mask, voxel_mm, EDGES_MM[0])
     far = wm_mask & (distance <= -REACH_MM)
     white_matter = local_level(image, far if far.any() else wm_mask & ~lesion_mask, voxel_mm)
@@ -107,9 +109,34 @@ def unmix_box(image, lesion_mask, wm_mask, brain_mask, fluid, evidence, csf, cor
         lesion_mask = lesion_mask | ((lesion > REPLACED) & (fluid < REPLACED))
         distance = soft_distance(lesion_mask, voxel_mm, EDGES_MM[1])
         lesion, contrast = lesion_share(difference, distance, wm_mask, lesion_mask, fluid, voxel_mm)
+    tissue = white_matter + lesion * contrast
     if core is not None:
-        fluid = fluid_share(image, core, csf, white_matter + lesion * contrast, brain_mask, voxel_mm)
+        fluid = fluid_share(image, core, csf, tissue, brain_mask, voxel_mm)
+    else:
+        agreed = np.minimum(fluid, own_fluid(image, tissue, csf))
+        fluid = np.where((drawn | (lesion > TOUCHED)) & brain_mask, agreed, fluid)
     return fluid, lesion, white_matter, contrast
+
+
+def own_fluid(image, tissue, csf):
+    """Return the most fluid that a voxel can hold by this image, where another image says how much it holds.
+
+    Inside a lesion the two may differ, by a shift or by thicker slices: what looks like tissue here is none of the
+    other's fluid, else a bright lesion would stay on the wall, or a dark wall be drawn that is not in the image.
+
+    Parameters
+    ----------
+    image, tissue : (X, Y, Z) float array
+        What a voxel is, and what it would be without fluid.
+    csf : float
+
+    Returns
+    -------
+    (X, Y, Z) float32 array, 0 to 1
+    """
+    way = csf - tissue
+    way = np.where(np.abs(way) < 1e-6, 1e-6, way)
+    return np.clip((image - tissue) / way / (1 - FLUID_BELOW), 0, 1).astype(np.float32)
 
 
 def without_lesion(image, mix):
@@ -153,7 +180,11 @@ def blend(image, filled, mix):
     """
     weight = np.where(mix.filled, np.clip(mix.lesion / (2 * TRUSTED), 0, 1), 0)
     with_fluid = mix.fluid * mix.csf + (1 - mix.fluid) * filled
-    return np.where(mix.touched, weight * with_fluid + (1 - weight) * without_lesion(image, mix), image)
+    mixed = weight * with_fluid + (1 - weight) * without_lesion(image, mix)
+    # Without its lesion no wall lies deeper in the lesion's own direction: what is filled beside deep grey matter is
+    # grey, and a share of fluid that was told from white matter would make it darker than it was.
+    deeper = (mix.fluid > 0) & ((mixed - image) * mix.contrast > 0)
+    return np.where(mix.touched & ~deeper, mixed, image)
 
 
 def describe(mix, given_mask):
@@ -353,6 +384,32 @@ def by_depth(difference, tissue, away):
     return usual[depth], deviation[depth]
 
 
+def visibility(difference, contrast, lesion_mask, tissue, away):
+    """Return how far the image, not the mask alone, says where a lesion is: 0 where its contrast drowns in noise.
+
+    Of a lesion that is not to be seen, or is bright among dark ones, noise and anatomy over its contrast would be taken
+    for its share.
+
+    Parameters
+    ----------
+    difference, contrast : (X, Y, Z) float array
+        Image minus white matter; the contrast of the lesion.
+    lesion_mask, tissue, away : (X, Y, Z) bool array
+        Lesions; white matter and lesions; white matter far from lesions.
+
+    Returns
+    -------
+    (X, Y, Z) float array: rises from 0 at one standard deviation of white matter to 1 at two
+    """
+    deviation = by_depth(difference, tissue, away)[1]
+    known = np.isfinite(deviation)
+    noise = deviation[known].min() if known.any() else 0.0  # inside white matter, where no other tissue adds to it
+    if not noise > 0:
+        return np.ones_like(contrast)
+    sign = np.sign(np.median(contrast[lesion_mask]))
+    return np.clip(sign * contrast / noise - 1, 0, 1)
+
+
 def lesion_share(difference, distance, wm_mask, lesion_mask, fluid, voxel_mm, evidence=None, sigmas_mm=SIGMAS_MM):
     """Estimate the share of lesion in the tissue of every voxel, and the contrast of the lesion.
 
@@ -415,6 +472,9 @@ def lesion_share(difference, distance, wm_mask, lesion_mask, fluid, voxel_mm, ev
         gain = np.divide(spread, spread + noise_share, out=np.zeros_like(rest), where=spread > 0)
         departure = np.divide(gain * rest, contrast, out=np.zeros_like(rest), where=contrast != 0)
         share = np.clip(np.maximum(share + departure * band, inner), 0, 1).astype(np.float32)
+    drawn = special.ndtr(distance / DRAWN_MM) if evidence is None else evidence
+    visible = visibility(difference, contrast, lesion_mask, tissue, away)
+    share = (visible * share + (1 - visible) * drawn).astype(np.float32)
     # A wall is tissue that is partly fluid, one voxel thick; thicker is cortex.
     tissue |= ndimage.binary_dilation(tissue) & (fluid > 0)
     return np.where(band & tissue, share, 0).astype(np.float32), contrast
