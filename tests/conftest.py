@@ -1,10 +1,12 @@
 """Fixtures that all tests share. Heavy packages (torch, diffusers) are imported by the fixtures that need them."""
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import nibabel as nib
 import numpy as np
 import pytest
+import quick_pictures
 from bids_examples import mask_path, t1w_path, write_bids
 from nibabel.processing import resample_from_to
 from scipy import ndimage
@@ -115,6 +117,40 @@ def no_validation(request, monkeypatch):
 @pytest.fixture
 def real_validation():
     """See `no_validation`."""
+
+
+@pytest.fixture(scope='session', autouse=True)
+def drawn():
+    """Pictures are not drawn in tests (half a second each), unless one asks for `real_pictures`; what draws them."""
+    from bids_lesionfill.report import pictures
+
+    draw = pictures.draw_panels
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, 'draw_panels', quick_pictures.draw_panels)
+        yield draw
+
+
+@contextmanager
+def drawing(draw):
+    from bids_lesionfill.report import pictures
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, 'draw_panels', draw)
+        yield
+
+
+@pytest.fixture
+def real_pictures(drawn):
+    """See `drawn`; for one test."""
+    with drawing(drawn):
+        yield
+
+
+@pytest.fixture(scope='module')
+def real_pictures_of_module(drawn):
+    """See `drawn`; for a module, from the test on that asks for it first."""
+    with drawing(drawn):
+        yield
 
 
 @pytest.fixture

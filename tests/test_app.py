@@ -59,7 +59,7 @@ def run_modalities(model_dirs, monkeypatch):
     return call
 
 
-def test_outputs_are_exactly_those_of_the_list(dataset, run, tmp_path):
+def test_outputs_are_exactly_those_of_the_list(real_pictures, dataset, run, tmp_path):
     assert run(dataset(), tmp_path / 'out') == exit_codes.OK
     expected = DATASET_FILES + [file for s in ('01', '02') for file in subject_files(s) + closing_files(s)]
     assert listing(tmp_path / 'out') == sorted(expected)
@@ -254,7 +254,9 @@ def test_flair_outputs_are_exactly_those_of_the_list(flair_dataset, model_dirs, 
     assert 'Lesions of FLAIR images were filled' in (tmp_path / 'out/logs/CITATION.md').read_text()
 
 
-def test_both_modalities_in_one_run_share_a_report(flair_dataset, run_modalities, tmp_path, make_phantom):
+def test_both_modalities_in_one_run_share_a_report(
+    real_pictures, flair_dataset, run_modalities, tmp_path, make_phantom
+):
     out = tmp_path / 'out'
     assert run_modalities(flair_dataset(), out, 'T1w', 'FLAIR') == exit_codes.OK
     expected = [file for s in ('01', '02') for file in closing_files(s)]
@@ -534,7 +536,7 @@ def test_results_of_freesurfer_are_read_for_the_filling_that_they_measured_alone
 
 @pytest.mark.slow
 @pytest.mark.skipif(validator() is None, reason='bids-validator-deno is not installed')
-def test_output_and_demo_are_valid_bids(flair_dataset, run_modalities, ruler, run, tmp_path):
+def test_output_and_demo_are_valid_bids(real_pictures, flair_dataset, run_modalities, ruler, run, tmp_path):
     more = ('--n-samples', '2', '--num-inference-steps', '1', '--thickness', ruler)
     root = flair_dataset(('01', '03'))
     assert run_modalities(root, tmp_path / 'out', 'T1w', 'FLAIR', more=more) == exit_codes.OK
@@ -605,7 +607,7 @@ def test_labels_of_freesurfer_are_used_and_the_report_says_so(dataset, run, tmp_
     assert info['WhiteMatterSource'].startswith('mixture of three normal distributions')
 
 
-def test_mask_on_a_flair_that_lies_elsewhere_is_registered_and_shown(tmp_path, run, make_phantom):
+def test_mask_on_a_flair_that_lies_elsewhere_is_registered_and_shown(real_pictures, tmp_path, run, make_phantom):
     phantom = make_phantom(affine=np.diag([-4.0, 4, 4, 1]))
     moved = nib.affines.from_matvec(np.eye(3), (12, -8, 8)) @ phantom.affine @ nib.affines.from_matvec(
         np.eye(3), (0, 0, 1))  # fmt: skip
@@ -638,7 +640,7 @@ def of_patients(folder):
 
 
 @pytest.mark.slow
-def test_results_of_several_processes_are_those_of_one(dataset, run, tmp_path):
+def test_results_of_several_processes_are_those_of_one(real_pictures, dataset, run, tmp_path):
     root = dataset(('01', '02', '03'), **{t1w_path('02'): b'not an image'})
     assert run(root, tmp_path / 'one') == exit_codes.SOME_FAILED
     assert run(root, tmp_path / 'two', '--nprocs', '2', '-w', str(tmp_path / 'work')) == exit_codes.SOME_FAILED

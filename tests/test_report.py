@@ -12,6 +12,8 @@ from bids_lesionfill.lesions.checks import Check
 from bids_lesionfill.report import page as report_page
 from bids_lesionfill.report import pictures as report_pictures
 
+pytestmark = pytest.mark.usefixtures('real_pictures_of_module')
+
 MALICE = '<script>alert("x")</script>'
 
 
@@ -50,7 +52,7 @@ def lesions():
 
 
 @pytest.fixture(scope='module')
-def figures(volumes, lesions):
+def figures(volumes, lesions, real_pictures_of_module):
     return report_pictures.fill_figures(*volumes, lesions[:1])
 
 

@@ -15,7 +15,10 @@ from bids_lesionfill.report import group, pictures, study
 from bids_lesionfill.report import page as report_page
 
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason='no Chromium')]
+pytestmark = [
+    *(pytest.mark.slow, pytest.mark.usefixtures('real_pictures')),
+    pytest.mark.skipif(CHROMIUM is None, reason='no Chromium'),
+]
 
 # What a person would do: sort by volume twice, reach a picture with the keyboard, follow the link to a lesion.
 ACTIONS = """

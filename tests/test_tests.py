@@ -2,10 +2,14 @@
 
 import ast
 import importlib.util
+import io
 from pathlib import Path
 
 import app_processes
+import numpy as np
 import pytest
+import quick_pictures
+from matplotlib import image
 
 TESTS = Path(__file__).parent
 
@@ -24,3 +28,19 @@ def test_nothing_is_imported_from_a_module_of_tests(path):
 def test_server_of_processes_imports_what_exists():
     """The server passes over a name that it cannot import, and each of its processes then imports for seconds."""
     assert all(importlib.util.find_spec(name) for name in app_processes.PRELOADED)
+
+
+def test_quick_pictures_differ_where_drawn_ones_would():
+    volume, mask = np.zeros((3, 4, 5)), np.ones((3, 4, 5), bool)
+    contents = [(volume, None, 50), (volume + 1, None, 50), (volume, mask, 50), (volume, ~mask, 50), (volume, None, 60)]
+    pngs = [quick_pictures.draw_panels(*content) for content in contents]
+    assert len(set(pngs)) == 5
+    assert pngs[0] == quick_pictures.draw_panels(volume.copy(), None, 50)
+    assert image.imread(io.BytesIO(pngs[0])).shape == (1, 8, 3)
+
+
+def test_pictures_are_drawn_for_whom_they_matter(real_pictures):
+    from bids_lesionfill.report import pictures
+
+    assert pictures.draw_panels is not quick_pictures.draw_panels
+    assert pictures.draw_panels.__module__ == pictures.__name__

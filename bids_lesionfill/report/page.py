@@ -1,6 +1,7 @@
 """Report of a participant as one HTML page."""
 
 import base64
+import functools
 import json
 import re
 from numbers import Real
@@ -48,6 +49,7 @@ def read_key(path):
     return found and found[1]
 
 
+@functools.cache
 def page_template():
     """Return the template of the page; all inserted values are escaped."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
