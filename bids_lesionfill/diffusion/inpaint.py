@@ -12,12 +12,6 @@ from scipy import ndimage
 
 from . import forms, process, tiles
 
-__all__ = [
-    *('STEPS_FOR_SEVERAL_SAMPLES', 'choose_steps', 'count_predictions', 'fill_volume', 'sample_slab', 'sampler_of'),
-    'trust_near',
-]
-
-
 # Voxels, and shares of white matter around between which the network comes to be trusted. Chosen on eight cases of
 # `evaluate --kinds confluent` (two people of the validation split).
 TRUST_SIGMA, TRUST_FROM, TRUST_ALL = 2.5, 0.5, 0.9
