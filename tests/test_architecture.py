@@ -24,7 +24,8 @@ MAY_IMPORT = {
     'readerstudy': RESEARCH,
     'score': {*RESEARCH, 'report'},
     'app': {*RESEARCH, 'report', 'thickness'},
-    '__init__': {'lesions'},
+    'interface': {*GROUND, 'layout', 'lesions', 'diffusion', 'images'},
+    '__init__': {'interface'},
     '__main__': {'app'},
 }
 PURE = {'modality', 'statistics', 'images', 'diffusion', 'lesions', 'thickness'}

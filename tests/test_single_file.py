@@ -18,8 +18,8 @@ def asked(monkeypatch, phantom):
     """What `fill.fill_alone` is asked; it gives the healthy phantom back."""
     calls = []
 
-    def fake(image_img, lesions, model, tissue_img, growth, sampling):
-        options = {'model': model, 'tissue_img': tissue_img, 'dilate': growth.dilate, 'seed': sampling.seed}
+    def fake(image_img, lesions, model, t1w_img, growth, sampling):
+        options = {'model': model, 't1w_img': t1w_img, 'dilate': growth.dilate, 'seed': sampling.seed}
         calls.append(options)
         return fill.Filling(phantom.healthy_img, lesions.mask_img, lesions=[{}, {}], warnings=['Look.'])
 
@@ -33,14 +33,14 @@ def test_an_image_is_filled_and_written(files, asked, phantom, tmp_path, caplog)
     assert np.array_equal(nib.load(files[2]).get_fdata(dtype=np.float32), phantom.healthy)
     assert nib.load(tmp_path / 'used.nii').get_fdata().sum() == phantom.lesion_mask.sum()
     (options,) = asked
-    assert (options['model'], options['dilate'], options['seed'], options['tissue_img']) == ('fill-T1w', 0, 3, None)
+    assert (options['model'], options['dilate'], options['seed'], options['t1w_img']) == ('fill-T1w', 0, 3, None)
     assert 'Look.' in caplog.text
 
 
 def test_a_flair_has_a_model_of_its_own(files, asked):
     assert single_file.main([*files, '--t1w', files[0]]) == single_file.OK
     assert asked[0]['model'] == 'fill-FLAIR'
-    assert asked[0]['tissue_img'] is not None
+    assert asked[0]['t1w_img'] is not None
 
 
 @pytest.mark.parametrize(('change', 'words'), [
