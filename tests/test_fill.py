@@ -117,11 +117,18 @@ def test_used_mask_grows_into_white_matter_only(phantom, model):
     assert filling.info['LesionVoxelsUsed'] == used_mask.sum()
 
 
-def test_dilation_zero_fills_the_mask_as_it_is(phantom, model):
+@pytest.mark.parametrize('rims', ['unmixed', 'grown'])
+def test_dilation_zero_fills_the_mask_and_nothing_else(phantom, model, rims):
+    """Neither rims nor soft edges nor fluid: a tight mask leaves the rim of its lesions as it is."""
+    tight = ndimage.binary_erosion(phantom.lesion_mask)
     filling = fill_with(
-        phantom.t1w_img, phantom.lesion_mask_img, model=model, wm_mask_img=phantom.wm_mask_img, rims='grown', dilate=0
+        phantom.t1w_img, phantom.img(tight), model=model, wm_mask_img=phantom.wm_mask_img, rims=rims, dilate=0
     )
-    assert np.array_equal(np.asarray(filling.used_mask_img.dataobj) > 0, phantom.lesion_mask)
+    assert np.array_equal(np.asarray(filling.used_mask_img.dataobj) > 0, tight)
+    filled = filling.filled_img.get_fdata()
+    assert np.array_equal(filled[~tight], phantom.t1w[~tight])
+    assert (filled[tight] != phantom.t1w[tight]).all()
+    assert (filling.info['Dilation'], filling.info['RimVoxels']) == (0, 0)
 
 
 def test_mask_on_another_grid_is_resampled(phantom, model):
@@ -411,12 +418,14 @@ def test_t1w_with_nothing_in_it_or_of_two_volumes_is_refused(phantom, flair_mode
 
 def test_missed_rim_is_bright_on_flair_and_dark_on_t1w(make_phantom, model, flair_model):
     phantom = make_phantom(affine=np.eye(4))
-    tight = fill.ndimage.binary_erosion(phantom.lesion_mask)
-    rim = phantom.lesion_mask & ~tight
+    lesion = phantom.lesion_mask
+    wide = ndimage.binary_dilation(lesion, masks.FULL_CONNECTIVITY, 2) & phantom.wm_mask
+    rim = wide & ~masks.dilate_within(lesion, phantom.wm_mask, 1)
 
     def share_taken(array, sign, model, rim_voxels):
-        filling = fill_with(phantom.img(array), phantom.img(tight), model=model, wm_mask_img=phantom.wm_mask_img,
-                             dilate=0, rim_voxels=rim_voxels, rims='grown')  # fmt: skip
+        array = np.where(wide & ~lesion, array + 200 * sign, array)
+        filling = fill_with(phantom.img(array), phantom.lesion_mask_img, model=model, wm_mask_img=phantom.wm_mask_img,
+                             dilate=1, rim_voxels=rim_voxels, rims='grown')  # fmt: skip
         assert filling.info['LesionSign'] == sign
         return (np.asarray(filling.used_mask_img.dataobj) > 0)[rim].mean()
 
@@ -435,7 +444,7 @@ def test_what_the_mask_grows_by_hangs_together_with_it_on_another_grid(make_phan
         return hole | (grown & (np.indices(hole.shape) % 3 == 0).all(axis=0))
 
     monkeypatch.setattr(contrasts, 'grow_to_rim', ragged)
-    options = {'model': model, 'wm_mask_img': phantom.wm_mask_img, 'dilate': 0}
+    options = {'model': model, 'wm_mask_img': phantom.wm_mask_img, 'rims': 'grown', 'dilate': 1}
     filling = fill_with(phantom.t1w_img, phantom.lesion_mask_img, **options)
     used = np.asarray(filling.used_mask_img.dataobj) > 0
     labels, n_parts = masks.label_lesions(used)
