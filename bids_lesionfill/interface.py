@@ -14,11 +14,9 @@ import numpy as np
 
 from .diffusion import models, registry
 from .diffusion.filler import Filler
-from .images import anatomy as images_anatomy
-from .images import grid, nifti
+from .images import nifti
 from .layout.files import open_image
 from .lesions import fill, recognition, synthesis
-from .lesions import library as lesions_library
 from .lesions import places as lesions_places
 from .lesions.settings import Growth, Lesions, Sampling
 from .modality import FLAIR, T1W, UNKNOWN, Modality, accepts, get, of_file
@@ -110,7 +108,8 @@ def fill_lesions(
     )
     nifti.check_image(image_img, 'image')
     lesions = Lesions(lesion_mask_img, rim_img=rim_img)
-    kind = recognise('fill', image_img, lesions, modality, model, has_t1w=t1w_img is not None)
+    kind, doubts = recognise('fill', image_img, lesions, modality, model, has_t1w=t1w_img is not None)
+    tell(doubts)
     filler = registry.load_filler(model or kind.fill_model, models.choose_device(device), modality_of(kind, model))
     filling = fill.fill_alone(
         image_img,
@@ -201,23 +200,14 @@ def synthesize_lesions(
     image_img, lesion_mask_img, t1w_img, new_mask_img = opened(image_img, lesion_mask_img, t1w_img, new_mask_img)
     nifti.check_image(image_img, 'image')
     lesions = None if lesion_mask_img is None else Lesions(lesion_mask_img)
-    kind = recognise('synth', image_img, lesions, modality, model, has_t1w=True)
+    kind, doubts = recognise('synth', image_img, lesions, modality, model, has_t1w=True)
+    tell(doubts)
     device = models.choose_device(device)
     if not isinstance(model, models.Model):
         model = models.load_model(model or kind.synth_model, device)
-    if get(model.modality).needs_t1w and t1w_img is None:
-        raise ValueError(f'model {model.name} paints into {model.modality} images: it needs their T1w (t1w_img)')
-    anatomy = images_anatomy.look_at(image_img if t1w_img is None else t1w_img, lesion_mask_img)
-    if t1w_img is not None:
-        check_tissues(image_img, anatomy, kind)
-    rng = np.random.default_rng(seed)
-    if new_mask_img is None:
-        atlas = synthesis.find_places(anatomy, lesions_library.load_lesion_library())
-        new = synthesis.draw(anatomy, atlas, rng, lesion_intensity, n_lesions, lesion_load_ml, lesion_locations)
-    else:
-        new = synthesis.given(new_mask_img, rng, lesion_intensity)
+    wanted = synthesis.Wanted(new_mask_img, n_lesions, lesion_load_ml, lesion_locations, lesion_intensity, lesion_halo)
     sampling = Sampling(num_inference_steps, seed=seed, device=device)
-    painted = synthesis.paint(image_img, anatomy, new, model, lesions, sampling, lesion_halo)
+    painted = synthesis.paint_alone(image_img, t1w_img, lesions, wanted, model, sampling)
     tell(painted.warnings)
     painted = replace(painted, synth_img=nifti.as_loaded(painted.synth_img))
     return painted if return_details else (painted.synth_img, painted.new_mask_img)
@@ -241,8 +231,10 @@ def recognise(
     asked: str | None = None,
     model: Any = None,
     has_t1w: bool = False,
-) -> Modality:
-    """Return the modality of an image: the one asked for, or that of its file, of the model, or the usual one.
+) -> tuple[Modality, list[str]]:
+    """Return the modality of an image, with sentences where it is doubtful.
+
+    It is the one asked for, or that of its file, of the model, or the usual one.
 
     Parameters
     ----------
@@ -259,7 +251,7 @@ def recognise(
     ------
     ValueError
         If the model is for something else, or the image shows that it is not what nobody said that it is. Where its
-        modality was asked for, or its file is named so, that is a Python warning.
+        modality was asked for, or its file is named so, that is a sentence.
     """
     named = of_file(Path(image_img.get_filename() or '').name)
     made_for = None if model is None else made_for_of(model)
@@ -271,14 +263,13 @@ def recognise(
     else:
         kind = get(made_for) if made_for else FLAIR if has_t1w else T1W
     check_model(kind, task, model, made_for)
+    doubts = []
     if asked is not None and named is not UNKNOWN and named.suffix != kind.suffix and kind is not UNKNOWN:
-        tell([f'{Path(image_img.get_filename()).name} is named as a {named.name}, and modality is {kind.name}'], 4)
+        doubts.append(f'{Path(image_img.get_filename()).name} is named as a {named.name}, and modality is {kind.name}')
     seen = '' if lesions is None else recognition.mismatch(kind, contrast_of(image_img, lesions))
-    if seen and is_said:
-        tell([seen], 4)
-    elif seen:
+    if seen and not is_said:
         raise ValueError(f'{seen} If so, give modality={kind.name!r}; else the modality that it is, and its T1w')
-    return kind
+    return kind, doubts + ([seen] if seen else [])
 
 
 def made_for_of(model: Any) -> str | None:
@@ -314,19 +305,7 @@ def contrast_of(image_img: nib.spatialimages.SpatialImage, lesions: Lesions) -> 
     return recognition.lesion_contrast(image, lesions.on_grid(image_img)[0])
 
 
-def check_tissues(image_img: nib.spatialimages.SpatialImage, anatomy: images_anatomy.Anatomy, kind: Modality) -> None:
-    """Raise ValueError if an image that is to be no T1w has darker grey than white matter, as a T1w has."""
-    if not kind.needs_t1w:
-        return
-    image = grid.resample_to(nifti.plain(image_img, 'image'), anatomy.grid_img, order=1)
-    if recognition.looks_like_t1w(image, anatomy):
-        raise ValueError(
-            f'grey matter is darker than white matter, as on a T1w, and the image is taken for a {kind.name}: give '
-            "modality='T1w', or the right image"
-        )
-
-
-def tell(sentences: list[str], level: int = 3) -> None:
-    """Issue sentences as Python warnings, at the line that called the interface."""
+def tell(sentences: list[str]) -> None:
+    """Issue sentences as Python warnings, at the line that called the function of the interface."""
     for sentence in sentences:
-        warnings.warn(sentence, UserWarning, stacklevel=level)
+        warnings.warn(sentence, UserWarning, stacklevel=3)

@@ -49,8 +49,8 @@ def test_a_flair_is_known_by_its_file(visit, phantom):
     with pytest.raises(ValueError, match='fills FLAIR images: it needs their T1w'):
         fill_quickly(visit['FLAIR'], visit['mask'])
     loaded = nib.load(visit['FLAIR'])
-    assert interface.recognise('fill', loaded) is FLAIR
-    assert interface.recognise('fill', nib.load(visit['T1w'])) is T1W
+    assert interface.recognise('fill', loaded) == (FLAIR, [])
+    assert interface.recognise('fill', nib.load(visit['T1w'])) == (T1W, [])
 
 
 @pytest.mark.parametrize('kind', [str, lambda path: path])
@@ -80,8 +80,8 @@ def test_a_modality_that_was_asked_for_is_doubted_in_a_warning(phantom, flair_im
 
 
 def test_a_file_that_is_named_otherwise_is_told(visit, phantom):
-    with pytest.warns(UserWarning, match=r'sub-01_T1w.nii.gz is named as a T1w, and modality is UNIT1'):
-        interface.recognise('fill', nib.load(visit['T1w']), asked='UNIT1')
+    _, doubts = interface.recognise('fill', nib.load(visit['T1w']), asked='UNIT1')
+    assert doubts == ['sub-01_T1w.nii.gz is named as a T1w, and modality is UNIT1']
 
 
 def test_a_model_for_another_modality_is_refused(visit, model_dirs):
@@ -166,4 +166,4 @@ def test_a_modality_without_a_bundled_model_of_synthesis_is_refused(phantom):
 
 def test_sign_of_the_model_counts_where_nothing_else_is_known(phantom, tiny_unet):
     model = replace(tiny_model(tiny_unet, 'FLAIR'), plan={'task': 'fill', 'modality': 'FLAIR'})
-    assert interface.recognise('fill', phantom.img(phantom.flair), model=model) is FLAIR
+    assert interface.recognise('fill', phantom.img(phantom.flair), model=model) == (FLAIR, [])

@@ -66,3 +66,12 @@ def mismatch(modality: Modality, contrast: float | None) -> str:
         f'lesions are {found} the tissue around them ({contrast:.1f} SD), but those of {modality.name} images are '
         f'{modality.look}: is the image {modality.name}, and the mask at its place?'
     )
+
+
+def check_tissues(image, found: anatomy.Anatomy, modality: Modality) -> None:
+    """Raise ValueError if an image that is taken for no T1w has darker grey than white matter, as a T1w has."""
+    if modality.needs_t1w and looks_like_t1w(image, found):
+        raise ValueError(
+            f'grey matter is darker than white matter, as on a T1w, and the image is taken for a {modality.name}: give '
+            "modality='T1w' (--modality T1w), or the right image"
+        )

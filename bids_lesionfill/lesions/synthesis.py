@@ -16,7 +16,7 @@ from ..images import anatomy as images_anatomy
 from ..images import grid, masks, nifti, placement, registration, syn
 from ..images.anatomy import Anatomy
 from ..modality import get
-from . import checks, contrasts, sampling, tables
+from . import checks, contrasts, recognition, sampling, tables
 from . import library as lesions_library
 from . import places as lesions_places
 from .settings import DEFAULT_SAMPLING, Lesions, Sampling
@@ -54,6 +54,53 @@ class Synthesis:
     lesions: list = field(default_factory=list)  # one dict per new lesion, see `fill.describe_lesions`
     info: dict = field(default_factory=dict)  # what the sidecar says
     warnings: list = field(default_factory=list)  # sentences
+
+
+class Wanted(NamedTuple):
+    """Which new lesions are asked for."""
+
+    mask_img: nib.spatialimages.SpatialImage | None = None  # where they are to be; drawn if None
+    n_lesions: int | None = None  # if neither this nor `load_ml` is given: as a patient of the lesion library has
+    load_ml: float | None = None
+    locations: tuple[str, ...] = tuple(lesions_places.PLACES)
+    intensity: float | str = 'auto'
+    halo: float | str = 'auto'
+    mask_threshold: float = 0.5  # of `mask_img`, if it holds probabilities
+
+
+def paint_alone(
+    image_img: nib.spatialimages.SpatialImage,
+    t1w_img: nib.spatialimages.SpatialImage | None,
+    lesions: Lesions | None,
+    wanted: Wanted,
+    model: models.Model,
+    sampling: Sampling,
+) -> Synthesis:
+    """Synthesize lesions in an image whose anatomy nobody has found yet; see `interface.synthesize_lesions`.
+
+    Raises
+    ------
+    ValueError
+        If an image cannot be used, so many lesions find no place, or the image looks like a T1w and the model is for
+        something else.
+    """
+    if get(model.modality).needs_t1w and t1w_img is None:
+        raise ValueError(f'model {model.name} paints into {model.modality} images: it needs their T1w (t1w_img)')
+    anatomy = images_anatomy.look_at(
+        image_img if t1w_img is None else t1w_img,
+        None if lesions is None else lesions.mask_img,
+        mask_threshold=0.5 if lesions is None else lesions.threshold,
+    )
+    if t1w_img is not None:
+        image = grid.resample_to(nifti.plain(image_img, 'image'), anatomy.grid_img, order=1)
+        recognition.check_tissues(image, anatomy, get(model.modality))
+    rng = np.random.default_rng(sampling.seed)
+    if wanted.mask_img is None:
+        atlas = find_places(anatomy, lesions_library.load_lesion_library())
+        new = draw(anatomy, atlas, rng, wanted.intensity, wanted.n_lesions, wanted.load_ml, wanted.locations)
+    else:
+        new = given(wanted.mask_img, rng, wanted.intensity, wanted.mask_threshold)
+    return paint(image_img, anatomy, new, model, lesions, sampling, wanted.halo)
 
 
 def find_places(anatomy, library):
