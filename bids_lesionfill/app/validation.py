@@ -51,7 +51,7 @@ def options_of(arguments: argparse.Namespace, argv: list[str]) -> app_options.Op
         'filters': read_filters(arguments.bids_filter_file),
         'derivatives': derivatives or None,
         'thickness_results': thickness_results,
-        **({'rims': 'grown', 'rim_voxels': 0} if arguments.dilate == 0 else {}),  # see lesions.settings.Growth
+        **exact_growth(arguments),
         'n_lesions': arguments.new_lesions or arguments.n_lesions,
         'config': config.as_toml(arguments, app_options.version()),
         'command': 'run.py ' + shlex.join(argv),
@@ -62,6 +62,11 @@ def options_of(arguments: argparse.Namespace, argv: list[str]) -> app_options.Op
     besides = [folder for folder in (options.work_dir, options.bids_database_dir) if folder is not None]
     ownership.check_output(output_dir, arguments.bids_dir, raw_dir, besides)
     return with_absolute_paths(options)
+
+
+def exact_growth(arguments: argparse.Namespace) -> dict[str, str | int]:
+    """Return what `--dilate 0` means for the other options of growth; see `lesions.settings.Growth`."""
+    return {'rims': 'grown', 'rim_voxels': 0} if arguments.dilate == 0 else {}
 
 
 def check_folders(arguments: argparse.Namespace) -> None:
