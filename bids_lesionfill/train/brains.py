@@ -59,9 +59,9 @@ def read_healthy_brains(images, keep=in_memory):
 
 def read_patient(image_file, t1w_file, mask_file):
     """Load and normalise a patient's image (T1w or FLAIR); see `normalise_patient`."""
-    t1w_img = grid.conform(nib.load(t1w_file))
+    t1w_img = grid.conform(grid.without_background(nib.load(t1w_file)))
     lesion_mask = grid.conform_mask(nib.load(mask_file), t1w_img)
-    return anatomy.normalise_patient(nib.load(image_file), t1w_img, lesion_mask)[0]
+    return anatomy.normalise_patient(grid.without_background(nib.load(image_file)), t1w_img, lesion_mask)[0]
 
 
 def read_patients(images, filler, keep=in_memory):
