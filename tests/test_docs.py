@@ -203,3 +203,10 @@ def test_examples_in_python_run():
     result = doctest.testfile(str(DOCS / 'python.md'), module_relative=False)
     assert result.attempted > 8
     assert result.failed == 0
+
+
+def test_docstrings_do_not_begin_like_questions():
+    pattern = re.compile(r'"""(What|Whether|How|Where|Which|Who|When)\b.*')
+    paths = sorted((ROOT / 'bids_lesionfill').rglob('*.py'))
+    found = [f'{path.name}: {match[0]}' for path in paths for match in pattern.finditer(path.read_text())]
+    assert not found

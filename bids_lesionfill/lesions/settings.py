@@ -12,7 +12,7 @@ from ..images import placement
 
 @dataclass(frozen=True)
 class Growth:
-    """How far the mask of a lesion reaches beyond the one that was given."""
+    """Growth of the given mask."""
 
     dilate: int = 1  # voxels into white matter
     rim_voxels: int = 2  # further voxels, into white matter as dark (FLAIR: bright) as a rim
@@ -21,7 +21,7 @@ class Growth:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the network is sampled."""
+    """Sampling of the network."""
 
     num_inference_steps: int | None = None  # DDIM steps; those of the model if None
     n_samples: int = 1
@@ -40,7 +40,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class MaskChoice:
-    """Which voxels and lesions of a mask file are meant."""
+    """Selection of voxels and lesions of a mask file."""
 
     threshold: float = 0.5  # of probabilities
     labels: tuple = ()  # values that are lesions to be filled; all if empty
