@@ -15,7 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from bids_lesionfill.app.options import version
-from bids_lesionfill.lesions.fill import fill
+from bids_lesionfill.lesions.fill import fill_alone
+from bids_lesionfill.lesions.settings import Growth, Lesions, Sampling
 
 HALF_MM = 30  # half of the field that is shown; voxels are 1 mm
 GIVEN, USED = '#4fa3ff', '#ffa000'
@@ -24,7 +25,11 @@ GIVEN, USED = '#4fa3ff', '#ffa000'
 def main():
     """Plot one slice: the image with the given mask, then used mask and filled image of both ways."""
     images = [nib.load(path) for path in sys.argv[1:3]]
-    fillings = {rims: fill(*images, rims=rims, device='cpu') for rims in ('unmixed', 'grown')}
+    lesions, sampling = Lesions(images[1]), Sampling(device='cpu')
+    fillings = {
+        rims: fill_alone(images[0], lesions, 'fill-T1w', growth=Growth(rims=rims), sampling=sampling)
+        for rims in ('unmixed', 'grown')
+    }
     t1w, given = (volume_of(img) for img in images)
     panels = [('given mask', t1w, given > 0)]
     for rims, filling in fillings.items():

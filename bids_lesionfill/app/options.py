@@ -342,7 +342,7 @@ class Thickness:
         default='cortex',
         choices=('cortex', 'thesis'),
         level='group',
-        help='part of the dilated lesion mask that counts; cortex: in the cortex; thesis: outside the white matter, also '
+        help='part of the dilated lesion mask that counts; cortex: in the cortex; thesis: outside white matter, also '
         'at the ventricles',
     )
     allow_download: bool = filling_option(
