@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from bids_examples import mask_path, t1w_path, write_bids
 from conftest import ellipsoid
-from test_evaluation_real import build_head
+from heads import build_head
 
 from bids_lesionfill.diffusion import models as diffusion_models
 from bids_lesionfill.evaluate import app_fills, cli, real, scores

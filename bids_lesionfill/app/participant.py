@@ -236,6 +236,7 @@ def fill_image(visit, image, model):
         Seconds that it took; None if all was there.
     """
     image, options = visit.settle(image), visit.options
+    image = visit.with_fluid_file(image)
     layout_derivatives.check_files(image)
     result_options = options.of_result(image.modality)
     run_hash = layout_derivatives.hash_run(image, result_options, model.sha256, options.version)

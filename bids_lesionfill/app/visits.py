@@ -123,7 +123,7 @@ def synthesize_image(visit, image, variant, desc, model, options):
     float
         Seconds that it took; None if all was there.
     """
-    image = visit.settle(visit.with_mask(image))
+    image = replace(visit.settle(visit.with_mask(image)), fluid_file=None)  # which is for filling
     files = naming.synth_files(options.output_dir, image, desc)
     layout_derivatives.check_files(image)
     result_options = options.of_result(image.modality) | {'variant': variant} | visit.fingerprint
@@ -169,6 +169,22 @@ class Visit:
         if pair not in self.ways:
             self.ways[pair] = loading.way_to_t1w(image, self.opener)
         return self.ways[pair]
+
+    def with_fluid_file(self, image: inputs.Inputs) -> inputs.Inputs:
+        """Return an image with the FLAIR that tells fluid from lesions, if one is to be used and can be read."""
+        if self.options.growth.rims != 'unmixed':
+            return replace(image, fluid_file=None)
+        return loading.with_fluid_file(image, self.opener)
+
+    def flair_on_t1w(self, image: inputs.Inputs):
+        """Return the FLAIR that tells fluid from lesions in the world of its T1w (nibabel image); None without."""
+        if image.fluid_file is None:
+            return None
+        to_t1w, _ = self.way_to_t1w(replace(image, flair_file=image.fluid_file))
+        t1w_img, flair_img = self.opener(image.t1w_file), self.opener(image.fluid_file)
+        if to_t1w is None:
+            return placement.beside(flair_img, t1w_img, 'FLAIR')
+        return placement.moved(flair_img, to_t1w, t1w_img)
 
     def view(self, image: inputs.Inputs) -> loading.View:
         """Return the masks and the T1w of the visit in the scanner space of an image (from `settle`)."""
@@ -235,7 +251,8 @@ class Visit:
             anatomy = anatomy if view.from_t1w is None else anatomy.moved(view.from_t1w)
             _, _, notes = self.segmentation(image)
         sampling = options.sampling(layout_derivatives.seed_of(image, options.random_seed), report_tiles)
-        filling = fill.fill(view.image_img, view.lesions, anatomy, model, options.growth, sampling)
+        lesions = view.lesions if anatomy is None else replace(view.lesions, flair_img=self.flair_on_t1w(image))
+        filling = fill.fill(view.image_img, lesions, anatomy, model, options.growth, sampling)
         warnings = [*filling.warnings, *notes, *view.notes]
         return replace(filling, info=filling.info | view.info, warnings=warnings), view
 

@@ -17,6 +17,7 @@ class Sampling:
     device: str = 'cpu'
     batch_size: int = 8  # tiles at once
     progress: Callable[[int, int], Any] | None = None  # is called with (n_done, n_all)
+    beside_grey: bool = False  # what is darker beside the mask is other tissue that goes on inside it, not lesion
 
 
 class Filler(Protocol):

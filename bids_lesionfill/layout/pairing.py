@@ -213,7 +213,7 @@ def pair(image, candidates, layout, roots, needs_mask=True, tool_masks=True, too
     relative_path = Path(image.path).relative_to(Path(layout.root)).as_posix()
     name = naming.strip_extension(image.filename)
     sources = [f'bids:raw:{relative_path}']
-    lesion_mask_file = tissue_file = flair_file = mask_space = None
+    lesion_mask_file = tissue_file = flair_file = mask_space = fluid_file = None
     problem, lesion_labels, mask_names, siblings = '', (), {}, []
     is_t1w, t1w_images = entities['suffix'] == T1W.suffix, rivals[T1W.suffix]
     same_space = [rival for rival in rivals[entities['suffix']] if rival.get('space') == entities.get('space')]
@@ -239,6 +239,8 @@ def pair(image, candidates, layout, roots, needs_mask=True, tool_masks=True, too
             problem = inputs.NO_MASK
     tissue_entities = entities
     if is_t1w:
+        flairs = closest(entities, of_visit(entities, candidates.others.get(FLAIR.suffix, [])))
+        fluid_file = Path(flairs[0].path) if flairs else None
         if lesion_mask_file is not None and mask_space != T1W.suffix and not lesion_labels:
             drawn_on = candidates.others.get(mask_space or FLAIR.suffix, [])
             flair = choose_flair(entities, mask_names, drawn_on, name)
@@ -279,6 +281,7 @@ def pair(image, candidates, layout, roots, needs_mask=True, tool_masks=True, too
         flair_file,
         segmentation,
         tuple(Path(file.path) for file in siblings),
+        fluid_file,
     )
 
 

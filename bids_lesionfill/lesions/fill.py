@@ -45,7 +45,7 @@ def fill_lesions(
     dilate=1,
     rim_voxels=2,
     rims='unmixed',
-    rim_img=None,
+    flair_img=None,
     texture='sampled',
     num_inference_steps=None,
     n_samples=1,
@@ -74,8 +74,8 @@ def fill_lesions(
         What is done with the rims of lesions, which masks miss: the share of lesion in each voxel is estimated and
         taken out, and fluid inside the mask stays (`unmixing`); or the mask grows into them by `dilate` and
         `rim_voxels`.
-    rim_img : nibabel image, optional
-        A FLAIR of the session, on which a T1w's rims are seen better.
+    flair_img : nibabel image, optional
+        A FLAIR of the session, in the same world space as a T1w: it tells fluid from lesions that are as dark.
     dilate : int
         Voxels that the mask grows into white matter (thesis 3.5); within the slice where slices are thicker than 2 mm.
     rim_voxels : int
@@ -105,7 +105,7 @@ def fill_lesions(
     """
     if modality is not None:
         model = registry.load_filler(model, models.choose_device(device), modality)
-    lesions = Lesions(lesion_mask_img, rim_img=rim_img)
+    lesions = Lesions(lesion_mask_img, flair_img=flair_img)
     growth = Growth(dilate, rim_voxels, rims)
     sampling = Sampling(num_inference_steps, n_samples, seed, device, texture=texture)
     return nifti.as_loaded(fill_alone(image_img, lesions, model, tissue_img, wm_mask_img, growth, sampling).filled_img)
@@ -275,7 +275,7 @@ def grow_mask(scene: Scene, lesions: Lesions, growth: Growth) -> Hole:
     """Restrict the mask to lesions that touch white matter, and let it reach the rims that it missed: Hole."""
     used_mask = masks.restrict_to_white_matter(scene.given_mask, scene.native_wm)
     if growth.rims == 'unmixed' and used_mask.any():
-        mix = find_shares(scene, used_mask, lesions.rim_img)
+        mix = find_shares(scene, used_mask, lesions.flair_img)
         tissue = unmixing.tissue_alone(scene.plain_img.get_fdata(dtype=np.float32), mix)
         image = grid.conform(nib.Nifti1Image(tissue, scene.plain_img.affine)).get_fdata(dtype=np.float32)
         return Hole(mix.touched, to_working_grid(mix.filled, scene), tissue, image, mix)
@@ -317,7 +317,8 @@ def describe_hole(scene: Scene, hole: Hole, growth: Growth) -> dict:
 def sample(scene: Scene, hole: Hole, model, sampling: Sampling) -> Sampled:
     """Sample healthy tissue on tiles that cover the hole, once for each seed."""
     scaling = grid.white_matter_scaling(hole.image, scene.wm_mask & ~hole.mask)
-    values = model.fill(scaling.apply(hole.image), hole.mask, scene.wm_mask, sampling.of_filler())
+    of_filler = replace(sampling.of_filler(), beside_grey=hole.mix is not None and not hole.mix.tight)
+    values = model.fill(scaling.apply(hole.image), hole.mask, scene.wm_mask, of_filler)
     return Sampled(scaling.invert(values), float(1.5 / scaling.slope))
 
 
@@ -402,10 +403,11 @@ def add_texture(tissue, filled, hole, wm_mask, img, seed):
     return np.where(hole, sampled, filled)
 
 
-def find_shares(scene: Scene, lesion_mask, rim_img=None):
+def find_shares(scene: Scene, lesion_mask, flair_img=None):
     """Estimate shares of fluid and lesion on an image's own grid (`unmixing.Unmixing`).
 
-    Fluid is found on the T1w: on the image's own grid if it is one, else on the working grid.
+    Fluid is found on the T1w: on the image's own grid if it is one, else on the working grid. A FLAIR, in the world
+    space of the image, tells it from lesions that are as dark.
     """
     plain_img, grid_img, native_wm = scene.plain_img, scene.grid_img, scene.native_wm
     image = plain_img.get_fdata(dtype=np.float32)
@@ -413,15 +415,13 @@ def find_shares(scene: Scene, lesion_mask, rim_img=None):
     # A brain mask may end too early: what a rater delineated there, as bright as tissue, is tissue.
     brain |= lesion_mask & (image > TISSUE_ABOVE * np.median(image[native_wm & ~lesion_mask]))
     voxel_mm = nib.affines.voxel_sizes(plain_img.affine)
-    if scene.is_t1w and rim_img is None:
-        return unmixing.unmix(image, lesion_mask, native_wm, brain, voxel_mm)
     if scene.is_t1w:
-        shares = unmixing.unmix(image, lesion_mask, native_wm, brain, voxel_mm)
-        flair_img = nifti.plain(placement.beside(rim_img, plain_img, 'FLAIR'), 'FLAIR')
-        flair = grid.resample_to(flair_img, plain_img, order=3)
-        csf = unmixing.level_in_fluid(flair, shares.fluid, brain)
-        evidence = unmixing.unmix(flair, lesion_mask, native_wm, brain, voxel_mm, shares.fluid, csf).lesion
-        return unmixing.unmix(image, lesion_mask, native_wm, brain, voxel_mm, evidence=evidence)
+        solid = None
+        if flair_img is not None:
+            shares = unmixing.unmix(image, lesion_mask, native_wm, brain, voxel_mm)
+            flair = grid.resample_to(nifti.plain(flair_img, 'FLAIR'), plain_img, order=1)
+            solid = unmixing.solid_on_flair(flair, shares.fluid, native_wm, lesion_mask, brain)
+        return unmixing.unmix(image, lesion_mask, native_wm, brain, voxel_mm, solid=solid)
     conformed_mask = grid.conform_mask(nifti.mask_image(lesion_mask, plain_img), grid_img)
     fluid = unmixing.unmix(scene.t1w, conformed_mask, scene.wm_mask, scene.brain_mask).fluid
     # A voxel that is larger than those of the T1w sees the average of them: a Gaussian of its width.
@@ -429,6 +429,5 @@ def find_shares(scene: Scene, lesion_mask, rim_img=None):
     fluid = ndimage.gaussian_filter(fluid, wider_mm / 2.355)
     fluid = np.clip(grid.resample_to(nib.Nifti1Image(fluid, grid_img.affine), plain_img, order=1), 0, 1)
     fluid = np.where(brain, fluid, 1)
-    return unmixing.unmix(
-        image, lesion_mask, native_wm, brain, voxel_mm, fluid, unmixing.level_in_fluid(image, fluid, brain)
-    )
+    level = unmixing.level_in_fluid(image, fluid, brain)
+    return unmixing.unmix(image, lesion_mask, native_wm, brain, voxel_mm, (fluid, level))

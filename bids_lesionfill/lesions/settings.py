@@ -54,7 +54,7 @@ class Lesions:
     mask_img: Any  # what is to be filled; of a synthesis: the lesions that the patient has
     kept_mask_img: Any = None  # lesions that stay, and are not taken for white matter
     threshold: float = 0.5  # of probabilities
-    rim_img: Any = None  # a FLAIR of the session, on which the rims of the lesions of a T1w are seen better
+    flair_img: Any = None  # in the world space of a T1w: it tells fluid from lesions as dark as fluid
 
     def on_grid(self, image_img: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return the lesions to be filled and those that stay, on the grid of an image: (X, Y, Z) bool arrays."""
