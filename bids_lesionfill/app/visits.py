@@ -283,7 +283,7 @@ class Visit:
 
     @property
     def anatomy(self) -> Anatomy:
-        """What is free for new lesions; see `images.anatomy.look_at`."""
+        """The space that is free for new lesions; see `images.anatomy.look_at`."""
         lesions_img = loading.lesions_of(self.first, self.choice, self.way_to_t1w(self.first)[0], self.opener)
         lesions = lesions_img and settings.Lesions(lesions_img, threshold=self.choice.threshold)
         return self.anatomy_with(self.first, lesions, OLD_LESION_SHARE)
@@ -325,14 +325,14 @@ class Visit:
 
     @property
     def source(self):
-        """Where the lesions come from, in words."""
+        """The origin of the lesions, in words."""
         if self.options.new_mask_file:
             return f'the mask {self.options.new_mask_file.name}'
         return f'sub-{self.donor.subject}, by deformable registration' if self.donor else 'drawn from a library'
 
     @cached_property
     def fingerprint(self):
-        """What else the result depends on: the bytes of masks that are given, by their hashes."""
+        """Further inputs of the result: the bytes of masks that are given, by their hashes."""
         files = [self.options.new_mask_file] if self.options.new_mask_file else []
         files += [self.donor.t1w_file, self.donor.lesion_mask_file] if self.donor else []
         files += [file for file in (self.first.lesion_mask_file, self.first.brain_mask_file) if file]

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a volume is to be filled."""
+    """Settings of the filling of a volume."""
 
     seeds: tuple[int, ...] = (0,)  # each gives one filling
     num_inference_steps: int | None = None  # the filler's own if not given

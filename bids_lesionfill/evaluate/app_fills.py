@@ -41,7 +41,7 @@ MARGIN_VOXELS = 14  # around a brain
 
 
 class Filled(NamedTuple):
-    """What the app made of an image."""
+    """The result of the app for one image."""
 
     filled_img: nib.Nifti1Image
     used_mask_img: nib.Nifti1Image

@@ -1,4 +1,4 @@
-"""What a fill of a real patient looks like, in numbers: no truth is needed. Pure functions.
+"""Measures of a fill of a real patient that need no ground truth. Pure functions.
 
 Arrays are `(X, Y, Z)`, RAS, 1 mm, so that a voxel is a mm. *Untouched* is what the fill left as it was. The measures
 are those of a reader's complaints: flat patches (grain), patches that are too bright or too dark (mean, glow, dark),
@@ -27,7 +27,7 @@ MEASURES = (
 
 
 class Untouched(NamedTuple):
-    """What the T1w shows outside the filled mask: `(X, Y, Z)` bool arrays."""
+    """Tissues of the T1w outside the filled mask: `(X, Y, Z)` bool arrays."""
 
     brain: np.ndarray
     fluid: np.ndarray

@@ -20,7 +20,7 @@ OTHER_SUFFIXES = ('PD', 'PDT2', 'T2star', 'T2starw', 'DIR')  # on which raters m
 
 @dataclass(frozen=True)
 class Candidates:
-    """What a participant has that may belong to an image."""
+    """Files of a participant that may belong to an image."""
 
     rivals: dict  # suffix -> entities (list of dict) of all images, of all sessions
     masks: list  # lesion masks, BIDS files
@@ -233,7 +233,7 @@ def pair(image, candidates, layout, roots, needs_mask=True, tool_masks=True, too
         if lesion_mask_file is not None:
             mask_space = modality_of_space(lesion_mask_file.name)
             if mask_space == FLAIR.suffix and not is_t1w and entities['suffix'] != FLAIR.suffix:
-                logger.warning('%s is taken as if it was drawn on %s', lesion_mask_file.name, name)
+                logger.warning('%s is treated as delineated on %s', lesion_mask_file.name, name)
             sources.append(naming.uri(lesion_mask_file, roots, layout.root))
         elif needs_mask:
             problem = inputs.NO_MASK

@@ -94,7 +94,7 @@ class Scene(NamedTuple):
 
 
 class Hole(NamedTuple):
-    """What is filled, and the image around it."""
+    """The region to fill, and the image around it."""
 
     used_mask: np.ndarray  # (X, Y, Z) bool, own grid
     mask: np.ndarray  # (X, Y, Z) bool, working grid

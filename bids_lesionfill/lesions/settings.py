@@ -29,7 +29,7 @@ class Growth:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the network is sampled."""
+    """Sampling of the network."""
 
     num_inference_steps: int | None = None  # DDIM steps; those of the model if None
     n_samples: int = 1
@@ -48,7 +48,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class MaskChoice:
-    """Which voxels and lesions of a mask file are meant."""
+    """Selection of voxels and lesions of a mask file."""
 
     threshold: float = 0.5  # of probabilities
     labels: tuple = ()  # values that are lesions to be filled; all if empty
