@@ -33,7 +33,7 @@ def fill_lesions(
     model: str | Path | Filler | None = None,
     wm_mask_img: Image | None = None,
     rims: str = 'unmixed',
-    rim_img: Image | None = None,
+    flair_img: Image | None = None,
     dilate: int = 1,
     rim_voxels: int = 2,
     texture: str = 'sampled',
@@ -70,8 +70,8 @@ def fill_lesions(
         What is done with the rims of lesions, which masks miss: the share of lesion in each voxel is estimated and
         taken out, and fluid inside the mask stays (`unmixing`); or the mask grows into them by `dilate` and
         `rim_voxels`.
-    rim_img : image, optional
-        A FLAIR of the session, on which a T1w's rims are seen better.
+    flair_img : image, optional
+        A FLAIR of the session, in the same world space as a T1w: it tells fluid from lesions that are as dark.
     dilate : int
         Voxels that the mask grows into white matter (thesis 3.5); within the slice where slices are thicker than 2 mm.
         0: the given mask is filled and nothing else; `rims` and `rim_voxels` have no effect then.
@@ -103,11 +103,11 @@ def fill_lesions(
     FileNotFoundError
         If the model is not found.
     """
-    image_img, lesion_mask_img, t1w_img, wm_mask_img, rim_img = opened(
-        image_img, lesion_mask_img, t1w_img, wm_mask_img, rim_img
+    image_img, lesion_mask_img, t1w_img, wm_mask_img, flair_img = opened(
+        image_img, lesion_mask_img, t1w_img, wm_mask_img, flair_img
     )
     nifti.check_image(image_img, 'image')
-    lesions = Lesions(lesion_mask_img, rim_img=rim_img)
+    lesions = Lesions(lesion_mask_img, flair_img=flair_img)
     kind, doubts = recognise('fill', image_img, lesions, modality, model, has_t1w=t1w_img is not None)
     tell(doubts)
     filler = registry.load_filler(model or kind.fill_model, models.choose_device(device), modality_of(kind, model))

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from bids_examples import mask_path, t1w_path, write_bids
 from conftest import ellipsoid
-from test_evaluation_real import build_head
+from heads import build_head
 
 from bids_lesionfill.diffusion import models as diffusion_models
-from bids_lesionfill.evaluate import app_fills, cli, real, scores
+from bids_lesionfill.evaluate import app_fills, cli, scores
 from bids_lesionfill.images import grid
-from bids_lesionfill.lesions import fill
+from bids_lesionfill.lesions import fill, measures
 
 SHAPE = (56, 52, 46)
 FILLERS = ['--baselines', 'local white-matter mean', 'biharmonic']
@@ -182,9 +182,9 @@ def test_classical_fillers_fill_the_used_mask_alone(phantom):
 
 
 def test_summary_of_real_images_is_median_and_range():
-    measures = dict.fromkeys(real.MEASURES, np.nan)
+    unknown = dict.fromkeys(measures.MEASURES, np.nan)
     keys = {'modality': 'T1w', 'group': 'all', 'method': 'one', 'family': 'model'}
-    rows = [measures | keys | {'grain': value} for value in (0.2, 0.9, 0.4, np.nan)]
+    rows = [unknown | keys | {'grain': value} for value in (0.2, 0.9, 0.4, np.nan)]
     (entry,) = app_fills.summarise_real(rows)
     assert (entry['grain'], entry['grain_min'], entry['grain_max']) == (0.4, 0.2, 0.9)
     assert entry['images'] == 4

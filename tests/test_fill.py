@@ -9,7 +9,7 @@ from fillings import fill_with
 from scipy import ndimage
 
 from bids_lesionfill import fill_lesions
-from bids_lesionfill.diffusion import forms, inpaint, models, process
+from bids_lesionfill.diffusion import forms, models, process
 from bids_lesionfill.images import grid, masks, nifti, placement, tissues
 from bids_lesionfill.lesions import contrasts, fill, tables
 
@@ -213,7 +213,7 @@ def test_several_samples_give_a_deviation_inside_the_mask_only(phantom, model):
     used_mask = np.asarray(filling.used_mask_img.dataobj) > 0
     assert (sd[used_mask] > 0).mean() > 0.9
     assert not sd[~used_mask].any()
-    assert filling.info['NumInferenceSteps'] == inpaint.STEPS_FOR_SEVERAL_SAMPLES
+    assert filling.info['NumInferenceSteps'] == models.STEPS_FOR_SEVERAL_SAMPLES
 
 
 def test_nan_in_the_image_survives_outside_and_does_not_spread(phantom, model):

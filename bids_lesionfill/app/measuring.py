@@ -30,7 +30,7 @@ RERUN_SEED = 1  # added to the image's seed
 
 @dataclass(frozen=True)
 class Task:
-    """How an image is measured."""
+    """Settings of the measurement of an image."""
 
     seed: int
     version: str  # of the app

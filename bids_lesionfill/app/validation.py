@@ -347,5 +347,5 @@ def is_valid(options):
         logger.error('%s', sentence)
     if errors:
         shown = f', of which {validator.SHOWN} are shown' if len(errors) > validator.SHOWN else ''
-        logger.error('%d error(s)%s: mend them, or use --skip-bids-validation', len(errors), shown)
+        logger.error('%d error(s)%s: fix them, or use --skip-bids-validation', len(errors), shown)
     return not errors

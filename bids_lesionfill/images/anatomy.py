@@ -122,7 +122,7 @@ def segment(t1w, lesion_mask, conformed_img, brain_mask_img=None, tissue_seg_img
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What the T1w of a visit shows, on its working grid (1 mm, RAS): `(X, Y, Z)` arrays.
+    """Brain, white matter and intensities of the T1w of a visit, on its working grid (1 mm, RAS): `(X, Y, Z)` arrays.
 
     Found once for a visit; filling, synthesis and thickness are handed it.
     """

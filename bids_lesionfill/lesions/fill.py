@@ -94,7 +94,7 @@ class Scene(NamedTuple):
 
 
 class Hole(NamedTuple):
-    """What is filled, and the image around it."""
+    """The region to fill, and the image around it."""
 
     used_mask: np.ndarray  # (X, Y, Z) bool, own grid
     mask: np.ndarray  # (X, Y, Z) bool, working grid
@@ -198,7 +198,7 @@ def grow_mask(scene: Scene, lesions: Lesions, growth: Growth) -> Hole:
     """Restrict the mask to lesions that touch white matter, and let it reach the rims that it missed: Hole."""
     used_mask = masks.restrict_to_white_matter(scene.given_mask, scene.native_wm)
     if growth.rims == 'unmixed' and used_mask.any():
-        mix = find_shares(scene, used_mask, lesions.rim_img)
+        mix = find_shares(scene, used_mask, lesions.flair_img)
         tissue = unmixing.tissue_alone(scene.plain_img.get_fdata(dtype=np.float32), mix)
         image = grid.conform(nib.Nifti1Image(tissue, scene.plain_img.affine)).get_fdata(dtype=np.float32)
         return Hole(mix.touched, to_working_grid(mix.filled, scene), tissue, image, mix)
@@ -240,7 +240,8 @@ def describe_hole(scene: Scene, hole: Hole, growth: Growth) -> dict:
 def sample(scene: Scene, hole: Hole, model, sampling: Sampling) -> Sampled:
     """Sample healthy tissue on tiles that cover the hole, once for each seed."""
     scaling = grid.white_matter_scaling(hole.image, scene.wm_mask & ~hole.mask)
-    values = model.fill(scaling.apply(hole.image), hole.mask, scene.wm_mask, sampling.of_filler())
+    of_filler = replace(sampling.of_filler(), beside_grey=hole.mix is not None and not hole.mix.tight)
+    values = model.fill(scaling.apply(hole.image), hole.mask, scene.wm_mask, of_filler)
     return Sampled(scaling.invert(values), float(1.5 / scaling.slope))
 
 
@@ -325,10 +326,11 @@ def add_texture(tissue, filled, hole, wm_mask, img, seed):
     return np.where(hole, sampled, filled)
 
 
-def find_shares(scene: Scene, lesion_mask, rim_img=None):
+def find_shares(scene: Scene, lesion_mask, flair_img=None):
     """Estimate shares of fluid and lesion on an image's own grid (`unmixing.Unmixing`).
 
-    Fluid is found on the T1w: on the image's own grid if it is one, else on the working grid.
+    Fluid is found on the T1w: on the image's own grid if it is one, else on the working grid. A FLAIR, in the world
+    space of the image, tells it from lesions that are as dark.
     """
     plain_img, grid_img, native_wm = scene.plain_img, scene.grid_img, scene.native_wm
     image = plain_img.get_fdata(dtype=np.float32)
@@ -336,15 +338,14 @@ def find_shares(scene: Scene, lesion_mask, rim_img=None):
     # A brain mask may end too early: what a rater delineated there, as bright as tissue, is tissue.
     brain |= lesion_mask & (image > TISSUE_ABOVE * np.median(image[native_wm & ~lesion_mask]))
     voxel_mm = nib.affines.voxel_sizes(plain_img.affine)
-    if scene.is_t1w and rim_img is None:
-        return unmixing.unmix(image, lesion_mask, native_wm, brain, voxel_mm)
     if scene.is_t1w:
-        shares = unmixing.unmix(image, lesion_mask, native_wm, brain, voxel_mm)
-        flair_img = nifti.plain(placement.beside(rim_img, plain_img, 'FLAIR'), 'FLAIR')
-        flair = grid.resample_to(flair_img, plain_img, order=3)
-        csf = unmixing.level_in_fluid(flair, shares.fluid, brain)
-        evidence = unmixing.unmix(flair, lesion_mask, native_wm, brain, voxel_mm, shares.fluid, csf).lesion
-        return unmixing.unmix(image, lesion_mask, native_wm, brain, voxel_mm, evidence=evidence)
+        solid = None
+        if flair_img is not None:
+            shares = unmixing.unmix(image, lesion_mask, native_wm, brain, voxel_mm)
+            flair_img = nifti.plain(placement.beside(flair_img, plain_img, 'FLAIR'), 'FLAIR')
+            flair = grid.resample_to(flair_img, plain_img, order=1)
+            solid = unmixing.solid_on_flair(flair, shares.fluid, native_wm, lesion_mask, brain)
+        return unmixing.unmix(image, lesion_mask, native_wm, brain, voxel_mm, solid=solid)
     conformed_mask = grid.conform_mask(nifti.mask_image(lesion_mask, plain_img), grid_img)
     fluid = unmixing.unmix(scene.t1w, conformed_mask, scene.wm_mask, scene.brain_mask).fluid
     # A voxel that is larger than those of the T1w sees the average of them: a Gaussian of its width.
@@ -352,6 +353,5 @@ def find_shares(scene: Scene, lesion_mask, rim_img=None):
     fluid = ndimage.gaussian_filter(fluid, wider_mm / 2.355)
     fluid = np.clip(grid.resample_to(nib.Nifti1Image(fluid, grid_img.affine), plain_img, order=1), 0, 1)
     fluid = np.where(brain, fluid, 1)
-    return unmixing.unmix(
-        image, lesion_mask, native_wm, brain, voxel_mm, fluid, unmixing.level_in_fluid(image, fluid, brain)
-    )
+    level = unmixing.level_in_fluid(image, fluid, brain)
+    return unmixing.unmix(image, lesion_mask, native_wm, brain, voxel_mm, (fluid, level))

@@ -26,7 +26,7 @@ MARGIN_VOXELS = 4  # around a brain that is registered
 
 @dataclass(frozen=True)
 class Atlas:
-    """Where lesions are in general, brought to one anatomy; see `lesion_masks.locate`."""
+    """Frequency of lesions, registered to one anatomy; see `lesion_masks.locate`."""
 
     library: lesions_library.LesionLibrary
     places: np.ndarray
@@ -36,7 +36,7 @@ class Atlas:
 
 @dataclass(frozen=True)
 class NewLesions:
-    """Where new lesions lie, and how strong each is."""
+    """Masks and contrasts of new lesions."""
 
     mask_img: nib.Nifti1Image  # uint8, 0 and the number of each lesion from 1; any grid in the world space of the T1w
     strengths: np.ndarray  # (n,) quantile (0 to 1) of the contrast of each lesion, by number

@@ -1,4 +1,4 @@
-"""What the embedded engines share: brain, bias, template, tissue classes, ribbon and regions of one T1w image."""
+"""Shared steps of the embedded engines: brain, bias, template, tissue classes, ribbon and regions of one T1w image."""
 
 import functools
 import importlib.metadata
@@ -108,7 +108,7 @@ def read_template():
 
 @dataclass(frozen=True)
 class Registration:
-    """Where a brain lies in the template."""
+    """Position of a brain in the template."""
 
     points_mm: np.ndarray  # (voxels, 3): of the voxels of the brain mask, in MNI space
     info: dict

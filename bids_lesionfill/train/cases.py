@@ -20,7 +20,7 @@ LARGE_LESION_VOXELS = 500  # from this on a shape may be part of a confluent les
 
 @dataclass(frozen=True)
 class CasePlan:
-    """How a training case is made; part of `plan.json`."""
+    """Settings of the training cases; part of `plan.json`."""
 
     crop: tuple = (24, 24, 12)  # voxels
     ellipsoid_share: float = 0.5  # 0: real lesion shapes (thesis: lesions), 1: circles, 0.5: mixture
