@@ -23,8 +23,9 @@ MAY_IMPORT = {
     'evaluate': {*RESEARCH, 'train', 'report'},
     'readerstudy': RESEARCH,
     'score': {*RESEARCH, 'report'},
-    'app': {*RESEARCH, 'report', 'thickness'},
-    '__init__': {'lesions'},
+    'app': {*RESEARCH, 'interface', 'report', 'thickness'},
+    'interface': {*GROUND, 'layout', 'lesions', 'diffusion', 'images'},
+    '__init__': {'interface'},
     '__main__': {'app'},
 }
 PURE = {'modality', 'statistics', 'images', 'diffusion', 'lesions', 'thickness'}
@@ -72,6 +73,7 @@ HEAVY = {
 LIGHT = [
     *('__init__.py', '__main__.py', 'app/cli.py', 'app/config.py', 'app/exit_codes.py', 'app/options.py'),
     *('app/parser.py', 'app/options_page.py', 'app/log.py', 'app/table.py', 'app/validation.py', 'app/values.py'),
+    'app/single_file.py',
     *('diffusion/models.py', 'thickness/registry.py', 'thickness/engine.py'),
     *('diffusion/registry.py', 'diffusion/filler.py', 'modality.py', 'plugins.py'),
     'layout',

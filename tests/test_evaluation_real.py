@@ -6,6 +6,7 @@ from scipy import ndimage
 
 from bids_lesionfill.evaluate import discriminability
 from bids_lesionfill.evaluate import real as evaluate_real
+from bids_lesionfill.lesions import measures
 
 
 @pytest.fixture(scope='module')
@@ -126,18 +127,18 @@ def test_wall_faces_by_hand():
     image[:, 0, 0] = (0, 1, 9, 10)
     everywhere = np.ones(image.shape, dtype=bool)
     touched = np.zeros_like(everywhere)
-    at_fill, elsewhere = evaluate_real.wall_faces(image, 5, everywhere, touched)
+    at_fill, elsewhere = measures.wall_faces(image, 5, everywhere, touched)
     assert at_fill.size == 0
     assert elsewhere.tolist() == [8]
     touched[1] = True
-    assert evaluate_real.wall_faces(image, 5, everywhere, touched)[0].tolist() == [8]
-    assert evaluate_real.wall_faces(image, 0.5, everywhere, touched)[0].tolist() == [1]
+    assert measures.wall_faces(image, 5, everywhere, touched)[0].tolist() == [8]
+    assert measures.wall_faces(image, 0.5, everywhere, touched)[0].tolist() == [1]
 
 
 def test_grain_of_few_voxels_is_not_known():
     region = np.zeros((12, 12, 12), dtype=bool)
     region[3:10, 3:10, 3:10] = True  # 27 inside
-    assert np.isnan(evaluate_real.grain(np.ones(region.shape), region))
+    assert np.isnan(measures.grain(np.ones(region.shape), region))
 
 
 # Discriminability

@@ -167,7 +167,8 @@ class Growth:
         unit='voxels',
         metavar='N',
         is_of_result=True,
-        help='dilation of the mask, into white matter only',
+        help='dilation of the mask, into white matter only; 0: the given mask is filled and nothing else, also without '
+        '--rims grown',
     )
     rim_voxels: int = growth_option(
         '--rim-voxels',

@@ -182,9 +182,7 @@ class Visit:
             return None
         to_t1w, _ = self.way_to_t1w(replace(image, flair_file=image.fluid_file))
         t1w_img, flair_img = self.opener(image.t1w_file), self.opener(image.fluid_file)
-        if to_t1w is None:
-            return placement.beside(flair_img, t1w_img, 'FLAIR')
-        return placement.moved(flair_img, to_t1w, t1w_img)
+        return flair_img if to_t1w is None else placement.moved(flair_img, to_t1w, t1w_img)
 
     def view(self, image: inputs.Inputs) -> loading.View:
         """Return the masks and the T1w of the visit in the scanner space of an image (from `settle`)."""

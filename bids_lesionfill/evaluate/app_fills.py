@@ -19,7 +19,7 @@ from .. import text_files
 from ..images import anatomy, grid, masks, nifti, placement, syn, tissues
 from ..layout import datasets, naming
 from ..layout import files as layout_files
-from ..lesions import fill, settings
+from ..lesions import fill, measures, settings
 from ..lesions import library as lesions_library
 from ..modality import T1W, get
 from ..train import brains
@@ -30,7 +30,7 @@ logger = logging.getLogger('bids_lesionfill.evaluate')
 
 WHITE_MATTER_LEVEL = 1000  # of the images that are made of normalised ones
 ROW = ('modality', 'subject', 'person', 'method', 'family', 'group', 'lesions', 'voxels')
-REAL_COLUMNS = (*ROW, *real.MEASURES, 'seconds')
+REAL_COLUMNS = (*ROW, *measures.MEASURES, 'seconds')
 APPEARED_COLUMNS = (
     *('modality', 'subject', 'lesion', 'volume_ml', 'x', 'y', 'z', 'contrast_first', 'contrast_second', 'verdict'),
     *('counts', 'picture', 'method', 'family', 'error', 'bias', 'error_unfilled', 'error_tissue', 'ratio'),
@@ -269,7 +269,7 @@ def summarise_real(rows):
     summary = []
     for key, members in groups.items():
         entry = dict(zip(('modality', 'group', 'method', 'family'), key)) | {'images': len(members)}
-        for measure in real.MEASURES:
+        for measure in measures.MEASURES:
             values = np.array([row[measure] for row in members], dtype=float)
             values = values[np.isfinite(values)]
             for name, of in (('', np.median), ('_min', np.min), ('_max', np.max)):
@@ -326,7 +326,7 @@ def compare_visits(folder, models, fillers, options):
         first, second = (nifti.one_volume(img) for img in (first_flair, second_flair))
         # No mask of all lesions exists: bright white matter is an old one.
         middle = np.median(second[wm_mask])
-        wm_mask &= np.abs(second - middle) < 3 * real.robust_deviation(second[wm_mask])
+        wm_mask &= np.abs(second - middle) < 3 * measures.robust_deviation(second[wm_mask])
         wm_mask = ndimage.binary_opening(wm_mask, np.ones((3, 3, 1)))
         labels, changes = evaluate_appeared.find_changes(first, second, changed, wm_mask, voxel_mm)
         appeared = [change.number for change in changes if change.verdict == evaluate_appeared.APPEARED]

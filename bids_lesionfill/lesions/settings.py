@@ -12,11 +12,19 @@ from ..images import placement
 
 @dataclass(frozen=True)
 class Growth:
-    """Growth of the given mask."""
+    """How far the mask of a lesion reaches beyond the one that was given.
+
+    `dilate=0` means the given mask and nothing else: rims are neither unmixed nor grown into.
+    """
 
     dilate: int = 1  # voxels into white matter
     rim_voxels: int = 2  # further voxels, into white matter as dark (FLAIR: bright) as a rim
     rims: str = 'unmixed'  # or 'grown'
+
+    def __post_init__(self):
+        if self.dilate == 0:
+            object.__setattr__(self, 'rims', 'grown')
+            object.__setattr__(self, 'rim_voxels', 0)
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,7 @@ def prepare(t1w_img, brain_mask_img=None, bias_field=None):
     brain_mask : (X, Y, Z) bool array
     affine : (4, 4) array
     """
-    conformed_img = grid.conform(t1w_img)
+    conformed_img = grid.conform(grid.without_background(t1w_img))
     t1w = conformed_img.get_fdata(dtype=np.float32)
     if brain_mask_img is not None:
         brain_mask = grid.conform_mask(brain_mask_img, conformed_img)
