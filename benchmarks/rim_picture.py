@@ -36,7 +36,7 @@ def main():
         panels += [(f'used mask, {rims}', t1w, volume_of(filling.used_mask_img) > 0)]
         panels += [('filled', volume_of(filling.filled_img), None)]
     volumes_ml = {title: round(float(mask.sum()) / 1000, 2) for title, _, mask in panels if mask is not None}
-    replaced_ml = fillings['unmixed'].info['LesionVoxelsReplaced'] / 1000
+    replaced_ml = fillings['unmixed'].record.lesion_voxels_replaced / 1000
     report = {'version': version(), 'ml': volumes_ml | {'replaced, unmixed': round(replaced_ml, 2)}}
     Path(sys.argv[5]).write_text(json.dumps(report, indent=2) + '\n')
     z = int(np.argmax((panels[3][2] & ~panels[0][2]).sum(axis=(0, 1))))

@@ -7,9 +7,9 @@ from dataclasses import replace
 import nibabel as nib
 import numpy as np
 import pytest
+from tiny_models import tiny_model
 
 from bids_lesionfill import fill_lesions, interface, synthesize_lesions
-from bids_lesionfill.diffusion import models
 from bids_lesionfill.lesions import recognition, synthesis
 from bids_lesionfill.modality import FLAIR, T1W, get
 
@@ -127,17 +127,6 @@ def test_lesions_of_a_flair_are_not_painted_into_a_t1w(phantom, tiny_unet):
     options = {'t1w_img': phantom.t1w_img, 'model': tiny_model(tiny_unet, 'FLAIR'), 'device': 'cpu'}
     with pytest.raises(ValueError, match='grey matter is darker than white matter, as on a T1w'):
         synthesize_lesions(phantom.healthy_img, **options)
-
-
-def tiny_model(tiny_unet, modality):
-    """A model of synthesis with random weights."""
-    from bids_lesionfill.diffusion import forms, process
-
-    form, scheduler = forms.Form(base='lesion'), process.build_scheduler(prediction_type='v_prediction')
-    plan = {'task': 'synth', 'modality': modality, 'num_inference_steps': 1}
-    contrasts = np.array([10.0, 30.0, 100.0]), np.array([0.5, 0.6, 0.7])
-    network = tiny_unet(form.n_channels)
-    return models.Model('tiny', 'abc', plan, form, (16, 16, 8), network, scheduler, contrasts=contrasts)
 
 
 def test_contrast_of_lesions_by_hand():

@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from scipy import ndimage
+from tiny_models import tiny_model
 
 from bids_lesionfill.app import options, single_file
 from bids_lesionfill.lesions import fill, synthesis
@@ -179,8 +180,6 @@ def test_a_report_and_a_record_are_written(files, phantom, tmp_path):
 
 def test_lesions_are_synthesized(files, phantom, tmp_path, monkeypatch, find_tiny_places, tiny_unet):
     """MASK may be missing, and its lesions stay where it is given."""
-    from test_interface import tiny_model
-
     from bids_lesionfill.diffusion import models
 
     monkeypatch.setattr(synthesis, 'find_places', find_tiny_places)

@@ -4,7 +4,7 @@
 image of the visit, T1w or FLAIR.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import NamedTuple
 
 import nibabel as nib
@@ -19,6 +19,7 @@ from ..modality import get
 from . import checks, contrasts, recognition, sampling, tables
 from . import library as lesions_library
 from . import places as lesions_places
+from .records import SynthesisRecord
 from .settings import DEFAULT_SAMPLING, Lesions, Sampling
 
 MARGIN_VOXELS = 4  # around a brain that is registered
@@ -52,7 +53,7 @@ class Synthesis:
     new_mask_img: nib.Nifti1Image  # uint8, the new ones alone
     changed_mask_img: nib.Nifti1Image  # uint8, the new ones with their halo: the voxels that may have changed
     lesions: list = field(default_factory=list)  # one dict per new lesion, see `fill.describe_lesions`
-    info: dict = field(default_factory=dict)  # what the sidecar says
+    record: SynthesisRecord = SynthesisRecord()  # for the sidecar
     warnings: list = field(default_factory=list)  # sentences
 
 
@@ -252,27 +253,27 @@ def paint(
     halo_share = contrasts.choose_halo(lesion_halo, image, anatomy, model)
     grey = placement.on_grid(scaling.invert(image), hole, scaling.invert(values), anatomy.grid_img, canvas.plain_img)
     synth_img, changed_mask = paste_lesions(image_img, canvas, grey, halo_share, scaling.invert(limits))
-    info = {
-        'Model': model.name,
-        'WeightsSHA256': model.sha256,
-        'RandomSeed': sampling.seed,
-        'NumInferenceSteps': steps,
-        'Device': sampling.device,
-        'HaloShare': round(halo_share, 3),
-        'ContrastReference': source,
-        **describe_canvas(image_img, synth_img, canvas, changed_mask, anatomy),
-    }
+    record = replace(
+        describe_canvas(image_img, synth_img, canvas, changed_mask, anatomy),
+        model=model.name,
+        weights_sha256=model.sha256,
+        random_seed=sampling.seed,
+        num_inference_steps=steps,
+        device=sampling.device,
+        halo_share=round(halo_share, 3),
+        contrast_reference=source,
+    )
     if get(model.modality).needs_t1w:
-        info['SkullStripped'] = images_anatomy.is_skull_stripped(canvas.raw)
-    rows = describe_new(image_img, synth_img, canvas, new, info, model.modality)
+        record = replace(record, skull_stripped=images_anatomy.is_skull_stripped(canvas.raw))
+    rows = describe_new(image_img, synth_img, canvas, new, record.white_matter_deviation, model.modality)
     return Synthesis(
         synth_img,
         nifti.mask_image(canvas.old_mask | canvas.new_mask, image_img),
         nifti.mask_image(canvas.new_mask, image_img),
         nifti.mask_image(changed_mask, image_img),
         rows,
-        info,
-        canvas.notes + checks.warnings_of(checks.check_synthesis(info, rows, model.modality)),
+        record,
+        canvas.notes + checks.warnings_of(checks.check_synthesis(record, rows, model.modality)),
     )
 
 
@@ -326,26 +327,26 @@ def paste_lesions(image_img, canvas: Canvas, grey, halo_share: float, limits):
     return nifti.paste(image_img, painted, changed_mask), changed_mask
 
 
-def describe_canvas(image_img, synth_img, canvas: Canvas, changed_mask, anatomy: Anatomy) -> dict:
-    """Return what the sidecar records of the lesions, the scale and the anatomy."""
+def describe_canvas(image_img, synth_img, canvas: Canvas, changed_mask, anatomy: Anatomy) -> SynthesisRecord:
+    """Record the lesions, the scale and the anatomy."""
     before, after = nifti.one_volume(image_img), nifti.one_volume(nifti.as_loaded(synth_img))
-    return {
-        'LesionVoxelsOld': int(canvas.old_mask.sum()),
-        'LesionVoxelsNew': int(canvas.new_mask.sum()),
-        'Lesions': masks.label_lesions(canvas.new_mask)[1],
-        'VoxelsChanged': int(differs(after, before).sum()),
-        'WhiteMatterMedian': float(1.5 / canvas.scaling.slope),
-        'WhiteMatterDeviation': tables.deviation_of(before, canvas.wm_mask & ~changed_mask),
-        'BrainVolumeMl': round(float(anatomy.brain_mask.sum()) / 1000, 1),
-        'NewLesionsTouchingOld': tables.count_touching(canvas.new_mask, canvas.old_mask),
-        **anatomy.info,
-    }
+    return SynthesisRecord(
+        lesion_voxels_old=int(canvas.old_mask.sum()),
+        lesion_voxels_new=int(canvas.new_mask.sum()),
+        lesions=masks.label_lesions(canvas.new_mask)[1],
+        voxels_changed=int(differs(after, before).sum()),
+        white_matter_median=float(1.5 / canvas.scaling.slope),
+        white_matter_deviation=tables.deviation_of(before, canvas.wm_mask & ~changed_mask),
+        brain_volume_ml=tables.brain_volume_ml(anatomy.brain_mask),
+        new_lesions_touching_old=tables.count_touching(canvas.new_mask, canvas.old_mask),
+        **asdict(anatomy.sources),
+    )
 
 
-def describe_new(image_img, synth_img, canvas: Canvas, new: NewLesions, info: dict, modality: str) -> list[dict]:
+def describe_new(image_img, synth_img, canvas: Canvas, new: NewLesions, deviation, modality: str) -> list[dict]:
     """Return one row per new lesion; see `tables.describe_lesions`."""
     before, after = nifti.one_volume(image_img), nifti.one_volume(nifti.as_loaded(synth_img))
-    faint_below = checks.FAINT_BELOW_SD * (info['WhiteMatterDeviation'] or 0)
+    faint_below = checks.FAINT_BELOW_SD * (deviation or 0)
     free_mask = canvas.wm_mask & ~canvas.new_mask & ~canvas.old_mask
     lesion_sign = checks.sign(modality) or contrasts.lesion_sign(after, canvas.new_mask, free_mask)
     rows = tables.describe_lesions(

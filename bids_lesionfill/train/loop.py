@@ -1,5 +1,6 @@
 """Training loop: one update, checkpoints, model folders."""
 
+import contextlib
 import csv
 import json
 import logging
@@ -108,6 +109,8 @@ def check_folders(output_dir, plan):
 
     Its own holds the files of a model and nothing else, and a plan that the run in `output_dir` may have had.
     """
+    with contextlib.suppress(OSError, ValueError):
+        plan = plans.Plan.from_json(text_files.read_text(output_dir / 'plan.json'))
     for folder in (output_dir / f'{name}{end}' for name in ('last', 'best') for end in ('', '.new', '.old')):
         if not os.path.lexists(folder):
             continue
