@@ -22,7 +22,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Record:
-    """What the sidecar of a filling tells of its filler."""
+    """The part of the sidecar of a filling that describes the filler."""
 
     model: str
     weights_sha256: str | None = None

@@ -14,7 +14,7 @@ RIM_VOXELS = 3  # around a patient's lesions that is not taken for healthy
 
 @dataclass(frozen=True)
 class Sources:
-    """Where brain and white matter come from."""
+    """Sources of brain mask and white matter."""
 
     skull_stripped: bool | None = None
     brain_mask_source: str | None = None

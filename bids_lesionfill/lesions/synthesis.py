@@ -58,7 +58,7 @@ class Synthesis:
 
 
 class Wanted(NamedTuple):
-    """Which new lesions are asked for."""
+    """Request for new lesions."""
 
     mask_img: nib.spatialimages.SpatialImage | None = None  # where they are to be; drawn if None
     n_lesions: int | None = None  # if neither this nor `load_ml` is given: as a patient of the lesion library has
