@@ -25,8 +25,8 @@ logger = logging.getLogger('bids_lesionfill.train')
 OWN_FOLDER = ('plan.json', ('task', 'modality', 'num_updates'), 'train', 'unet')  # see `ownership.check_folder`
 
 
-def main(argv=None):
-    """Run the command line of the training; return the exit code."""
+def build_parser():
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog='python -m bids_lesionfill.train',
         description=__doc__.split('\n')[0],
@@ -61,7 +61,12 @@ def main(argv=None):
     parser.add_argument('--lpips-weights', type=Path, nargs='+', help='AlexNet and LPIPS weights; logs LPIPS')
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--num-workers', type=int, default=1)
-    options = parser.parse_args(argv)
+    return parser
+
+
+def main(argv=None):
+    """Run the command line of the training; return the exit code."""
+    options = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format='%(asctime)s %(message)s')
     try:
         ownership.check_folder(options.output_dir, *OWN_FOLDER)
