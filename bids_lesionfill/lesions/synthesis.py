@@ -26,16 +26,6 @@ MARGIN_VOXELS = 4  # around a brain that is registered
 
 
 @dataclass(frozen=True)
-class Atlas:
-    """Frequency of lesions, registered to one anatomy; see `lesion_masks.locate`."""
-
-    library: lesions_library.LesionLibrary
-    places: np.ndarray
-    frequency: np.ndarray
-    voxel_to_template: np.ndarray
-
-
-@dataclass(frozen=True)
 class NewLesions:
     """Masks and contrasts of new lesions."""
 
@@ -110,7 +100,7 @@ def find_places(anatomy, library):
     t1w = anatomy.grid_img.get_fdata(dtype=np.float32)
     to_template = registration.affine_to_template(t1w, anatomy.brain_mask, affine, library.template, library.affine)
     places, frequency, _ = lesions_places.locate(library, anatomy.tissue_seg, to_template @ affine)
-    return Atlas(library, places, frequency, to_template @ affine)
+    return sampling.Atlas(library, places, frequency, to_template @ affine)
 
 
 def draw(anatomy, atlas, rng, intensity='auto', n_lesions=None, load_ml=None, locations=tuple(lesions_places.PLACES)):
@@ -122,16 +112,7 @@ def draw(anatomy, atlas, rng, intensity='auto', n_lesions=None, load_ml=None, lo
         See `lesion_masks.draw_lesion_mask`.
     """
     labels = sampling.draw_lesion_mask(
-        atlas.library,
-        anatomy.wm_mask,
-        atlas.places,
-        atlas.frequency,
-        atlas.voxel_to_template,
-        rng,
-        n_lesions,
-        load_ml,
-        locations,
-        avoid=anatomy.old_lesions,
+        atlas, anatomy.wm_mask, rng, n_lesions, load_ml, locations, avoid=anatomy.old_lesions
     )
     names = {value: name for name, value in lesions_places.PLACES.items()}
     places = [
