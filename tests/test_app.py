@@ -15,12 +15,12 @@ import pytest
 from app_outputs import DATASET_FILES, ROOT, closing_files, data_hashes, image_files, subject_files, validator
 from bids_examples import empty_like, flair_path, listing, mask_path, t1w_path, write_bids
 from freesurfer_examples import write_stats
+from rulers import Ruler
 
 from bids_lesionfill import text_files
 from bids_lesionfill.app import cli, exit_codes, options
 from bids_lesionfill.layout import derivatives, naming
-from bids_lesionfill.thickness import engine, registry
-from bids_lesionfill.thickness import tables as thickness_tables
+from bids_lesionfill.thickness import registry
 
 
 @pytest.fixture
@@ -453,26 +453,6 @@ def test_reasons_name_their_image_if_a_participant_has_several(flair_dataset, ru
     assert row['message'].startswith('sub-01_T1w: 2 lesion masks fit sub-01_T1w')
     assert row['images'] == 1
     assert 'sub-01_FLAIR' not in row['message']
-
-
-class Ruler:
-    """A thickness engine that needs no time: the mean of the image, and no cortex for participant 02."""
-
-    name, has_noise, reads_results, results_pattern = 'ruler', True, False, ''
-    method, references, packages = 'a ruler', (), ()
-
-    def __init__(self, settings):
-        pass
-
-    def check(self):
-        return engine.Availability(True, '1')
-
-    def run(self, scan):
-        if scan.name == 'sub-02':
-            raise ValueError('no cortex in sight')
-        mm = float(scan.t1w_img.get_fdata().mean()) / 100
-        table = thickness_tables.table_of(dict.fromkeys(thickness_tables.REGIONS, (mm, 1)), {'lh': mm, 'rh': mm})
-        return engine.Measurement(table)
 
 
 @pytest.fixture

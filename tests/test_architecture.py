@@ -91,7 +91,7 @@ LONG_FUNCTIONS = {
 }
 MANY_ARGUMENTS = {
     **dict.fromkeys(
-        ['lesions/fill.py:fill_lesions', 'lesions/synthesis.py:synthesize_lesions'],
+        ['interface.py:fill_lesions', 'interface.py:synthesize_lesions'],
         'the Python interface: two images, and options by keyword',
     ),
     **dict.fromkeys(
@@ -108,7 +108,7 @@ MANY_ARGUMENTS = {
     'layout/pairing.py:find_inputs': 'a dataset, and filters by keyword',
     'lesions/tables.py:describe_lesions': 'arrays of one image',
     **dict.fromkeys(
-        [f'lesions/unmixing.py:{name}' for name in ('unmix', 'unmix_box', 'lesion_share')],
+        [f'lesions/unmixing.py:{name}' for name in ('unmix_box',)],
         'arrays of one image',
     ),
     **dict.fromkeys(

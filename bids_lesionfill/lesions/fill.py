@@ -14,7 +14,7 @@ from ..images import anatomy as images_anatomy
 from ..images import grid, masks, nifti, placement
 from ..images.anatomy import Anatomy
 from ..modality import get
-from . import checks, contrasts, tables, unmixing
+from . import checks, contrasts, fluids, tables, unmixing
 from . import texture as textures
 from .records import FillRecord
 from .settings import DEFAULT_GROWTH, DEFAULT_SAMPLING, Growth, Lesions, Sampling
@@ -358,7 +358,7 @@ def find_shares(scene: Scene, lesion_mask, flair_img=None):
             shares = unmixing.unmix(image, lesion_mask, native_wm, brain, voxel_mm)
             flair_img = nifti.plain(placement.beside(flair_img, plain_img, 'FLAIR'), 'FLAIR')
             flair = grid.resample_to(flair_img, plain_img, order=1)
-            solid = unmixing.solid_on_flair(flair, shares.fluid, native_wm, lesion_mask, brain)
+            solid = fluids.solid_on_flair(flair, shares.fluid, native_wm, lesion_mask, brain)
         return unmixing.unmix(image, lesion_mask, native_wm, brain, voxel_mm, solid=solid)
     conformed_mask = grid.conform_mask(nifti.mask_image(lesion_mask, plain_img), grid_img)
     fluid = unmixing.unmix(scene.t1w, conformed_mask, scene.wm_mask, scene.brain_mask).fluid
@@ -367,5 +367,5 @@ def find_shares(scene: Scene, lesion_mask, flair_img=None):
     fluid = ndimage.gaussian_filter(fluid, wider_mm / 2.355)
     fluid = np.clip(grid.resample_to(nib.Nifti1Image(fluid, grid_img.affine), plain_img, order=1), 0, 1)
     fluid = np.where(brain, fluid, 1)
-    level = unmixing.level_in_fluid(image, fluid, brain)
+    level = fluids.level_in_fluid(image, fluid, brain)
     return unmixing.unmix(image, lesion_mask, native_wm, brain, voxel_mm, (fluid, level))
