@@ -125,10 +125,12 @@ class Job(NamedTuple):
 
     @property
     def files(self):
+        """Paths of the tables and segmentations of the image; see `naming.thickness_files`."""
         return naming.thickness_files(self.output_dir, self.image)
 
     @property
     def filled_file(self):
+        """Path of the filled image."""
         return naming.output_files(self.output_dir, self.image)['filled']
 
     def sources(self, desc):

@@ -242,7 +242,7 @@ def memory_gb(images):
 
 
 def count_voxels(image_file):
-    """Number of voxels of an image, by its header; 0 if it cannot be read, which its participant will say."""
+    """Return the number of voxels of an image, by its header; 0 if it cannot be read, which its participant will say."""
     try:
         return math.prod(nib.load(image_file).shape)
     except Exception:

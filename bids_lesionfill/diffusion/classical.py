@@ -349,6 +349,7 @@ class Biharmonic(ClassicalFiller):
     words = 'biharmonic interpolation'
 
     def filled(self, image, lesion_mask, wm_mask, rng):
+        """Return the filled (X, Y, Z) image; see `biharmonic`."""
         return biharmonic(image, lesion_mask)
 
 
@@ -359,6 +360,7 @@ class Membrane(ClassicalFiller):
     words = 'harmonic interpolation'
 
     def filled(self, image, lesion_mask, wm_mask, rng):
+        """Return the filled (X, Y, Z) image; see `membrane`."""
         return membrane(image, lesion_mask)
 
 
@@ -371,6 +373,7 @@ class WhiteMatterNormal(ClassicalFiller):
     references = ('valverde2014',)
 
     def filled(self, image, lesion_mask, wm_mask, rng):
+        """Return the filled (X, Y, Z) image; see `normal_white_matter`."""
         return normal_white_matter(image, lesion_mask, wm_mask, rng)
 
 
@@ -383,6 +386,7 @@ class LocalWhiteMatterVoxels(ClassicalFiller):
     references = ('battaglini2012',)
 
     def filled(self, image, lesion_mask, wm_mask, rng):
+        """Return the filled (X, Y, Z) image; see `local_white_matter_voxels`."""
         return local_white_matter_voxels(image, lesion_mask, wm_mask, rng)
 
 
@@ -393,6 +397,7 @@ class LocalWhiteMatterMean(ClassicalFiller):
     words = 'the Gaussian average of the white matter around each voxel'
 
     def filled(self, image, lesion_mask, wm_mask, rng):
+        """Return the filled (X, Y, Z) image; see `local_white_matter`."""
         return local_white_matter(image, lesion_mask, wm_mask)
 
 
@@ -405,6 +410,7 @@ class AntsRule(ClassicalFiller):
     bright_lesions = False
 
     def filled(self, image, lesion_mask, wm_mask, rng):
+        """Return the filled (X, Y, Z) image; see `ants_rule`."""
         return ants_rule(image, lesion_mask, wm_mask, rng)
 
 
@@ -417,4 +423,5 @@ class PatchMatch(ClassicalFiller):
     references = ('prados2016',)
 
     def filled(self, image, lesion_mask, wm_mask, rng):
+        """Return the filled (X, Y, Z) image; see `patch_match`."""
         return patch_match(image, lesion_mask, wm_mask, rng)

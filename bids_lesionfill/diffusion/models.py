@@ -1,5 +1,6 @@
-"""Find, check and load models: the bundled ones by name, others by folder; and the bundled lesions. Nothing is ever
-downloaded.
+"""Find, check and load models: the bundled ones by name, others by folder.
+
+Nothing is ever downloaded.
 
 A model is a folder: `unet/` and `scheduler/` as diffusers writes them (safetensors only), `plan.json`, `README.md`;
 of synthesis also `lesion_contrasts.json`.

@@ -45,6 +45,7 @@ class SliceConvolution(nn.Module):
         self.n_slices = 1
 
     def forward(self, features):
+        """Convolve (batch * slices, channels, height, width) features within and along the slices."""
         features = self.spatial(features)  # (batch * slices, channels, height, width)
         n, channels, height, width = features.shape
         slabs = features.reshape(n // self.n_slices, self.n_slices, channels, height * width).transpose(1, 2)
@@ -110,5 +111,5 @@ def build_unet(size, in_channels, pseudo_3d=True, **options):
 
 
 def count_parameters(unet):
-    """Number of weights."""
+    """Return the number of weights."""
     return sum(parameter.numel() for parameter in unet.parameters())

@@ -200,7 +200,7 @@ def main(argv=None):
 
 
 def count_cases(rows):
-    """Number of scored cases by kind."""
+    """Return the number of scored cases by kind."""
     cases = {(row['kind'], row['subject'], row['unit']) for row in rows}
     return {kind: sum(case[0] == kind for case in cases) for kind in dict.fromkeys(row['kind'] for row in rows)}
 

@@ -315,7 +315,7 @@ def with_interval(row, metric):
 
 
 def counts(rows):
-    """Number of cases, as a range if the methods differ."""
+    """Return the number of cases, as a range if the methods differ."""
     numbers = sorted({row['n'] for row in rows})
     return ' to '.join(str(n) for n in dict.fromkeys((numbers[0], numbers[-1]))) if numbers else '0'
 

@@ -11,7 +11,7 @@ THICKEST_STEP_MM = 2  # growth takes no step along an axis whose voxels are long
 
 
 def label_lesions(lesion_mask):
-    """Number the connected lesions (26 neighbours); return the labels (int array) and their count."""
+    """Label the connected lesions (26 neighbours); return the labels (int array) and their count."""
     return ndimage.label(lesion_mask, structure=FULL_CONNECTIVITY)
 
 
@@ -45,7 +45,7 @@ def split_lesions(lesion_mask, min_voxels=1):
 
 
 def largest_lesions(lesion_mask, n_largest):
-    """Number the largest connected lesions by falling volume, from 1; (X, Y, Z) int array, 0 in all smaller ones."""
+    """Label the largest connected lesions by falling volume, from 1; (X, Y, Z) int array, 0 in all smaller ones."""
     labels, n_lesions = label_lesions(lesion_mask)
     falling = np.argsort(-np.bincount(labels.flat)[1:], kind='stable')[:n_largest]
     number = np.zeros(n_lesions + 1, dtype=int)

@@ -108,6 +108,7 @@ class IndexedFile:
     entities: dict
 
     def get_entities(self):
+        """Return the entities, as a file of pybids does."""
         return self.entities
 
 

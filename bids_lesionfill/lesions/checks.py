@@ -54,6 +54,7 @@ class Check(NamedTuple):
 
     @property
     def passed(self):
+        """True if all is as usual."""
         return not self.sentence
 
 

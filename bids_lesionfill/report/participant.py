@@ -167,10 +167,12 @@ def synth_summary(image, lesions, info):
 
 
 def volume_ml(lesions):
+    """Return the summed volume of some lesions, ml."""
     return round(sum(row['volume_mm3'] for row in lesions) / 1000, 2)
 
 
 def tissue_summary(image, info):
+    """Return where brain and white matter come from, for the summary."""
     return {
         'Brain mask': info.get('BrainMaskSource', 'n/a'),
         'White matter': info.get('WhiteMatterSource', 'n/a'),
@@ -179,6 +181,7 @@ def tissue_summary(image, info):
 
 
 def sampling_summary(info):
+    """Return how the network was sampled, for the summary."""
     return {
         'Model': info.get('Model', 'n/a'),
         'Steps': info.get('NumInferenceSteps', 'n/a'),

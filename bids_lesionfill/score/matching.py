@@ -109,7 +109,7 @@ def match(truth, prediction, ignored=None, min_voxels=1, min_iou=MIN_IOU):
 
 
 def label_components(mask, min_voxels=1):
-    """Number the connected lesions with at least `min_voxels` voxels from 1; (X, Y, Z) int array."""
+    """Label the connected lesions with at least `min_voxels` voxels from 1; (X, Y, Z) int array."""
     labels, n_lesions = masks.label_lesions(mask)
     kept = np.bincount(labels.flat, minlength=n_lesions + 1) >= min_voxels
     kept[0] = False
@@ -256,7 +256,7 @@ def find_changes(baseline, followup, min_change=0.25, min_voxels=1):
 
 
 def group_overlapping(labels, other_labels):
-    """Number groups of lesions of two visits that overlap, from 1.
+    """Label groups of lesions of two visits that overlap, from 1.
 
     Returns
     -------

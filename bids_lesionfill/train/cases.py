@@ -135,6 +135,7 @@ def draw_synthesis_case(brain, plan, form, rng):
 
 
 def finish_case(image, seen, wm_mask, lesion_mask, form, counted=None):
+    """Crop the padding of a case, and add its condition; None if it has too little lesion or white matter."""
     core = (slice(PADDING, -PADDING),) * 3
     if (lesion_mask if counted is None else counted)[core].sum() < 4 or (wm_mask & ~lesion_mask).sum() < 20:
         return None
@@ -212,9 +213,9 @@ class TrainingCases(Dataset):
     def draw_crop(self, rng, n_slices=1):
         """Sample a padded crop around white matter, or a patient's lesion, in one of its orientations.
 
-        Flips and quarter.
-        turns that keep the axial slices axial; half turns where a crop is not square. Its slices are the mean of
-        `n_slices` axial slices."""
+        Flips and quarter turns that keep the axial slices axial; half turns where a crop is not square. Its slices are
+        the mean of `n_slices` axial slices.
+        """
         number = rng.integers(len(self.brains))
         levels = self.brains[number].levels
         fields = self.brains[number]._replace(levels=None)._asdict()
@@ -257,8 +258,9 @@ class TrainingCases(Dataset):
 def validation_cases(brains, lesions, plan, form, n_cases, seed):
     """Return a fixed list of cases as dicts, with their `kind`: of patients `synth`.
 
-    Of healthy brains real lesion shapes, in.
-    turn `clean` (the mask is exact) and `rim` (a painted lesion, whose soft rim the mask misses)."""
+    Of healthy brains real lesion shapes, in turn `clean` (the mask is exact) and `rim` (a painted lesion, whose soft
+    rim the mask misses).
+    """
     cases, index = [], 0
     plan = replace(plan, ellipsoid_share=0.0, intensity_augmentation=False, axis_augmentation=False, max_dilation=0)
     drawers = {

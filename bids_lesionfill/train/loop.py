@@ -73,8 +73,11 @@ def save_atomically(state, path):
 
 
 def save_model(network, plan, model_dir, dtype=torch.float16, contrasts=None):
-    """Write a model folder, whole or not at all: weights as safetensors in half precision, scheduler, plan; and
-    `contrasts` (volumes and contrasts, see `dataset.lesion_contrasts`) if there are any."""
+    """Write a model folder, whole or not at all.
+
+    It holds the weights as safetensors in half precision, scheduler, plan and, if there are any, `contrasts` (volumes
+    and contrasts, see `brains.lesion_contrasts`).
+    """
     new, old = (model_dir.with_name(f'{model_dir.name}.{end}') for end in ('new', 'old'))
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)

@@ -32,7 +32,9 @@ def sampler_of(plan, scheduler, case, generator, device='cpu'):
 
 @torch.no_grad()
 def validate(network, cases, scheduler, plan, perceptual_distance=None, accelerator=None):
-    """Compute table 3.3 on a list of cases (see `validation_cases`): losses per time step; and by kind of case
+    """Compute table 3.3 on a list of cases (see `validation_cases`): losses per time step, and scores by kind.
+
+    Scores are, by kind of case:
 
     - `<kind>/model_mse` and so on: M1 inside the mask of the pasted result, and `base_mse` of its classical base;
     - `<kind>/out_mse`, `<kind>/whole_mse`: of the network's own output, where nothing is pasted;

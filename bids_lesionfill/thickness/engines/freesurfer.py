@@ -172,4 +172,5 @@ class FastSurfer(FreeSurfer):
     program = 'run_fastsurfer.sh'
 
     def can_run(self):
+        """Return False: FastSurfer is not run."""
         return False
