@@ -2,7 +2,9 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ..diffusion import registry as fillers
 from ..thickness import registry
@@ -63,7 +65,13 @@ def add_flags(section: argparse.ArgumentParser, spec: Spec, about: dict) -> None
 class StoreOrAlone(argparse.Action):
     """Store a list of values; an option that stands alone means those in `const`."""
 
-    def __call__(self, parser, namespace, values, option_string=None):
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
         """Store the values."""
         setattr(namespace, self.dest, values or list(self.const))
 
@@ -71,10 +79,18 @@ class StoreOrAlone(argparse.Action):
 class PrintAndStop(argparse.Action):
     """Print what the function in `const` returns, and exit."""
 
-    def __init__(self, option_strings, dest, const, help=None):
+    def __init__(
+        self, option_strings: list[str], dest: str, const: Callable[[], list[str]], help: str | None = None
+    ) -> None:
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, const=const, help=help, default=argparse.SUPPRESS)
 
-    def __call__(self, parser, namespace, values, option_string=None):
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
         """Print the lines."""
         print('\n'.join(self.const()))
         parser.exit()

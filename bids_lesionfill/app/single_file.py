@@ -1,14 +1,20 @@
 """`bids_lesionfill-file IMAGE MASK OUT`: fill one image, without BIDS."""
 
+from __future__ import annotations
+
 import argparse
 import gzip
 import logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..layout import files
 from ..modality import FLAIR, T1W
 from . import entry
+
+if TYPE_CHECKING:
+    import nibabel as nib
 
 logger = logging.getLogger('bids_lesionfill')
 
@@ -16,7 +22,7 @@ logger = logging.getLogger('bids_lesionfill')
 OK, FAILED, USAGE = 0, 1, 2
 
 
-def build_parser():
+def build_parser() -> argparse.ArgumentParser:
     """Return the command-line parser."""
     parser = argparse.ArgumentParser(
         prog='bids_lesionfill-file',
@@ -36,7 +42,7 @@ def build_parser():
     return parser
 
 
-def check(arguments):
+def check(arguments: argparse.Namespace) -> str:
     """Check the paths; return a sentence about the first problem, empty if there is none."""
     for path in (arguments.image, arguments.mask, arguments.t1w):
         try:
@@ -60,7 +66,7 @@ def check(arguments):
     return ''
 
 
-def main(argv):
+def main(argv: list[str]) -> int:
     """Fill one image; return 0, 1 (it cannot be filled) or 2 (usage)."""
     arguments = build_parser().parse_args(argv)
     logging.basicConfig(format='%(levelname)s %(message)s', stream=sys.stderr, level=logging.INFO)
@@ -92,12 +98,12 @@ def main(argv):
     return OK
 
 
-def save(img, path):
+def save(img: nib.Nifti1Image, path: Path) -> None:
     """Write an image with its stored values; the file is whole or absent."""
     data = img.to_bytes()
     files.write_bytes(path, gzip.compress(data, compresslevel=6, mtime=0) if path.name.endswith('.gz') else data)
 
 
-def script():
+def script() -> int:
     """Run the console script `bids_lesionfill-file`."""
     sys.exit(entry.end_quietly(main, sys.argv[1:]))

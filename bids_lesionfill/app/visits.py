@@ -4,11 +4,15 @@ Files are opened, FLAIR and T1w registered, and brain, bias and tissues found on
 in all of its images, variant by variant.
 """
 
+from __future__ import annotations
+
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +27,14 @@ from ..lesions import fill, library, settings
 from ..lesions import synthesis as lesions_synthesis
 from . import loading, progress
 
+if TYPE_CHECKING:
+    import nibabel as nib
+
+    from ..diffusion.filler import Filler
+    from ..diffusion.registry import DeferredFiller
+    from ..layout.indexing import ForEachSubject
+    from .options import Options
+
 logger = logging.getLogger('bids_lesionfill')
 
 
@@ -30,7 +42,13 @@ OLD_LESION_SHARE = 0.5  # of a voxel of the working grid that new lesions keep a
 DONOR_PROBLEM = 'skipped: its lesions are those that --mask-from gives to the others'
 
 
-def run(images, models, donor, run_id, options):
+def run(
+    images: Iterable[inputs.Inputs],
+    models: dict[str, DeferredFiller],
+    donor: inputs.Inputs | None,
+    run_id: str,
+    options: Options,
+) -> list[tuple[inputs.Inputs, str, dict[str, Any]]]:
     """Synthesize new lesions in all images of a participant, unless already done.
 
     Parameters
@@ -62,7 +80,7 @@ def run(images, models, donor, run_id, options):
     return results
 
 
-def visits_of(images: Iterable[inputs.Inputs], options, donor=None) -> list['Visit']:
+def visits_of(images: Iterable[inputs.Inputs], options: Options, donor: inputs.Inputs | None = None) -> list[Visit]:
     """Group images by their T1w."""
     by_t1w = {}
     for image in images:
@@ -70,7 +88,9 @@ def visits_of(images: Iterable[inputs.Inputs], options, donor=None) -> list['Vis
     return [Visit(of_visit, options, donor) for of_visit in by_t1w.values()]
 
 
-def with_mask_of(image, owner, opener=loading.open_image):
+def with_mask_of(
+    image: inputs.Inputs, owner: inputs.Inputs, opener: Callable[[Path], nib.Nifti1Image] = loading.open_image
+) -> inputs.Inputs:
     """Return an image without a lesion mask together with the mask of another image of its visit.
 
     A mask may be named as one image alone is (`acq-mprage`), and then the others do not find it.
@@ -97,7 +117,15 @@ def with_mask_of(image, owner, opener=loading.open_image):
     )
 
 
-def run_image(visit, image, variant, desc, models, run_id, options):
+def run_image(
+    visit: Visit,
+    image: inputs.Inputs,
+    variant: int,
+    desc: str,
+    models: dict[str, DeferredFiller],
+    run_id: str,
+    options: Options,
+) -> dict[str, Any]:
     """Synthesize one variant of one image; return its status and message."""
     if options.reports_only:
         done = bool(layout_derivatives.read_sidecar(naming.synth_files(options.output_dir, image, desc)['synth']))
@@ -115,7 +143,9 @@ def run_image(visit, image, variant, desc, models, run_id, options):
     return {'status': 'synthesized'}
 
 
-def synthesize_image(visit, image, variant, desc, model, options):
+def synthesize_image(
+    visit: Visit, image: inputs.Inputs, variant: int, desc: str, model: DeferredFiller, options: Options
+) -> float | None:
     """Synthesize lesions in one image and write its derivatives, unless they exist for the same input.
 
     Returns
@@ -147,7 +177,7 @@ def synthesize_image(visit, image, variant, desc, model, options):
 class Visit:
     """A T1w and the images that go with it. What is costly is done once, and when it is first asked for."""
 
-    def __init__(self, images: list[inputs.Inputs], options, donor: inputs.Inputs | None = None):
+    def __init__(self, images: list[inputs.Inputs], options: Options, donor: inputs.Inputs | None = None) -> None:
         self.images, self.options, self.donor = images, options, donor
         self.seed = layout_derivatives.seed_of_path(images[0].t1w_path, options.random_seed)
         self.opener = loading.Opener()
@@ -200,7 +230,14 @@ class Visit:
             self.anatomies[key] = self.find_anatomy(image, t1w_img, mask_img, lesion_share, known)
         return self.anatomies[key]
 
-    def find_anatomy(self, image, t1w_img, mask_img, lesion_share, known: Anatomy | None) -> Anatomy:
+    def find_anatomy(
+        self,
+        image: inputs.Inputs,
+        t1w_img: nib.Nifti1Image,
+        mask_img: nib.Nifti1Image | None,
+        lesion_share: float,
+        known: Anatomy | None,
+    ) -> Anatomy:
         """Find the anatomy, with matching tissues of another tool if any; see `images.anatomy.look_at`."""
         tissue_seg_img, source, notes = self.segmentation(image)
         for note in notes:
@@ -223,7 +260,9 @@ class Visit:
 
     # ------------------------------------------------------------------------------------------- filling and thickness
 
-    def fill(self, image: inputs.Inputs, model, report_tiles=None) -> tuple[fill.Filling, loading.View]:
+    def fill(
+        self, image: inputs.Inputs, model: Filler, report_tiles: Callable[[int, int], Any] | None = None
+    ) -> tuple[fill.Filling, loading.View]:
         """Fill an image of the visit (of `settle`), and return from where it was seen."""
         # Before what depends on them is done, and fails in other words.
         nifti.check_image(self.opener(image.t1w_file), 'T1w' if image.tissue_file else 'image')
@@ -251,16 +290,16 @@ class Visit:
     # ------------------------------------------------------------------------------------------------------- synthesis
 
     @cached_property
-    def first(self):
+    def first(self) -> inputs.Inputs:
         """The image whose lesions and tissues are those of the visit."""
         return self.settle(self.owner or self.images[0])
 
     @property
-    def owner(self):
+    def owner(self) -> inputs.Inputs | None:
         """The first image that found a lesion mask; None if none did."""
         return next((image for image in self.images if image.lesion_mask_file), None)
 
-    def with_mask(self, image):
+    def with_mask(self, image: inputs.Inputs) -> inputs.Inputs:
         """Return an image with its own lesion mask, or else one of its visit; see `with_mask_of`."""
         if image.lesion_mask_file or self.owner is None:
             return image
@@ -273,7 +312,9 @@ class Visit:
         lesions = lesions_img and settings.Lesions(lesions_img, threshold=self.choice.threshold)
         return self.anatomy_with(self.first, lesions, OLD_LESION_SHARE)
 
-    def synthesize(self, image: inputs.Inputs, variant: int, model, report_tiles=None):
+    def synthesize(
+        self, image: inputs.Inputs, variant: int, model: Any, report_tiles: Callable[[int, int], Any] | None = None
+    ) -> tuple[lesions_synthesis.Synthesis, loading.View]:
         """Synthesize lesions of a variant in an image (from `settle`): (`Synthesis`, `loading.View`)."""
         view, options, anatomy, new = self.view(image), self.options, self.anatomy, self.new_lesions(variant)
         if view.from_t1w is not None:
@@ -294,12 +335,12 @@ class Visit:
         return replace(synthesis, info=info | view.info, warnings=[*synthesis.warnings, *view.notes]), view
 
     @cached_property
-    def atlas(self):
+    def atlas(self) -> lesions_synthesis.Atlas:
         """See `synth.find_places`."""
         return lesions_synthesis.find_places(self.anatomy, library.load_lesion_library())
 
     @cached_property
-    def mask_img(self):
+    def mask_img(self) -> nib.Nifti1Image:
         """The mask that was given, or another patient's."""
         if self.options.new_mask_file:
             mask_img = self.opener(self.options.new_mask_file)
@@ -309,14 +350,14 @@ class Visit:
         return lesions_synthesis.borrow(self.opener(donor.t1w_file), lesions_img, self.anatomy)
 
     @property
-    def source(self):
+    def source(self) -> str:
         """Where the lesions come from, in words."""
         if self.options.new_mask_file:
             return f'the mask {self.options.new_mask_file.name}'
         return f'sub-{self.donor.subject}, by deformable registration' if self.donor else 'drawn from a library'
 
     @cached_property
-    def fingerprint(self):
+    def fingerprint(self) -> dict[str, list[str]]:
         """What else the result depends on: the bytes of masks that are given, by their hashes."""
         files = [self.options.new_mask_file] if self.options.new_mask_file else []
         files += [self.donor.t1w_file, self.donor.lesion_mask_file] if self.donor else []
@@ -354,13 +395,13 @@ def files_of(segmentation: inputs.Segmentation | None) -> tuple:
     return () if segmentation is None else tuple(segmentation.files)
 
 
-def write_way(view: loading.View, output_dir) -> None:
+def write_way(view: loading.View, output_dir: Path) -> None:
     """Write how FLAIR and T1w of an image were brought together, or remove what an earlier run wrote."""
     text = None if view.to_t1w is None else registration.itk_text(view.to_t1w)
     layout_derivatives.write_xfm(output_dir, view.image, text, view.registration)
 
 
-def find_donor(bids_layout, options, derivatives):
+def find_donor(bids_layout: ForEachSubject, options: Options, derivatives: dict[str, Path]) -> inputs.Inputs:
     """Find the T1w with a lesion mask of the donor participant (`--mask-from`), the first by name.
 
     Raises
@@ -382,7 +423,7 @@ def find_donor(bids_layout, options, derivatives):
     return usable[0]
 
 
-def without_donor(found, subject):
+def without_donor(found: dict[str, list[inputs.Inputs]], subject: str | None) -> dict[str, list[inputs.Inputs]]:
     """Return images by subject (dict of lists of inputs.Inputs), those of `--mask-from` set to skip.
 
     Raises

@@ -66,7 +66,7 @@ class DeferredFiller:
         See `load_filler`.
     """
 
-    def __init__(self, name: str | Path, device: str = 'cpu', modality: str | None = None):
+    def __init__(self, name: str | Path, device: str = 'cpu', modality: str | None = None) -> None:
         self.name, self.device, self.modality = name, device, modality
 
     @functools.cached_property

@@ -3,18 +3,25 @@
 Pictures are inside the page as well as under `figures/`, and nothing in it has an address on a network.
 """
 
+from __future__ import annotations
+
 import base64
 import io
 import math
 import textwrap
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from numbers import Real
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jinja2
 import numpy as np
 
 from ..layout import files
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 TEMPLATE = 'page.html.jinja'
 DPI = 100
@@ -68,7 +75,14 @@ METRICS = (
 METRIC = {metric.key: metric for metric in METRICS}
 
 
-def write_page(output_dir, summary, comparisons, examples, info, artefacts=()):
+def write_page(
+    output_dir: Path,
+    summary: Sequence[dict[str, Any]],
+    comparisons: Sequence[dict[str, Any]],
+    examples: Sequence[dict[str, Any]],
+    info: dict[str, Any],
+    artefacts: Sequence[dict[str, Any]] = (),
+) -> Path:
     """Write `evaluation.html` and the pictures under `figures/`; each file is whole or absent.
 
     Parameters
@@ -128,7 +142,7 @@ def write_page(output_dir, summary, comparisons, examples, info, artefacts=()):
     return page_file
 
 
-def page_template():
+def page_template() -> jinja2.Template:
     """Return the template of the page, which escapes every value."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -139,7 +153,9 @@ def page_template():
 # Numbers and tables
 
 
-def describe_kind(kind, summary, comparisons, info):
+def describe_kind(
+    kind: str, summary: Sequence[dict[str, Any]], comparisons: Sequence[dict[str, Any]], info: dict[str, Any]
+) -> dict[str, Any]:
     """Return all content of the page about one kind of case, as a dict."""
     rows = [row for row in summary if row['kind'] == kind]
     dilations = sorted({row['dilation'] for row in rows}, key=str)
@@ -171,7 +187,7 @@ def describe_kind(kind, summary, comparisons, info):
     }
 
 
-def mask_words(dilation):
+def mask_words(dilation: int | str | None) -> str:
     """Describe the mask that the methods were given, such as its dilation."""
     if not dilation:
         return 'mask not dilated'
@@ -183,12 +199,12 @@ def mask_words(dilation):
     return f'mask dilated by {everywhere} voxel{"s" if everywhere != "1" else ""}'
 
 
-def window_words(window):
+def window_words(window: tuple[float, float]) -> str:
     """Format the ends of a grey window as text."""
     return ' to '.join(f'{end:g}' for end in window).replace('-', '−')
 
 
-def headline(rows, paired):
+def headline(rows: list[dict[str, Any]], paired: Any) -> dict[str, str]:
     """Compare the best model with the best classical filler: text, and 'good', 'bad' or 'neutral'."""
     metric = next((m for m in (METRIC['mse'], METRIC['border']) if any(is_number(row[m.key]) for row in rows)), None)
     if metric is None:
@@ -219,7 +235,7 @@ def headline(rows, paired):
     return {'text': text, 'verdict': verdict}
 
 
-def score_table(rows):
+def score_table(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
     """Return methods by metrics, without metrics that have no value, and mark the best filler of each."""
     metrics = [metric for metric in METRICS if any(is_number(row.get(metric.key)) for row in rows)]
     best = {metric: best_row([row for row in rows if row['family'] != 'control'], metric) for metric in metrics}
@@ -229,7 +245,7 @@ def score_table(rows):
     }
 
 
-def group_table(rows, groups, methods):
+def group_table(rows: list[dict[str, Any]], groups: Sequence[str], methods: Sequence[str]) -> dict[str, list[Any]]:
     """Return the table of methods by groups of cases, MSE only."""
     metric = METRIC['mse']
     columns = []
@@ -248,7 +264,7 @@ def group_table(rows, groups, methods):
     }
 
 
-def cell(row, metric, best):
+def cell(row: dict[str, Any], metric: Metric, best: dict[str, Any] | None) -> dict[str, Any]:
     """Return one score: its text, interval, sort value, and a flag if no filler is better."""
     value = row.get(metric.key) if row else None
     low, high = (row.get(f'{metric.key}_{end}') if row else None for end in ('low', 'high'))
@@ -261,14 +277,14 @@ def cell(row, metric, best):
     }
 
 
-def matrix(methods, paired):
+def matrix(methods: Sequence[str], paired: dict[tuple[str, str], dict[str, Any]]) -> dict[str, list[Any]] | None:
     """Return MSE differences, row method minus column method; None if there is no pair."""
     methods = [method for method in methods if any((method, other) in paired for other in methods)]
     rows = [(method, [difference_cell(paired.get((method, other))) for other in methods]) for method in methods]
     return {'methods': methods, 'rows': rows} if rows else None
 
 
-def difference_cell(pair):
+def difference_cell(pair: Any) -> dict[str, Any] | None:
     """Return one paired difference as text with its colour class; None if nothing was compared."""
     if pair is None:
         return None
@@ -277,7 +293,7 @@ def difference_cell(pair):
     return {'text': sign + difference, 'side': side(pair), 'interval': f'{low} to {high}, {pair["n"]} cases'}
 
 
-def pairs(comparisons):
+def pairs(comparisons: Iterator) -> dict[tuple[str, str], dict[str, Any]]:
     """Return paired MSE differences by (method, other), in both directions."""
     found = {}
     for row in comparisons:
@@ -288,55 +304,55 @@ def pairs(comparisons):
     return found
 
 
-def side(pair):
+def side(pair: dict[str, Any] | None) -> str:
     """Return the side of zero of an interval: 'low', 'high', or 'none' (contains it, or unknown)."""
     if not is_number(pair['low'], pair['high']):
         return 'none'
     return 'low' if pair['high'] < 0 else 'high' if pair['low'] > 0 else 'none'
 
 
-def ranked(rows):
+def ranked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Sort rows by MSE, the best first and unknown ones last."""
     return sorted(rows, key=lambda row: row['mse'] if is_number(row['mse']) else math.inf)
 
 
-def best_row(rows, metric):
+def best_row(rows: Iterable[dict[str, Any]], metric: Metric) -> dict[str, Any] | None:
     """Return the row with the best value of a metric; None if no row has a value."""
     badness = {'low': float, 'high': lambda value: -value, 'one': lambda value: abs(value - 1)}[metric.goal]
     known = [row for row in rows if is_number(row.get(metric.key))]
     return min(known, key=lambda row: badness(row[metric.key]), default=None)
 
 
-def with_interval(row, metric):
+def with_interval(row: dict[str, Any] | None, metric: Metric) -> str:
     """Format a score as `0.00121 (0.00101 to 0.00143)`, or the value alone."""
     value, low, high = (row.get(key) for key in (metric.key, f'{metric.key}_low', f'{metric.key}_high'))
     interval = f' ({number(low, metric.decimals)} to {number(high, metric.decimals)})' if is_number(low, high) else ''
     return number(value, metric.decimals) + interval
 
 
-def counts(rows):
+def counts(rows: Collection[dict[str, Any]]) -> str:
     """Return the number of cases, as a range if the methods differ."""
     numbers = sorted({row['n'] for row in rows})
     return ' to '.join(str(n) for n in dict.fromkeys((numbers[0], numbers[-1]))) if numbers else '0'
 
 
-def number(value, decimals):
+def number(value: Any, decimals: int) -> str:
     """Format a number with fixed decimals and a true minus sign, never `-0.0`; a dash if unknown."""
     return f'{round(float(value), decimals) + 0.0:.{decimals}f}'.replace('-', '−') if is_number(value) else DASH
 
 
-def is_number(*values):
+def is_number(*values: Any) -> bool:
     """Return True if all values are finite ints or floats, of Python or numpy."""
     return all(isinstance(value, Real) and bool(np.isfinite(value)) for value in values)
 
 
-def in_order(names, known=()):
+def in_order(names: Iterable[str], known: Iterable[str] = ()) -> list[str]:
     """Return unique names: known ones in their order, then the others as they appear."""
     names = list(dict.fromkeys(names))
     return [name for name in known if name in names] + [name for name in names if name not in known]
 
 
-def flat(value):
+def flat(value: int | str) -> str:
     """Format a value of the provenance as lines of text."""
     if isinstance(value, dict):
         return '\n'.join(f'{key}: {item}' for key, item in value.items())
@@ -346,21 +362,21 @@ def flat(value):
 # Pictures
 
 
-def new_figure(width_px, height_px):
+def new_figure(width_px: int, height_px: int) -> Figure:
     """Return an empty figure, drawn by Agg regardless of the user's settings."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width_px / DPI, height_px / DPI), dpi=DPI, facecolor='white')
 
 
-def png_of(figure, dpi=DPI):
+def png_of(figure: Figure, dpi: float = DPI) -> bytes:
     """Return a figure as the bytes of a reproducible PNG."""
     file = io.BytesIO()
     figure.savefig(file, format='png', dpi=dpi, metadata={'Software': None})
     return file.getvalue()
 
 
-def place(figure, left_px, top_px, width_px, height_px):
+def place(figure: Figure, left_px: float, top_px: float, width_px: float, height_px: int) -> Axes:
     """Add axes without frame, positioned from the upper left corner."""
     across_px, up_px = figure.get_size_inches() * DPI
     bottom = 1 - (top_px + height_px) / up_px
@@ -369,14 +385,14 @@ def place(figure, left_px, top_px, width_px, height_px):
     return axes
 
 
-def write(figure, left_px, top_px, text, **options):
+def write(figure: Figure, left_px: float, top_px: float, text: str, **options: Any) -> None:
     """Write text positioned from the upper left corner, without parsing names as formulae."""
     page_px = figure.get_size_inches() * DPI
     style = {'fontsize': 8, 'color': INK, 'ha': 'center', 'va': 'center', 'parse_math': False}
     figure.text(left_px / page_px[0], 1 - top_px / page_px[1], text, **(style | options))
 
 
-def draw_scores(kinds):
+def draw_scores(kinds: Sequence[dict[str, Any]]) -> bytes:
     """Plot MSE with 95 % intervals, one panel per kind, and a line at the best classical filler.
 
     Parameters
@@ -416,12 +432,12 @@ def draw_scores(kinds):
     return png_of(figure, dpi=1.6 * DPI)
 
 
-def shortened(name, length):
+def shortened(name: str, length: int) -> str:
     """Shorten a name to fit next to a panel."""
     return name if len(name) <= length else name[: length - 1] + '…'
 
 
-def draw_panel(axes, rows):
+def draw_panel(axes: Axes, rows: list[dict[str, Any]]) -> None:
     """Plot the dots and intervals of one kind, the first row at the top."""
     best = best_row([row for row in rows if row['family'] == 'baseline'], METRIC['mse'])
     values = np.array([row['mse'] for row in rows])
@@ -446,7 +462,7 @@ def draw_panel(axes, rows):
     axes.set_xlabel('MSE inside the mask (M1), 95 % interval', fontsize=8.5, color=SOFT)
 
 
-def draw_log_ticks(axes, low, high):
+def draw_log_ticks(axes: Axes, low: float, high: float) -> None:
     """Draw plain-number ticks at 1, 2 and 5 of every decade, or at powers of ten if there are many."""
     steps = (1, 2, 5) if high / low < 60 else (1, 3) if high / low < 1000 else (1,)
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -457,7 +473,7 @@ def draw_log_ticks(axes, low, high):
     axes.tick_params(length=3, color='#98a1ad')
 
 
-def draw_example(example, families):
+def draw_example(example: dict[str, Any], families: dict[str, str]) -> bytes:
     """Draw one case by all methods, axial, sagittal and difference from the first image: PNG bytes."""
     mask, images = np.asarray(example['mask'], dtype=bool), example['images']
     reference, *others = images
@@ -495,12 +511,12 @@ def draw_example(example, families):
     return png_of(figure)
 
 
-def two_lines(name, width_px):
+def two_lines(name: str, width_px: int) -> str:
     """Wrap a name above a picture to two lines, in bold letters of 9 or 10 points."""
     return '\n'.join(textwrap.wrap(name, max(width_px // 9, 8), max_lines=2, placeholder='…'))
 
 
-def draw_difference_key(figure, box, reference):
+def draw_difference_key(figure: Figure, box: Sequence[int], reference: str) -> None:
     """Draw the colour key of the differences in the unused difference cell of the reference."""
     left_px, top_px, width_px, height_px = box
     middle_px = left_px + width_px / 2
@@ -513,7 +529,7 @@ def draw_difference_key(figure, box, reference):
         write(figure, *where, f'{tick:+g}'.replace('-', '−') if tick else '0', color=SOFT)
 
 
-def draw_artefacts(artefacts, families):
+def draw_artefacts(artefacts: Sequence[dict[str, Any]], families: dict[str, str]) -> bytes:
     """Draw artefacts enlarged around the mask, one row each below its title and caption: PNG bytes."""
     methods = [list(artefact.get('methods') or artefact['images']) for artefact in artefacts]
     page_px = max(2, *map(len, methods)) * (ARTEFACT_PX + GAP_PX)
@@ -544,7 +560,7 @@ def draw_artefacts(artefacts, families):
     return png_of(figure)
 
 
-def around(mask):
+def around(mask: np.ndarray) -> tuple[slice, ...]:
     """Return slices of the box of a mask plus a few voxels; the full array if the mask is empty."""
     if not mask.any():
         return tuple(slice(0, size) for size in mask.shape)
@@ -555,7 +571,7 @@ def around(mask):
     )
 
 
-def draw_slice(axes, volume, mask, view, outline, **look):
+def draw_slice(axes: Axes, volume: np.ndarray, mask: np.ndarray, view: str, outline: bool, **look: Any) -> None:
     """Draw the slice with most of the mask, voxel by voxel; patient's left, or back, is on the right."""
     axis = {'sagittal': 0, 'axial': 2}[view]
     counts = mask.sum(axis=tuple(a for a in range(3) if a != axis))

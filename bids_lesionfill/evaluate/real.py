@@ -5,7 +5,10 @@ are those of a reader's complaints: flat patches (grain), patches that are too b
 walls of ventricles that became a gradient (wall), and a rim of lesion around the fill (outline).
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -37,7 +40,9 @@ class Untouched(NamedTuple):
     means: np.ndarray  # of fluid, grey and white matter on the T1w
 
 
-def find_untouched(t1w, brain_mask, given_mask, used_mask, max_voxels=40_000):
+def find_untouched(
+    t1w: np.ndarray, brain_mask: np.ndarray, given_mask: np.ndarray, used_mask: np.ndarray, max_voxels: int = 40_000
+) -> Untouched:
     """Find fluid and white matter outside a filled mask, by a mixture of three normal distributions on the T1w.
 
     Parameters
@@ -80,7 +85,7 @@ def find_untouched(t1w, brain_mask, given_mask, used_mask, max_voxels=40_000):
     return Untouched(brain_mask, fluid, fluid_seen, white, inside, means)
 
 
-def drop_specks(mask, min_voxels=MIN_FLUID_VOXELS):
+def drop_specks(mask: np.ndarray, min_voxels: int = MIN_FLUID_VOXELS) -> np.ndarray:
     """Remove the components of a mask (6 neighbours) with fewer than `min_voxels` voxels."""
     labels, _ = ndimage.label(mask)
     kept = np.bincount(labels.flat) >= min_voxels
@@ -88,17 +93,17 @@ def drop_specks(mask, min_voxels=MIN_FLUID_VOXELS):
     return kept[labels]
 
 
-def robust_deviation(values):
+def robust_deviation(values: np.ndarray) -> float:
     """Compute the SD from the median absolute deviation, at least a quarter of the plain SD."""
     return max(1.4826 * np.median(np.abs(values - np.median(values))), values.std() / 4)
 
 
-def grain(image, region):
+def grain(image: np.ndarray, region: np.ndarray) -> float:
     """Compute the SD of the residual of local smoothing inside a region; see `grains`."""
     return grains([image], region)[0]
 
 
-def grains(images, region):
+def grains(images: Sequence[np.ndarray], region: np.ndarray) -> list[float]:
     """Compute the SD of the residual of local smoothing of each image inside a region.
 
     The Gaussian (1.2 voxels) averages over the region alone, so that its edge leaves no step; what counts lies two
@@ -124,14 +129,14 @@ def grains(images, region):
     return found
 
 
-def local_mean(image, where, sigma=LOCAL_SIGMA):
+def local_mean(image: np.ndarray, where: np.ndarray, sigma: int = LOCAL_SIGMA) -> tuple[np.ndarray, np.ndarray]:
     """Compute the Gaussian mean of an image over a mask, and its weight: (X, Y, Z) float32 arrays."""
     weight = ndimage.gaussian_filter(where.astype(np.float32), sigma)
     total = ndimage.gaussian_filter(np.where(where, image, 0).astype(np.float32), sigma)
     return total / np.maximum(weight, 1e-4), weight
 
 
-def owners(given_mask, used_mask):
+def owners(given_mask: np.ndarray, used_mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Assign each filled voxel to the nearest given lesion (26 neighbours): (labels, volumes).
 
     Returns
@@ -146,7 +151,9 @@ def owners(given_mask, used_mask):
     return np.where(used_mask, labels[tuple(nearest)], 0), volumes_ml
 
 
-def group_lesions(given_mask, used_mask, fluid):
+def group_lesions(
+    given_mask: np.ndarray, used_mask: np.ndarray, fluid: np.ndarray
+) -> dict[str, tuple[np.ndarray, int]]:
     """Group filled voxels by lesion volume and contact with fluid: dict of name -> (mask, count).
 
     A lesion is in contact with fluid if it touches it (26 neighbours) as it was given: growing its mask is no contact.
@@ -170,18 +177,18 @@ def group_lesions(given_mask, used_mask, fluid):
     return groups
 
 
-def volume_name(low, high):
+def volume_name(low: float, high: float) -> str:
     """Return the name of a volume class."""
     return f'volume {low:g} to {high:g} ml' if np.isfinite(high) else f'volume over {low:g} ml'
 
 
-def between(image, mask, means):
+def between(image: np.ndarray, mask: np.ndarray, means: np.ndarray) -> float:
     """Compute the share of a mask at 30 to 70 % between fluid and white matter; NaN if it is empty."""
     low, high = means[0] + np.array((0.3, 0.7)) * (means[2] - means[0])
     return mean_of((image > low) & (image < high), mask)
 
 
-def wall_faces(image, edge, near, touched):
+def wall_faces(image: np.ndarray, edge: float, near: np.ndarray, touched: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the steps of an image over the faces (6 neighbours) that cross the edge of fluid.
 
     Parameters
@@ -213,7 +220,7 @@ def wall_faces(image, edge, near, touched):
 class Picture:
     """All that does not depend on the group of lesions: local means, limits, and the masks of walls and rims."""
 
-    def __init__(self, original, used_mask, untouched, modality):
+    def __init__(self, original: np.ndarray, used_mask: np.ndarray, untouched: Untouched, modality: str) -> None:
         self.original, self.used_mask, self.modality = original, used_mask, modality
         self.inside, self.means = untouched.inside, untouched.means
         self.deviation = robust_deviation(original[self.inside])
@@ -237,7 +244,7 @@ class Picture:
         rim = tissues.claim_rim(untouched.white_matter, used_mask, untouched.brain)
         self.rim = rim & ~used_mask & ~self.near_fluid
 
-    def measure(self, images, region):
+    def measure(self, images: Sequence[np.ndarray], region: np.ndarray) -> list[dict[str, float]]:
         """Compute all measures of images in a part of the filled mask: list of dict, see `measure_fills`."""
         box = masks.bounding_box(region, MEAN_REACH_MM + 2)
         images = [image[box] for image in images]
@@ -265,7 +272,7 @@ class Picture:
             measured.append(values | {'outline_sd': outline})
         return measured
 
-    def outline(self, region, distance, box):
+    def outline(self, region: np.ndarray, distance: np.ndarray, box: Sequence[slice]) -> float:
         """Compute the lesion-like contrast of a region's border to white matter 3 to 6 mm away, in SD."""
         rim, sign = self.rim[box], get(self.modality).lesion_sign
         touching = ndimage.binary_dilation(region, masks.FULL_CONNECTIVITY) & rim
@@ -274,12 +281,19 @@ class Picture:
         return sign * (mean_of(off_before, touching) - mean_of(off_before, beyond))
 
 
-def mean_of(values, mask):
+def mean_of(values: np.ndarray, mask: np.ndarray) -> float:
     """Compute the mean of values (the share of a condition) in a mask; NaN if the mask is empty."""
     return float(values[mask].mean()) if mask.any() else np.nan
 
 
-def measure_fills(original, fillings, given_mask, used_mask, untouched, modality):
+def measure_fills(
+    original: np.ndarray,
+    fillings: dict[str, np.ndarray],
+    given_mask: np.ndarray,
+    used_mask: np.ndarray,
+    untouched: Untouched,
+    modality: str,
+) -> list[dict[str, Any]]:
     """Measure fillings of one image by groups of lesions: list of dict.
 
     Parameters
@@ -315,7 +329,9 @@ def measure_fills(original, fillings, given_mask, used_mask, untouched, modality
     return rows
 
 
-def patch_grounds(original, used_mask, untouched):
+def patch_grounds(
+    original: np.ndarray, used_mask: np.ndarray, untouched: Untouched
+) -> tuple[np.ndarray, float, np.ndarray, np.ndarray]:
     """Return the input of `discriminability.draw_patches`: local mean, its SD, and allowed places.
 
     Patches keep a voxel away from fluid and grey matter, filled and untouched ones alike: near them it is the anatomy

@@ -1,7 +1,9 @@
 """One image, T1w or FLAIR: place the anatomy, restrict and grow the mask, sample, paste back. No files."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -35,23 +37,23 @@ class Filling:
 
 
 def fill_lesions(
-    image_img,
-    lesion_mask_img,
+    image_img: nib.Nifti1Image,
+    lesion_mask_img: nib.Nifti1Image,
     *,
-    tissue_img=None,
-    model='fill-T1w',
-    modality=None,
-    wm_mask_img=None,
-    dilate=1,
-    rim_voxels=2,
-    rims='unmixed',
-    rim_img=None,
-    texture='sampled',
-    num_inference_steps=None,
-    n_samples=1,
-    device='auto',
-    seed=0,
-):  # the Python interface: many arguments, each of them optional
+    tissue_img: nib.Nifti1Image | None = None,
+    model: str | Filler = 'fill-T1w',
+    modality: str | None = None,
+    wm_mask_img: nib.Nifti1Image | None = None,
+    dilate: int = 1,
+    rim_voxels: int = 2,
+    rims: str = 'unmixed',
+    rim_img: nib.Nifti1Image | None = None,
+    texture: str = 'sampled',
+    num_inference_steps: int | None = None,
+    n_samples: int = 1,
+    device: str = 'auto',
+    seed: int = 0,
+) -> nib.Nifti1Image:  # the Python interface: many arguments, each of them optional
     """Fill the lesions of an image with healthy tissue.
 
     Parameters
@@ -239,7 +241,7 @@ def fill(
     return describe(image_img, scene, hole, (filled, sd_img), info | about(model, sampling, sampled), notes, model)
 
 
-def copy_without_lesions(image_img, given_mask, kept_mask):
+def copy_without_lesions(image_img: nib.Nifti1Image, given_mask: np.ndarray, kept_mask: np.ndarray) -> Filling:
     """Return the image as it is, since its mask has no lesion that is to be filled: Filling."""
     info = {'LesionVoxelsGiven': 0, 'LesionVoxelsUsed': 0, 'LesionVoxelsKept': int(kept_mask.sum()), 'Lesions': 0}
     image = grid.conform(nifti.plain(image_img, 'image')).get_fdata()
@@ -253,7 +255,13 @@ def copy_without_lesions(image_img, given_mask, kept_mask):
     )
 
 
-def place_anatomy(image_img, given_mask, kept_mask, anatomy, usual_sign=None) -> Scene:
+def place_anatomy(
+    image_img: nib.Nifti1Image,
+    given_mask: np.ndarray,
+    kept_mask: np.ndarray,
+    anatomy: Anatomy,
+    usual_sign: int | None = None,
+) -> Scene:
     """Resample an image to its working grid (1 mm, RAS), and its visit's anatomy to both grids.
 
     White matter is where the mask may grow, and its median sets the scale.
@@ -293,7 +301,7 @@ def grow_mask(scene: Scene, lesions: Lesions, growth: Growth) -> Hole:
     return Hole(used_mask, hole, tissue, image)
 
 
-def to_working_grid(mask, scene: Scene):
+def to_working_grid(mask: np.ndarray, scene: Scene) -> np.ndarray:
     """Return the voxels of the working grid that a mask on the image's own grid touches."""
     return grid.touched_by(nifti.mask_image(mask, scene.plain_img), scene.grid_img)
 
@@ -314,14 +322,16 @@ def describe_hole(scene: Scene, hole: Hole, growth: Growth) -> dict:
     }
 
 
-def sample(scene: Scene, hole: Hole, model, sampling: Sampling) -> Sampled:
+def sample(scene: Scene, hole: Hole, model: Filler, sampling: Sampling) -> Sampled:
     """Sample healthy tissue on tiles that cover the hole, once for each seed."""
     scaling = grid.white_matter_scaling(hole.image, scene.wm_mask & ~hole.mask)
     values = model.fill(scaling.apply(hole.image), hole.mask, scene.wm_mask, sampling.of_filler())
     return Sampled(scaling.invert(values), float(1.5 / scaling.slope))
 
 
-def to_own_grid(image_img, scene: Scene, hole: Hole, sampled: Sampled, sampling: Sampling):
+def to_own_grid(
+    image_img: nib.Nifti1Image, scene: Scene, hole: Hole, sampled: Sampled, sampling: Sampling
+) -> tuple[np.ndarray, nib.Nifti1Image | None]:
     """Resample the mean sample to the image's own grid, inside the mask only, with its texture.
 
     Returns
@@ -348,7 +358,7 @@ def to_own_grid(image_img, scene: Scene, hole: Hole, sampled: Sampled, sampling:
     return filled, sd_img
 
 
-def about(model, sampling: Sampling, sampled: Sampled) -> dict:
+def about(model: Filler, sampling: Sampling, sampled: Sampled) -> dict:
     """Return what the sidecar records of the model and how it was sampled."""
     return {
         **model.info(sampling.of_filler()),
@@ -359,7 +369,15 @@ def about(model, sampling: Sampling, sampled: Sampled) -> dict:
     }
 
 
-def describe(image_img, scene: Scene, hole: Hole, result, info, notes, model) -> Filling:
+def describe(
+    image_img: nib.Nifti1Image,
+    scene: Scene,
+    hole: Hole,
+    result: tuple[np.ndarray, nib.Nifti1Image | None],
+    info: dict[str, Any],
+    notes: list[str],
+    model: Filler,
+) -> Filling:
     """Write the filled values as the image stores them; describe each lesion and check the whole: Filling."""
     filled, sd_img = result
     before, used_mask, native_wm = nifti.one_volume(image_img), hole.used_mask, scene.native_wm
@@ -378,7 +396,9 @@ def describe(image_img, scene: Scene, hole: Hole, result, info, notes, model) ->
     return Filling(filled_img, nifti.mask_image(used_mask, image_img), sd_img, lesions, info, warnings)
 
 
-def add_texture(tissue, filled, hole, wm_mask, img, seed):
+def add_texture(
+    tissue: np.ndarray, filled: np.ndarray, hole: np.ndarray, wm_mask: np.ndarray, img: nib.Nifti1Image, seed: int
+) -> np.ndarray:
     """Return a filling of the mean with the texture of white matter; see `texture.add_texture`.
 
     Parameters
@@ -402,7 +422,7 @@ def add_texture(tissue, filled, hole, wm_mask, img, seed):
     return np.where(hole, sampled, filled)
 
 
-def find_shares(scene: Scene, lesion_mask, rim_img=None):
+def find_shares(scene: Scene, lesion_mask: np.ndarray, rim_img: nib.Nifti1Image | None = None) -> unmixing.Unmixing:
     """Estimate shares of fluid and lesion on an image's own grid (`unmixing.Unmixing`).
 
     Fluid is found on the T1w: on the image's own grid if it is one, else on the working grid.

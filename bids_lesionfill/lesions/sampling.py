@@ -6,11 +6,19 @@ its direction to them), else turned and flipped at a place drawn by how often le
 Arrays are `(X, Y, Z)`, RAS, 1 mm; the space of the library is called *template*.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 from scipy import ndimage
 
 from ..images import masks
 from . import places as lesions_places
+
+if TYPE_CHECKING:
+    from .library import LesionLibrary
 
 LARGE_VOXELS = 1000  # lesions from here on are confluent ones, shaped by the anatomy around them
 AVOID_VOXELS = 3  # that new lesions keep away from old ones
@@ -24,7 +32,7 @@ HALVINGS = 3  # of the volume of a lesion for which there is no place
 PULL_VOXELS = 2  # how much more a voxel at the ventricles belongs to a shape beside it, so that no sliver is left
 
 
-def deform(shape, linear, rng, strength=0.25):
+def deform(shape: Any, linear: np.ndarray, rng: np.random.Generator, strength: float = 0.25) -> np.ndarray:
     """Rotate, scale and bend a shape; return its signed distance in voxels, positive inside.
 
     The displacement is Gaussian noise, smoothed by a quarter of the shape's extent (1.5 to 8 voxels).
@@ -56,7 +64,13 @@ def deform(shape, linear, rng, strength=0.25):
     return ndimage.map_coordinates(distance, points, order=1, cval=distance.min())
 
 
-def cut(level, centre, free, volume, pull=None):
+def cut(
+    level: np.ndarray,
+    centre: Sequence[int] | np.ndarray,
+    free: np.ndarray,
+    volume: np.ndarray,
+    pull: np.ndarray | None = None,
+) -> tuple[tuple[slice, ...], np.ndarray]:
     """Cut a lesion, one component, from a signed distance: `volume` highest free white-matter voxels.
 
     Parameters
@@ -101,13 +115,19 @@ def cut(level, centre, free, volume, pull=None):
     return box, lesion if lesion.sum() >= 0.75 * volume else nothing
 
 
-def largest_part(mask):
+def largest_part(mask: np.ndarray) -> np.ndarray:
     """Return the largest connected component of a mask that is not empty."""
     parts, _ = masks.label_lesions(mask)
     return parts == 1 + np.bincount(parts.flat)[1:].argmax()
 
 
-def draw_volumes(library, rng, n_lesions=None, load_ml=None, locations=tuple(lesions_places.PLACES)):
+def draw_volumes(
+    library: LesionLibrary,
+    rng: np.random.Generator,
+    n_lesions: int | None = None,
+    load_ml: float | None = None,
+    locations: Sequence[str] = tuple(lesions_places.PLACES),
+) -> tuple[np.ndarray, np.ndarray]:
     """Sample number, volumes and places of lesions: those of one library patient, varied.
 
     Counts, volumes and load of a patient depend on each other, so a patient is drawn: any, or one of the three who come
@@ -171,7 +191,7 @@ def draw_volumes(library, rng, n_lesions=None, load_ml=None, locations=tuple(les
     return np.maximum(np.rint(drawn), MIN_VOXELS).astype(int)[order], library.places[own][order]
 
 
-def scale_to(volumes, total):
+def scale_to(volumes: np.ndarray, total: float) -> np.ndarray:
     """Scale volumes to a sum with none below `MIN_VOXELS`; the larger ones compensate."""
     small = np.zeros(len(volumes), dtype=bool)
     while True:
@@ -182,25 +202,25 @@ def scale_to(volumes, total):
         small |= new
 
 
-def away_from(avoid, wm_mask, avoid_voxels=AVOID_VOXELS):
+def away_from(avoid: np.ndarray, wm_mask: np.ndarray, avoid_voxels: int = AVOID_VOXELS) -> np.ndarray:
     """Return white matter more than a number of voxels away from a mask; (X, Y, Z) bool array."""
     return wm_mask & ~masks.dilate_within(avoid, np.ones_like(avoid), avoid_voxels)
 
 
 def draw_lesion_mask(
-    library,
-    wm_mask,
-    places,
-    frequency,
-    voxel_to_template,
-    rng,
-    n_lesions=None,
-    load_ml=None,
-    locations=tuple(lesions_places.PLACES),
-    avoid=None,
-    avoid_voxels=AVOID_VOXELS,
-    strength=0.25,
-):
+    library: LesionLibrary,
+    wm_mask: np.ndarray,
+    places: np.ndarray,
+    frequency: np.ndarray,
+    voxel_to_template: np.ndarray,
+    rng: np.random.Generator,
+    n_lesions: int | None = None,
+    load_ml: float | None = None,
+    locations: Sequence[str] = tuple(lesions_places.PLACES),
+    avoid: np.ndarray | None = None,
+    avoid_voxels: int = AVOID_VOXELS,
+    strength: float = 0.25,
+) -> np.ndarray:
     """Draw new lesions into the white matter of a brain.
 
     Parameters
@@ -273,7 +293,18 @@ def draw_lesion_mask(
     return labels
 
 
-def place_lesion(library, volume, place, allowed, free, places, frequency, voxel_to_template, rng, strength):
+def place_lesion(
+    library: LesionLibrary,
+    volume: np.ndarray,
+    place: int,
+    allowed: Sequence[int],
+    free: np.ndarray,
+    places: np.ndarray,
+    frequency: np.ndarray,
+    voxel_to_template: np.ndarray,
+    rng: np.random.Generator,
+    strength: float,
+) -> tuple[tuple[slice, ...], np.ndarray]:
     """Place one lesion: try shapes and places until one fits, later in any allowed place.
 
     Returns
@@ -318,7 +349,7 @@ def place_lesion(library, volume, place, allowed, free, places, frequency, voxel
     return (slice(0, 0),) * 3, np.zeros((0, 0, 0), dtype=bool)
 
 
-def similar_lesions(library, volume, place):
+def similar_lesions(library: LesionLibrary, volume: np.ndarray, place: int) -> np.ndarray:
     """Find library lesions of similar volume in the same place (any place if large); indices."""
     volumes = library.volumes
     candidates = np.flatnonzero((library.places == place) | (min(volume, volumes.max()) >= LARGE_VOXELS))

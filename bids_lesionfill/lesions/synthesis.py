@@ -4,8 +4,11 @@
 image of the visit, T1w or FLAIR.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -20,6 +23,9 @@ from . import checks, contrasts, sampling, tables
 from . import library as lesions_library
 from . import places as lesions_places
 from .settings import DEFAULT_SAMPLING, Lesions, Sampling
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MARGIN_VOXELS = 4  # around a brain that is registered
 
@@ -57,21 +63,21 @@ class Synthesis:
 
 
 def synthesize_lesions(
-    image_img,
-    lesion_mask_img=None,
+    image_img: nib.Nifti1Image,
+    lesion_mask_img: nib.Nifti1Image | None = None,
     *,
-    t1w_img=None,
-    new_mask_img=None,
-    model='synth-FLAIR',
-    n_lesions=None,
-    lesion_load_ml=None,
-    lesion_locations=tuple(lesions_places.PLACES),
-    lesion_intensity='auto',
-    lesion_halo='auto',
-    num_inference_steps=None,
-    device='auto',
-    seed=0,
-):  # the Python interface: many arguments, each of them optional
+    t1w_img: nib.Nifti1Image | None = None,
+    new_mask_img: nib.Nifti1Image | None = None,
+    model: str | Path | models.Model = 'synth-FLAIR',
+    n_lesions: int | None = None,
+    lesion_load_ml: float | None = None,
+    lesion_locations: Sequence[str] = tuple(lesions_places.PLACES),
+    lesion_intensity: float | str = 'auto',
+    lesion_halo: str = 'auto',
+    num_inference_steps: int | None = None,
+    device: str = 'auto',
+    seed: int = 0,
+) -> tuple[nib.Nifti1Image, nib.Nifti1Image]:  # the Python interface: many arguments, each of them optional
     """Synthesize new lesions in an image, and return it with their mask.
 
     Parameters
@@ -132,7 +138,7 @@ def synthesize_lesions(
     return nifti.as_loaded(painted.synth_img), painted.new_mask_img
 
 
-def find_places(anatomy, library):
+def find_places(anatomy: Anatomy, library: lesions_library.LesionLibrary) -> Atlas:
     """Register a lesion library's atlas to an anatomy, by an affine from the T1w to its template."""
     affine = anatomy.grid_img.affine
     t1w = anatomy.grid_img.get_fdata(dtype=np.float32)
@@ -141,7 +147,15 @@ def find_places(anatomy, library):
     return Atlas(library, places, frequency, to_template @ affine)
 
 
-def draw(anatomy, atlas, rng, intensity='auto', n_lesions=None, load_ml=None, locations=tuple(lesions_places.PLACES)):
+def draw(
+    anatomy: Anatomy,
+    atlas: Atlas,
+    rng: np.random.Generator,
+    intensity: float | str = 'auto',
+    n_lesions: int | None = None,
+    load_ml: float | None = None,
+    locations: Sequence[str] = tuple(lesions_places.PLACES),
+) -> NewLesions:
     """Draw new lesions into white matter, apart from each other and from the old ones: NewLesions.
 
     Raises
@@ -170,7 +184,9 @@ def draw(anatomy, atlas, rng, intensity='auto', n_lesions=None, load_ml=None, lo
     return NewLesions(number_image(labels, anatomy.grid_img), strengths, tuple(places))
 
 
-def given(mask_img, rng, intensity='auto', mask_threshold=0.5):
+def given(
+    mask_img: nib.Nifti1Image, rng: np.random.Generator, intensity: float | str = 'auto', mask_threshold: float = 0.5
+) -> NewLesions:
     """Return NewLesions from a mask; raise ValueError if it is no mask, or empty."""
     nifti.check_image(mask_img, 'mask of new lesions')
     labels, n_lesions = masks.label_lesions(placement.mask_on_grid(mask_img, mask_img, mask_threshold))
@@ -179,7 +195,7 @@ def given(mask_img, rng, intensity='auto', mask_threshold=0.5):
     return NewLesions(number_image(labels, mask_img), contrasts.draw_strengths(rng, n_lesions, intensity))
 
 
-def borrow(t1w_img, lesion_mask_img, anatomy):
+def borrow(t1w_img: nib.Nifti1Image, lesion_mask_img: nib.Nifti1Image, anatomy: Anatomy) -> nib.Nifti1Image:
     """Transfer another patient's lesions by deformable registration, in free white matter; uint8 image.
 
     As in the thesis (3.3, *Mask Generation*). Lesions of which less than 3 voxels are left are dropped.
@@ -214,7 +230,7 @@ def borrow(t1w_img, lesion_mask_img, anatomy):
     return nifti.mask_image(kept[lesions], anatomy.grid_img)
 
 
-def number_image(labels, img):
+def number_image(labels: np.ndarray, img: nib.Nifti1Image) -> nib.Nifti1Image:
     """Return numbered lesions as an image on the grid of another image."""
     return nib.Nifti1Image(labels.astype(np.int32), img.affine)
 
@@ -305,7 +321,7 @@ def paint(
     )
 
 
-def place_lesions(image_img, anatomy: Anatomy, new: NewLesions, lesions: Lesions | None) -> Canvas:
+def place_lesions(image_img: nib.Nifti1Image, anatomy: Anatomy, new: NewLesions, lesions: Lesions | None) -> Canvas:
     """Resample old and new lesions to the image's grid, and image and new ones to the anatomy's."""
     plain_img, grid_img = nifti.plain(image_img, 'image'), anatomy.grid_img
     old_mask = np.zeros(plain_img.shape, dtype=bool)
@@ -327,7 +343,9 @@ def place_lesions(image_img, anatomy: Anatomy, new: NewLesions, lesions: Lesions
     return Canvas(plain_img, old_mask, new_mask, wm_mask, raw, hole, scaling, notes)
 
 
-def paste_lesions(image_img, canvas: Canvas, grey, halo_share: float, limits):
+def paste_lesions(
+    image_img: nib.Nifti1Image, canvas: Canvas, grey: np.ndarray, halo_share: float, limits: np.ndarray
+) -> tuple[nib.Nifti1Image, np.ndarray]:
     """Write painted values as the image stores them, inside the new lesions and their halo only.
 
     Parameters
@@ -355,7 +373,9 @@ def paste_lesions(image_img, canvas: Canvas, grey, halo_share: float, limits):
     return nifti.paste(image_img, painted, changed_mask), changed_mask
 
 
-def describe_canvas(image_img, synth_img, canvas: Canvas, changed_mask, anatomy: Anatomy) -> dict:
+def describe_canvas(
+    image_img: nib.Nifti1Image, synth_img: nib.Nifti1Image, canvas: Canvas, changed_mask: np.ndarray, anatomy: Anatomy
+) -> dict:
     """Return what the sidecar records of the lesions, the scale and the anatomy."""
     before, after = nifti.one_volume(image_img), nifti.one_volume(nifti.as_loaded(synth_img))
     return {
@@ -371,7 +391,9 @@ def describe_canvas(image_img, synth_img, canvas: Canvas, changed_mask, anatomy:
     }
 
 
-def describe_new(image_img, synth_img, canvas: Canvas, new: NewLesions, info: dict, modality: str) -> list[dict]:
+def describe_new(
+    image_img: nib.Nifti1Image, synth_img: nib.Nifti1Image, canvas: Canvas, new: NewLesions, info: dict, modality: str
+) -> list[dict]:
     """Return one row per new lesion; see `tables.describe_lesions`."""
     before, after = nifti.one_volume(image_img), nifti.one_volume(nifti.as_loaded(synth_img))
     faint_below = checks.FAINT_BELOW_SD * (info['WhiteMatterDeviation'] or 0)
@@ -385,7 +407,7 @@ def describe_new(image_img, synth_img, canvas: Canvas, new: NewLesions, info: di
     return with_places(rows, new)
 
 
-def with_places(lesions, new):
+def with_places(lesions: Sequence[dict[str, float]], new: NewLesions) -> list[dict[str, Any]]:
     """Add its `place` to each row of `fill.describe_lesions`: that of the drawn lesion whose centre is nearest.
 
     Parameters
@@ -406,17 +428,19 @@ def with_places(lesions, new):
     return rows
 
 
-def differs(values, others):
+def differs(values: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Return True where two arrays differ; NaN in both counts as equal."""
     return (values != others) & ~(np.isnan(values) & np.isnan(others))
 
 
-def limits_of(image, mask):
+def limits_of(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Compute the 0.1 % and 99.9 % quantiles of the intensities in a mask; (2,) float64 array."""
     return np.quantile(image[mask], (0.001, 0.999))
 
 
-def mask_notes(new, new_mask, outside, wm_mask, img):
+def mask_notes(
+    new: NewLesions, new_mask: np.ndarray, outside: np.ndarray, wm_mask: np.ndarray, img: nib.Nifti1Image
+) -> list[str]:
     """List sentences about the new lesions, to be read before trusting the image.
 
     Parameters
@@ -443,7 +467,14 @@ def mask_notes(new, new_mask, outside, wm_mask, img):
     return notes
 
 
-def sample(image, hole, wm_mask, contrast, model, sampling: Sampling):
+def sample(
+    image: np.ndarray,
+    hole: np.ndarray,
+    wm_mask: np.ndarray,
+    contrast: np.ndarray | None,
+    model: models.Model,
+    sampling: Sampling,
+) -> np.ndarray:
     """Sample new lesions by DDIM, at their contrast, or by SDEdit if unconditional (thesis 3.2).
 
     Returns
@@ -458,7 +489,15 @@ def sample(image, hole, wm_mask, contrast, model, sampling: Sampling):
     return sample_at_contrast(image, hole, wm_mask, contrast, model, sampling, start_step)
 
 
-def sample_at_contrast(image, hole, wm_mask, contrast, model, sampling: Sampling, start_step: int = 0):
+def sample_at_contrast(
+    image: np.ndarray,
+    hole: np.ndarray,
+    wm_mask: np.ndarray,
+    contrast: np.ndarray | None,
+    model: models.Model,
+    sampling: Sampling,
+    start_step: int = 0,
+) -> np.ndarray:
     """Sample the voxels of a hole; lesions of a model that takes a contrast then get exactly that.
 
     Arguments as of `inpaint.fill_volume`; steps and device of the sampling are chosen already.

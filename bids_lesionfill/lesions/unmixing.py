@@ -7,7 +7,10 @@ the rim the lesion is subtracted, so that the image's own noise stays. Arrays ar
 distances in mm.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import ndimage, optimize, special
@@ -37,22 +40,31 @@ class Unmixing(NamedTuple):
     csf: float  # level of fluid
 
     @property
-    def touched(self):
+    def touched(self) -> np.ndarray:
         """Tissue that holds lesion, much or little: every voxel that changes; (X, Y, Z) bool array."""
         return (self.lesion > TOUCHED) & (self.fluid < 1)
 
     @property
-    def filled(self):
+    def filled(self) -> np.ndarray:
         """Tissue of which too much is lesion to be trusted when that is taken out; (X, Y, Z) bool array."""
         return (self.lesion > TRUSTED) & (self.fluid < 1)
 
     @property
-    def replaced(self):
+    def replaced(self) -> np.ndarray:
         """Tissue that is mostly lesion; (X, Y, Z) bool array."""
         return (self.lesion > REPLACED) & (self.fluid < 1)
 
 
-def unmix(image, lesion_mask, wm_mask, brain_mask, voxel_mm=(1, 1, 1), fluid=None, csf=None, evidence=None):
+def unmix(
+    image: np.ndarray,
+    lesion_mask: np.ndarray,
+    wm_mask: np.ndarray,
+    brain_mask: np.ndarray,
+    voxel_mm: Sequence[float] | np.ndarray = (1, 1, 1),
+    fluid: np.ndarray | None = None,
+    csf: float | None = None,
+    evidence: np.ndarray | None = None,
+) -> Unmixing:
     """Estimate shares of fluid and lesion around a lesion mask.
 
     Parameters
@@ -91,7 +103,17 @@ def unmix(image, lesion_mask, wm_mask, brain_mask, voxel_mm=(1, 1, 1), fluid=Non
     return Unmixing(*whole, csf)
 
 
-def unmix_box(image, lesion_mask, wm_mask, brain_mask, fluid, evidence, csf, core, voxel_mm):
+def unmix_box(
+    image: np.ndarray,
+    lesion_mask: np.ndarray,
+    wm_mask: np.ndarray,
+    brain_mask: np.ndarray,
+    fluid: Any,
+    evidence: np.ndarray | None,
+    csf: float,
+    core: np.ndarray | None,
+    voxel_mm: Sequence[float] | np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Compute `Unmixing` fields, except fluid level, in a box around the lesions; see `unmix`."""
     drawn = lesion_mask
     distance = soft_distance(lesion_mask, voxel_mm, EDGES_MM[0])
@@ -118,7 +140,7 @@ def unmix_box(image, lesion_mask, wm_mask, brain_mask, fluid, evidence, csf, cor
     return fluid, lesion, white_matter, contrast
 
 
-def own_fluid(image, tissue, csf):
+def own_fluid(image: np.ndarray, tissue: np.ndarray, csf: float) -> np.ndarray:
     """Return the most fluid that a voxel can hold by this image, where another image says how much it holds.
 
     Inside a lesion the two may differ, by a shift or by thicker slices: what looks like tissue here is none of the
@@ -139,12 +161,12 @@ def own_fluid(image, tissue, csf):
     return np.clip((image - tissue) / way / (1 - FLUID_BELOW), 0, 1).astype(np.float32)
 
 
-def without_lesion(image, mix):
+def without_lesion(image: np.ndarray, mix: Unmixing) -> np.ndarray:
     """Subtract the lesion, ``v - (1 - f) a c``, and keep the noise; (X, Y, Z) float array."""
     return np.where(mix.touched, image - (1 - mix.fluid) * mix.lesion * mix.contrast, image)
 
 
-def tissue_alone(image, mix, reach_voxels=3):
+def tissue_alone(image: np.ndarray, mix: Unmixing, reach_voxels: int = 3) -> np.ndarray:
     """Prepare a filler's input: no rims, and white matter instead of fluid next to the filled region.
 
     It would take the wall of a ventricle for a slope that goes on into the lesion.
@@ -165,7 +187,7 @@ def tissue_alone(image, mix, reach_voxels=3):
     return np.where(beside, mix.white_matter, without_lesion(image, mix)).astype(np.float32)
 
 
-def blend(image, filled, mix):
+def blend(image: np.ndarray, filled: np.ndarray, mix: Unmixing) -> np.ndarray:
     """Blend filled tissue (mostly lesion) with the image without its lesion (little lesion).
 
     Parameters
@@ -187,7 +209,7 @@ def blend(image, filled, mix):
     return np.where(mix.touched & ~deeper, mixed, image)
 
 
-def describe(mix, given_mask):
+def describe(mix: Unmixing, given_mask: np.ndarray) -> dict[str, int]:
     """Describe an unmixing for the sidecar: numbers of voxels."""
     return {
         'LesionVoxelsReplaced': int(mix.replaced.sum()),
@@ -196,7 +218,7 @@ def describe(mix, given_mask):
     }
 
 
-def level_in_fluid(image, fluid, brain_mask):
+def level_in_fluid(image: np.ndarray, fluid: np.ndarray, brain_mask: np.ndarray) -> float:
     """Compute the fluid level of an image with known fluid shares: the median of voxels all fluid."""
     whole = brain_mask & (fluid > 0.99)
     inner = ndimage.binary_erosion(whole)
@@ -204,14 +226,16 @@ def level_in_fluid(image, fluid, brain_mask):
     return float(np.median(image[inner])) if inner.any() else 0.0
 
 
-def near(mask, reach_mm, voxel_mm):
+def near(mask: np.ndarray, reach_mm: float, voxel_mm: Sequence[float] | np.ndarray) -> np.ndarray:
     """Find voxels whose centre is within a distance of one of a mask; (X, Y, Z) bool array."""
     if not mask.any():
         return np.zeros_like(mask)
     return ndimage.distance_transform_edt(~mask, sampling=voxel_mm) <= reach_mm
 
 
-def average(values, weights, sigma_mm, voxel_mm):
+def average(
+    values: np.ndarray, weights: np.ndarray, sigma_mm: float, voxel_mm: Sequence[float] | np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Compute the weighted Gaussian average (normalised convolution) of values, and its weight."""
     sigma = np.divide(sigma_mm, voxel_mm)
     weight = ndimage.gaussian_filter(weights.astype(np.float32), sigma, truncate=3)
@@ -219,7 +243,12 @@ def average(values, weights, sigma_mm, voxel_mm):
     return total / np.maximum(weight, 1e-6), weight
 
 
-def local_level(image, trusted, voxel_mm, sigmas_mm=(12, 6, 3)):
+def local_level(
+    image: np.ndarray,
+    trusted: np.ndarray,
+    voxel_mm: Sequence[float] | np.ndarray,
+    sigmas_mm: Sequence[int] = (12, 6, 3),
+) -> np.ndarray:
     """Estimate tissue level around every voxel by Gaussian average, wider where trusted data are few.
 
     Parameters
@@ -247,7 +276,13 @@ def local_level(image, trusted, voxel_mm, sigmas_mm=(12, 6, 3)):
     return level
 
 
-def local_contrast(difference, share, trusted, voxel_mm, sigma_mm=3.0):
+def local_contrast(
+    difference: np.ndarray,
+    share: Any,
+    trusted: np.ndarray,
+    voxel_mm: Sequence[float] | np.ndarray,
+    sigma_mm: float = 3.0,
+) -> np.ndarray:
     """Estimate lesion contrast per voxel: ``difference = share * contrast`` in a Gaussian window.
 
     Where no lesion is near, that of all lesions.
@@ -274,7 +309,9 @@ def local_contrast(difference, share, trusted, voxel_mm, sigma_mm=3.0):
     return (trust * mean + (1 - trust) * overall).astype(np.float32)
 
 
-def soft_distance(lesion_mask, voxel_mm, sigma_mm=EDGES_MM[0]):
+def soft_distance(
+    lesion_mask: np.ndarray, voxel_mm: Sequence[float] | np.ndarray, sigma_mm: float = EDGES_MM[0]
+) -> np.ndarray:
     """Compute the signed distance to the edge of a ragged (rater's) mask; mm, positive inside.
 
     Every lesion is blurred and scaled so that its middle is inside; at a straight edge, the probit of a blurred mask is
@@ -300,7 +337,13 @@ def soft_distance(lesion_mask, voxel_mm, sigma_mm=EDGES_MM[0]):
     return (sigma_mm * special.ndtri(np.clip(share, 3e-7, 1 - 3e-7))).astype(np.float32)
 
 
-def fluid_core(image, lesion_mask, brain_mask, wm_mask, voxel_mm):
+def fluid_core(
+    image: np.ndarray,
+    lesion_mask: np.ndarray,
+    brain_mask: np.ndarray,
+    wm_mask: np.ndarray,
+    voxel_mm: Sequence[float] | np.ndarray,
+) -> tuple[float, np.ndarray]:
     """Find the fluid level and the fluid voxels: dark, and connected to fluid outside the mask.
 
     A black hole inside white matter is no fluid, as dark as it may be: nothing connects it to a ventricle or a sulcus.
@@ -333,7 +376,14 @@ def fluid_core(image, lesion_mask, brain_mask, wm_mask, voxel_mm):
     return csf * white_matter, core
 
 
-def fluid_share(image, core, csf, tissue, brain_mask, voxel_mm):
+def fluid_share(
+    image: np.ndarray,
+    core: np.ndarray,
+    csf: float,
+    tissue: np.ndarray,
+    brain_mask: np.ndarray,
+    voxel_mm: Sequence[float] | np.ndarray,
+) -> np.ndarray:
     """Estimate the fluid share of every voxel at the wall of fluid: fluid or the expected tissue.
 
     Parameters
@@ -358,7 +408,7 @@ def fluid_share(image, core, csf, tissue, brain_mask, voxel_mm):
     return np.where(core | ~brain_mask, 1, share).astype(np.float32)
 
 
-def by_depth(difference, tissue, away):
+def by_depth(difference: np.ndarray, tissue: np.ndarray, away: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Compute usual difference to white matter and its deviation, by depth below its surface.
 
     At its surface white matter is partly grey matter: darker, and more so here than there. That is no lesion.
@@ -384,7 +434,9 @@ def by_depth(difference, tissue, away):
     return usual[depth], deviation[depth]
 
 
-def visibility(difference, contrast, lesion_mask, tissue, away):
+def visibility(
+    difference: np.ndarray, contrast: np.ndarray, lesion_mask: np.ndarray, tissue: np.ndarray, away: np.ndarray
+) -> np.ndarray:
     """Return how far the image, not the mask alone, says where a lesion is: 0 where its contrast drowns in noise.
 
     Of a lesion that is not to be seen, or is bright among dark ones, noise and anatomy over its contrast would be taken
@@ -410,7 +462,16 @@ def visibility(difference, contrast, lesion_mask, tissue, away):
     return np.clip(sign * contrast / noise - 1, 0, 1)
 
 
-def lesion_share(difference, distance, wm_mask, lesion_mask, fluid, voxel_mm, evidence=None, sigmas_mm=SIGMAS_MM):
+def lesion_share(
+    difference: np.ndarray,
+    distance: np.ndarray,
+    wm_mask: np.ndarray,
+    lesion_mask: np.ndarray,
+    fluid: Any,
+    voxel_mm: Sequence[float] | np.ndarray,
+    evidence: np.ndarray | None = None,
+    sigmas_mm: tuple[float, float] = SIGMAS_MM,
+) -> tuple[np.ndarray, np.ndarray]:
     """Estimate the share of lesion in the tissue of every voxel, and the contrast of the lesion.
 
     First the profile that the lesions of this image have on average, falling monotonously with the distance to the edge
@@ -446,7 +507,7 @@ def lesion_share(difference, distance, wm_mask, lesion_mask, fluid, voxel_mm, ev
     n_bins = bins.max() + 1
     used = seen & band
 
-    def per_bin(values):
+    def per_bin(values: np.ndarray) -> np.ndarray:
         return np.bincount(bins[used], values[used], minlength=n_bins)
 
     share = special.ndtr(distance / 0.8).astype(np.float32) if evidence is None else evidence

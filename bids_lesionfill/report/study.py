@@ -172,7 +172,7 @@ def merge_ratings(rows: list[dict]) -> list[dict]:
     return [latest[key] for key in sorted(latest)]
 
 
-def text_of(value) -> str:
+def text_of(value: float | str | None) -> str:
     """Return a cell of a table as text on one line; empty if unknown. Whole numbers were perhaps labels such as `2`."""
     if value is None or value == 'n/a':
         return ''
@@ -247,6 +247,6 @@ def jpeg_uri(jpeg: bytes) -> str:
     return f'data:image/jpeg;base64,{base64.b64encode(jpeg).decode("ascii")}'
 
 
-def number(value, decimals: int = 2) -> str:
+def number(value: float | None, decimals: int = 2) -> str:
     """Return a number with fixed decimals; empty if it is not known."""
     return f'{value:.{decimals}f}' if page.is_number(value) else ''

@@ -1,6 +1,10 @@
 """Brains that a model is trained on: healthy ones, patients with lesions, normal-appearing tissue."""
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -9,6 +13,9 @@ from ..diffusion import inpaint
 from ..images import anatomy, grid, masks, tissues
 from ..lesions import contrasts as lesions_contrasts
 from . import randomisation
+
+if TYPE_CHECKING:
+    from ..diffusion.models import Model
 
 
 class Brain(NamedTuple):
@@ -22,7 +29,7 @@ class Brain(NamedTuple):
     levels: randomisation.Levels = None  # of a T1w whose contrast may be remapped
 
 
-def read_tissues(t1w_file, dseg_file):
+def read_tissues(t1w_file: Path, dseg_file: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return a normalised T1w and its tissue segmentation on the working grid: (X, Y, Z) float32 and uint8 arrays."""
     t1w_img, dseg_img = grid.conform(nib.load(t1w_file)), nib.load(dseg_file)
     tissue_seg = np.zeros(t1w_img.shape, dtype=np.uint8)
@@ -33,7 +40,7 @@ def read_tissues(t1w_file, dseg_file):
     return scaling.apply(t1w), tissue_seg
 
 
-def read_healthy_brains(images):
+def read_healthy_brains(images: Iterable[Sequence[Path]]) -> list[Brain]:
     """Load healthy brains: a list of Brain.
 
     Parameters
@@ -48,14 +55,14 @@ def read_healthy_brains(images):
     return brains
 
 
-def read_patient(image_file, t1w_file, mask_file):
+def read_patient(image_file: Path, t1w_file: Path, mask_file: Path) -> anatomy.Patient:
     """Load and normalise a patient's image (T1w or FLAIR); see `normalise_patient`."""
     t1w_img = grid.conform(nib.load(t1w_file))
     lesion_mask = grid.conform_mask(nib.load(mask_file), t1w_img)
     return anatomy.normalise_patient(nib.load(image_file), t1w_img, lesion_mask)[0]
 
 
-def read_patients(images, filler):
+def read_patients(images: Iterable[Sequence[Path]], filler: Model) -> list[Brain]:
     """Load patients' images with their lesions, and without, to learn synthesis from: a list of Brain.
 
     Parameters
@@ -74,7 +81,7 @@ def read_patients(images, filler):
     return brains
 
 
-def without_lesions(patient, filler):
+def without_lesions(patient: anatomy.Patient, filler: Model) -> np.ndarray:
     """Return a patient's image with lesions and their rims filled by a model; (X, Y, Z) float array."""
     hole = masks.dilate_within(patient.lesion_mask, patient.wm_mask, 1)
     sign = lesions_contrasts.lesion_sign(patient.image, patient.lesion_mask, patient.wm_mask)
@@ -85,14 +92,14 @@ def without_lesions(patient, filler):
     return filled
 
 
-def lesion_contrasts(brains, min_voxels=3):
+def lesion_contrasts(brains: Sequence[Brain], min_voxels: int = 3) -> tuple[np.ndarray, np.ndarray]:
     """Return volumes (mm3) and contrasts (see `inpaint.contrast_of`) of all lesions of patients: (n,) arrays."""
     measured = [lesions_contrasts.contrast_of(brain.image, brain.lesion_mask, brain.wm_mask)[1:] for brain in brains]
     volumes, contrasts = (np.concatenate(values) for values in zip(*measured))
     return volumes[volumes >= min_voxels], contrasts[volumes >= min_voxels]
 
 
-def read_normal_appearing(images):
+def read_normal_appearing(images: Sequence[Any]) -> list:
     """Load patients' normal-appearing white matter, to learn filling from: a list of Brain.
 
     Lesions are never drawn into real lesions or the rim around them, so that they are in no mask and in no loss.
@@ -109,13 +116,13 @@ def read_normal_appearing(images):
     return brains
 
 
-def crop_to(mask, *arrays, margin_voxels=12):
+def crop_to(mask: np.ndarray, *arrays: Any, margin_voxels: int = 12) -> list[np.ndarray]:
     """Crop arrays to the bounding box of a mask and a margin."""
     box = masks.bounding_box(mask, margin_voxels)
     return [array[box] for array in arrays]
 
 
-def read_lesion_shapes(mask_files, min_voxels=8):
+def read_lesion_shapes(mask_files: Sequence[Path], min_voxels: int = 8) -> list[np.ndarray]:
     """Return connected lesions of real masks, cropped; see `masks.split_lesions`."""
     shapes = []
     for mask_file in mask_files:

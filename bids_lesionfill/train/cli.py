@@ -8,8 +8,10 @@ checkpoint and ends with the same weights. `accelerate launch -m bids_lesionfill
 
 import argparse
 import logging
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,7 +27,7 @@ logger = logging.getLogger('bids_lesionfill.train')
 OWN_FOLDER = ('plan.json', ('task', 'modality', 'num_updates'), 'train', 'unet')  # see `ownership.check_folder`
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     """Run the command line of the training; return the exit code."""
     parser = argparse.ArgumentParser(
         prog='python -m bids_lesionfill.train',
@@ -96,7 +98,7 @@ def main(argv=None):
     return 0
 
 
-def read_data(options, plan):
+def read_data(options: argparse.Namespace, plan: plans.Plan) -> tuple[Any, ...]:
     """Return brains to train and to validate, lesion shapes to train and to validate, by the command line's options."""
     healthy_dirs = options.bids_dir if (plan.task, plan.modality) == ('fill', 'T1w') else []
     patient_dirs = options.patients if healthy_dirs else options.bids_dir
@@ -119,7 +121,9 @@ def read_data(options, plan):
     return brains, validation_brains, *shapes
 
 
-def split_patients(bids_dirs, modality, held_out, must_validate):
+def split_patients(
+    bids_dirs: Sequence[Path], modality: str, held_out: Collection[str], must_validate: bool
+) -> list[list[Any]]:
     """Return files of patients to train and to validate (see `layout.find_patients`).
 
     By the labels that are held out.

@@ -1,5 +1,7 @@
 """Training loop: one update, checkpoints, model folders."""
 
+from __future__ import annotations
+
 import csv
 import json
 import logging
@@ -7,8 +9,11 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,10 +29,20 @@ from . import cases as train_cases
 from . import plans
 from . import validation as train_validation
 
+if TYPE_CHECKING:
+    from diffusers import DDIMScheduler
+    from torch import nn
+
 logger = logging.getLogger('bids_lesionfill.train')
 
 
-def train_step(network, batch, scheduler, plan, draw):
+def train_step(
+    network: nn.Module,
+    batch: Sequence[torch.Tensor] | tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    scheduler: DDIMScheduler,
+    plan: plans.Plan,
+    draw: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute the losses of one batch; noise and time steps depend on the seed and the number of the draw alone.
 
     Returns
@@ -48,14 +63,14 @@ def train_step(network, batch, scheduler, plan, draw):
     return losses, timesteps
 
 
-def loss_weights(scheduler, timesteps, plan):
+def loss_weights(scheduler: DDIMScheduler, timesteps: torch.Tensor, plan: plans.Plan) -> torch.Tensor:
     """Return Min-SNR weights of a plan, or ones."""
     if plan.min_snr_gamma is None:
         return torch.ones(len(timesteps), device=timesteps.device)
     return process.min_snr_weights(scheduler, timesteps, plan.min_snr_gamma)
 
 
-def objective(losses, weights, plan):
+def objective(losses: torch.Tensor, weights: torch.Tensor, plan: plans.Plan) -> torch.Tensor:
     """Compute the loss to minimise: the weighted mean of the slabs' losses, or of their logarithms.
 
     A small lesion in even tissue has a loss hundreds of times below that of a large one. With the plain mean it
@@ -66,13 +81,19 @@ def objective(losses, weights, plan):
     return (torch.log(losses + plan.log_loss_floor) * weights).mean()
 
 
-def save_atomically(state, path):
+def save_atomically(state: dict[str, Any], path: Path) -> None:
     """Write a checkpoint that is whole or absent."""
     torch.save(state, f'{path}.tmp')
     os.replace(f'{path}.tmp', path)
 
 
-def save_model(network, plan, model_dir, dtype=torch.float16, contrasts=None):
+def save_model(
+    network: nn.Module,
+    plan: plans.Plan,
+    model_dir: Path,
+    dtype: torch.dtype = torch.float16,
+    contrasts: tuple[np.ndarray, np.ndarray] | None = None,
+) -> None:
     """Write a model folder, whole or not at all.
 
     It holds the weights as safetensors in half precision, scheduler, plan and, if there are any, `contrasts` (volumes
@@ -95,19 +116,19 @@ def save_model(network, plan, model_dir, dtype=torch.float16, contrasts=None):
     shutil.rmtree(old, ignore_errors=True)
 
 
-def train(
-    brains,
-    validation,
-    lesions,
-    plan,
-    output_dir,
-    device='cpu',
-    checkpoint_seconds=300,
-    num_workers=1,
-    cpu_minutes=None,
-    initial_weights=None,
-    perceptual_distance=None,
-):
+def train(  # noqa: C901 - the loop holds network, optimizer and log, which resuming, checkpoints and scores share
+    brains: Sequence[train_brains.Brain],
+    validation: list[dict[str, Any]],
+    lesions: Sequence[np.ndarray],
+    plan: plans.Plan,
+    output_dir: Path,
+    device: str = 'cpu',
+    checkpoint_seconds: float = 300,
+    num_workers: int = 1,
+    cpu_minutes: float | None = None,
+    initial_weights: dict[str, torch.Tensor] | None = None,
+    perceptual_distance: Callable[..., Any] | None = None,
+) -> nn.Module:
     """Train by a plan, from the last checkpoint in `output_dir` if there is one.
 
     Parameters
@@ -190,7 +211,7 @@ def train(
     started, last_saved = time.monotonic() - seconds, time.monotonic()
     cpu_started = time.process_time() - cpu_seconds
 
-    def checkpoint_now():
+    def checkpoint_now() -> None:
         save_atomically(
             {
                 'network': raw_network.state_dict(),
@@ -207,7 +228,7 @@ def train(
             checkpoint,
         )
 
-    def validate_now():
+    def validate_now() -> None:
         ema.store(raw_network.parameters())
         ema.copy_to(raw_network.parameters())
         raw_network.eval()
@@ -217,7 +238,7 @@ def train(
         ema.restore(raw_network.parameters())
         raw_network.train()
 
-    def log_and_save(scores):
+    def log_and_save(scores: dict[str, float]) -> None:
         nonlocal best_ssim
         row = {
             'update': update,
@@ -274,7 +295,7 @@ def train(
     return raw_network.eval()
 
 
-def check_same_model(plan, plan_file):
+def check_same_model(plan: plans.Plan, plan_file: Path) -> None:
     """Raise ValueError if a checkpoint's plan describes another network or other cases than the plan given."""
     old = plans.Plan.from_json(text_files.read_text(plan_file))
     plan = plans.Plan.from_json(plan.to_json())  # tuples of unet_options as lists
@@ -286,17 +307,17 @@ def check_same_model(plan, plan_file):
         )
 
 
-def keep_rows(path, update):
+def keep_rows(path: Path, update: int) -> None:
     """Drop the rows of a log that come after an update: a resumed run writes them again."""
     write_rows(path, [row for row in read_rows(path) if int(row['update']) <= update])
 
 
-def write_row(path, row):
+def write_row(path: Path, row: dict[str, Any]) -> None:
     """Append a row to a CSV file; columns that are new (of a run resumed with other options) are added at the end."""
     write_rows(path, [*read_rows(path), row])
 
 
-def read_rows(path):
+def read_rows(path: Path) -> list[dict[str, str]]:
     """Return a CSV file as a list of dicts; empty if there is none."""
     if not path.exists():
         return []
@@ -304,7 +325,7 @@ def read_rows(path):
         return list(csv.DictReader(file))
 
 
-def write_rows(path, rows):
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write a CSV file, whole or not at all."""
     if rows:
         with open(f'{path}.tmp', 'w', newline='', encoding='utf-8') as file:

@@ -1,11 +1,17 @@
 """Training plans: network, schedule, loss, cases."""
 
+from __future__ import annotations
+
 import json
 import math
 from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from ..diffusion import forms, process, unet
 from . import cases as train_cases
+
+if TYPE_CHECKING:
+    from diffusers import DDIMScheduler
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Plan:
     n_validation_cases: int = 64
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.task not in ('fill', 'synth'):
             raise ValueError(f"task is {self.task!r}, expected 'fill' or 'synth'")
         if self.min_snr_gamma is not None and self.prediction_type == 'v_prediction' and self.share_at_end:
@@ -50,7 +56,7 @@ class Plan:
             )
 
     @classmethod
-    def from_json(cls, text):
+    def from_json(cls, text: str) -> Plan:
         """Read a plan from JSON, the inverse of `to_json`.
 
         Missing fields are those of the plan named by `from`, or defaults.
@@ -74,16 +80,16 @@ class Plan:
         cases = {name: tuple(v) if isinstance(v, list) else v for name, v in values['cases'].items()}
         return cls(**(values | {'form': forms.Form(**values['form']), 'cases': train_cases.CasePlan(**cases)}))
 
-    def to_json(self):
+    def to_json(self) -> str:
         """Return indented JSON."""
         return json.dumps(asdict(self), indent=2) + '\n'
 
-    def build_unet(self):
+    def build_unet(self) -> unet.SlabUNet2D:
         """Build a new network of this plan."""
         options = {name: tuple(v) if isinstance(v, list) else v for name, v in self.unet_options.items()}
         return unet.build_unet(self.size, self.form.n_channels, self.pseudo_3d, **options)
 
-    def build_scheduler(self):
+    def build_scheduler(self) -> DDIMScheduler:
         """Build the noise schedule of this plan."""
         return process.build_scheduler(
             self.noise_schedule,
@@ -180,7 +186,7 @@ MASKS = {'lesions': 0.0, 'circles': 1.0, 'mixture': 0.5}  # share of circles
 UNCONDITIONAL = forms.Form(kind='unconditional', inside_mask_only=False)
 
 
-def thesis_plans(start, prefix):
+def thesis_plans(start: Plan, prefix: str) -> list[Plan]:
     """Return every model of the thesis' chapter 3 as changes of one plan: 2D and pseudo-3D, filling and synthesis."""
     plans = []
     unconditional = {'form': UNCONDITIONAL, 'n_validation_cases': 4}  # RePaint takes 482 passes, and so the thesis
@@ -200,7 +206,7 @@ def thesis_plans(start, prefix):
     return plans
 
 
-def small_plans():
+def small_plans() -> list[Plan]:
     """Return the plans of the benchmarks: the thesis' models and our changes to them, for a few CPU minutes each."""
     common = {
         'size': 'small',
@@ -249,7 +255,7 @@ PLANS = {
 }
 
 
-def learning_rate_factor(plan, update):
+def learning_rate_factor(plan: Plan, update: int) -> float:
     """Return the rate's factor: linear warm-up, constant, then a cosine to zero over the last `decay_updates`."""
     warmup = min(1.0, (update + 1) / plan.warmup_updates) if plan.warmup_updates else 1.0
     left = (plan.num_updates - update) / plan.decay_updates if plan.decay_updates else 1.0
