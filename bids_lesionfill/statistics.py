@@ -1,6 +1,5 @@
 """Statistics: bootstrap intervals, exact binomial intervals, agreement of raters."""
 
-import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -114,7 +113,9 @@ def chance_of_hits(n_hits: int, chances: Iterable[Any]) -> float:
     n_hits : int
     chances : (cases,) sequence of floats from 0 to 1
     """
-    probabilities = functools.reduce(np.convolve, [[1 - chance, chance] for chance in chances], np.ones(1))
+    probabilities: Any = np.ones(1)
+    for chance in chances:
+        probabilities = np.convolve(probabilities, [1 - chance, chance])
     return min(float(probabilities[n_hits:].sum()), 1.0)
 
 

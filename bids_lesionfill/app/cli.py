@@ -141,7 +141,7 @@ def work(options: Options) -> int:
         logger.error('interrupted; the same command goes on where it stopped')
         return exit_codes.INTERRUPTED
     except Exception as error:
-        if getattr(error, 'errno', None) in NO_ROOM_OR_RIGHT:
+        if isinstance(error, OSError) and error.errno in NO_ROOM_OR_RIGHT:
             logger.error('%s cannot be read or written: %s', error.filename, error.strerror)
             return exit_codes.USAGE
         if errors.lacks_memory(error):

@@ -127,8 +127,8 @@ def missing_tables(entries: list[dict[str, Any]], statuses: dict[str, dict[str, 
 def no_table(status: dict[str, Any] | None) -> str:
     """Return the reason why a scan has no table of an engine."""
     reason = 'no table of this engine'
-    failed = status and status['status'] == 'failed' and status['message']
-    return f'{reason} (failed: {status["message"]})' if failed else reason
+    message = status['message'] if status and status['status'] == 'failed' else None
+    return f'{reason} (failed: {message})' if message else reason
 
 
 def reason_of(status: dict[str, Any] | None, is_measured: bool) -> str:

@@ -124,7 +124,8 @@ def view(
         mask_img = open_lesion_mask(image, opener)
         imgs = select_lesions(mask_img, choice.threshold, image.lesion_labels, choice.labels, choice.min_volume_mm3)
         own, on_t1w = (
-            settings.Lesions(*pair, choice.threshold) for pair in in_both_worlds(image, imgs, to_t1w, opener)
+            settings.Lesions(fill_img, kept_img, choice.threshold)
+            for fill_img, kept_img in in_both_worlds(image, imgs, to_t1w, opener)
         )
     return View(image, image_img, own, on_t1w, to_t1w, from_t1w, about)
 
@@ -165,7 +166,7 @@ def shift_of_header(t1w_img: nib.Nifti1Image, image_img: nib.Nifti1Image) -> np.
 
 def open_lesion_mask(image: inputs.Inputs, opener: Callable[[Path], nib.Nifti1Image] = open_image) -> nib.Nifti1Image:
     """Read the lesion mask of an image, with the affine of the FLAIR if it follows only its qform."""
-    mask_img = opener(image.lesion_mask_file)
+    mask_img = opener(image.lesion_mask_file)  # type: ignore[arg-type]
     flair_file = image.image_file if image.tissue_file else image.flair_file
     if flair_file is None or placement.same_grid(mask_img, opener(image.t1w_file)):  # then nobody needs the FLAIR
         return mask_img

@@ -181,7 +181,7 @@ class Job(NamedTuple):
         dseg_file = self.files[f'dseg_{desc}']
         if not (has_classes and dseg_file.is_file()):
             layout_tables.write_dseg(dseg_file, seg_img, self.sources(desc), source)
-        about = {'TissueClasses': source}
+        about: dict[str, Any] = {'TissueClasses': source}
         if desc == 'filled':
             seg = np.asarray(seg_img.dataobj).astype(int)
             cortex_img = measurement.cortex_img
@@ -211,7 +211,7 @@ def tissues_of(measurement: Measurement, scan: Scan, engine: str) -> tuple[nib.N
 
 def classify(scan: Scan) -> nib.Nifti1Image:
     """Compute tissue classes for an engine that provides none; nibabel image on the image's grid."""
-    t1w_img, found = grid.conform(scan.t1w_img), scan.of_visit()
+    t1w_img, found = grid.conform(scan.t1w_img), scan.of_visit()  # type: ignore[misc]
     t1w = t1w_img.get_fdata(dtype=np.float32)
     seg = tissues.classify(t1w, found.brain_mask, np.zeros(t1w.shape, dtype=bool), found.bias_field)
     seg = grid.resample_to(nib.Nifti1Image(seg.astype(np.float32), t1w_img.affine), scan.t1w_img, order=0)

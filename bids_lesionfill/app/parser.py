@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ..diffusion import registry as fillers
 from ..thickness import registry
@@ -15,7 +15,7 @@ from .table import Spec, specs_of, suggestion
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one sentence, without the usage of all options before it."""
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         """Print what is wrong, and exit."""
         self.exit(exit_codes.USAGE, f'{self.prog}: {message} (see {self.prog} --help)\n')
 
@@ -39,9 +39,9 @@ def build_parser(prog: str = 'run.py') -> Parser:
     return parser
 
 
-def add_option(section: argparse.ArgumentParser, spec: Spec) -> None:
+def add_option(section: argparse._ActionsContainer, spec: Spec) -> None:
     """Add an option of the table to a parser, or to a group of one."""
-    about = {'type': spec.parse, 'choices': spec.choice_names or None}
+    about: dict[str, Any] = {'type': spec.parse, 'choices': spec.choice_names or None}
     if spec.is_positional:
         section.add_argument(spec.name, help=spec.text.replace('%', '%%'), **about)
         return
@@ -55,7 +55,7 @@ def add_option(section: argparse.ArgumentParser, spec: Spec) -> None:
     add_flags(section, spec, {'dest': spec.key, 'default': spec.default, **about})
 
 
-def add_flags(section: argparse.ArgumentParser, spec: Spec, about: dict) -> None:
+def add_flags(section: argparse._ActionsContainer, spec: Spec, about: dict[str, Any]) -> None:
     """Add the flags of an option; those with underscores are not in the help."""
     section.add_argument(*spec.flags, help=spec.text.replace('%', '%%'), **about)
     if spec.underscored:

@@ -75,7 +75,7 @@ def find_results(output_dir: Path) -> list[Path]:
 
 def read_image(sidecar: Path, output_dir: Path) -> dict:
     """Return the row of an image from its sidecar; where that is of something else or damaged, a row that says so."""
-    parts = RESULT.fullmatch(sidecar.name).groupdict()
+    parts = RESULT.fullmatch(sidecar.name).groupdict()  # type: ignore[union-attr]
     scan, desc, modality = parts['scan'], parts['desc'], parts['modality']
     entities = naming.name_entities(scan)
     name, participant = f'{scan}_{modality}', f'sub-{entities["sub"]}'

@@ -204,7 +204,7 @@ def check_places(arguments: argparse.Namespace) -> None:
 
 def with_absolute_paths(options: app_options.Options) -> app_options.Options:
     """Return options with absolute paths, because nipype changes the working directory."""
-    paths = {name: value.absolute() for name, value in vars(options).items() if isinstance(value, Path)}
+    paths: dict[str, Any] = {name: value.absolute() for name, value in vars(options).items() if isinstance(value, Path)}
     for name in ('derivatives', 'thickness_results'):
         if folders := getattr(options, name):
             paths[name] = {label: folder.absolute() for label, folder in folders.items()}
@@ -243,7 +243,8 @@ def check_synthesis(arguments: argparse.Namespace) -> None:
     ]
     which = [name for name in ('--mask', '--mask-from') if name in synthesis]
     if which and (drawn or len(which) == 2):
-        raise UsageError(f'{", ".join(which + drawn)} contradict each other: lesions are sampled, or a mask is given')
+        names = ', '.join([*which, *drawn])
+        raise UsageError(f'{names} contradict each other: lesions are sampled, or a mask is given')
     if '--new-lesions' in synthesis and '--n-lesions' in synthesis:
         raise UsageError('--new-lesions and --n-lesions both say how many: give one')
     if arguments.mask is not None and not arguments.mask.is_file():

@@ -103,10 +103,11 @@ def with_mask_of(
     owner = loading.settle(owner, opener)
     flair_file = owner.image_file if owner.modality == 'FLAIR' else owner.flair_file
     on_flair = loading.drawn_on_flair(owner, opener) and owner.drawn_on != 'T1w'
-    if on_flair and image.modality == 'FLAIR':
+    if on_flair and flair_file is not None and image.modality == 'FLAIR':
         flair_img, image_img = opener(flair_file), opener(image.image_file)
         if not placement.same_grid(flair_img, image_img):
-            raise ValueError(f'{owner.lesion_mask_file.name} lies on {flair_file.name}, not on {image.image_file.name}')
+            mask_name = owner.lesion_mask_file.name  # type: ignore[union-attr]
+            raise ValueError(f'{mask_name} lies on {flair_file.name}, not on {image.image_file.name}')
     return replace(
         image,
         lesion_mask_file=owner.lesion_mask_file,
@@ -269,12 +270,13 @@ class Visit:
         nifti.check_image(self.opener(image.image_file), 'image')
         view, options = self.view(image), self.options
         anatomy, notes = None, []
-        if view.lesions.on_grid(view.image_img)[0].any():
+        lesions: Any = view.lesions  # no image without a mask comes here
+        if lesions.on_grid(view.image_img)[0].any():
             anatomy = self.anatomy_with(image, view.lesions_on_t1w, fill.LESION_SHARE)
             anatomy = anatomy if view.from_t1w is None else anatomy.moved(view.from_t1w)
             _, _, notes = self.segmentation(image)
         sampling = options.sampling(layout_derivatives.seed_of(image, options.random_seed), report_tiles)
-        filling = fill.fill(view.image_img, view.lesions, anatomy, model, options.growth, sampling)
+        filling = fill.fill(view.image_img, lesions, anatomy, model, options.growth, sampling)
         warnings = [*filling.warnings, *notes, *view.notes]
         return replace(filling, info=filling.info | view.info, warnings=warnings), view
 
@@ -345,7 +347,7 @@ class Visit:
         if self.options.new_mask_file:
             mask_img = self.opener(self.options.new_mask_file)
             return placement.beside(mask_img, self.opener(self.first.t1w_file), 'mask of new lesions')
-        donor = self.settle(self.donor)
+        donor = self.settle(self.donor)  # type: ignore[arg-type]
         lesions_img = loading.lesions_of(donor, to_t1w=self.way_to_t1w(donor)[0], opener=self.opener)
         return lesions_synthesis.borrow(self.opener(donor.t1w_file), lesions_img, self.anatomy)
 
@@ -359,10 +361,10 @@ class Visit:
     @cached_property
     def fingerprint(self) -> dict[str, list[str]]:
         """What else the result depends on: the bytes of masks that are given, by their hashes."""
-        files = [self.options.new_mask_file] if self.options.new_mask_file else []
+        files = [self.options.new_mask_file]
         files += [self.donor.t1w_file, self.donor.lesion_mask_file] if self.donor else []
-        files += [file for file in (self.first.lesion_mask_file, self.first.brain_mask_file) if file]
-        return {'masks': [diffusion_models.sha256_of(file) for file in files]}
+        files += [self.first.lesion_mask_file, self.first.brain_mask_file]
+        return {'masks': [diffusion_models.sha256_of(file) for file in files if file]}
 
     def choose_variant(self, variant: int) -> None:
         """Keep the new lesions of one variant only, and forget those of others."""
@@ -409,15 +411,16 @@ def find_donor(bids_layout: ForEachSubject, options: Options, derivatives: dict[
     UsageError
         If there is none.
     """
+    label = str(options.mask_from)
     found = pairing.find_inputs(
         bids_layout,
         derivatives,
-        participant_labels=[options.mask_from],
+        participant_labels=[label],
         filters=options.filters,
         mask_labels=options.mask_labels,
         mask_desc=options.mask_desc,
     )
-    usable = [image for image in found[options.mask_from] if not image.problem]
+    usable = [image for image in found[label] if not image.problem]
     if not usable:
         raise errors.UsageError(f'--mask-from: sub-{options.mask_from} has no T1w with a lesion mask')
     return usable[0]

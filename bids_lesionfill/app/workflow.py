@@ -303,7 +303,7 @@ def read_plugin(options: Options) -> tuple[str, dict[str, Any]]:
         If the file is none.
     """
     if options.plugin_file is None:
-        plugin_args = {'n_procs': options.nprocs, 'raise_insufficient': False}
+        plugin_args: dict[str, Any] = {'n_procs': options.nprocs, 'raise_insufficient': False}
         if options.mem_gb:
             plugin_args['memory_gb'] = options.mem_gb
         return 'MultiProc', plugin_args

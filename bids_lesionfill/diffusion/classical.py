@@ -356,7 +356,8 @@ class ClassicalFiller:
     """Base of the classical fillers; a subclass says its names and fills one volume."""
 
     name = label = ''  # of the registry; of tables
-    words, references = '', ()  # see `Filler.methods`
+    words = ''  # see `Filler.methods`
+    references: tuple[str, ...] = ()
     sha256 = ''
     has_texture = False
     bright_lesions = True  # whether it fills lesions that are brighter than white matter

@@ -143,7 +143,8 @@ def fill_volume(
     def tick(n_tiles: int) -> None:
         nonlocal n_done
         n_done += n_tiles
-        progress(n_done, n_all)
+        if progress:
+            progress(n_done, n_all)
 
     fillings = []
     for seed in seeds:
@@ -152,10 +153,8 @@ def fill_volume(
         start = torch.from_numpy(model.form.to_diffusion(image, base)[region]).to(device)
         inpaint_mask = torch.from_numpy(lesion_mask[region]).to(device)
         sampler = sampler_of(model, model.scheduler, num_inference_steps, start, inpaint_mask, generator, start_step)
-        sampled = tiles.sample_volume(
-            *(model.unet, channels, region, corners, tuple(model.tile), noise, sampler, batch_size),
-            tick=tick if progress else None,
-        )
+        volume = (model.unet, channels, region, corners, tuple(model.tile))
+        sampled = tiles.sample_volume(*volume, noise, sampler, batch_size, tick)
         diffused = np.zeros(region.shape, dtype=np.float32)
         diffused[region] = sampled.cpu().numpy()
         fillings.append(model.form.from_diffusion(diffused, base)[lesion_mask])

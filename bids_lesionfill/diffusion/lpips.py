@@ -6,7 +6,7 @@ Its weights are not part of this package: the user gives torchvision's AlexNet a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
@@ -79,7 +79,7 @@ class Lpips(nn.Module):
         """
         images, others = _prepare(images), _prepare(others)
         heads = iter([self.get_submodule(f'lin{i}.model') for i in range(len(HEAD_CHANNELS))])
-        distances = 0
+        distances: Any = 0
         for layer in self.features:
             images, others = layer(images), layer(others)
             if isinstance(layer, nn.ReLU):

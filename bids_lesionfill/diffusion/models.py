@@ -20,6 +20,8 @@ from .filler import Sampling
 if TYPE_CHECKING:
     import numpy as np
 
+    from .forms import Form
+
 
 def choose_device(device: str) -> Any:
     """Return the torch device; `auto` means CUDA if a GPU is available, else the CPU."""
@@ -43,10 +45,10 @@ class Model:
     name: str
     sha256: str  # of the weights file
     plan: dict
-    form: object  # inpaint.Form
+    form: Form
     tile: tuple  # voxels, as it was trained on
-    unet: object
-    scheduler: object
+    unet: Any  # see `unet.build_unet`
+    scheduler: Any  # of diffusers
     jump_length: int = 8  # of RePaint, for unconditional models
     jump_n_sample: int = 10
     contrasts: tuple | None = None  # of synthesis: volumes (mm3) and contrasts of the lesions it was trained on

@@ -131,8 +131,8 @@ def predict_tiles(
 
 def sample_volume(
     unet: nn.Module,
-    channels: torch.Tensor,
-    region: Any,
+    channels: np.ndarray,
+    region: np.ndarray,
     corners: Sequence[np.ndarray],
     tile: Sequence[int],
     noise: torch.Tensor,

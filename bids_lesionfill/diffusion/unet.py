@@ -47,7 +47,7 @@ class SliceConvolution(nn.Module):
         self.spatial = spatial
         self.along_slices = nn.Conv1d(spatial.out_channels, spatial.out_channels, kernel_size=3, padding=1)
         nn.init.dirac_(self.along_slices.weight)
-        nn.init.zeros_(self.along_slices.bias)
+        nn.init.zeros_(self.along_slices.bias)  # type: ignore[arg-type]
         self.n_slices = 1
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -64,7 +64,7 @@ class SlabUNet2D(UNet2DModel):
     """diffusers' `UNet2DModel` on slabs, slice by slice."""
 
     # diffusers saves the arguments of __init__ as the config; a subclass must show the same signature to reload.
-    @functools.wraps(UNet2DModel.__init__)
+    @functools.wraps(UNet2DModel.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
 
@@ -93,7 +93,7 @@ class SlabUNet2D(UNet2DModel):
 class SlabUNetPseudo3D(SlabUNet2D):
     """The pseudo-3D U-Net; slabs of one batch never mix, since the 1D convolutions run within a slab."""
 
-    @functools.wraps(UNet2DModel.__init__)
+    @functools.wraps(UNet2DModel.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         for module in self.modules():

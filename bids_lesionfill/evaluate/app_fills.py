@@ -191,13 +191,12 @@ def confluent_cases(number: int, subject: str, files: Any, models: Any, options:
                 continue
             seen_img = nib.Nifti1Image(np.float32(WHITE_MATTER_LEVEL / 1.5) * (drawn.seen + 1), affine)
             mask_img = nifti.mask_image(drawn.given_mask, seen_img)
-            used_mask, by_app = None, {}
+            used_mask, by_app = np.zeros_like(drawn.given_mask), {}
             for label, model, steps in models:
                 made = fill_by_app(f'{subject}_{name}_{kind}', seen_img, mask_img, None, model, steps, options)
                 values = np.asarray(made.filled_img.get_fdata(dtype=np.float32)) * (1.5 / WHITE_MATTER_LEVEL) - 1
                 by_app[label] = values.astype(np.float32), made.seconds
-                used = np.asarray(made.used_mask_img.dataobj) > 0
-                used_mask = used if used_mask is None else used_mask | used
+                used_mask = used_mask | (np.asarray(made.used_mask_img.dataobj) > 0)
             case = confluent.make_case(drawn, used_mask, kind, f'{subject}_{name}', 'app')
             logger.info(
                 '%s, %s, %s: given %.1f ml, %.1f %% of it fluid, used %.1f ml, %.0f %% of the lesions at fluid',
@@ -257,7 +256,7 @@ def measure_patient(
     for label, filled in fillings.items():
         rng = np.random.default_rng([options.seed, zlib.crc32(subject.encode())])  # every method at the same places
         off = ((image - mean) / deviation for image in (filled, original))
-        patches[label] = discriminability.draw_patches(*off, *grounds, rng)
+        patches[label] = discriminability.draw_patches(*off, *grounds, rng)  # type: ignore[call-arg]
     logger.info('%s %s measured, %d patches', subject, modality, len(next(iter(patches.values())).filled))
     return rows, patches
 
@@ -369,7 +368,8 @@ def compare_visits(
                 continue
             visit_imgs = [nib.load(path) for path in images[modality][:2]]
             before, after = (nifti.one_volume(img) for img in visit_imgs)
-            fillings, families, used_mask_img = {'unfilled': after}, {'unfilled': 'control'}, None
+            fillings, families = {'unfilled': after}, {'unfilled': 'control'}
+            used_mask_img: Any = None
             for label, model, steps in of_modality:
                 mask_img = nifti.mask_image(lesion_mask, second_flair)
                 made = fill_by_app(

@@ -122,7 +122,7 @@ def find_changes(
         contrasts = [contrast(image[box], lesion, around, sign) for image in (first, second)]
         voxel = tuple(int(n) for n in np.rint(np.argwhere(whole).mean(axis=0)))
         volume_ml = float(lesion.sum() * np.prod(voxel_mm) / 1000)
-        changes.append(Change(number, volume_ml, voxel, *contrasts, judge(*contrasts)))
+        changes.append(Change(number, volume_ml, voxel, contrasts[0], contrasts[1], judge(*contrasts)))
     return labels, changes
 
 

@@ -180,7 +180,7 @@ def main(argv: list[str] | None = None) -> int:
         'minutes': f'{(time.monotonic() - started) / 60:.0f}',
         'dilation': {'rim': options.dilate[-1]},
     }
-    diffusion = {named[text]: model for text, model in loaded.items() if isinstance(model, Model)}
+    diffusion: dict[str, Any] = {named[text]: model for text, model in loaded.items() if isinstance(model, Model)}
     flat = [name for name, model in diffusion.items() if not model.plan['pseudo_3d']]
     repaint = [name for name, model in diffusion.items() if methods.is_repaint(model)]
     conditional = [name for name in diffusion if name not in flat + repaint]

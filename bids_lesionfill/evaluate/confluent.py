@@ -168,7 +168,7 @@ def make_case(drawn: Drawn, used_mask: np.ndarray, kind: str, subject: str, dila
     owner = drawn.labels[tuple(nearest)]
     scored = drawn.touched | drawn.given_mask | used_mask
     small = volumes_ml <= SMALL_ML
-    members = [[number] for number in np.flatnonzero(~small)]
+    members: list[Any] = [[number] for number in np.flatnonzero(~small)]
     members += [np.flatnonzero(small & contact) for contact in (drawn.at_fluid, ~drawn.at_fluid)]
     units = []
     for number, of_unit in enumerate((group for group in members if len(group)), start=1):

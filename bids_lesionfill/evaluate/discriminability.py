@@ -64,7 +64,7 @@ def draw_patches(
     centres, places = np.argwhere(filled_mask), np.argwhere(untouched_mask)
     found = [np.zeros((0, width, width, width), dtype=np.float32)] * 4
     if not len(centres) or len(places) < 2:
-        return Patches(*found[:3], found[3] > 0)
+        return Patches(*found[:3], found[3] > 0)  # type: ignore[call-arg]
     tree = cKDTree(places)
     padded = [np.pad(array, radius) for array in (filled, original, filled_mask, untouched_mask)]
     drawn = [[], [], [], []]
@@ -89,7 +89,7 @@ def draw_patches(
         mask[inside] = True
         drawn[3].append(mask)
     if not drawn[0]:
-        return Patches(*found[:3], found[3] > 0)
+        return Patches(*found[:3], found[3] > 0)  # type: ignore[call-arg]
     return Patches(*(np.stack(part) for part in drawn))
 
 

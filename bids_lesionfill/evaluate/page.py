@@ -209,7 +209,9 @@ def headline(rows: list[dict[str, Any]], paired: Any) -> dict[str, str]:
     metric = next((m for m in (METRIC['mse'], METRIC['border']) if any(is_number(row[m.key]) for row in rows)), None)
     if metric is None:
         return {'text': 'there is nothing to compare.', 'verdict': 'neutral'}
-    best = {family: best_row([row for row in rows if row['family'] == family], metric) for family in COLOURS}
+    best: dict[str, Any] = {
+        family: best_row([row for row in rows if row['family'] == family], metric) for family in COLOURS
+    }
     words = [
         f'best {name} {best[family]["method"]}, {metric.title}{" ratio" if metric.goal == "one" else ""} '
         f'{with_interval(best[family], metric)}'
@@ -264,10 +266,11 @@ def group_table(rows: list[dict[str, Any]], groups: Sequence[str], methods: Sequ
     }
 
 
-def cell(row: dict[str, Any], metric: Metric, best: dict[str, Any] | None) -> dict[str, Any]:
+def cell(row: dict[str, Any] | None, metric: Metric, best: dict[str, Any] | None) -> dict[str, Any]:
     """Return one score: its text, interval, sort value, and a flag if no filler is better."""
-    value = row.get(metric.key) if row else None
-    low, high = (row.get(f'{metric.key}_{end}') if row else None for end in ('low', 'high'))
+    row = row or {}
+    value: Any = row.get(metric.key)
+    low, high = (row.get(f'{metric.key}_{end}') for end in ('low', 'high'))
     known = is_number(value)
     return {
         'text': number(value, metric.decimals),
@@ -304,7 +307,7 @@ def pairs(comparisons: Iterator) -> dict[tuple[str, str], dict[str, Any]]:
     return found
 
 
-def side(pair: dict[str, Any] | None) -> str:
+def side(pair: dict[str, Any]) -> str:
     """Return the side of zero of an interval: 'low', 'high', or 'none' (contains it, or unknown)."""
     if not is_number(pair['low'], pair['high']):
         return 'none'
@@ -323,7 +326,7 @@ def best_row(rows: Iterable[dict[str, Any]], metric: Metric) -> dict[str, Any] |
     return min(known, key=lambda row: badness(row[metric.key]), default=None)
 
 
-def with_interval(row: dict[str, Any] | None, metric: Metric) -> str:
+def with_interval(row: dict[str, Any], metric: Metric) -> str:
     """Format a score as `0.00121 (0.00101 to 0.00143)`, or the value alone."""
     value, low, high = (row.get(key) for key in (metric.key, f'{metric.key}_low', f'{metric.key}_high'))
     interval = f' ({number(low, metric.decimals)} to {number(high, metric.decimals)})' if is_number(low, high) else ''
@@ -343,7 +346,7 @@ def number(value: Any, decimals: int) -> str:
 
 def is_number(*values: Any) -> bool:
     """Return True if all values are finite ints or floats, of Python or numpy."""
-    return all(isinstance(value, Real) and bool(np.isfinite(value)) for value in values)
+    return all(isinstance(value, Real) and math.isfinite(value) for value in values)
 
 
 def in_order(names: Iterable[str], known: Iterable[str] = ()) -> list[str]:
@@ -388,7 +391,7 @@ def place(figure: Figure, left_px: float, top_px: float, width_px: float, height
 def write(figure: Figure, left_px: float, top_px: float, text: str, **options: Any) -> None:
     """Write text positioned from the upper left corner, without parsing names as formulae."""
     page_px = figure.get_size_inches() * DPI
-    style = {'fontsize': 8, 'color': INK, 'ha': 'center', 'va': 'center', 'parse_math': False}
+    style: dict[str, Any] = {'fontsize': 8, 'color': INK, 'ha': 'center', 'va': 'center', 'parse_math': False}
     figure.text(left_px / page_px[0], 1 - top_px / page_px[1], text, **(style | options))
 
 
@@ -492,7 +495,7 @@ def draw_example(example: dict[str, Any], families: dict[str, str]) -> bytes:
         for column, name in enumerate(names):
             left_px = LABEL_PX + column * (width_px + GAP_PX)
             title = two_lines(name, width_px)
-            colour = COLOURS.get(families.get(name), INK)
+            colour = COLOURS.get(families.get(name, ''), INK)
             where = left_px + width_px / 2, band * band_px + TITLE_PX / 2
             write(figure, *where, title, fontsize=9, color=colour, fontweight='bold')
             difference = images[name] - images[reference]
@@ -552,7 +555,7 @@ def draw_artefacts(artefacts: Sequence[dict[str, Any]], families: dict[str, str]
         for column, name in enumerate(names):
             left_px = column * (width_px + GAP_PX)
             title = two_lines(name, width_px)
-            colour = COLOURS.get(families.get(name), INK)
+            colour = COLOURS.get(families.get(name, ''), INK)
             where = left_px + width_px / 2, image_px - TITLE_PX / 2
             write(figure, *where, title, fontsize=10, fontweight='bold', color=colour)
             axes = place(figure, left_px, image_px, width_px, height_px)

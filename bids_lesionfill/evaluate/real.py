@@ -278,7 +278,7 @@ class Picture:
         touching = ndimage.binary_dilation(region, masks.FULL_CONNECTIVITY) & rim
         beyond = rim & (distance > 3) & (distance <= 6) & (self.distance[box] > 3)
         off_before = self.off_before[box]
-        return sign * (mean_of(off_before, touching) - mean_of(off_before, beyond))
+        return sign * (mean_of(off_before, touching) - mean_of(off_before, beyond))  # type: ignore[operator]
 
 
 def mean_of(values: np.ndarray, mask: np.ndarray) -> float:
@@ -318,7 +318,7 @@ def measure_fills(
     """
     box = masks.bounding_box(untouched.brain | used_mask, LOCAL_SIGMA)
     original, given_mask, used_mask = (array[box] for array in (original, given_mask, used_mask))
-    untouched = Untouched(*(array[box] for array in untouched[:-1]), untouched.means)
+    untouched = Untouched(*(array[box] for array in untouched[:-1]), untouched.means)  # type: ignore[call-arg]
     picture = Picture(original, used_mask, untouched, modality)
     fillings = {method: filled[box] for method, filled in fillings.items()}
     rows = []

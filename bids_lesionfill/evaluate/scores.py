@@ -51,7 +51,7 @@ def growth(text: str) -> int | str:
     return int(text) if len(parts) == 1 else text
 
 
-def read_image(files: Sequence[str] | tuple[str, str]) -> tuple[np.ndarray, np.ndarray]:
+def read_image(files: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
     """Read the normalised image and tissue classes of a brain: (T1w, dseg) or (image, T1w, lesion mask)."""
     if len(files) == 2:
         return brains.read_tissues(*files)
@@ -61,7 +61,7 @@ def read_image(files: Sequence[str] | tuple[str, str]) -> tuple[np.ndarray, np.n
 
 def make_cases(
     subject: str,
-    files: Sequence[str] | tuple[str, str],
+    files: Sequence[Path],
     shapes: Sequence[np.ndarray],
     patient_mask_file: Path | None,
     options: argparse.Namespace,
@@ -272,7 +272,7 @@ def fill_case(
     methods: Sequence[tuple[str, str, bool, Callable]],
     options: argparse.Namespace,
     number: int,
-    shown: evaluate_cases.Unit | bool | None = None,
+    shown: Any = None,
 ) -> Iterator[Any]:
     """Fill a case by every method that its kind is meant for.
 
@@ -348,7 +348,7 @@ def compare(rows: list[dict[str, Any]], seed: int = 0, names: Sequence[str] = ME
                     pairs = [[found[case][metric] for case in shared] for found in (own, others)]
                     n = int(np.isfinite(pairs).all(axis=0).sum())
                     if n:
-                        difference, low, high = statistics.paired_bootstrap(*pairs, rng, clusters=people)
+                        difference, low, high = statistics.paired_bootstrap(pairs[0], pairs[1], rng, clusters=people)
                         row = (kind, dilation, metric, method, other, difference, low, high, n)
                         names_of_row = 'kind dilation metric method other difference low high n'.split()
                         comparisons.append(dict(zip(names_of_row, row)))
@@ -366,7 +366,7 @@ def artefacts_of(
     clean = next((example for example in examples if example['kind'] == 'clean'), None)
     rim = next((example for example in examples if example['kind'] == 'rim'), None)
     stripes = [[name for name in names if clean and name in clean['images']] for names in (flat_methods, deep_methods)]
-    if all(stripes):
+    if clean and all(stripes):
         shown = ['healthy truth', stripes[0][0], stripes[1][0]]
         caption = (
             'A 2D model fills slice by slice: look for stripes along z. A pseudo-3D model sees the neighbouring slices.'

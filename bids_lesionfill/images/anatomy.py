@@ -76,7 +76,7 @@ def is_skull_stripped(image: np.ndarray) -> bool:
 
 def find_white_matter(
     t1w: np.ndarray,
-    lesion_mask: np.ndarray | None,
+    lesion_mask: Any,
     conformed_img: nib.Nifti1Image,
     wm_mask_img: nib.Nifti1Image | None = None,
     brain_mask_img: nib.Nifti1Image | None = None,

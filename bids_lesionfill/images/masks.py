@@ -218,7 +218,7 @@ def sample_training_mask(
     ellipsoids = rng.random() < ellipsoid_share
     wanted = rng.integers(1, max_lesions + 1)
     for _ in range(tries if len(centres) else 0):
-        lesion = random_ellipsoid(rng, radii_voxels) if ellipsoids else lesions[rng.integers(len(lesions))]
+        lesion = random_ellipsoid(rng, radii_voxels) if ellipsoids else lesions[int(rng.integers(len(lesions)))]
         lesion = place(random_orientation(lesion, rng), centres[rng.integers(len(centres))], wm_mask.shape) & wm_mask
         if lesion.sum() >= min_voxels:
             mask |= lesion

@@ -2,6 +2,7 @@
 
 import nibabel as nib
 import numpy as np
+from nibabel.spatialimages import HeaderDataError
 
 from . import grid, nifti
 
@@ -96,7 +97,7 @@ def forms_apart_mm(img: nib.Nifti1Image) -> float:
         return 0.0
     try:
         forms = img.header.get_sform(), img.header.get_qform()
-    except (ValueError, nib.spatialimages.HeaderDataError):  # a broken qform: the sform makes up for it
+    except (ValueError, HeaderDataError):  # a broken qform: the sform makes up for it
         return 0.0
     corners = [corner * (np.array(img.shape[:3]) - 1) for corner in np.ndindex(2, 2, 2)]
     sform, qform = (nib.affines.apply_affine(form, corners) for form in forms)

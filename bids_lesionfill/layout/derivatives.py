@@ -320,7 +320,7 @@ def code_url(citation_file: Path = CITATION_FILE) -> dict[str, str]:
     return {'CodeURL': address[1]} if address else {}
 
 
-def container() -> dict[str, str]:
+def container() -> dict[str, dict[str, str]]:
     """Return the type and tag of the container that the app runs in (set in the image), if any."""
     for kind, variable in (
         ('docker', 'BIDS_LESIONFILL_DOCKER_TAG'),

@@ -164,10 +164,11 @@ def open_image(path: str | Path) -> nib.Nifti1Image:
         If that is not possible; the sentence names the file.
     """
     import nibabel as nib  # here: `--help` must not wait for it
+    from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError
 
     check_content(path)
-    damaged = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError)
     try:
         return nib.load(path)
-    except (OSError, EOFError, ValueError, zlib.error, *damaged) as error:
+    except (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError) as error:
         raise ValueError(f'{Path(path).name} cannot be read as an image: {error}') from None

@@ -59,7 +59,7 @@ class Inputs:
     @property
     def flair_uri(self) -> str:
         """BIDS URI of `flair_file`."""
-        return f'bids:raw:{PurePosixPath(self.relative_path).with_name(self.flair_file.name)}'
+        return f'bids:raw:{PurePosixPath(self.relative_path).with_name(self.flair_file.name)}'  # type: ignore[union-attr]
 
 
 @dataclass(frozen=True)

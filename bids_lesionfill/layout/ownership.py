@@ -151,7 +151,7 @@ def is_same_dataset(description: Any, made_from: Path, bids_dir: Path) -> bool:
     same_path = made_from == bids_dir.resolve()
     noted = description.get('SourceImages')
     noted = noted if isinstance(noted, dict) else {}
-    images = noted.get('Sha256')
+    images: Any = noted.get('Sha256')
     if same_path and noted.get('Inode') in (None, bids_dir.stat().st_ino):
         return True
     found = {name: hash_of(bids_dir / name) for name in images} if isinstance(images, dict) else {}

@@ -59,7 +59,7 @@ def find_errors(bids_dir: Path, participant_labels: Collection[str] = (), valida
     with tempfile.TemporaryDirectory() as folder:
         view = Path(folder, 'view')
         build_view(bids_dir, view, participant_labels)
-        command = [validator or find_validator(), str(view), '--format', 'json', '--ignoreWarnings']
+        command = [str(validator or find_validator()), str(view), '--format', 'json', '--ignoreWarnings']
         result = subprocess.run(command, capture_output=True, encoding='utf-8', errors='replace')
     try:
         issues = json.loads(result.stdout)['issues']

@@ -225,7 +225,8 @@ def border_step(row: dict[str, Any], info: dict[str, Any], modality: str | None)
 
 def in_sd(row: dict[str, Any], info: dict[str, Any], column: str, reference: str, of: Callable) -> float | None:
     """Compute a difference of two means of a lesion in SD of white matter; None if one is unknown."""
-    sd, values = info.get('WhiteMatterDeviation'), (row.get(column), row.get(reference))
+    sd: Any = info.get('WhiteMatterDeviation')
+    values: tuple[Any, Any] = row.get(column), row.get(reference)
     return of(values[0] - values[1]) / sd if sd and all(map(is_known, values)) else None
 
 

@@ -151,7 +151,7 @@ def choose_halo(
 
 def contrast_volume(
     image: np.ndarray, hole: np.ndarray, anatomy: Anatomy, new: NewLesions, model: Model
-) -> tuple[np.ndarray | None, str] | None:
+) -> tuple[np.ndarray | None, str]:
     """Choose how much brighter than white matter each new lesion is, and describe the reference.
 
     Lesions are as those of their size, the patient's own if there are enough; see `synthesis.choose_contrasts`.
@@ -248,7 +248,7 @@ def draw_contrast(rng: np.random.Generator, lowest: float = 0.15, modality: str 
     percentiles, contrasts = list(table.keys()), list(table.values())
     start = np.interp(lowest, contrasts, percentiles)
     contrast = float(np.interp(rng.uniform(start, max(percentiles)), percentiles, contrasts))
-    return -get(modality).lesion_sign * contrast
+    return -get(modality).lesion_sign * contrast  # type: ignore[operator]
 
 
 SIMILAR_LESIONS = 20  # those of about one size, of which a quantile is taken

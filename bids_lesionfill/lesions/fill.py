@@ -30,7 +30,7 @@ class Filling:
 
     filled_img: nib.Nifti1Image  # as it is to be written: stored values and the input's scaling
     used_mask_img: nib.Nifti1Image  # uint8, on the image's grid
-    sd_img: nib.Nifti1Image = None  # float32, standard deviation over samples, in units of the image
+    sd_img: nib.Nifti1Image | None = None  # float32, standard deviation over samples, in units of the image
     lesions: list = field(default_factory=list)  # one dict per lesion, see `describe_lesions`
     info: dict = field(default_factory=dict)  # what the sidecar says
     warnings: list = field(default_factory=list)  # sentences
@@ -125,7 +125,7 @@ def fill_alone(
     """Fill an image whose anatomy nobody has found yet; arguments as of `fill_lesions` and `fill`."""
     nifti.check_image(image_img, 'image')
     if not lesions.on_grid(image_img)[0].any():
-        return fill(image_img, lesions, None, model, growth, sampling)
+        return fill(image_img, lesions, None, model, growth, sampling)  # type: ignore[arg-type]  # it is not asked
     model = registry.load_filler(model, models.choose_device(sampling.device))
     if get(model.modality).needs_t1w and tissue_img is None and wm_mask_img is None:
         raise ValueError(
@@ -222,6 +222,8 @@ def fill(
     given_mask, kept_mask = lesions.on_grid(image_img)
     if not given_mask.any():
         return copy_without_lesions(image_img, given_mask, kept_mask)
+    if anatomy is None:
+        raise ValueError('a lesion is to be filled, and no anatomy is given: see `images.anatomy.look_at`')
     if model.has_texture:
         sampling = replace(sampling, texture="the filler's own")
     scene = place_anatomy(image_img, given_mask, kept_mask, anatomy, get(model.modality).lesion_sign)
@@ -418,7 +420,7 @@ def add_texture(
     back = nib.orientations.ornt_transform([[0, 1], [1, 1], [2, 1]], to_ras)
     voxel_mm = nib.affines.voxel_sizes(img.affine)[np.argsort(to_ras[:, 0])]
     arrays = [nib.orientations.apply_orientation(array, to_ras) for array in (tissue, filled, hole, wm_mask)]
-    sampled = nib.orientations.apply_orientation(textures.add_texture(*arrays, rng, voxel_mm), back)
+    sampled = nib.orientations.apply_orientation(textures.add_texture(*arrays, rng, voxel_mm), back)  # type: ignore[call-arg]
     return np.where(hole, sampled, filled)
 
 

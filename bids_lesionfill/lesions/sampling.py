@@ -316,7 +316,8 @@ def place_lesion(
     near_ventricles = places == place if at_ventricles else None
     at_home = at_ventricles or volume >= LARGE_VOXELS
     candidates = similar_lesions(library, volume, place)
-    centres, chances = None, None
+    centres: Any = None
+    chances: Any = None
     for attempt in range(TRIES):
         if attempt == TRIES // 2:
             at_home, centres = False, None

@@ -407,7 +407,7 @@ def describe_new(
     return with_places(rows, new)
 
 
-def with_places(lesions: Sequence[dict[str, float]], new: NewLesions) -> list[dict[str, Any]]:
+def with_places(lesions: list[dict[str, Any]], new: NewLesions) -> list[dict[str, Any]]:
     """Add its `place` to each row of `fill.describe_lesions`: that of the drawn lesion whose centre is nearest.
 
     Parameters
@@ -471,7 +471,7 @@ def sample(
     image: np.ndarray,
     hole: np.ndarray,
     wm_mask: np.ndarray,
-    contrast: np.ndarray | None,
+    contrast: Any,
     model: models.Model,
     sampling: Sampling,
 ) -> np.ndarray:
@@ -493,7 +493,7 @@ def sample_at_contrast(
     image: np.ndarray,
     hole: np.ndarray,
     wm_mask: np.ndarray,
-    contrast: np.ndarray | None,
+    contrast: Any,
     model: models.Model,
     sampling: Sampling,
     start_step: int = 0,
@@ -509,7 +509,7 @@ def sample_at_contrast(
     from ..diffusion import inpaint  # with torch, which takes seconds: only where something is painted
 
     values = inpaint.fill_volume(
-        *(image, hole, wm_mask, model, sampling.num_inference_steps, [sampling.seed]),
+        *(image, hole, wm_mask, model, sampling.num_inference_steps, [sampling.seed]),  # type: ignore[arg-type]
         *(sampling.device, sampling.batch_size, start_step, contrast, sampling.progress),
     )[0]
     if not model.form.asks_contrast:

@@ -86,7 +86,7 @@ def unmix(
     Unmixing
     """
     image = np.asarray(image, dtype=np.float32)
-    core = None
+    core: Any = None
     if fluid is None:
         csf, core = fluid_core(image, lesion_mask, brain_mask, wm_mask, voxel_mm)
     # Only the box around the lesions is worked on.
@@ -95,12 +95,12 @@ def unmix(
     box = tuple(slice(max(a - m, 0), b + m) for a, b, m in zip(low, high, margin))
     arrays = (image, lesion_mask, wm_mask, brain_mask, fluid, evidence)
     cut = [None if array is None else array[box] for array in arrays]
-    found = unmix_box(*cut, csf, None if core is None else core[box], voxel_mm)
+    found = unmix_box(*cut, csf, None if core is None else core[box], voxel_mm)  # type: ignore[call-arg,arg-type]
     whole = [np.zeros(image.shape, dtype=np.float32) for _ in range(4)]
     whole[0][:] = (core | ~brain_mask) if fluid is None else fluid
     for array, part in zip(whole, found):
         array[box] = part
-    return Unmixing(*whole, csf)
+    return Unmixing(whole[0], whole[1], whole[2], whole[3], csf)  # type: ignore[arg-type]
 
 
 def unmix_box(

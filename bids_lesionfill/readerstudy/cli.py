@@ -64,7 +64,7 @@ def make(options: argparse.Namespace) -> None:
             continue
         try:
             images = [nib.load(path) for path in files]
-            case_img, rows, drawn = readerstudy_cases.draw_case(
+            case_img, rows, drawn = readerstudy_cases.draw_case(  # type: ignore[call-arg]
                 *images, model, steps, rng, options.n_largest, models.choose_device(options.device)
             )
         except Exception as error:  # one bad patient never stops the others
@@ -143,7 +143,7 @@ def check_scores(key_dir: Path) -> None:
         raise errors.UsageError(f'{table} is not by `score`, and is not replaced: move it, or the key')
 
 
-def read_form(path: Path, cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]] | None:
+def read_form(path: Path, cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Read a reader's answers by case: dict of dict with `lesion`, `confidence` (None where missing) and `hit`.
 
     Raises
@@ -213,7 +213,7 @@ def score(options: argparse.Namespace) -> None:
         if (hits := [row['hit'] for row in rows.values() if row['confidence'] == level])
     ]
     agreement = [
-        {'readers': pair} | compare(*(answers[reader] for reader in pair))
+        {'readers': pair} | compare(answers[pair[0]], answers[pair[1]])
         for pair in itertools.combinations(answers, 2)
     ]
     layout_files.write_tsv(options.key_dir / 'scores.tsv', readers, list(readers[0]))

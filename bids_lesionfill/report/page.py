@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import re
 from collections.abc import Sequence
 from numbers import Real
@@ -110,7 +111,7 @@ def readable(value: Any) -> str:
 
 def is_number(value: Any) -> bool:
     """Return True if a value is a finite int or float, of Python or numpy."""
-    return isinstance(value, Real) and not isinstance(value, (bool, np.bool_)) and bool(np.isfinite(value))
+    return isinstance(value, Real) and not isinstance(value, (bool, np.bool_)) and math.isfinite(value)
 
 
 def decimals_for(numbers: Sequence[float]) -> int:

@@ -24,8 +24,9 @@ MAX_SLICES = 8
 MAX_LESIONS = 3
 ZOOM_MM = 70  # side of a view through a lesion
 GREYS = colormaps['gray'].resampled(128)  # as smooth to the eye as 256 levels, and a third less to store
-ON_IMAGE = {'color': 'white', 'fontsize': 9, 'path_effects': [patheffects.withStroke(linewidth=2, foreground='black')]}
-ON_BLACK = {'color': 'white', 'fontsize': 9}
+OUTLINE = patheffects.withStroke(linewidth=2, foreground='black')
+ON_IMAGE: dict[str, Any] = {'color': 'white', 'fontsize': 9, 'path_effects': [OUTLINE]}
+ON_BLACK: dict[str, Any] = {'color': 'white', 'fontsize': 9}
 DPI = 100
 GAP_PX = 4
 
@@ -37,9 +38,9 @@ class Panel(NamedTuple):
     """One slice of a picture and the part of it that is seen."""
 
     view: str  # key of VIEWS
-    index: int  # slice
+    index: int  # type: ignore[assignment]  # slice; `tuple.index` is not asked for
     label: str
-    limits_mm: tuple  # ((low, high) of the horizontal axis, (low, high) of the vertical), voxel 0 is at 0 mm
+    limits_mm: Sequence[tuple[float, float]]  # (low, high) of the horizontal, of the vertical axis; voxel 0 is at 0 mm
 
 
 def fill_figures(
@@ -226,7 +227,7 @@ def crop_limits(head: np.ndarray, axis: int, voxel_size_mm: float, margin_mm: in
 def lesion_slices(lesion_mask: np.ndarray) -> list[int]:
     """Find up to eight axial slices: the one with most mask voxels in each group of neighbours."""
     counts = lesion_mask.sum(axis=(0, 1))
-    groups = np.array_split(np.flatnonzero(counts), min(MAX_SLICES, np.count_nonzero(counts)))
+    groups = np.array_split(np.flatnonzero(counts), min(MAX_SLICES, int(np.count_nonzero(counts))))
     return [group[np.argmax(counts[group])] for group in groups]
 
 

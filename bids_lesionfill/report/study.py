@@ -95,7 +95,7 @@ def worst_first(lesions: list[dict], info: dict, modality: str) -> list[int]:
         int(row['label']): pictures.worth_a_picture(row | {'suspicion': checks.suspicion(row, info, modality)})
         for row in lesions
     }
-    return sorted(worths, key=worths.get, reverse=True)
+    return sorted(worths, key=lambda label: worths[label], reverse=True)
 
 
 def thumbnail(before_png: bytes, after_png: bytes) -> bytes:
@@ -203,7 +203,7 @@ def agreement(ratings: list[dict]) -> list[dict]:
         images = sorted(by_rater[one].keys() & by_rater[other].keys())
         if images:
             pair = [[by_rater[rater][image] for image in images] for rater in (one, other)]
-            agree = int(np.sum(np.equal(*pair)))
+            agree = int(np.sum(np.equal(pair[0], pair[1])))
             found.append({'raters': (one, other), 'n': len(images), 'agree': agree})
             found[-1]['kappa'] = statistics.cohen_kappa(*pair)
     return found

@@ -208,7 +208,7 @@ def score(options: argparse.Namespace, found: Any, command: str) -> int:
         detection += tables.detection_rows(own, options.volume_edges_ml, participant=name)
     settings = settings_of(options)
     version = read_version()
-    about = {'Command': command, 'Settings': settings, 'Group': summary}
+    about: dict[str, Any] = {'Command': command, 'Settings': settings, 'Group': summary}
     about['Detection'] = [row for row in detection if row['participant_id'] == tables.ALL]
     about |= {'Scans': scans, 'Changes': changes}
     outputs.write_summary(options.out, about, version)
@@ -222,8 +222,9 @@ def score(options: argparse.Namespace, found: Any, command: str) -> int:
         outputs.remove_table(options.out, 'changes')
     missed = [row for row in lesions if not row['detected_iou']]
     false = [row for row in false_lesions if row['false_iou']]
-    content = {'version': version, 'command': command, 'settings': settings, 'scans': scans, 'summary': summary}
-    content |= {'detection': detection, 'changes': changes, 'n_missed': len(missed), 'n_false': len(false)}
+    content: dict[str, Any] = {'version': version, 'command': command, 'settings': settings, 'scans': scans}
+    content |= {'summary': summary, 'detection': detection, 'changes': changes}
+    content |= {'n_missed': len(missed), 'n_false': len(false)}
     content['missed'] = picture(missed, options.pictures, found, options, 'lesion')
     content['wrong'] = picture(false, options.pictures // 2, found, options, 'predicted lesion')
     page.write(options.out / outputs.PAGE, content)

@@ -61,10 +61,10 @@ class Case:
 class Loaded:
     """Masks of a case on the grid of the truth: `(X, Y, Z)` bool arrays, RAS+."""
 
-    truth: object
-    prediction: object
-    ignored: object  # the patient's own lesions; empty if they are part of the truth
-    affine: object
+    truth: np.ndarray
+    prediction: np.ndarray
+    ignored: np.ndarray  # the patient's own lesions; empty if they are part of the truth
+    affine: np.ndarray  # (4, 4)
     voxel_sizes_mm: tuple
     images: dict  # modality -> (X, Y, Z) float32 array on the same grid
 
@@ -223,7 +223,8 @@ def is_of_scan(filename: str, entities: dict[str, Any]) -> bool:
 
 def tool_truths(root: Path) -> list[Case]:
     """Find true masks under names of LST-AI and SAMSEG: list of Case."""
-    visits = [(path.parent.name, path.name) for path in sorted(Path(root).glob('sub-*/ses-*')) if path.is_dir()]
+    sessions = (path for path in sorted(Path(root).glob('sub-*/ses-*')) if path.is_dir())
+    visits: list[tuple[str, str | None]] = [(path.parent.name, path.name) for path in sessions]
     for path in sorted(Path(root).glob('sub-*')):
         if path.is_dir() and not any(path.name == parent for parent, _ in visits):
             participant, _, session = path.name.partition('_ses-')
@@ -429,7 +430,8 @@ def load(case: Case, threshold: float = 0.5) -> Loaded:
 
     truth_img = open_mask(case.truth_file, case.truth_labels, threshold)
     truth = np.asarray(truth_img.dataobj) > 0
-    prediction = resample_mask(open_mask(case.prediction_file, case.prediction_labels, threshold), truth_img)
+    prediction_img = open_mask(case.prediction_file, case.prediction_labels, threshold)  # type: ignore[arg-type]
+    prediction = resample_mask(prediction_img, truth_img)
     ignored = np.zeros_like(truth)
     if case.all_lesions_file:
         ignored = resample_mask(open_mask(case.all_lesions_file, (), threshold), truth_img) & ~truth
@@ -543,6 +545,7 @@ def load_pair(before: Case, after: Case, threshold: float = 0.5) -> tuple[Any, A
         first = read(before.truth_file, before.truth_labels)
         first = read(before.all_lesions_file, ()) | first if before.all_lesions_file else first
         truths = first, everything
-    predictions = tuple(read(case.prediction_file, case.prediction_labels) for case in (before, after))
+    masks = ((case.prediction_file, case.prediction_labels) for case in (before, after))
+    predictions = tuple(read(file, labels) for file, labels in masks)  # type: ignore[arg-type]
     voxel_mm3 = abs(float(np.linalg.det(target_img.affine[:3, :3])))
     return truths, predictions, voxel_mm3

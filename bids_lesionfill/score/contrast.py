@@ -65,4 +65,4 @@ def measure_contrast(
 
 def is_visible(contrast_sd: float, modality: str) -> bool:
     """Return True if a lesion is at least `VISIBLE_SD` darker (T1w) or brighter (others) than the tissue around it."""
-    return bool(get(modality).lesion_sign * contrast_sd >= VISIBLE_SD)
+    return bool(get(modality).lesion_sign * contrast_sd >= VISIBLE_SD)  # type: ignore[operator]

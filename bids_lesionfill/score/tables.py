@@ -277,12 +277,12 @@ def group_lesions(
     """
     found = {ALL: {ALL: lesions}}
     for group, key in (('volume', 'volume_class'), ('place', 'place'), ('visibility', 'visibility')):
-        found[group] = collect(lesions, lambda row, key=key: row.get(key, UNKNOWN))
+        found[group] = collect(lesions, lambda row, key=key: row.get(key, UNKNOWN))  # type: ignore[misc]
     for modality in ('T1w', 'FLAIR'):
         sign = get(modality).lesion_sign
         key = f'contrast_{modality}_sd'
         found[f'contrast_{modality}'] = collect(
-            lesions, lambda row, key=key, sign=sign: class_of(sign * row.get(key, np.nan), CONTRAST_EDGES_SD, 'SD')
+            lesions, lambda row, key=key, sign=sign: class_of(sign * row.get(key, np.nan), CONTRAST_EDGES_SD, 'SD')  # type: ignore[misc]
         )
     order = class_names(volume_edges_ml, 'ml') + class_names(CONTRAST_EDGES_SD, 'SD')
 
@@ -378,7 +378,8 @@ def score_changes(
     """
     min_voxels = max(1, int(np.ceil(min_volume_mm3 / voxel_mm3 - 1e-6)))
     true, predicted = (
-        matching.find_changes(*visits, min_change=min_change, min_voxels=min_voxels) for visits in (truths, predictions)
+        matching.find_changes(baseline, followup, min_change=min_change, min_voxels=min_voxels)
+        for baseline, followup in (truths, predictions)
     )
     rows = []
     for change in matching.CHANGES:

@@ -107,7 +107,7 @@ def unmix(intensities: np.ndarray, posterior: np.ndarray, means: np.ndarray) -> 
     return fractions
 
 
-def neighbour_sum(share: float) -> np.ndarray:
+def neighbour_sum(share: np.ndarray) -> np.ndarray:
     """Compute the sum over the 26 neighbours of each voxel, zero beyond the border."""
     total = share
     for axis in range(3):

@@ -23,10 +23,11 @@ class Brain(NamedTuple):
 
     image: np.ndarray
     wm_mask: np.ndarray
-    lesion_mask: np.ndarray = None  # of a patient: what synthesis learns
-    filled: np.ndarray = None  # the patient's image without lesions
-    tissue_seg: np.ndarray = None  # to draw confluent lesions and other contrasts
-    levels: randomisation.Levels = None  # of a T1w whose contrast may be remapped
+    # (X, Y, Z) arrays as well, or None
+    lesion_mask: Any = None  # of a patient: what synthesis learns
+    filled: Any = None  # the patient's image without lesions
+    tissue_seg: Any = None  # to draw confluent lesions and other contrasts
+    levels: randomisation.Levels | None = None  # of a T1w whose contrast may be remapped
 
 
 def read_tissues(t1w_file: Path, dseg_file: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -51,7 +52,8 @@ def read_healthy_brains(images: Iterable[Sequence[Path]]) -> list[Brain]:
     for t1w_file, dseg_file in images:
         image, tissue_seg = read_tissues(t1w_file, dseg_file)
         wm_mask = tissue_seg == tissues.WHITE_MATTER
-        brains.append(Brain(*crop_to(wm_mask, image, wm_mask)))
+        image, wm_mask = crop_to(wm_mask, image, wm_mask)
+        brains.append(Brain(image, wm_mask))
     return brains
 
 
@@ -77,7 +79,8 @@ def read_patients(images: Iterable[Sequence[Path]], filler: Model) -> list[Brain
         if patient.lesion_mask.any():  # else there is nothing to learn from
             box = patient.wm_mask | patient.lesion_mask
             filled = without_lesions(patient, filler)
-            brains.append(Brain(*crop_to(box, patient.image, patient.wm_mask, patient.lesion_mask, filled)))
+            arrays = crop_to(box, patient.image, patient.wm_mask, patient.lesion_mask, filled)
+            brains.append(Brain(arrays[0], arrays[1], arrays[2], arrays[3]))
     return brains
 
 
@@ -112,7 +115,8 @@ def read_normal_appearing(images: Sequence[Any]) -> list:
     for files in images:
         patient = read_patient(*files)
         wm_mask = anatomy.normal_appearing(patient) == tissues.WHITE_MATTER
-        brains.append(Brain(*crop_to(wm_mask, patient.image, wm_mask)))
+        image, wm_mask = crop_to(wm_mask, patient.image, wm_mask)
+        brains.append(Brain(image, wm_mask))
     return brains
 
 

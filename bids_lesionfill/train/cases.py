@@ -246,7 +246,7 @@ class TrainingCases(Dataset):
         Flips and quarter turns that keep the axial slices axial; half turns where a crop is not square. Its slices are
         the mean of `n_slices` axial slices.
         """
-        number = rng.integers(len(self.brains))
+        number = int(rng.integers(len(self.brains)))
         levels = self.brains[number].levels
         fields = self.brains[number]._replace(levels=None)._asdict()
         names = [name for name, array in fields.items() if array is not None]
@@ -269,19 +269,20 @@ class TrainingCases(Dataset):
             quarter_turns = int(rng.integers(4)) * (1 if size[0] == size[1] else 2)
             flip = slice(None, None, -1 if rng.random() < 0.5 else 1)
             arrays = [np.rot90(array, quarter_turns)[flip] for array in arrays]
-        crop = train_brains.Brain(**{name: np.ascontiguousarray(array) for name, array in zip(names, arrays)})
+        contiguous: dict[str, Any] = {name: np.ascontiguousarray(array) for name, array in zip(names, arrays)}
+        crop = train_brains.Brain(**contiguous)
         if levels is not None and self.plan.contrast_randomisation and rng.random() < self.plan.contrast_randomisation:
             crop = crop._replace(image=randomisation.randomise_contrast(crop.image, crop.tissue_seg, levels, rng))
         if n_slices > 1:
             fields = {name: array for name, array in crop._asdict().items() if array is not None}
-            crop = train_brains.Brain(
-                **{name: randomisation.pool_slices(array, n_slices) for name, array in fields.items()}
-            )
+            pooled: dict[str, Any] = {name: randomisation.pool_slices(a, n_slices) for name, a in fields.items()}
+            crop = train_brains.Brain(**pooled)
         if self.plan.acquisition_randomisation and rng.random() < self.plan.acquisition_randomisation:
             crop = crop._replace(image=randomisation.randomise_acquisition(crop.image, rng, thick=n_slices == 1))
         elif self.plan.intensity_augmentation:
             images = [image for image in (crop.image, crop.filled) if image is not None]
-            crop = crop._replace(**dict(zip(('image', 'filled'), augment_intensity(images, rng))))
+            augmented: dict[str, Any] = dict(zip(('image', 'filled'), augment_intensity(images, rng)))
+            crop = crop._replace(**augmented)
         return crop
 
 

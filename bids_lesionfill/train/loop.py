@@ -207,7 +207,7 @@ def train(  # noqa: C901 - the loop holds network, optimizer and log, which resu
     network, prepared_optimizer, loader = accelerator.prepare(raw_network, optimizer, loader)
     if state is not None and accelerator.scaler is not None and state['scaler']:
         accelerator.scaler.load_state_dict(state['scaler'])
-    writer = SummaryWriter(output_dir, purge_step=update or None) if is_main else None
+    writer: Any = SummaryWriter(output_dir, purge_step=update or None) if is_main else None
     started, last_saved = time.monotonic() - seconds, time.monotonic()
     cpu_started = time.process_time() - cpu_seconds
 

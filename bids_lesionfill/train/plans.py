@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..diffusion import forms, process, unet
 from . import cases as train_cases
@@ -77,7 +77,7 @@ class Plan:
             unknown = set(names) - set(known.__dataclass_fields__)
             if unknown:
                 raise ValueError(f'a plan has no {sorted(unknown)}; expected {sorted(known.__dataclass_fields__)}')
-        cases = {name: tuple(v) if isinstance(v, list) else v for name, v in values['cases'].items()}
+        cases: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values['cases'].items()}
         return cls(**(values | {'form': forms.Form(**values['form']), 'cases': train_cases.CasePlan(**cases)}))
 
     def to_json(self) -> str:
@@ -189,7 +189,8 @@ UNCONDITIONAL = forms.Form(kind='unconditional', inside_mask_only=False)
 def thesis_plans(start: Plan, prefix: str) -> list[Plan]:
     """Return every model of the thesis' chapter 3 as changes of one plan: 2D and pseudo-3D, filling and synthesis."""
     plans = []
-    unconditional = {'form': UNCONDITIONAL, 'n_validation_cases': 4}  # RePaint takes 482 passes, and so the thesis
+    # RePaint takes 482 passes, and so the thesis
+    unconditional: dict[str, Any] = {'form': UNCONDITIONAL, 'n_validation_cases': 4}
     for dimension, pseudo_3d in (('2d', False), ('3d', True)):
         model = replace(start, pseudo_3d=pseudo_3d)
         for masks_name, ellipsoid_share in MASKS.items():
@@ -208,7 +209,7 @@ def thesis_plans(start: Plan, prefix: str) -> list[Plan]:
 
 def small_plans() -> list[Plan]:
     """Return the plans of the benchmarks: the thesis' models and our changes to them, for a few CPU minutes each."""
-    common = {
+    common: dict[str, Any] = {
         'size': 'small',
         'batch_size': 4,
         'learning_rate': 6e-4,

@@ -222,7 +222,7 @@ def draw_confluent_mask(
     centres = np.argwhere(middle)
     n_lesions = rng.integers(2, max_lesions + 1) if rng.random() < 2 / 3 else 1
     for _ in range(n_lesions if len(centres) else 0):
-        lesion = masks.random_orientation(large_lesions[rng.integers(len(large_lesions))], rng)
+        lesion = masks.random_orientation(large_lesions[int(rng.integers(len(large_lesions)))], rng)
         grown = mask | (masks.place(lesion, centres[rng.integers(len(centres))], allowed.shape) & allowed)
         if grown.sum() <= max_share * allowed.sum():
             mask = grown

@@ -101,7 +101,7 @@ class KellyKapowski:
             t1w_file = Path(folder) / 't1w.nii.gz'
             nib.save(nib.Nifti1Image(scan.t1w_img.get_fdata(dtype=np.float32), scan.t1w_img.affine), t1w_file)
             interface = tools.nipype_interface('ants', 'CorticalThickness')(
-                anatomical_image=str(t1w_file), out_prefix=f'{folder}/', **script_arguments(self.template_dir)
+                anatomical_image=str(t1w_file), out_prefix=f'{folder}/', **script_arguments(self.template_dir)  # type: ignore[arg-type]
             )
             result = interface.run(cwd=folder)
             thickness = anatomy.sample_thickness(nib.load(result.outputs.CorticalThickness), found)

@@ -102,7 +102,7 @@ def follow(lines: Iterable[str], n_iterations: int, report: Callable[..., Any] |
     return text
 
 
-def main(folder: str | Path) -> None:
+def main(folder: Path) -> None:
     """Run the subprocess: read volumes from the folder, write thickness into it."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # its next word ends it when nobody listens: its parent was killed
     ants = syn.import_ants()

@@ -76,8 +76,8 @@ class DLDirect:
         """Check that there are results to read, or the program."""
         if self.roots:
             return Availability(True, f'{RESULT} in ' + ', '.join(root.name for root in self.roots.values()))
-        if shutil.which(PROGRAM):
-            return Availability(True, shutil.which(PROGRAM))
+        if program := shutil.which(PROGRAM):
+            return Availability(True, program)
         return Availability(
             False,
             '',

@@ -151,7 +151,7 @@ class FreeSurfer:
             return read_both([subjects_dir / subject / STATS.format(hemisphere=side) for side in HEMISPHERES])
 
 
-def read_both(files: Sequence[Path]) -> Measurement | None:
+def read_both(files: Sequence[Path]) -> Measurement:
     """Read a measurement from the stats files of both hemispheres."""
     regions, means = {}, {}
     for hemisphere, file in zip(HEMISPHERES, files):
