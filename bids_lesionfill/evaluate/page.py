@@ -9,7 +9,7 @@ import base64
 import io
 import math
 import textwrap
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -296,7 +296,7 @@ def difference_cell(pair: Any) -> dict[str, Any] | None:
     return {'text': sign + difference, 'side': side(pair), 'interval': f'{low} to {high}, {pair["n"]} cases'}
 
 
-def pairs(comparisons: Iterator) -> dict[tuple[str, str], dict[str, Any]]:
+def pairs(comparisons: Iterable[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
     """Return paired MSE differences by (method, other), in both directions."""
     found = {}
     for row in comparisons:

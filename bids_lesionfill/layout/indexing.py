@@ -111,7 +111,7 @@ class IndexedFile:
     filename: str
     entities: dict
 
-    def get_entities(self) -> dict[str, str]:
+    def get_entities(self) -> dict[str, Any]:
         """Return the entities, as a file of pybids does."""
         return self.entities
 

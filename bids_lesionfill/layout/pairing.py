@@ -431,7 +431,7 @@ def choose_mask(
 
 def choose_mask_on_flair(
     t1w_entities: dict[str, Any],
-    flair_images: Sequence[dict[str, str]],
+    flair_images: Sequence[dict[str, Any]],
     masks: list[indexing.IndexedFile],
     name: str,
     roots: dict[str, Path],

@@ -53,7 +53,7 @@ def segmentations_of(layout: ForEachSubject, subject: str, tissue_filter: dict[s
 
 
 def choose_brain_mask(
-    t1w_entities: dict[str, Any], t1w_images: Sequence[dict[str, str]], masks: list[IndexedFile]
+    t1w_entities: dict[str, Any], t1w_images: Sequence[dict[str, Any]], masks: list[IndexedFile]
 ) -> Path | None:
     """Choose the `desc-brain_mask` (path) of a T1w with the most entities; None if none or tied."""
     own = meaning.own_files(t1w_entities, t1w_images, masks)
@@ -63,7 +63,7 @@ def choose_brain_mask(
 
 def choose_segmentation(
     t1w_entities: dict[str, Any],
-    t1w_images: Sequence[dict[str, str]],
+    t1w_images: Sequence[dict[str, Any]],
     files: Sequence[IndexedFile],
     roots: dict[str, Path],
     tool_files: bool = True,
@@ -108,7 +108,7 @@ def choose_segmentation(
 
 
 def tool_labels_of(
-    t1w_entities: dict[str, Any], t1w_images: Sequence[dict[str, str]], roots: dict[str, Path]
+    t1w_entities: dict[str, Any], t1w_images: Sequence[dict[str, Any]], roots: dict[str, Path]
 ) -> list[tuple[Path, str]]:
     """Label files of tools for the visit of a T1w, as `tool_outputs.find_labels`; none if it has several T1w."""
     subject, session = t1w_entities['subject'], t1w_entities.get('session')

@@ -245,7 +245,7 @@ def is_known(value: Any) -> bool:
     return value is not None and math.isfinite(value)
 
 
-def judged(lesions: list[dict[str, Any]]) -> list[dict[str, float]]:
+def judged(lesions: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the lesions that are large enough for their means to be judged."""
     return [row for row in lesions if row['volume_mm3'] >= MIN_JUDGED_MM3]
 

@@ -1,5 +1,7 @@
 """Table of the lesions of an image: volumes, places, means before and after."""
 
+from typing import Any
+
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
@@ -41,7 +43,7 @@ def describe_lesions(
     affine: np.ndarray,
     seen: np.ndarray,
     faint_below: float = 0,
-) -> list[dict[str, float]]:
+) -> list[dict[str, Any]]:
     """Describe each connected lesion of the given mask that was filled, one row each, largest first.
 
     What the mask grew by counts to the nearest lesion, so that lesions which meet when grown are still told apart.

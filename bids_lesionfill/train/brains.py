@@ -102,7 +102,7 @@ def lesion_contrasts(brains: Sequence[Brain], min_voxels: int = 3) -> tuple[np.n
     return volumes[volumes >= min_voxels], contrasts[volumes >= min_voxels]
 
 
-def read_normal_appearing(images: Sequence[Any]) -> list:
+def read_normal_appearing(images: Iterable[Sequence[Path]]) -> list[Brain]:
     """Load patients' normal-appearing white matter, to learn filling from: a list of Brain.
 
     Lesions are never drawn into real lesions or the rim around them, so that they are in no mask and in no loss.

@@ -238,7 +238,7 @@ def train(  # noqa: C901 - the loop holds network, optimizer and log, which resu
         ema.restore(raw_network.parameters())
         raw_network.train()
 
-    def log_and_save(scores: dict[str, float]) -> None:
+    def log_and_save(scores: dict[str, Any]) -> None:
         nonlocal best_ssim
         row = {
             'update': update,
