@@ -8,46 +8,19 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from app_outputs import DATASET_FILES, ROOT, closing_files, data_hashes, image_files, subject_files, validator
 from bids_examples import empty_like, flair_path, listing, mask_path, t1w_path, write_bids
-from test_thickness_engines import write_stats
+from freesurfer_examples import write_stats
 
 from bids_lesionfill import text_files
 from bids_lesionfill.app import cli, exit_codes, options
 from bids_lesionfill.layout import derivatives, naming
 from bids_lesionfill.thickness import engine, registry
 from bids_lesionfill.thickness import tables as thickness_tables
-
-ROOT = Path(__file__).parent.parent
-DATASET_FILES = [
-    '.bidsignore', 'README.md', 'dataset_description.json', 'descriptions.json', 'descriptions.tsv', 'dseg.tsv',
-    'images.json', 'images.tsv', 'logs/CITATION.bib', 'logs/CITATION.md', 'participants.json', 'participants.tsv',
-]  # fmt: skip
-FIGURES = [f'{entry}_{picture}.png' for entry in ('overview', 'lesion-1', 'lesion-2')
-           for picture in ('before', 'mask', 'after')]  # fmt: skip
-
-
-def image_files(stem, folder, modality):
-    space = '' if modality == 'T1w' else f'space-{modality}_'
-    return [f'{folder}anat/{stem}_{name}' for name in (
-        f'desc-filled_{modality}.json', f'desc-filled_{modality}.nii.gz',
-        f'{space}desc-lesions_qc.json', f'{space}desc-lesions_qc.tsv',
-        f'{space}label-lesion_desc-used_mask.json', f'{space}label-lesion_desc-used_mask.nii.gz')]  # fmt: skip
-
-
-def subject_files(subject, session=None, modality='T1w'):
-    stem = f'sub-{subject}' + (f'_ses-{session}' if session else '')
-    folder = f'sub-{subject}/' + (f'ses-{session}/' if session else '')
-    figures = [f'sub-{subject}/figures/{stem}_{modality}_{name}' for name in FIGURES]
-    return [*image_files(stem, folder, modality), *figures, f'sub-{subject}/log/RUN/time-{stem}_{modality}.json']
-
-
-def closing_files(subject):
-    return [f'sub-{subject}.html', f'sub-{subject}/log/RUN/config.toml', f'sub-{subject}/log/RUN/status.json']
 
 
 @pytest.fixture
@@ -84,11 +57,6 @@ def run_modalities(model_dirs, monkeypatch):
         return cli.main([str(bids_dir), str(output_dir), 'participant', *more, '--modality', *modalities])
 
     return call
-
-
-def data_hashes(folder, pattern='**/*'):
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.glob(pattern)) if path.is_file()}  # fmt: skip
 
 
 def test_outputs_are_exactly_those_of_the_list(dataset, run, tmp_path):
@@ -562,10 +530,6 @@ def test_results_of_freesurfer_are_read_for_the_filling_that_they_measured_alone
     assert (row['engine'], row['scan'], row['noise_global_percent']) == ('freesurfer', 'sub-01', None)
     regions = text_files.read_tsv(out / 'group_reproducibility_roi.tsv')
     assert regions[0]['error_percent'] == pytest.approx(100 * 0.2 / 4.2)  # 2.0 against 2.2 mm
-
-
-def validator():
-    return shutil.which('bids-validator-deno', path=f'{Path(sys.executable).parent}:{os.environ["PATH"]}')
 
 
 @pytest.mark.slow

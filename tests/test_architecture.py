@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / 'bids_lesionfill'
 
 # Each package may import those named, and itself. `app` may import all but the research tools; nothing imports `app`.
-GROUND = {'modality', 'plugins', 'statistics', 'text_files'}
+GROUND = {'modality', 'plugins', 'sidecars', 'statistics', 'text_files'}
 RESEARCH = {*GROUND, 'layout', 'lesions', 'diffusion', 'images'}
 MAY_IMPORT = {
     **{module: set() for module in GROUND},
@@ -23,8 +23,9 @@ MAY_IMPORT = {
     'evaluate': {*RESEARCH, 'train', 'report'},
     'readerstudy': RESEARCH,
     'score': {*RESEARCH, 'report'},
-    'app': {*RESEARCH, 'report', 'thickness'},
-    '__init__': {'lesions'},
+    'app': {*RESEARCH, 'interface', 'report', 'thickness'},
+    'interface': {*GROUND, 'layout', 'lesions', 'diffusion', 'images'},
+    '__init__': {'interface'},
     '__main__': {'app'},
 }
 PURE = {'modality', 'statistics', 'images', 'diffusion', 'lesions', 'thickness'}
@@ -72,8 +73,9 @@ HEAVY = {
 LIGHT = [
     *('__init__.py', '__main__.py', 'app/cli.py', 'app/config.py', 'app/exit_codes.py', 'app/options.py'),
     *('app/parser.py', 'app/options_page.py', 'app/log.py', 'app/table.py', 'app/validation.py', 'app/values.py'),
+    'app/single_file.py',
     *('diffusion/models.py', 'thickness/registry.py', 'thickness/engine.py'),
-    *('diffusion/registry.py', 'diffusion/filler.py', 'modality.py', 'plugins.py'),
+    *('diffusion/registry.py', 'diffusion/filler.py', 'modality.py', 'plugins.py', 'sidecars.py'),
     'layout',
 ]
 

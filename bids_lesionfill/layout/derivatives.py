@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import text_files
+from .. import sidecars, text_files
 from . import files as layout_files
 from . import indexing, naming
 
@@ -108,7 +108,7 @@ def write_filling(output_dir: Path, inputs: Inputs, filling: Any, provenance: di
     ----------
     filling : fill.Filling
     provenance : dict
-        Goes into the sidecar of the filled image, with `filling.info`.
+        Goes into the sidecar of the filled image, with `filling.record`.
     """
     files = naming.output_files(output_dir, inputs, n_samples=2 if filling.sd_img is not None else 1)
     naming.sidecar(files['filled']).unlink(
@@ -117,7 +117,8 @@ def write_filling(output_dir: Path, inputs: Inputs, filling: Any, provenance: di
     if filling.sd_img is None:
         for path in (sd := naming.output_files(output_dir, inputs, n_samples=2)['sd'], naming.sidecar(sd)):
             path.unlink(missing_ok=True)
-    skull_stripped = filling.info.get('SkullStripped', False)
+    record = sidecars.spell(filling.record)
+    skull_stripped = record.get('SkullStripped', False)
     common = {'Sources': list(inputs.sources), 'SpatialReference': inputs.sources[0]}
     layout_files.write_image(files['used_mask'], filling.used_mask_img)
     layout_files.write_json(
@@ -126,7 +127,7 @@ def write_filling(output_dir: Path, inputs: Inputs, filling: Any, provenance: di
             'Type': 'Lesion',
             'Description': DESCRIPTIONS['desc-used'],
             **common,
-            **{key: filling.info[key] for key in ('Dilation', 'RimVoxels') if key in filling.info},
+            **{key: record[key] for key in ('Dilation', 'RimVoxels') if key in record},
         },
     )
     if filling.sd_img is not None:
@@ -154,7 +155,8 @@ def write_result(
     layout_files.write_json(naming.sidecar(table_file), columns)
     layout_files.write_image(image_file, img)
     layout_files.write_json(
-        naming.sidecar(image_file), {**about, **result.info, 'Warnings': list(result.warnings), **provenance}
+        naming.sidecar(image_file),
+        {**about, **sidecars.spell(result.record), 'Warnings': list(result.warnings), **provenance},
     )
 
 
@@ -167,7 +169,7 @@ def write_synthesis(output_dir: Path, inputs: Inputs, desc: str, synthesis: Any,
         `synth`, or `synth1` and so on.
     synthesis : synth.Synthesis
     provenance : dict
-        Goes into the sidecar of the image, with `synthesis.info`.
+        Goes into the sidecar of the image, with `synthesis.record`.
     """
     files = naming.synth_files(output_dir, inputs, desc)
     naming.sidecar(files['synth']).unlink(
@@ -224,7 +226,7 @@ def hash_run(inputs: Inputs, options: dict[str, Any], weights_sha256: str, versi
 def input_files(inputs: Inputs) -> list[Path | None]:
     """List the files that a result depends on: paths, with None for a missing one of the first four."""
     segmentation = inputs.segmentation.files if inputs.segmentation else ()
-    optional = [path for path in (inputs.flair_file, *segmentation) if path]
+    optional = [path for path in (inputs.flair_file, *segmentation, inputs.fluid_file) if path]
     return [inputs.image_file, inputs.lesion_mask_file, inputs.tissue_file, inputs.brain_mask_file, *optional]
 
 

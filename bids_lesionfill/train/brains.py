@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,30 +42,38 @@ def read_tissues(t1w_file: Path, dseg_file: Path) -> tuple[np.ndarray, np.ndarra
     return scaling.apply(t1w), tissue_seg
 
 
-def read_healthy_brains(images: Iterable[Sequence[Path]]) -> list[Brain]:
+def in_memory(files: Any, read: Callable[[], Any], what: str = '') -> Any:
+    """Return a brain as it is read: what keeps brains if nothing else does; see `store.Store`."""
+    return read()
+
+
+def read_healthy_brains(images: Iterable[Sequence[Path]], keep: Callable[..., Any] = in_memory) -> list[Brain]:
     """Load healthy brains: a list of Brain.
 
     Parameters
     ----------
     images : list of (T1w file, tissue segmentation file), with 3 = white matter
+    keep : callable
+        Keeps each brain as soon as it is read: `in_memory`, or a `store.Store`.
     """
-    brains = []
-    for t1w_file, dseg_file in images:
+
+    def read(t1w_file: Path, dseg_file: Path) -> Any:
         image, tissue_seg = read_tissues(t1w_file, dseg_file)
         wm_mask = tissue_seg == tissues.WHITE_MATTER
         image, wm_mask = crop_to(wm_mask, image, wm_mask)
-        brains.append(Brain(image, wm_mask))
-    return brains
+        return Brain(image, wm_mask)
+
+    return [keep(files, partial(read, *files), 'healthy') for files in images]
 
 
 def read_patient(image_file: Path, t1w_file: Path, mask_file: Path) -> anatomy.Patient:
     """Load and normalise a patient's image (T1w or FLAIR); see `normalise_patient`."""
-    t1w_img = grid.conform(nib.load(t1w_file))
+    t1w_img = grid.conform(grid.without_background(nib.load(t1w_file)))
     lesion_mask = grid.conform_mask(nib.load(mask_file), t1w_img)
-    return anatomy.normalise_patient(nib.load(image_file), t1w_img, lesion_mask)[0]
+    return anatomy.normalise_patient(grid.without_background(nib.load(image_file)), t1w_img, lesion_mask)[0]
 
 
-def read_patients(images: Iterable[Sequence[Path]], filler: Model) -> list[Brain]:
+def read_patients(images: Iterable[Sequence[Path]], filler: Model, keep: Callable[..., Any] = in_memory) -> list[Brain]:
     """Load patients' images with their lesions, and without, to learn synthesis from: a list of Brain.
 
     Parameters
@@ -72,16 +81,21 @@ def read_patients(images: Iterable[Sequence[Path]], filler: Model) -> list[Brain
     images : list of (image file, T1w file, lesion mask file), see `read_patient`
     filler : weights.Model
         Fills the lesions, after their masks grew by a voxel and into their rims.
+    keep : callable
+        See `read_healthy_brains`.
     """
-    brains = []
-    for files in images:
+
+    def read(*files: Any) -> Any:
         patient = read_patient(*files)
-        if patient.lesion_mask.any():  # else there is nothing to learn from
-            box = patient.wm_mask | patient.lesion_mask
-            filled = without_lesions(patient, filler)
-            arrays = crop_to(box, patient.image, patient.wm_mask, patient.lesion_mask, filled)
-            brains.append(Brain(arrays[0], arrays[1], arrays[2], arrays[3]))
-    return brains
+        if not patient.lesion_mask.any():  # there is nothing to learn from
+            return None
+        box = patient.wm_mask | patient.lesion_mask
+        filled = without_lesions(patient, filler)
+        arrays = crop_to(box, patient.image, patient.wm_mask, patient.lesion_mask, filled)
+        return Brain(arrays[0], arrays[1], arrays[2], arrays[3])
+
+    brains = [keep(files, partial(read, *files), f'filled by {filler.sha256}') for files in images]
+    return [brain for brain in brains if brain is not None]
 
 
 def without_lesions(patient: anatomy.Patient, filler: Model) -> np.ndarray:
@@ -102,22 +116,26 @@ def lesion_contrasts(brains: Sequence[Brain], min_voxels: int = 3) -> tuple[np.n
     return volumes[volumes >= min_voxels], contrasts[volumes >= min_voxels]
 
 
-def read_normal_appearing(images: Iterable[Sequence[Path]]) -> list[Brain]:
+def read_normal_appearing(images: Sequence[Any], keep: Callable[..., Any] = in_memory) -> list:
     """Load patients' normal-appearing white matter, to learn filling from: a list of Brain.
 
-    Lesions are never drawn into real lesions or the rim around them, so that they are in no mask and in no loss.
+    It is found on the T1w, without a segmentation. Lesions are never drawn into real lesions or the rim around them, so
+    that they are in no mask and in no loss.
 
     Parameters
     ----------
     images : list of (image file, T1w file, lesion mask file), see `read_patient`
+    keep : callable
+        See `read_healthy_brains`.
     """
-    brains = []
-    for files in images:
+
+    def read(*files: Any) -> Any:
         patient = read_patient(*files)
         wm_mask = anatomy.normal_appearing(patient) == tissues.WHITE_MATTER
         image, wm_mask = crop_to(wm_mask, patient.image, wm_mask)
-        brains.append(Brain(image, wm_mask))
-    return brains
+        return Brain(image, wm_mask)
+
+    return [keep(files, partial(read, *files), 'normal-appearing') for files in images]
 
 
 def crop_to(mask: np.ndarray, *arrays: Any, margin_voxels: int = 12) -> list[np.ndarray]:

@@ -58,7 +58,7 @@ class KellyKapowski:
 
     @property
     def method(self) -> str:
-        """How it measures, for a paper."""
+        """The method, for a paper."""
         if self.template_dir is not None:
             return "ANTs' program antsCorticalThickness.sh (Tustison et al., 2014)"
         return (
