@@ -21,7 +21,7 @@ MIN_SHARE_ZERO = 0.95
 MAX_DIP = 0.85
 
 
-def foreground(t1w):
+def foreground(t1w: np.ndarray) -> np.ndarray:
     """Return the largest connected part of what is clearly not zero, holes filled; bool array."""
     bright = np.percentile(t1w[t1w > 0], 99) if (t1w > 0).any() else 0
     labels, n_parts = ndimage.label(t1w > 0.02 * bright)
@@ -31,7 +31,7 @@ def foreground(t1w):
     return ndimage.binary_fill_holes(labels == largest)
 
 
-def find_brain(t1w):
+def find_brain(t1w: np.ndarray) -> tuple[np.ndarray, bool]:
     """Return the brain mask: the foreground of a skull-stripped image, else by deepbet (Fisch et al. 2024).
 
     See `is_skull_stripped`.
@@ -58,7 +58,7 @@ def find_brain(t1w):
     return extract_brain(t1w), False
 
 
-def is_skull_stripped(image, head=None):
+def is_skull_stripped(image: np.ndarray, head: np.ndarray | None = None) -> bool:
     """Return True if an image shows a brain without its head.
 
     Air is zero, and no dark skull lies below a brighter scalp.
@@ -85,7 +85,7 @@ def is_skull_stripped(image, head=None):
     return bool(air_is_zero and skull_dip(image, head) > MAX_DIP)
 
 
-def skull_dip(image, head, depth_mm=24):
+def skull_dip(image: np.ndarray, head: np.ndarray, depth_mm: int = 24) -> float:
     """Return how dark the darkest layer below the surface is, as a share of layers above and below.
 
     1 if none is darker.
@@ -109,7 +109,7 @@ def skull_dip(image, head, depth_mm=24):
     return min([1, *dips])
 
 
-def extract_brain(t1w):
+def extract_brain(t1w: np.ndarray) -> np.ndarray:
     """Extract the brain of a whole head by deepbet, whose weights are in its package; (X, Y, Z) bool array."""
     from deepbet import BrainExtraction  # imports torch
 
@@ -119,12 +119,12 @@ def extract_brain(t1w):
     return bet.postprocess(probability > 0.5) > 0
 
 
-def correct_bias(t1w, brain_mask):
+def correct_bias(t1w: np.ndarray, brain_mask: np.ndarray) -> np.ndarray:
     """Divide a T1w by its bias field (see `find_bias`); float32 array."""
     return (t1w / find_bias(t1w, brain_mask)).astype(np.float32)
 
 
-def find_bias(t1w, brain_mask):
+def find_bias(t1w: np.ndarray, brain_mask: np.ndarray) -> np.ndarray:
     """Estimate the bias field of a T1w (N4, Tustison et al. 2010; SimpleITK); (X, Y, Z) float32 array.
 
     N4 works on logarithms and leaves a voxel that has none as it is, as if its intensity were one: such voxels take no
@@ -145,7 +145,9 @@ def find_bias(t1w, brain_mask):
     return np.exp(log_field)
 
 
-def classify(t1w, brain_mask, lesion_mask, bias_field=None):
+def classify(
+    t1w: np.ndarray, brain_mask: np.ndarray, lesion_mask: np.ndarray, bias_field: np.ndarray | None = None
+) -> np.ndarray:
     """Classify tissue by a mixture of three normal distributions on the bias-corrected T1w.
 
     Lesions take no part in the fit. They are classified as any voxel: on T1w images as grey matter, mostly.
@@ -190,7 +192,9 @@ def classify(t1w, brain_mask, lesion_mask, bias_field=None):
     return tissue_seg
 
 
-def claim_rim(wm_mask, lesion_mask, brain_mask, reach_voxels=3):
+def claim_rim(
+    wm_mask: np.ndarray, lesion_mask: np.ndarray, brain_mask: np.ndarray, reach_voxels: int = 3
+) -> np.ndarray:
     """Return white matter, with the soft rims of lesions claimed back from grey matter.
 
     A voxel that is part lesion, part white matter looks grey. Growing the mask into white matter alone would then
