@@ -10,6 +10,7 @@ from ..diffusion import registry as fillers
 from ..layout import derivatives as layout_derivatives
 from ..layout import files, indexing, inputs, naming, near_misses, ownership, pairing, raw, tables, tools, written
 from ..layout import status as layout_status
+from ..modality import get
 from ..report import methods, references
 from ..thickness import engine, registry
 from . import copying, progress, reporting, visits
@@ -191,7 +192,7 @@ def work_on(images, models, engines, donor, run_id, options):
     """Fill and measure images, or paint lesions into them; list of (Inputs, desc, dict with `status` and `message`)."""
     if options.mode == 'synth':
         return visits.run(images, models, donor, run_id, options)
-    n_t1w = collections.Counter(image.session for image in images if image.modality == 'T1w')
+    n_t1w = collections.Counter(image.session for image in images if get(image.modality).is_measured)
     results = {}
     for visit in visits.visits_of(images, options):
         filled = [(image, run_image(visit, image, models, run_id)) for image in visit.images]
@@ -242,7 +243,7 @@ def fill_image(visit, image, model):
     if layout_derivatives.is_finished(options.output_dir, image, run_hash, options.n_samples):
         logger.info('%s: already done', image.name)
         return None
-    if image.modality == 'T1w':
+    if get(image.modality).is_measured:
         check_results(image, options)
     model, started = fillers.load_filler(model.loaded, modality=image.contrast), time.monotonic()
     with progress.of_parts(image.name) as report_tiles:
@@ -279,7 +280,7 @@ def make_engines(options):
 def measure_thickness(visit, image, result, is_only_t1w, engines, run_id):
     """Measure an image that was filled, if it is a T1w; return what became of it, as `run_image` does."""
     options = visit.options
-    if not engines or result['status'] != 'filled' or image.modality != 'T1w':
+    if not engines or result['status'] != 'filled' or not get(image.modality).is_measured:
         return result
     from . import measuring
 
