@@ -23,8 +23,9 @@ MAY_IMPORT = {
     'evaluate': {*RESEARCH, 'train', 'report'},
     'readerstudy': RESEARCH,
     'score': {*RESEARCH, 'report'},
-    'app': {*RESEARCH, 'report', 'thickness'},
-    '__init__': {'lesions'},
+    'app': {*RESEARCH, 'interface', 'report', 'thickness'},
+    'interface': {*GROUND, 'layout', 'lesions', 'diffusion', 'images'},
+    '__init__': {'interface'},
     '__main__': {'app'},
 }
 PURE = {'modality', 'statistics', 'images', 'diffusion', 'lesions', 'thickness'}
@@ -73,6 +74,7 @@ HEAVY = {
 LIGHT = [
     *('__init__.py', '__main__.py', 'app/cli.py', 'app/config.py', 'app/exit_codes.py', 'app/options.py'),
     *('app/parser.py', 'app/options_page.py', 'app/log.py', 'app/table.py', 'app/validation.py', 'app/values.py'),
+    'app/single_file.py',
     *('diffusion/models.py', 'thickness/registry.py', 'thickness/engine.py'),
     *('diffusion/registry.py', 'diffusion/filler.py', 'modality.py', 'plugins.py', 'sidecars.py'),
     'layout',
@@ -89,7 +91,7 @@ LONG_FUNCTIONS = {
 }
 MANY_ARGUMENTS = {
     **dict.fromkeys(
-        ['lesions/fill.py:fill_lesions', 'lesions/synthesis.py:synthesize_lesions'],
+        ['interface.py:fill_lesions', 'interface.py:synthesize_lesions'],
         'the Python interface: two images, and options by keyword',
     ),
     **dict.fromkeys(
@@ -106,7 +108,7 @@ MANY_ARGUMENTS = {
     'layout/pairing.py:find_inputs': 'a dataset, and filters by keyword',
     'lesions/tables.py:describe_lesions': 'arrays of one image',
     **dict.fromkeys(
-        [f'lesions/unmixing.py:{name}' for name in ('unmix', 'unmix_box', 'lesion_share')],
+        [f'lesions/unmixing.py:{name}' for name in ('unmix_box',)],
         'arrays of one image',
     ),
     **dict.fromkeys(

@@ -1,5 +1,6 @@
 """From the files that were found for an image to images in one world: which lesions, whose tissues, FLAIR to T1w."""
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import numpy as np
 
 from ..images import grid, masks, nifti, placement, registration, segmentations
 from ..layout import inputs
-from ..layout.files import open_image
+from ..layout.files import check_content, open_image
 from ..lesions import records, settings
+
+logger = logging.getLogger(__name__)
 
 MAX_SHIFT_MM = 1  # up to this, world coordinates agree
 MIN_GAIN = 1.02  # of mutual information; less is what interpolation and noise give
@@ -75,9 +78,23 @@ def settle(image, opener=open_image):
     return with_source(image)
 
 
-def with_source(image):
-    """Return an image whose sources name `flair_file`, too."""
-    return replace(image, sources=tuple(dict.fromkeys((*image.sources, image.flair_uri))))
+def with_source(image, path=None):
+    """Return an image whose sources name `flair_file`, or another file beside it, too."""
+    uri = image.uri_beside(path or image.flair_file)
+    return replace(image, sources=tuple(dict.fromkeys((*image.sources, uri))))
+
+
+def with_fluid_file(image, opener=open_image):
+    """Return a T1w whose sources name the FLAIR that tells fluid from lesions, or without it if it cannot be read."""
+    if image.fluid_file is None:
+        return image
+    try:
+        check_content(image.fluid_file)
+        nifti.check_image(opener(image.fluid_file), 'FLAIR')
+    except ValueError as error:
+        logger.warning('%s is filled without its FLAIR: %s', image.name, error)
+        return replace(image, fluid_file=None)
+    return with_source(image, image.fluid_file)
 
 
 def view(image, choice=settings.DEFAULT_CHOICE, way=None, opener=open_image) -> View:

@@ -31,7 +31,7 @@ RERUN_SEED = 1  # added to the image's seed
 
 @dataclass(frozen=True)
 class Task:
-    """How an image is measured."""
+    """Settings of the measurement of an image."""
 
     seed: int
     version: str  # of the app
@@ -204,7 +204,7 @@ def tissues_of(measurement, scan, engine):
 
 def classify(scan):
     """Compute tissue classes for an engine that provides none; nibabel image on the image's grid."""
-    t1w_img, found = grid.conform(scan.t1w_img), scan.of_visit()
+    t1w_img, found = grid.conform(grid.without_background(scan.t1w_img)), scan.of_visit()
     t1w = t1w_img.get_fdata(dtype=np.float32)
     seg = tissues.classify(t1w, found.brain_mask, np.zeros(t1w.shape, dtype=bool), found.bias_field)
     seg = grid.resample_to(nib.Nifti1Image(seg.astype(np.float32), t1w_img.affine), scan.t1w_img, order=0)

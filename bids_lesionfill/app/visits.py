@@ -124,7 +124,7 @@ def synthesize_image(visit, image, variant, desc, model, options):
     float
         Seconds that it took; None if all was there.
     """
-    image = visit.settle(visit.with_mask(image))
+    image = replace(visit.settle(visit.with_mask(image)), fluid_file=None)  # which is for filling
     files = naming.synth_files(options.output_dir, image, desc)
     layout_derivatives.check_files(image)
     result_options = options.of_result(image.modality) | {'variant': variant} | visit.fingerprint
@@ -170,6 +170,20 @@ class Visit:
         if pair not in self.ways:
             self.ways[pair] = loading.way_to_t1w(image, self.opener)
         return self.ways[pair]
+
+    def with_fluid_file(self, image: inputs.Inputs) -> inputs.Inputs:
+        """Return an image with the FLAIR that tells fluid from lesions, if one is to be used and can be read."""
+        if self.options.growth.rims != 'unmixed':
+            return replace(image, fluid_file=None)
+        return loading.with_fluid_file(image, self.opener)
+
+    def flair_on_t1w(self, image: inputs.Inputs):
+        """Return the FLAIR that tells fluid from lesions in the world of its T1w (nibabel image); None without."""
+        if image.fluid_file is None:
+            return None
+        to_t1w, _ = self.way_to_t1w(replace(image, flair_file=image.fluid_file))
+        t1w_img, flair_img = self.opener(image.t1w_file), self.opener(image.fluid_file)
+        return flair_img if to_t1w is None else placement.moved(flair_img, to_t1w, t1w_img)
 
     def view(self, image: inputs.Inputs) -> loading.View:
         """Return the masks and the T1w of the visit in the scanner space of an image (from `settle`)."""
@@ -236,7 +250,8 @@ class Visit:
             anatomy = anatomy if view.from_t1w is None else anatomy.moved(view.from_t1w)
             _, _, notes = self.segmentation(image)
         sampling = options.sampling(layout_derivatives.seed_of(image, options.random_seed), report_tiles)
-        filling = fill.fill(view.image_img, view.lesions, anatomy, model, options.growth, sampling)
+        lesions = view.lesions if anatomy is None else replace(view.lesions, flair_img=self.flair_on_t1w(image))
+        filling = fill.fill(view.image_img, lesions, anatomy, model, options.growth, sampling)
         warnings = [*filling.warnings, *notes, *view.notes]
         record = replace(filling.record, flair_registration=view.registration)
         return replace(filling, record=record, warnings=warnings), view
@@ -270,7 +285,7 @@ class Visit:
 
     @property
     def anatomy(self) -> Anatomy:
-        """What is free for new lesions; see `images.anatomy.look_at`."""
+        """The space that is free for new lesions; see `images.anatomy.look_at`."""
         lesions_img = loading.lesions_of(self.first, self.choice, self.way_to_t1w(self.first)[0], self.opener)
         lesions = lesions_img and settings.Lesions(lesions_img, threshold=self.choice.threshold)
         return self.anatomy_with(self.first, lesions, OLD_LESION_SHARE)
@@ -315,14 +330,14 @@ class Visit:
 
     @property
     def source(self):
-        """Where the lesions come from, in words."""
+        """The origin of the lesions, in words."""
         if self.options.new_mask_file:
             return f'the mask {self.options.new_mask_file.name}'
         return f'sub-{self.donor.subject}, by deformable registration' if self.donor else 'drawn from a library'
 
     @cached_property
     def fingerprint(self):
-        """What else the result depends on: the bytes of masks that are given, by their hashes."""
+        """Further inputs of the result: the bytes of masks that are given, by their hashes."""
         files = [self.options.new_mask_file] if self.options.new_mask_file else []
         files += [self.donor.t1w_file, self.donor.lesion_mask_file] if self.donor else []
         files += [file for file in (self.first.lesion_mask_file, self.first.brain_mask_file) if file]

@@ -10,18 +10,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a volume is to be filled."""
+    """Settings of the filling of a volume."""
 
     seeds: tuple[int, ...] = (0,)  # each gives one filling
     num_inference_steps: int | None = None  # the filler's own if not given
     device: str = 'cpu'
     batch_size: int = 8  # tiles at once
     progress: Callable[[int, int], Any] | None = None  # is called with (n_done, n_all)
+    beside_grey: bool = False  # what is darker beside the mask is other tissue that goes on inside it, not lesion
 
 
 @dataclass(frozen=True)
 class Record:
-    """What the sidecar of a filling tells of its filler."""
+    """The part of the sidecar of a filling that describes the filler."""
 
     model: str
     weights_sha256: str | None = None

@@ -14,7 +14,7 @@ RIM_VOXELS = 3  # around a patient's lesions that is not taken for healthy
 
 @dataclass(frozen=True)
 class Sources:
-    """Where brain and white matter come from."""
+    """Sources of brain mask and white matter."""
 
     skull_stripped: bool | None = None
     brain_mask_source: str | None = None
@@ -123,7 +123,7 @@ def segment(t1w, lesion_mask, conformed_img, brain_mask_img=None, tissue_seg_img
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What the T1w of a visit shows, on its working grid (1 mm, RAS): `(X, Y, Z)` arrays.
+    """Brain, white matter and intensities of the T1w of a visit, on its working grid (1 mm, RAS): `(X, Y, Z)` arrays.
 
     Found once for a visit; filling, synthesis and thickness are handed it.
     """
@@ -173,7 +173,7 @@ def look_at(
     """
     plain_img = nifti.plain(t1w_img, 'T1w')
     grid_img = grid.conform(plain_img)
-    t1w = grid_img.get_fdata(dtype=np.float32)
+    t1w = above_background(plain_img, grid_img)
     old_lesions = np.zeros(grid_img.shape, dtype=bool)
     if lesion_mask_img is not None:  # by way of the T1w's own voxels, on which a mask without a place lies
         old_mask = placement.mask_on_grid(lesion_mask_img, t1w_img, mask_threshold)
@@ -183,13 +183,22 @@ def look_at(
     return Anatomy(grid_img, brain_mask, tissue_seg, old_lesions, sources, bias_field)
 
 
+def above_background(plain_img, grid_img):
+    """Return a T1w on its working grid as tissues are found in it: background zero; (X, Y, Z) float32 array.
+
+    A constant that was added to the image changes nothing (`grid.background_level`).
+    """
+    level_img = grid.without_background(plain_img)
+    return (grid_img if level_img is plain_img else grid.conform(level_img)).get_fdata(dtype=np.float32)
+
+
 def look_again(anatomy: Anatomy, t1w_img, lesion_mask_img, lesion_share: float) -> Anatomy:
     """Find the tissues of a T1w again with other lesions left out of the fit; brain and bias stay. See `look_at`."""
     old_lesions = np.zeros(anatomy.brain_mask.shape, dtype=bool)
     if lesion_mask_img is not None:
         old_mask = placement.mask_on_grid(lesion_mask_img, t1w_img)
         old_lesions = grid.conform_mask(nifti.mask_image(old_mask, t1w_img), anatomy.grid_img, threshold=lesion_share)
-    t1w = anatomy.grid_img.get_fdata(dtype=np.float32)
+    t1w = above_background(nifti.plain(t1w_img, 'T1w'), anatomy.grid_img)
     tissue_seg = tissues.classify(t1w, anatomy.brain_mask, old_lesions, anatomy.bias_field)
     tissue_seg = np.where(old_lesions & anatomy.brain_mask, tissues.WHITE_MATTER, tissue_seg)
     return replace(anatomy, tissue_seg=tissue_seg, old_lesions=old_lesions)

@@ -210,7 +210,7 @@ def hash_run(inputs, options, weights_sha256, version):
 def input_files(inputs):
     """List the files that a result depends on: paths, with None for a missing one of the first four."""
     segmentation = inputs.segmentation.files if inputs.segmentation else ()
-    optional = [path for path in (inputs.flair_file, *segmentation) if path]
+    optional = [path for path in (inputs.flair_file, *segmentation, inputs.fluid_file) if path]
     return [inputs.image_file, inputs.lesion_mask_file, inputs.tissue_file, inputs.brain_mask_file, *optional]
 
 

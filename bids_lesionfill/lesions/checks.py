@@ -1,4 +1,4 @@
-"""Whether a person should look twice at an image: checks on the numbers of its sidecar and its table of lesions.
+"""Quality checks of an image: on the numbers of its sidecar and its table of lesions.
 
 What a check finds unusual need not be wrong, and what passes need not be right: it says where to look first. Limits
 were set on the demo: good fills, and fills with masks that were shifted, flipped and eroded on purpose

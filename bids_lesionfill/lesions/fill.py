@@ -14,7 +14,7 @@ from ..images import anatomy as images_anatomy
 from ..images import grid, masks, nifti, placement
 from ..images.anatomy import Anatomy
 from ..modality import get
-from . import checks, contrasts, tables, unmixing
+from . import checks, contrasts, fluids, tables, unmixing
 from . import texture as textures
 from .records import FillRecord
 from .settings import DEFAULT_GROWTH, DEFAULT_SAMPLING, Growth, Lesions, Sampling
@@ -36,113 +36,36 @@ class Filling:
     warnings: list = field(default_factory=list)  # sentences
 
 
-def fill_lesions(
-    image_img,
-    lesion_mask_img,
-    *,
-    tissue_img=None,
-    model='fill-T1w',
-    modality=None,
-    wm_mask_img=None,
-    dilate=1,
-    rim_voxels=2,
-    rims='unmixed',
-    rim_img=None,
-    texture='sampled',
-    num_inference_steps=None,
-    n_samples=1,
-    device='auto',
-    seed=0,
-):  # the Python interface: many arguments, each of them optional
-    """Fill the lesions of an image with healthy tissue.
-
-    Parameters
-    ----------
-    image_img : nibabel image, 3D (or 4D with one volume)
-        T1w, or FLAIR with a model for FLAIR; with or without skull, any orientation and voxel size.
-    lesion_mask_img : nibabel image
-        Above zero = lesion; another grid in the same world space is resampled.
-    tissue_img : nibabel image, optional
-        The T1w in which brain and white matter are found, in the same world space; the image itself if not given.
-        All modalities but T1w need it, unless `wm_mask_img` is given.
-    model : str, path or Filler
-        The name of a bundled model or of another filler (`biharmonic`, ...; see `diffusion.registry`), a model folder,
-        or a loaded filler.
-    modality : str, optional
-        What the image is (`modality.MODALITIES`); that which the model was made for if not given.
-    wm_mask_img : nibabel image, optional
-        White matter, above zero; found by a mixture model if not given.
-    rims : {'unmixed', 'grown'}
-        What is done with the rims of lesions, which masks miss: the share of lesion in each voxel is estimated and
-        taken out, and fluid inside the mask stays (`unmixing`); or the mask grows into them by `dilate` and
-        `rim_voxels`.
-    rim_img : nibabel image, optional
-        A FLAIR of the session, on which a T1w's rims are seen better.
-    dilate : int
-        Voxels that the mask grows into white matter (thesis 3.5); within the slice where slices are thicker than 2 mm.
-    rim_voxels : int
-        Voxels that it may grow further, into white matter as dark (FLAIR: bright) as the rim of a lesion that the mask
-        missed; see `inpaint.grow_to_rim`.
-    texture : {'sampled', 'mean'}
-        Fill with a sample, which has the noise of this image's white matter (`texture`), or with the smooth estimate of
-        the mean.
-    num_inference_steps : int, optional
-        DDIM steps; the model's default if not given.
-    n_samples : int
-        More than one: the mean of so many samples is filled in.
-    device : {'auto', 'cpu', 'cuda'}
-    seed : int
-
-    Returns
-    -------
-    nibabel image
-        On the grid of `image_img`, with its header; equal outside the mask that was used.
-
-    Raises
-    ------
-    ValueError
-        If an image cannot be used; the sentence says why.
-    FileNotFoundError
-        If the model is not found.
-    """
-    if modality is not None:
-        model = registry.load_filler(model, models.choose_device(device), modality)
-    lesions = Lesions(lesion_mask_img, rim_img=rim_img)
-    growth = Growth(dilate, rim_voxels, rims)
-    sampling = Sampling(num_inference_steps, n_samples, seed, device, texture=texture)
-    return nifti.as_loaded(fill_alone(image_img, lesions, model, tissue_img, wm_mask_img, growth, sampling).filled_img)
-
-
 def fill_alone(
     image_img: nib.Nifti1Image,
     lesions: Lesions,
     model: str | Filler,
-    tissue_img: nib.Nifti1Image | None = None,
+    t1w_img: nib.Nifti1Image | None = None,
     wm_mask_img: nib.Nifti1Image | None = None,
     growth: Growth = DEFAULT_GROWTH,
     sampling: Sampling = DEFAULT_SAMPLING,
 ) -> Filling:
-    """Fill an image whose anatomy nobody has found yet; arguments as of `fill_lesions` and `fill`."""
+    """Fill an image whose anatomy nobody has found yet; arguments as of `interface.fill_lesions` and `fill`."""
     nifti.check_image(image_img, 'image')
     if not lesions.on_grid(image_img)[0].any():
         return fill(image_img, lesions, None, model, growth, sampling)
     model = registry.load_filler(model, models.choose_device(sampling.device))
-    if get(model.modality).needs_t1w and tissue_img is None and wm_mask_img is None:
+    if get(model.modality).needs_t1w and t1w_img is None and wm_mask_img is None:
         raise ValueError(
-            f'model {model.name} fills {model.modality} images: it needs their T1w (tissue_img) or wm_mask_img'
+            f'model {model.name} fills {model.modality} images: it needs their T1w (t1w_img) or wm_mask_img'
         )
-    anatomy = find_anatomy(image_img, lesions, tissue_img, wm_mask_img)
+    anatomy = find_anatomy(image_img, lesions, t1w_img, wm_mask_img)
     return fill(image_img, lesions, anatomy, model, growth, sampling)
 
 
 def find_anatomy(
     image_img: nib.Nifti1Image,
     lesions: Lesions,
-    tissue_img: nib.Nifti1Image | None = None,
+    t1w_img: nib.Nifti1Image | None = None,
     wm_mask_img: nib.Nifti1Image | None = None,
 ) -> Anatomy:
     """Find brain and white matter in the T1w of an image, or in the image itself, in its world space."""
-    t1w_img = image_img if tissue_img is None else placement.beside(tissue_img, image_img, 'T1w')
+    t1w_img = image_img if t1w_img is None else placement.beside(t1w_img, image_img, 'T1w')
     if wm_mask_img is not None:
         return images_anatomy.from_white_matter(t1w_img, wm_mask_img)
     given_mask, kept_mask = lesions.on_grid(image_img)
@@ -173,7 +96,7 @@ class Scene(NamedTuple):
 
 
 class Hole(NamedTuple):
-    """What is filled, and the image around it."""
+    """The region to fill, and the image around it."""
 
     used_mask: np.ndarray  # (X, Y, Z) bool, own grid
     mask: np.ndarray  # (X, Y, Z) bool, working grid
@@ -281,7 +204,7 @@ def grow_mask(scene: Scene, lesions: Lesions, growth: Growth) -> Hole:
     """Restrict the mask to lesions that touch white matter, and let it reach the rims that it missed: Hole."""
     used_mask = masks.restrict_to_white_matter(scene.given_mask, scene.native_wm)
     if growth.rims == 'unmixed' and used_mask.any():
-        mix = find_shares(scene, used_mask, lesions.rim_img)
+        mix = find_shares(scene, used_mask, lesions.flair_img)
         tissue = unmixing.tissue_alone(scene.plain_img.get_fdata(dtype=np.float32), mix)
         image = grid.conform(nib.Nifti1Image(tissue, scene.plain_img.affine)).get_fdata(dtype=np.float32)
         return Hole(mix.touched, to_working_grid(mix.filled, scene), tissue, image, mix)
@@ -329,7 +252,8 @@ def describe_hole(scene: Scene, hole: Hole, growth: Growth) -> FillRecord:
 def sample(scene: Scene, hole: Hole, model, sampling: Sampling) -> Sampled:
     """Sample healthy tissue on tiles that cover the hole, once for each seed."""
     scaling = grid.white_matter_scaling(hole.image, scene.wm_mask & ~hole.mask)
-    values = model.fill(scaling.apply(hole.image), hole.mask, scene.wm_mask, sampling.of_filler())
+    of_filler = replace(sampling.of_filler(), beside_grey=hole.mix is not None and not hole.mix.tight)
+    values = model.fill(scaling.apply(hole.image), hole.mask, scene.wm_mask, of_filler)
     return Sampled(scaling.invert(values), float(1.5 / scaling.slope))
 
 
@@ -416,10 +340,11 @@ def add_texture(tissue, filled, hole, wm_mask, img, seed):
     return np.where(hole, sampled, filled)
 
 
-def find_shares(scene: Scene, lesion_mask, rim_img=None):
+def find_shares(scene: Scene, lesion_mask, flair_img=None):
     """Estimate shares of fluid and lesion on an image's own grid (`unmixing.Unmixing`).
 
-    Fluid is found on the T1w: on the image's own grid if it is one, else on the working grid.
+    Fluid is found on the T1w: on the image's own grid if it is one, else on the working grid. A FLAIR, in the world
+    space of the image, tells it from lesions that are as dark.
     """
     plain_img, grid_img, native_wm = scene.plain_img, scene.grid_img, scene.native_wm
     image = plain_img.get_fdata(dtype=np.float32)
@@ -427,15 +352,14 @@ def find_shares(scene: Scene, lesion_mask, rim_img=None):
     # A brain mask may end too early: what a rater delineated there, as bright as tissue, is tissue.
     brain |= lesion_mask & (image > TISSUE_ABOVE * np.median(image[native_wm & ~lesion_mask]))
     voxel_mm = nib.affines.voxel_sizes(plain_img.affine)
-    if scene.is_t1w and rim_img is None:
-        return unmixing.unmix(image, lesion_mask, native_wm, brain, voxel_mm)
     if scene.is_t1w:
-        shares = unmixing.unmix(image, lesion_mask, native_wm, brain, voxel_mm)
-        flair_img = nifti.plain(placement.beside(rim_img, plain_img, 'FLAIR'), 'FLAIR')
-        flair = grid.resample_to(flair_img, plain_img, order=3)
-        csf = unmixing.level_in_fluid(flair, shares.fluid, brain)
-        evidence = unmixing.unmix(flair, lesion_mask, native_wm, brain, voxel_mm, shares.fluid, csf).lesion
-        return unmixing.unmix(image, lesion_mask, native_wm, brain, voxel_mm, evidence=evidence)
+        solid = None
+        if flair_img is not None:
+            shares = unmixing.unmix(image, lesion_mask, native_wm, brain, voxel_mm)
+            flair_img = nifti.plain(placement.beside(flair_img, plain_img, 'FLAIR'), 'FLAIR')
+            flair = grid.resample_to(flair_img, plain_img, order=1)
+            solid = fluids.solid_on_flair(flair, shares.fluid, native_wm, lesion_mask, brain)
+        return unmixing.unmix(image, lesion_mask, native_wm, brain, voxel_mm, solid=solid)
     conformed_mask = grid.conform_mask(nifti.mask_image(lesion_mask, plain_img), grid_img)
     fluid = unmixing.unmix(scene.t1w, conformed_mask, scene.wm_mask, scene.brain_mask).fluid
     # A voxel that is larger than those of the T1w sees the average of them: a Gaussian of its width.
@@ -443,6 +367,5 @@ def find_shares(scene: Scene, lesion_mask, rim_img=None):
     fluid = ndimage.gaussian_filter(fluid, wider_mm / 2.355)
     fluid = np.clip(grid.resample_to(nib.Nifti1Image(fluid, grid_img.affine), plain_img, order=1), 0, 1)
     fluid = np.where(brain, fluid, 1)
-    return unmixing.unmix(
-        image, lesion_mask, native_wm, brain, voxel_mm, fluid, unmixing.level_in_fluid(image, fluid, brain)
-    )
+    level = fluids.level_in_fluid(image, fluid, brain)
+    return unmixing.unmix(image, lesion_mask, native_wm, brain, voxel_mm, (fluid, level))

@@ -1,4 +1,4 @@
-"""What filling and synthesis record of themselves; `sidecars` spells it as JSON.
+"""Records of filling and synthesis; `sidecars` writes them as JSON.
 
 None: does not apply, or is not in the sidecar of an earlier version.
 """
@@ -12,7 +12,7 @@ from .. import sidecars
 
 @dataclass(frozen=True)
 class Registration:
-    """How two images of a visit were registered."""
+    """Registration of two images of a visit."""
 
     method: str
     shift_mm: float  # largest, by which their headers disagree

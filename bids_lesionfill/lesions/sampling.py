@@ -192,7 +192,7 @@ def away_from(avoid, wm_mask, avoid_voxels=AVOID_VOXELS):
 
 @dataclass(frozen=True)
 class Atlas:
-    """Where lesions are in general, brought to one anatomy; see `places.locate`."""
+    """Frequency of lesions, registered to one anatomy; see `places.locate`."""
 
     library: LesionLibrary
     places: np.ndarray  # (X, Y, Z) int

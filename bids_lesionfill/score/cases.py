@@ -19,7 +19,7 @@ NO_PREDICTION = 'no prediction'
 
 @dataclass(frozen=True)
 class Choice:
-    """Which masks are meant, where there are several."""
+    """Selection among several masks."""
 
     truth_desc: str | None = None  # `desc-` of the true masks; for a variant of a synthesis `synth2`
     prediction_desc: str | None = None  # `desc-` of the predicted masks
