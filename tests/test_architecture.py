@@ -107,10 +107,7 @@ MANY_ARGUMENTS = {
     'lesions/sampling.py:draw_lesion_mask': 'an atlas, a brain, a generator, and what to draw, by keyword',
     'layout/pairing.py:find_inputs': 'a dataset, and filters by keyword',
     'lesions/tables.py:describe_lesions': 'arrays of one image',
-    **dict.fromkeys(
-        [f'lesions/unmixing.py:{name}' for name in ('unmix_box',)],
-        'arrays of one image',
-    ),
+    'lesions/unmixing.py:unmix_box': 'arrays of one image',
     **dict.fromkeys(
         ['readerstudy/cases.py:draw_case', 'readerstudy/cases.py:replace_lesion'],
         'images of a visit, a model, and how it is sampled',

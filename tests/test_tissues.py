@@ -40,14 +40,14 @@ def test_foreground_is_filled_and_in_one_piece(head):
 
 def test_skull_stripped_image_needs_no_network(head, monkeypatch):
     phantom, t1w, _ = head
-    monkeypatch.setattr(tissues, 'extract_brain', lambda _: pytest.fail('deepbet was called'))
+    monkeypatch.setattr(tissues.brain_extraction, 'extract_brain', lambda _: pytest.fail('it was called'))
     brain_mask, skull_stripped = tissues.find_brain(t1w)
     assert skull_stripped
     assert dice(brain_mask, phantom.brain_mask) > 0.999
 
 
-def test_image_with_noise_around_it_goes_to_deepbet(rng, monkeypatch):
-    monkeypatch.setattr(tissues, 'extract_brain', lambda t1w: t1w > 50)
+def test_image_with_noise_around_it_goes_to_the_network(rng, monkeypatch):
+    monkeypatch.setattr(tissues.brain_extraction, 'extract_brain', lambda t1w: t1w > 50)
     image = rng.uniform(40, 100, (160, 160, 120)).astype(np.float32)
     brain_mask, skull_stripped = tissues.find_brain(image)
     assert not skull_stripped
@@ -66,7 +66,7 @@ def small_head():
 @pytest.mark.parametrize('part', [slice(None), slice(40, 90)])
 def test_small_head_and_slab_are_not_taken_for_skull_stripped(small_head, part, monkeypatch):
     brain = small_head[:, :, part] > 120
-    monkeypatch.setattr(tissues, 'extract_brain', lambda t1w: brain)
+    monkeypatch.setattr(tissues.brain_extraction, 'extract_brain', lambda t1w: brain)
     assert tissues.foreground(small_head[:, :, part]).sum() / 1000 < tissues.LARGEST_BRAIN_ML
     found, skull_stripped = tissues.find_brain(small_head[:, :, part])
     assert not skull_stripped

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..modality import NAMES as MODALITY_NAMES
-from ..modality import get
+from ..modality import defaults, get
 from ..thickness import registry
 from . import values
 from .table import Spec, option, specs_of
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 VERSION_FILE = Path(__file__).resolve().parents[2] / 'version'
 
-MODALITIES = {'fill': ('T1w',), 'synth': ('FLAIR', 'T1w')}  # by mode, if none is given
+MODES = ('fill', 'synth')
 
 # Kinds of options: those of files, and those that are misplaced elsewhere.
 file_option = partial(option, parse=Path, metavar='FILE')
@@ -60,7 +60,7 @@ class Main:
         help='participant: fill or synthesize lesions, measure thickness; group: page of the study, effect of '
         'filling on thickness',
     )
-    mode: str = option('--mode', default='fill', choices=tuple(MODALITIES), help='fill lesions, or synthesize new ones')
+    mode: str = option('--mode', default='fill', choices=MODES, help='fill lesions, or synthesize new ones')
 
 
 @dataclass(frozen=True)
@@ -479,7 +479,7 @@ STOPS = (
 class Options(Run, Resources, Thickness, Synthesis, Sampling, Growth, MaskChoice, Query, Main):
     """All options of a run, checked, and what follows from them."""
 
-    modalities: tuple = field(default=('T1w',), kw_only=True)  # those of the mode if none is given
+    modalities: tuple = field(default=defaults('fill'), kw_only=True)  # those of the mode if none is given
     thickness_results: dict = field(default_factory=dict, kw_only=True)  # name -> path: of other tools
     raw_dir: Path | None = field(default=None, kw_only=True)  # of --output-layout raw; output_dir is in it then
     config: str = field(default='', kw_only=True)  # all options as TOML, for the log

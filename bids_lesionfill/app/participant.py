@@ -15,6 +15,7 @@ from ..diffusion import registry as fillers
 from ..layout import derivatives as layout_derivatives
 from ..layout import files, indexing, inputs, naming, near_misses, ownership, pairing, raw, tables, tools, written
 from ..layout import status as layout_status
+from ..modality import get
 from ..report import methods, references
 from ..thickness import engine, registry
 from . import copying, progress, reporting, visits
@@ -219,7 +220,7 @@ def work_on(
     """Fill and measure images, or paint lesions into them; list of (Inputs, desc, dict with `status` and `message`)."""
     if options.mode == 'synth':
         return visits.run(images, models, donor, run_id, options)
-    n_t1w = collections.Counter(image.session for image in images if image.modality == 'T1w')
+    n_t1w = collections.Counter(image.session for image in images if get(image.modality).is_measured)
     results = {}
     for visit in visits.visits_of(images, options):
         filled = [(image, run_image(visit, image, models, run_id)) for image in visit.images]
@@ -273,7 +274,7 @@ def fill_image(visit: visits.Visit, image: inputs.Inputs, model: fillers.Deferre
     if layout_derivatives.is_finished(options.output_dir, image, run_hash, options.n_samples):
         logger.info('%s: already done', image.name)
         return None
-    if image.modality == 'T1w':
+    if get(image.modality).is_measured:
         check_results(image, options)
     model, started = fillers.load_filler(model.loaded, modality=image.contrast), time.monotonic()
     with progress.of_parts(image.name) as report_tiles:
@@ -317,7 +318,7 @@ def measure_thickness(
 ) -> dict[str, Any]:
     """Measure an image that was filled, if it is a T1w; return what became of it, as `run_image` does."""
     options = visit.options
-    if not engines or result['status'] != 'filled' or image.modality != 'T1w':
+    if not engines or result['status'] != 'filled' or not get(image.modality).is_measured:
         return result
     from . import measuring
 

@@ -82,7 +82,7 @@ def read_image(sidecar: Path, output_dir: Path) -> dict:
     whose = {'participant': participant}
     info = derivatives.read_sidecar(sidecar.with_suffix('.nii.gz'))
     table = 'lesions' if desc == 'filled' else f'{desc}lesions'
-    space = '' if modality == 'T1w' else f'_space-{modality}'
+    space = naming.space_entity(modality)
     lesions = read_table(sidecar.with_name(f'{scan}{space}_desc-{table}_qc.tsv'), 'label', 'volume_mm3')
     if not {'RunHash', 'Warnings'} <= set(info):
         return whose | {

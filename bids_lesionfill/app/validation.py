@@ -18,7 +18,7 @@ from ..diffusion import models
 from ..diffusion import registry as fillers
 from ..layout import indexing, ownership, raw, tools, validator
 from ..layout.errors import UsageError
-from ..modality import NAMES
+from ..modality import NAMES, defaults, get
 from ..thickness import registry
 from . import config, table
 from . import options as app_options
@@ -49,7 +49,7 @@ def options_of(arguments: argparse.Namespace, argv: list[str]) -> app_options.Op
     derived = {
         'output_dir': output_dir,
         'raw_dir': raw_dir,
-        'modalities': tuple(dict.fromkeys(arguments.modality or app_options.MODALITIES[arguments.mode])),
+        'modalities': tuple(dict.fromkeys(arguments.modality or defaults(arguments.mode))),
         'filters': read_filters(arguments.bids_filter_file),
         'derivatives': derivatives or None,
         'thickness_results': thickness_results,
@@ -155,7 +155,7 @@ def split_derivatives(arguments: argparse.Namespace) -> tuple[dict[str, Path], d
 
 def check_models(options: app_options.Options) -> None:
     """Raise UsageError if the model is missing, or one for something else."""
-    if options.thickness and 'T1w' not in options.modalities:
+    if options.thickness and not any(get(name).is_measured for name in options.modalities):
         raise UsageError('--thickness measures T1w images, and --modality names none')
     if options.model and len(options.modalities) > 1:
         raise UsageError(

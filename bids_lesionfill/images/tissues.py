@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import ndimage
 
-from . import masks, mixture
+from . import brain_extraction, masks, mixture
 
 CSF, GREY_MATTER, WHITE_MATTER = 1, 2, 3
 EXCLUDED = 4  # brain that is not to be taken for any of them: a patient's lesions and their rims
@@ -32,7 +32,7 @@ def foreground(t1w: np.ndarray) -> np.ndarray:
 
 
 def find_brain(t1w: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Return the brain mask: the foreground of a skull-stripped image, else by deepbet (Fisch et al. 2024).
+    """Return the brain mask: the foreground of a skull-stripped image, else by deepbet's networks (Fisch et al. 2024).
 
     See `is_skull_stripped`.
 
@@ -55,7 +55,7 @@ def find_brain(t1w: np.ndarray) -> tuple[np.ndarray, bool]:
         raise ValueError(f'no brain: intensities run from {t1w.min():g} to {t1w.max():g}, expected a T1w image')
     if is_skull_stripped(t1w, head):
         return head, True
-    return extract_brain(t1w), False
+    return brain_extraction.extract_brain(t1w), False
 
 
 def is_skull_stripped(image: np.ndarray, head: np.ndarray | None = None) -> bool:
@@ -107,16 +107,6 @@ def skull_dip(image: np.ndarray, head: np.ndarray, depth_mm: int = 24) -> float:
         if medians[i] < min(max(medians[:i]), max(medians[i + 1 :]))
     ]
     return min([1, *dips])
-
-
-def extract_brain(t1w: np.ndarray) -> np.ndarray:
-    """Extract the brain of a whole head by deepbet, whose weights are in its package; (X, Y, Z) bool array."""
-    from deepbet import BrainExtraction  # imports torch
-
-    # deepbet takes the image's own 0.5 and 99.5 percentiles for its window, so units do not matter.
-    bet = BrainExtraction(no_gpu=True)
-    probability = bet.run_model(np.ascontiguousarray(t1w, dtype=np.float32))
-    return bet.postprocess(probability > 0.5) > 0
 
 
 def correct_bias(t1w: np.ndarray, brain_mask: np.ndarray) -> np.ndarray:

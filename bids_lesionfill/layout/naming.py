@@ -102,10 +102,15 @@ def scan_name(inputs: Inputs) -> str:
     return inputs.name.removesuffix(f'_{inputs.modality}')
 
 
+def space_entity(modality: str | None) -> str:
+    """Return `_space-FLAIR` for files on the grid of a FLAIR; '' of a T1w: their names would be the same otherwise."""
+    return '' if modality in (None, T1W.suffix) else f'_space-{modality}'
+
+
 def output_files(output_dir: str | Path, inputs: Inputs, n_samples: int = 1) -> dict[str, Path]:
     """Return the paths of all outputs of an image: dict of name -> path."""
     modality, stem = inputs.modality, scan_name(inputs)
-    space = '' if modality == T1W.suffix else f'_space-{modality}'  # masks of T1w and FLAIR would have one name
+    space = space_entity(modality)
     folder = anat_dir(output_dir, inputs)
     files = {
         'filled': folder / f'{stem}_desc-filled_{modality}.nii.gz',

@@ -176,7 +176,7 @@ def synthetic_truth(participant: str, file: indexing.IndexedFile, base: str, les
     path = Path(file.path)
     case = truth_case(participant, file)
     everything = path.with_name(path.name.replace(f'desc-{base}new', f'desc-{base}'))
-    space = '_space-FLAIR' if naming.space_of(file.filename) == 'FLAIR' else ''
+    space = naming.space_entity(naming.space_of(file.filename))
     table = path.with_name(f'{case.scan}{space}_desc-{base}lesions_qc.tsv')
     images = {
         modality: found
