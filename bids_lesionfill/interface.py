@@ -94,7 +94,8 @@ def fill_lesions(
     -------
     nibabel image, or Filling
         On the grid of `image_img`, with its header; equal outside the mask that was used. With `return_details` a
-        `Filling`: `filled_img`, `used_mask_img`, `lesions` (the table, a list of dicts), `sd_img`, `info`, `warnings`.
+        `Filling`: `filled_img`, `used_mask_img`, `lesions` (the table, a list of dicts), `sd_img`, `record`,
+        `warnings`.
 
     Raises
     ------
@@ -187,7 +188,7 @@ def synthesize_lesions(
         The new lesions.
 
     With `return_details` a `Synthesis`: `synth_img`, `mask_img` (all lesions), `new_mask_img`, `changed_mask_img`,
-    `lesions` (the table, a list of dicts), `info`, `warnings`.
+    `lesions` (the table, a list of dicts), `record`, `warnings`.
 
     Raises
     ------

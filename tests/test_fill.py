@@ -103,7 +103,7 @@ def test_lesion_far_from_white_matter_is_kept_and_named(phantom, model):
     corner[1:4, 1:4, 1:4] = True
     filling = fill_with(phantom.t1w_img, phantom.img(mask | corner), model=model, wm_mask_img=phantom.wm_mask_img)
     assert not (np.asarray(filling.used_mask_img.dataobj) > 0)[corner].any()
-    assert (filling.info['LesionsDropped'], filling.info['LesionVoxelsDropped']) == (1, 27)
+    assert (filling.record.lesions_dropped, filling.record.lesion_voxels_dropped) == (1, 27)
     assert any('of the mask (1 lesion) touches no white matter' in warning for warning in filling.warnings)
 
 
@@ -114,7 +114,7 @@ def test_used_mask_grows_into_white_matter_only(phantom, model):
     used_mask = np.asarray(filling.used_mask_img.dataobj) > 0
     assert used_mask.sum() > 2 * phantom.lesion_mask.sum()
     assert not (used_mask & ~phantom.wm_mask & ~phantom.lesion_mask).any()
-    assert filling.info['LesionVoxelsUsed'] == used_mask.sum()
+    assert filling.record.lesion_voxels_used == used_mask.sum()
 
 
 @pytest.mark.parametrize('rims', ['unmixed', 'grown'])
@@ -128,7 +128,7 @@ def test_dilation_zero_fills_the_mask_and_nothing_else(phantom, model, rims):
     filled = filling.filled_img.get_fdata()
     assert np.array_equal(filled[~tight], phantom.t1w[~tight])
     assert (filled[tight] != phantom.t1w[tight]).all()
-    assert (filling.info['Dilation'], filling.info['RimVoxels']) == (0, 0)
+    assert (filling.record.dilation, filling.record.rim_voxels) == (0, 0)
 
 
 def test_mask_on_another_grid_is_resampled(phantom, model):
@@ -213,7 +213,7 @@ def test_several_samples_give_a_deviation_inside_the_mask_only(phantom, model):
     used_mask = np.asarray(filling.used_mask_img.dataobj) > 0
     assert (sd[used_mask] > 0).mean() > 0.9
     assert not sd[~used_mask].any()
-    assert filling.info['NumInferenceSteps'] == models.STEPS_FOR_SEVERAL_SAMPLES
+    assert filling.record.num_inference_steps == models.STEPS_FOR_SEVERAL_SAMPLES
 
 
 def test_nan_in_the_image_survives_outside_and_does_not_spread(phantom, model):
@@ -276,8 +276,8 @@ def test_table_tells_white_matter_next_to_a_lesion_from_that_beyond_and_counts_f
 def test_mixture_finds_white_matter_when_none_is_given(make_phantom, model):
     phantom = make_phantom(shape=(96, 90, 80))
     filling = fill_with(phantom.t1w_img, phantom.lesion_mask_img, model=model)
-    assert filling.info['WhiteMatterMedian'] == pytest.approx(800, rel=0.02)
-    assert filling.info['SkullStripped'] is True
+    assert filling.record.white_matter_median == pytest.approx(800, rel=0.02)
+    assert filling.record.skull_stripped is True
 
 
 # FLAIR
@@ -299,8 +299,8 @@ def test_flair_takes_white_matter_from_the_t1w_and_the_scale_from_itself(phantom
     filling = fill_with(flair_img, mask_img, t1w_img=img(phantom.t1w, 'T1w'), model=flair_model, rim_voxels=0)
     before, after = stored_bytes_outside(flair_img, filling)
     assert before == after
-    assert filling.info['WhiteMatterMedian'] == pytest.approx(350, rel=0.03)
-    assert 'T1w' in filling.info['WhiteMatterSource']
+    assert filling.record.white_matter_median == pytest.approx(350, rel=0.03)
+    assert 'T1w' in filling.record.white_matter_source
     assert len(filling.lesions) == 2
     for row in filling.lesions:  # bright before; the untrained network adds little to the interpolation
         assert row['mean_before'] > row['mean_surrounding'] + 20
@@ -390,7 +390,7 @@ def test_white_matter_mask_stands_in_for_the_t1w(phantom, flair_model):
     filling = fill_with(
         phantom.img(phantom.flair), phantom.lesion_mask_img, model=flair_model, wm_mask_img=phantom.wm_mask_img
     )
-    assert filling.info['WhiteMatterMedian'] == pytest.approx(350, rel=0.03)
+    assert filling.record.white_matter_median == pytest.approx(350, rel=0.03)
 
 
 def test_t1w_elsewhere_in_space_is_refused(phantom, flair_model):
@@ -426,7 +426,7 @@ def test_missed_rim_is_bright_on_flair_and_dark_on_t1w(make_phantom, model, flai
         array = np.where(wide & ~lesion, array + 200 * sign, array)
         filling = fill_with(phantom.img(array), phantom.lesion_mask_img, model=model, wm_mask_img=phantom.wm_mask_img,
                              dilate=1, rim_voxels=rim_voxels, rims='grown')  # fmt: skip
-        assert filling.info['LesionSign'] == sign
+        assert filling.record.lesion_sign == sign
         return (np.asarray(filling.used_mask_img.dataobj) > 0)[rim].mean()
 
     for image in ((phantom.flair, 1), (phantom.t1w, -1)):  # measured, whatever the model was made for
@@ -455,8 +455,8 @@ def test_skull_of_the_image_counts_not_that_of_the_t1w(phantom, flair_model, mon
     monkeypatch.setattr(tissues, 'LARGEST_BRAIN_ML', 30)  # the phantom's brain has 19 ml
     full = np.where(phantom.brain_mask, phantom.flair, 100).astype(np.float32)
     filling = fill_with(phantom.img(full), phantom.lesion_mask_img, t1w_img=phantom.t1w_img, model=flair_model)
-    assert filling.info['SkullStripped'] is False
-    assert filling.info['BrainMaskSource'] == 'foreground of a skull-stripped image'
+    assert filling.record.skull_stripped is False
+    assert filling.record.brain_mask_source == 'foreground of a skull-stripped image'
 
 
 def test_cuda_that_is_not_there_is_refused(monkeypatch):

@@ -12,11 +12,12 @@ from typing import NamedTuple
 import nibabel as nib
 import numpy as np
 
+from .. import sidecars
 from ..images import grid, nifti, placement, registration, tissues
 from ..images.anatomy import Anatomy
 from ..layout import derivatives, errors, inputs, naming
 from ..layout import tables as layout_tables
-from ..lesions import places, settings
+from ..lesions import places, records, settings
 from ..report import thickness
 from ..thickness import tables as thickness_tables
 from ..thickness.engine import Scan
@@ -178,7 +179,8 @@ class Job(NamedTuple):
             cortex_img = measurement.cortex_img
             ribbon = None if cortex_img is None else np.asarray(cortex_img.dataobj) > 0
             about['LesionVoxels'] = places.voxels_beside_white_matter(self.lesion_mask(), seg, ribbon)
-            about['FilledVoxels'] = derivatives.read_sidecar(self.filled_file).get('LesionVoxelsUsed')
+            filled = sidecars.read(records.FillRecord, derivatives.read_sidecar(self.filled_file))
+            about['FilledVoxels'] = filled.lesion_voxels_used
         return {name: value for name, value in about.items() if value is not None}
 
     def lesion_mask(self):

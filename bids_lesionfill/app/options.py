@@ -2,6 +2,7 @@
 
 Parser, TOML files, checks and the page of options derive from the groups below. A new option is one field of a group.
 """
+# Longer than 500 lines: it is one table, and `Options` is made of its rows.
 
 import operator
 from dataclasses import dataclass, field

@@ -13,11 +13,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from .. import interface
+from .. import interface, sidecars
 from ..diffusion import models, registry
 from ..layout import files, inputs, ownership
 from ..layout.naming import APP_NAME
-from ..lesions import checks, fill, settings, synthesis
+from ..lesions import checks, fill, records, settings, synthesis
 from ..modality import UNKNOWN, Modality, get
 from ..report import methods, page, participant
 from . import loading, options, progress, single_file
@@ -106,7 +106,7 @@ def write(
         'Command': command,
         'Modality': kind.name,
         'Options': chosen.of_result(chosen.modalities[0]) | {'mode': chosen.mode},
-        **done.info,
+        **sidecars.spell(done.record),
         'Warnings': done.warnings,
         'Lesions': done.lesions,
     }
@@ -150,13 +150,13 @@ def draw_report(
         lesion_mask_file=arguments.lesions,
         tissue_file=arguments.t1w,
     )
-    is_fill, info, lesions = chosen.mode == 'fill', done.info, done.lesions
+    is_fill, record, lesions = chosen.mode == 'fill', done.record, done.lesions
     voxel_ml = abs(np.linalg.det(nib.load(paths[0]).affine[:3, :3])) / 1000
     if is_fill:
-        volumes = participant.fill_volumes(info, voxel_ml)
-        summary = participant.fill_summary(image, lesions, info, volumes)
+        volumes = participant.fill_volumes(record, voxel_ml)
+        summary = participant.fill_summary(image, lesions, record, volumes)
     else:
-        summary = participant.synth_summary(image, lesions, info)
+        summary = participant.synth_summary(image, lesions, record)
     status = 'copied' if not lesions else 'filled' if is_fill else 'synthesized'
     content = {
         'name': arguments.image.name,
@@ -166,9 +166,9 @@ def draw_report(
         'lesions': lesions,
         'summary': summary | {'Modality': kind.name},
         'warnings': done.warnings,
-        'checks': (checks.check_filling if is_fill else checks.check_synthesis)(info, lesions, get(kind).name),
-        'provenance': info,
-        'figures': participant.draw_figures(image, *paths, lesions, info if is_fill else {}),
+        'checks': (checks.check_filling if is_fill else checks.check_synthesis)(record, lesions, get(kind).name),
+        'provenance': sidecars.spell(record),
+        'figures': participant.draw_figures(image, *paths, lesions, record if is_fill else records.FillRecord()),
     }
     plans = {chosen.modalities[0]: registry.describe(chosen.model_of(chosen.modalities[0]))}
     versions = app_participant.versions_of(methods.software_of(chosen))

@@ -12,6 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
+from .. import sidecars
 from ..diffusion import models as diffusion_models
 from ..images import anatomy as images_anatomy
 from ..images import nifti, placement, registration, tissues
@@ -19,7 +20,7 @@ from ..images.anatomy import Anatomy
 from ..layout import derivatives as layout_derivatives
 from ..layout import errors, inputs, naming, pairing
 from ..layout import status as layout_status
-from ..lesions import fill, library, settings
+from ..lesions import fill, library, records, settings
 from ..lesions import synthesis as lesions_synthesis
 from . import loading, progress
 
@@ -225,7 +226,7 @@ class Visit:
         anatomy = images_anatomy.look_at(
             t1w_img, mask_img, brain_mask_img, tissue_seg_img=tissue_seg_img, lesion_share=lesion_share
         )
-        return replace(anatomy, info=anatomy.info | {'WhiteMatterSource': source}) if source else anatomy
+        return replace(anatomy, sources=replace(anatomy.sources, white_matter_source=source)) if source else anatomy
 
     def segmentation(self, image: inputs.Inputs) -> tuple:
         """Read the segmentation of an image, each only once; see `loading.load_segmentation`."""
@@ -252,7 +253,8 @@ class Visit:
         lesions = view.lesions if anatomy is None else replace(view.lesions, flair_img=self.flair_on_t1w(image))
         filling = fill.fill(view.image_img, lesions, anatomy, model, options.growth, sampling)
         warnings = [*filling.warnings, *notes, *view.notes]
-        return replace(filling, info=filling.info | view.info, warnings=warnings), view
+        record = replace(filling.record, flair_registration=view.registration)
+        return replace(filling, record=record, warnings=warnings), view
 
     def anatomy_to_measure(self, image: inputs.Inputs) -> Anatomy:
         """Return the anatomy in which a T1w is measured before and after filling: one brain mask, one bias field."""
@@ -303,10 +305,13 @@ class Visit:
             options.sampling(seed, report_tiles),
             options.lesion_halo,
         )
-        info = synthesis.info | {'LesionSource': self.source}
-        if options.second_visit:
-            info['Visits'] = {'First': image.sources[0], 'Second': 'this image'}
-        return replace(synthesis, info=info | view.info, warnings=[*synthesis.warnings, *view.notes]), view
+        record = replace(
+            synthesis.record,
+            lesion_source=self.source,
+            visits=records.Visits(image.sources[0], 'this image') if options.second_visit else None,
+            flair_registration=view.registration,
+        )
+        return replace(synthesis, record=record, warnings=[*synthesis.warnings, *view.notes]), view
 
     @cached_property
     def atlas(self):
@@ -372,7 +377,8 @@ def files_of(segmentation: inputs.Segmentation | None) -> tuple:
 def write_way(view: loading.View, output_dir) -> None:
     """Write how FLAIR and T1w of an image were brought together, or remove what an earlier run wrote."""
     text = None if view.to_t1w is None else registration.itk_text(view.to_t1w)
-    layout_derivatives.write_xfm(output_dir, view.image, text, view.registration)
+    about = sidecars.spell(view.registration) if view.registration else {}
+    layout_derivatives.write_xfm(output_dir, view.image, text, about)
 
 
 def find_donor(bids_layout, options, derivatives):

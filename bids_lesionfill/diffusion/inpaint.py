@@ -14,7 +14,7 @@ from . import forms, process, tiles
 
 # Voxels, and shares of white matter around between which the network comes to be trusted. Chosen on eight cases of
 # `evaluate --kinds confluent` (two people of the validation split).
-TRUST_SIGMA, TRUST_FROM, TRUST_ALL = 2.5, 0.5, 0.9
+TRUST_SIGMA, TRUST_FROM, TRUST_ALL = 2.5, 0.2, 0.7
 
 
 def sample_slab(unet, channels, noise, form, sampler):

@@ -12,6 +12,7 @@ import math
 from typing import NamedTuple
 
 from ..modality import get
+from .records import FillRecord, SynthesisRecord
 
 
 def warnings_of(checks):
@@ -57,58 +58,58 @@ class Check(NamedTuple):
         return not self.sentence
 
 
-def check_filling(info, lesions, modality):
+def check_filling(record: FillRecord, lesions: list[dict], modality: str) -> list[Check]:
     """Check a filled image; return a list of Check, without those that lack data.
 
     Parameters
     ----------
-    info : dict
-        `fill.Filling.info`, or the sidecar.
+    record : FillRecord
+        Of the filling, or read from its sidecar.
     lesions : list of dict
         See `fill.describe_lesions`.
     modality : str
-        Its lesions have a usual sign; if not, that which was measured (`LesionSign` of `info`) counts.
+        Its lesions have a usual sign; if not, that which was measured (`record.lesion_sign`) counts.
     """
     checks = [
-        check_dropped(info),
-        check_outside_brain(info),
-        check_size(info, lesions, 'Volume that was filled'),
-        check_contrast(lesions, info, modality, 'is the mask at its place?'),
-        check_fill(info, lesions),
-        check_border(info, lesions, modality),
+        check_dropped(record),
+        check_outside_brain(record),
+        check_size(record, lesions, 'Volume that was filled'),
+        check_contrast(lesions, record, modality, 'is the mask at its place?'),
+        check_fill(record, lesions),
+        check_border(record, lesions, modality),
     ]
     return [check for check in checks if check is not None]
 
 
-def check_synthesis(info, lesions, modality):
+def check_synthesis(record: SynthesisRecord, lesions: list[dict], modality: str) -> list[Check]:
     """Check an image with new lesions; see `check_filling`."""
     checks = [
-        check_touching(info),
-        check_size(info, lesions, 'Volume of new lesions'),
-        check_contrast(lesions, info, modality, 'they will be hard to see.'),
+        check_touching(record),
+        check_size(record, lesions, 'Volume of new lesions'),
+        check_contrast(lesions, record, modality, 'they will be hard to see.'),
     ]
     return [check for check in checks if check is not None]
 
 
-def check_dropped(info):
+def check_dropped(record):
     """Check the share of the mask that was not filled because it does not touch white matter."""
-    given, dropped = info.get('LesionVoxelsGiven'), info.get('LesionVoxelsDropped')
+    given, dropped, n_lesions = record.lesion_voxels_given, record.lesion_voxels_dropped, record.lesions_dropped
     if not given or dropped is None:
         return None
     share = dropped / given
     sentence = (
-        f'{percent(share)} of the mask ({count(info["LesionsDropped"], "lesion")}) touches no white matter and was not '
+        f'{percent(share)} of the mask ({count(n_lesions, "lesion")}) touches no white matter and was not '
         'filled: is the mask at its place, and was white matter found?'
     )
     found = percent(share)
     if dropped:
-        found += f' ({count(info["LesionsDropped"], "lesion")})'
+        found += f' ({count(n_lesions, "lesion")})'
     return Check('Mask away from white matter, not filled', found, *limit(share, MAX_SHARE_DROPPED, sentence))
 
 
-def check_outside_brain(info):
+def check_outside_brain(record):
     """Check the share of the mask that lies outside the brain."""
-    given, outside = info.get('LesionVoxelsGiven'), info.get('LesionVoxelsOutsideBrain')
+    given, outside = record.lesion_voxels_given, record.lesion_voxels_outside_brain
     if not given or outside is None:
         return None
     share = outside / given
@@ -116,15 +117,15 @@ def check_outside_brain(info):
     return Check('Mask outside the brain', percent(share), *limit(share, MAX_SHARE_OUTSIDE_BRAIN, sentence))
 
 
-def check_size(info, lesions, name):
+def check_size(record, lesions, name):
     """Return how large the largest lesion and all lesions are, as they were filled or painted."""
     if not lesions:
         return None
     volumes_ml = [row['volume_mm3'] / 1000 for row in lesions]
     load_ml, largest_ml = sum(volumes_ml), max(volumes_ml)
     found, sentence = f'{load_ml:.3g} ml', ''
-    if info.get('BrainVolumeMl'):
-        found += f', {percent(load_ml / info["BrainVolumeMl"])} of the brain'
+    if record.brain_volume_ml:
+        found += f', {percent(load_ml / record.brain_volume_ml)} of the brain'
     if load_ml > MAX_LOAD_ML:
         sentence = f'The lesions have {load_ml:.0f} ml: more than most patients have. Is the mask one of lesions?'
     elif largest_ml > MAX_LESION_ML:
@@ -133,22 +134,22 @@ def check_size(info, lesions, name):
     return Check(name, found, f'up to {MAX_LOAD_ML} ml', sentence)
 
 
-def check_contrast(lesions, info, modality, sentence_end):
+def check_contrast(lesions, record, modality, sentence_end):
     """Check the share of lesion volume that is hardly distinct from white matter (misplaced mask)."""
     known = [row for row in lesions if is_known(row.get('faint_percent'))]
     if not known:
         return None
     volume = sum(row['volume_mm3'] for row in known)
     share = sum(row['volume_mm3'] * row['faint_percent'] for row in known) / volume / 100
-    look = look_of(modality, info)
+    look = look_of(modality, record)
     sentence = f'{percent(share)} of the lesions are hardly {look} than the white matter around them: {sentence_end}'
     name = f'Lesions hardly {look} than white matter'
     return Check(name, f'{percent(share)} of their volume', *limit(share, MAX_SHARE_FAINT, sentence))
 
 
-def check_fill(info, lesions):
+def check_fill(record, lesions):
     """Check that filled tissue is as bright as the surrounding white matter."""
-    off = {row['label']: fill_off(row, info) for row in judged(lesions)}
+    off = {row['label']: fill_off(row, record) for row in judged(lesions)}
     off = {label: value for label, value in off.items() if value is not None}
     if not off:
         return None
@@ -158,16 +159,16 @@ def check_fill(info, lesions):
     return Check('Filled tissue against white matter around', found, f'up to {MAX_FILL_OFF_SD} SD', sentence)
 
 
-def check_border(info, lesions, modality):
+def check_border(record, lesions, modality):
     """Check that no border of lesion remains around the filled voxels."""
-    steps = {row['label']: border_step(row, info, modality) for row in judged(lesions)}
+    steps = {row['label']: border_step(row, record, modality) for row in judged(lesions)}
     steps = {label: step for label, step in steps.items() if step is not None}
     if not steps:
         return None
     volumes = {row['label']: row['volume_mm3'] for row in lesions}
     mean = sum(volumes[label] * step for label, step in steps.items()) / sum(volumes[label] for label in steps)
     unusual = sorted((label for label in steps if steps[label] > MAX_BORDER_SD), key=lambda label: -steps[label])
-    look = look_of(modality, info)
+    look = look_of(modality, record)
     if mean > MAX_MEAN_BORDER_SD:
         sentence = f'White matter that touches the mask is {look} than farther away: a border stays.'
     else:
@@ -177,9 +178,9 @@ def check_border(info, lesions, modality):
     return Check(f'{look.capitalize()} border around the mask', found, usual, sentence)
 
 
-def check_touching(info):
+def check_touching(record):
     """Check that new lesions do not touch old ones."""
-    touching = info.get('NewLesionsTouchingOld')
+    touching = record.new_lesions_touching_old
     if touching is None:
         return None
     sentence = (
@@ -189,48 +190,49 @@ def check_touching(info):
     return Check('New lesions that touch old ones', str(touching), 'none', sentence if touching else '')
 
 
-def suspicion(row, info, modality):
+def suspicion(row, record, modality):
     """Compute how unusual a filled lesion is: 1 at a limit, 0 if unknown or tiny."""
     if not judged([row]):
         return 0.0
-    off, step = fill_off(row, info), border_step(row, info, modality)
+    off, step = fill_off(row, record), border_step(row, record, modality)
     return max((off or 0) / MAX_FILL_OFF_SD, (step or 0) / MAX_BORDER_SD, 0.0)
 
 
-def reason(row, info, modality):
+def reason(row, record, modality):
     """Return a sentence on what is unusual about one lesion; empty if nothing is."""
-    if suspicion(row, info, modality) <= 1:
+    if suspicion(row, record, modality) <= 1:
         return ''
-    off, step = fill_off(row, info) or 0, border_step(row, info, modality) or 0
+    off, step = fill_off(row, record) or 0, border_step(row, record, modality) or 0
     words = [f'filled {off:.1f} SD off the white matter around it'] if off > MAX_FILL_OFF_SD else []
-    words += [f'a {look_of(modality, info)} border of {step:.1f} SD stays'] if step > MAX_BORDER_SD else []
+    words += [f'a {look_of(modality, record)} border of {step:.1f} SD stays'] if step > MAX_BORDER_SD else []
     return f'Unusual: {" and ".join(words)}.'
 
 
-def fill_off(row, info):
+def fill_off(row, record):
     """Compute the difference of filled to surrounding white matter, in SD; None if unknown."""
-    return in_sd(row, info, 'mean_after', 'mean_surrounding', abs)
+    return in_sd(row, record, 'mean_after', 'mean_surrounding', abs)
 
 
-def border_step(row, info, modality):
+def border_step(row, record, modality):
     """Compute how much more lesion-like touching white matter is than that beyond, in SD, or None."""
-    return in_sd(row, info, 'mean_touching', 'mean_beyond', lambda difference: (sign(modality, info) or 0) * difference)
+    lesion_sign = sign(modality, record) or 0
+    return in_sd(row, record, 'mean_touching', 'mean_beyond', lambda difference: lesion_sign * difference)
 
 
-def in_sd(row, info, column, reference, of):
+def in_sd(row, record, column, reference, of):
     """Compute a difference of two means of a lesion in SD of white matter; None if one is unknown."""
-    sd, values = info.get('WhiteMatterDeviation'), (row.get(column), row.get(reference))
+    sd, values = record.white_matter_deviation, (row.get(column), row.get(reference))
     return of(values[0] - values[1]) / sd if sd and all(map(is_known, values)) else None
 
 
-def sign(modality, info=None):
+def sign(modality, record=None):
     """Return the usual sign of the contrast of lesions; where there is none, the one that was measured, or None."""
-    return get(modality).lesion_sign or (info or {}).get('LesionSign')
+    return get(modality).lesion_sign or (record.lesion_sign if isinstance(record, FillRecord) else None)
 
 
-def look_of(modality, info=None):
+def look_of(modality, record=None):
     """Return how lesions look next to white matter."""
-    return {1: 'brighter', -1: 'darker', None: 'different'}[sign(modality, info)]
+    return {1: 'brighter', -1: 'darker', None: 'different'}[sign(modality, record)]
 
 
 def is_known(value):

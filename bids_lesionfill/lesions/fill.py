@@ -1,20 +1,22 @@
 """One image, T1w or FLAIR: place the anatomy, restrict and grow the mask, sample, paste back. No files."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+from .. import sidecars
 from ..diffusion import models, registry
 from ..diffusion.filler import Filler
 from ..images import anatomy as images_anatomy
 from ..images import grid, masks, nifti, placement
 from ..images.anatomy import Anatomy
 from ..modality import get
-from . import checks, contrasts, tables, unmixing
+from . import checks, contrasts, fluids, tables, unmixing
 from . import texture as textures
+from .records import FillRecord
 from .settings import DEFAULT_GROWTH, DEFAULT_SAMPLING, Growth, Lesions, Sampling
 
 TISSUE_ABOVE = 0.5  # of white matter: the darkest lesions are brighter, fluid is darker
@@ -30,7 +32,7 @@ class Filling:
     used_mask_img: nib.Nifti1Image  # uint8, on the image's grid
     sd_img: nib.Nifti1Image = None  # float32, standard deviation over samples, in units of the image
     lesions: list = field(default_factory=list)  # one dict per lesion, see `describe_lesions`
-    info: dict = field(default_factory=dict)  # what the sidecar says
+    record: FillRecord = FillRecord()  # for the sidecar
     warnings: list = field(default_factory=list)  # sentences
 
 
@@ -148,32 +150,36 @@ def fill(
     scene = place_anatomy(image_img, given_mask, kept_mask, anatomy, get(model.modality).lesion_sign)
     hole = grow_mask(scene, lesions, growth)
     notes = placement.notes_on_place(image_img, lesions.mask_img)
-    info = describe_hole(scene, hole, growth) | anatomy.info
+    record = replace(describe_hole(scene, hole, growth), **asdict(anatomy.sources))
     if not scene.is_t1w:
-        info['SkullStripped'] = images_anatomy.is_skull_stripped(scene.image)
+        record = replace(record, skull_stripped=images_anatomy.is_skull_stripped(scene.image))
     if not hole.used_mask.any():
         notes = ['No lesion touches white matter: the output is a copy of the input.', *notes]
-        notes += checks.warnings_of(checks.check_filling(info, [], model.modality))
+        notes += checks.warnings_of(checks.check_filling(record, [], model.modality))
         return Filling(
-            nifti.copy_image(image_img), nifti.mask_image(hole.used_mask, image_img), info=info, warnings=notes
+            nifti.copy_image(image_img), nifti.mask_image(hole.used_mask, image_img), record=record, warnings=notes
         )
     sampled = sample(scene, hole, model, sampling)
     filled, sd_img = to_own_grid(image_img, scene, hole, sampled, sampling)
-    return describe(image_img, scene, hole, (filled, sd_img), info | about(model, sampling, sampled), notes, model)
+    record = about(record, model, sampling, sampled)
+    return describe(image_img, scene, hole, (filled, sd_img), record, notes, model)
 
 
 def copy_without_lesions(image_img, given_mask, kept_mask):
     """Return the image as it is, since its mask has no lesion that is to be filled: Filling."""
-    info = {'LesionVoxelsGiven': 0, 'LesionVoxelsUsed': 0, 'LesionVoxelsKept': int(kept_mask.sum()), 'Lesions': 0}
-    image = grid.conform(nifti.plain(image_img, 'image')).get_fdata()
-    info['SkullStripped'] = images_anatomy.is_skull_stripped(image)
     reason = 'All lesions are to be kept' if kept_mask.any() else 'The lesion mask is empty'
     return Filling(
         nifti.copy_image(image_img),
         nifti.mask_image(given_mask, image_img),
-        info=info,
+        record=record_of_copy(image_img, int(kept_mask.sum())),
         warnings=[f'{reason}: the output is a copy of the input.'],
     )
+
+
+def record_of_copy(image_img: nib.Nifti1Image, n_kept: int = 0) -> FillRecord:
+    """Record that an image has no lesion to be filled, but so many voxels of lesions that are kept."""
+    image = grid.conform(nifti.plain(image_img, 'image')).get_fdata(dtype=np.float32)
+    return FillRecord(0, 0, n_kept, lesions=0, skull_stripped=images_anatomy.is_skull_stripped(image))
 
 
 def place_anatomy(image_img, given_mask, kept_mask, anatomy, usual_sign=None) -> Scene:
@@ -221,20 +227,26 @@ def to_working_grid(mask, scene: Scene):
     return grid.touched_by(nifti.mask_image(mask, scene.plain_img), scene.grid_img)
 
 
-def describe_hole(scene: Scene, hole: Hole, growth: Growth) -> dict:
-    """Return what the sidecar records of the mask that is used."""
-    return {
-        'LesionVoxelsGiven': int(scene.given_mask.sum()),
-        'LesionVoxelsUsed': int(hole.used_mask.sum()),
-        'LesionVoxelsKept': int(scene.kept_mask.sum()),
-        'LesionSign': scene.lesion_sign,
-        **tables.describe_mask(scene.given_mask, hole.used_mask, scene.plain_img, scene.brain_mask, scene.grid_img),
-        **(
-            {'Dilation': growth.dilate, 'RimVoxels': growth.rim_voxels}
-            if hole.mix is None
-            else unmixing.describe(hole.mix, scene.given_mask)
-        ),
-    }
+def describe_hole(scene: Scene, hole: Hole, growth: Growth) -> FillRecord:
+    """Record the mask that is used, which lesions are filled, and which voxels cannot be filled."""
+    given_mask, dropped = scene.given_mask, scene.given_mask & ~hole.used_mask
+    if hole.mix is None:
+        record = FillRecord(dilation=growth.dilate, rim_voxels=growth.rim_voxels)
+    else:
+        record = sidecars.read(FillRecord, unmixing.describe(hole.mix, given_mask))
+    brain = grid.conform_mask(nifti.mask_image(scene.brain_mask, scene.grid_img), scene.plain_img, threshold=0.05)
+    return replace(
+        record,
+        lesion_voxels_given=int(given_mask.sum()),
+        lesion_voxels_used=int(hole.used_mask.sum()),
+        lesion_voxels_kept=int(scene.kept_mask.sum()),
+        lesion_sign=scene.lesion_sign,
+        lesions=masks.label_lesions(given_mask & hole.used_mask)[1],
+        lesions_dropped=masks.label_lesions(dropped)[1],
+        lesion_voxels_dropped=int(dropped.sum()),
+        lesion_voxels_outside_brain=int((given_mask & ~brain).sum()),
+        brain_volume_ml=tables.brain_volume_ml(scene.brain_mask),
+    )
 
 
 def sample(scene: Scene, hole: Hole, model, sampling: Sampling) -> Sampled:
@@ -272,34 +284,36 @@ def to_own_grid(image_img, scene: Scene, hole: Hole, sampled: Sampled, sampling:
     return filled, sd_img
 
 
-def about(model, sampling: Sampling, sampled: Sampled) -> dict:
-    """Return what the sidecar records of the model and how it was sampled."""
-    return {
-        **model.info(sampling.of_filler()),
-        'NumSamples': sampling.n_samples,
-        'Device': models.choose_device(sampling.device),
-        'Texture': sampling.texture,
-        'WhiteMatterMedian': sampled.white_matter,
-    }
+def about(record: FillRecord, model, sampling: Sampling, sampled: Sampled) -> FillRecord:
+    """Add the model and how it was sampled to a record."""
+    return replace(
+        record,
+        **asdict(model.record(sampling.of_filler())),
+        num_samples=sampling.n_samples,
+        device=models.choose_device(sampling.device),
+        texture=sampling.texture,
+        white_matter_median=sampled.white_matter,
+    )
 
 
-def describe(image_img, scene: Scene, hole: Hole, result, info, notes, model) -> Filling:
+def describe(image_img, scene: Scene, hole: Hole, result, record: FillRecord, notes, model) -> Filling:
     """Write the filled values as the image stores them; describe each lesion and check the whole: Filling."""
     filled, sd_img = result
     before, used_mask, native_wm = nifti.one_volume(image_img), hole.used_mask, scene.native_wm
-    info = info | {
-        'VoxelsChanged': int((filled != before)[used_mask].sum()),
-        'WhiteMatterDeviation': tables.deviation_of(before, native_wm & ~used_mask),
-    }
+    record = replace(
+        record,
+        voxels_changed=int((filled != before)[used_mask].sum()),
+        white_matter_deviation=tables.deviation_of(before, native_wm & ~used_mask),
+    )
     filled_img = nifti.paste(image_img, filled, used_mask)
     after = nifti.one_volume(nifti.as_loaded(filled_img))
-    faint_below = checks.FAINT_BELOW_SD * (info['WhiteMatterDeviation'] or 0)
+    faint_below = checks.FAINT_BELOW_SD * (record.white_matter_deviation or 0)
     seen = (get(model.modality).lesion_sign or scene.lesion_sign) * before
     lesions = tables.describe_lesions(
         *(before, after, scene.given_mask, used_mask, native_wm, image_img.affine), seen, faint_below
     )
-    warnings = notes + checks.warnings_of(checks.check_filling(info, lesions, model.modality))
-    return Filling(filled_img, nifti.mask_image(used_mask, image_img), sd_img, lesions, info, warnings)
+    warnings = notes + checks.warnings_of(checks.check_filling(record, lesions, model.modality))
+    return Filling(filled_img, nifti.mask_image(used_mask, image_img), sd_img, lesions, record, warnings)
 
 
 def add_texture(tissue, filled, hole, wm_mask, img, seed):
@@ -344,7 +358,7 @@ def find_shares(scene: Scene, lesion_mask, flair_img=None):
             shares = unmixing.unmix(image, lesion_mask, native_wm, brain, voxel_mm)
             flair_img = nifti.plain(placement.beside(flair_img, plain_img, 'FLAIR'), 'FLAIR')
             flair = grid.resample_to(flair_img, plain_img, order=1)
-            solid = unmixing.solid_on_flair(flair, shares.fluid, native_wm, lesion_mask, brain)
+            solid = fluids.solid_on_flair(flair, shares.fluid, native_wm, lesion_mask, brain)
         return unmixing.unmix(image, lesion_mask, native_wm, brain, voxel_mm, solid=solid)
     conformed_mask = grid.conform_mask(nifti.mask_image(lesion_mask, plain_img), grid_img)
     fluid = unmixing.unmix(scene.t1w, conformed_mask, scene.wm_mask, scene.brain_mask).fluid
@@ -353,5 +367,5 @@ def find_shares(scene: Scene, lesion_mask, flair_img=None):
     fluid = ndimage.gaussian_filter(fluid, wider_mm / 2.355)
     fluid = np.clip(grid.resample_to(nib.Nifti1Image(fluid, grid_img.affine), plain_img, order=1), 0, 1)
     fluid = np.where(brain, fluid, 1)
-    level = unmixing.level_in_fluid(image, fluid, brain)
+    level = fluids.level_in_fluid(image, fluid, brain)
     return unmixing.unmix(image, lesion_mask, native_wm, brain, voxel_mm, (fluid, level))

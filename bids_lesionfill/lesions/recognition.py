@@ -1,4 +1,4 @@
-"""What an image is, as far as its lesions and tissues show it: arrays in, numbers and sentences out."""
+"""Recognition of the modality of an image by its lesions and tissues: arrays in, numbers and sentences out."""
 
 import numpy as np
 from scipy import ndimage

@@ -12,7 +12,7 @@ from ..images import placement
 
 @dataclass(frozen=True)
 class Growth:
-    """How far the mask of a lesion reaches beyond the one that was given.
+    """Growth of the given mask.
 
     `dilate=0` means the given mask and nothing else: rims are neither unmixed nor grown into.
     """

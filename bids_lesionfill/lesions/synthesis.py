@@ -4,7 +4,7 @@
 image of the visit, T1w or FLAIR.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import NamedTuple
 
 import nibabel as nib
@@ -19,19 +19,10 @@ from ..modality import get
 from . import checks, contrasts, recognition, sampling, tables
 from . import library as lesions_library
 from . import places as lesions_places
+from .records import SynthesisRecord
 from .settings import DEFAULT_SAMPLING, Lesions, Sampling
 
 MARGIN_VOXELS = 4  # around a brain that is registered
-
-
-@dataclass(frozen=True)
-class Atlas:
-    """Frequency of lesions, registered to one anatomy; see `lesion_masks.locate`."""
-
-    library: lesions_library.LesionLibrary
-    places: np.ndarray
-    frequency: np.ndarray
-    voxel_to_template: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -52,12 +43,12 @@ class Synthesis:
     new_mask_img: nib.Nifti1Image  # uint8, the new ones alone
     changed_mask_img: nib.Nifti1Image  # uint8, the new ones with their halo: the voxels that may have changed
     lesions: list = field(default_factory=list)  # one dict per new lesion, see `fill.describe_lesions`
-    info: dict = field(default_factory=dict)  # what the sidecar says
+    record: SynthesisRecord = SynthesisRecord()  # for the sidecar
     warnings: list = field(default_factory=list)  # sentences
 
 
 class Wanted(NamedTuple):
-    """Which new lesions are asked for."""
+    """Request for new lesions."""
 
     mask_img: nib.spatialimages.SpatialImage | None = None  # where they are to be; drawn if None
     n_lesions: int | None = None  # if neither this nor `load_ml` is given: as a patient of the lesion library has
@@ -109,7 +100,7 @@ def find_places(anatomy, library):
     t1w = anatomy.grid_img.get_fdata(dtype=np.float32)
     to_template = registration.affine_to_template(t1w, anatomy.brain_mask, affine, library.template, library.affine)
     places, frequency, _ = lesions_places.locate(library, anatomy.tissue_seg, to_template @ affine)
-    return Atlas(library, places, frequency, to_template @ affine)
+    return sampling.Atlas(library, places, frequency, to_template @ affine)
 
 
 def draw(anatomy, atlas, rng, intensity='auto', n_lesions=None, load_ml=None, locations=tuple(lesions_places.PLACES)):
@@ -121,16 +112,7 @@ def draw(anatomy, atlas, rng, intensity='auto', n_lesions=None, load_ml=None, lo
         See `lesion_masks.draw_lesion_mask`.
     """
     labels = sampling.draw_lesion_mask(
-        atlas.library,
-        anatomy.wm_mask,
-        atlas.places,
-        atlas.frequency,
-        atlas.voxel_to_template,
-        rng,
-        n_lesions,
-        load_ml,
-        locations,
-        avoid=anatomy.old_lesions,
+        atlas, anatomy.wm_mask, rng, n_lesions, load_ml, locations, avoid=anatomy.old_lesions
     )
     names = {value: name for name, value in lesions_places.PLACES.items()}
     places = [
@@ -252,27 +234,27 @@ def paint(
     halo_share = contrasts.choose_halo(lesion_halo, image, anatomy, model)
     grey = placement.on_grid(scaling.invert(image), hole, scaling.invert(values), anatomy.grid_img, canvas.plain_img)
     synth_img, changed_mask = paste_lesions(image_img, canvas, grey, halo_share, scaling.invert(limits))
-    info = {
-        'Model': model.name,
-        'WeightsSHA256': model.sha256,
-        'RandomSeed': sampling.seed,
-        'NumInferenceSteps': steps,
-        'Device': sampling.device,
-        'HaloShare': round(halo_share, 3),
-        'ContrastReference': source,
-        **describe_canvas(image_img, synth_img, canvas, changed_mask, anatomy),
-    }
+    record = replace(
+        describe_canvas(image_img, synth_img, canvas, changed_mask, anatomy),
+        model=model.name,
+        weights_sha256=model.sha256,
+        random_seed=sampling.seed,
+        num_inference_steps=steps,
+        device=sampling.device,
+        halo_share=round(halo_share, 3),
+        contrast_reference=source,
+    )
     if get(model.modality).needs_t1w:
-        info['SkullStripped'] = images_anatomy.is_skull_stripped(canvas.raw)
-    rows = describe_new(image_img, synth_img, canvas, new, info, model.modality)
+        record = replace(record, skull_stripped=images_anatomy.is_skull_stripped(canvas.raw))
+    rows = describe_new(image_img, synth_img, canvas, new, record.white_matter_deviation, model.modality)
     return Synthesis(
         synth_img,
         nifti.mask_image(canvas.old_mask | canvas.new_mask, image_img),
         nifti.mask_image(canvas.new_mask, image_img),
         nifti.mask_image(changed_mask, image_img),
         rows,
-        info,
-        canvas.notes + checks.warnings_of(checks.check_synthesis(info, rows, model.modality)),
+        record,
+        canvas.notes + checks.warnings_of(checks.check_synthesis(record, rows, model.modality)),
     )
 
 
@@ -326,26 +308,26 @@ def paste_lesions(image_img, canvas: Canvas, grey, halo_share: float, limits):
     return nifti.paste(image_img, painted, changed_mask), changed_mask
 
 
-def describe_canvas(image_img, synth_img, canvas: Canvas, changed_mask, anatomy: Anatomy) -> dict:
-    """Return what the sidecar records of the lesions, the scale and the anatomy."""
+def describe_canvas(image_img, synth_img, canvas: Canvas, changed_mask, anatomy: Anatomy) -> SynthesisRecord:
+    """Record the lesions, the scale and the anatomy."""
     before, after = nifti.one_volume(image_img), nifti.one_volume(nifti.as_loaded(synth_img))
-    return {
-        'LesionVoxelsOld': int(canvas.old_mask.sum()),
-        'LesionVoxelsNew': int(canvas.new_mask.sum()),
-        'Lesions': masks.label_lesions(canvas.new_mask)[1],
-        'VoxelsChanged': int(differs(after, before).sum()),
-        'WhiteMatterMedian': float(1.5 / canvas.scaling.slope),
-        'WhiteMatterDeviation': tables.deviation_of(before, canvas.wm_mask & ~changed_mask),
-        'BrainVolumeMl': round(float(anatomy.brain_mask.sum()) / 1000, 1),
-        'NewLesionsTouchingOld': tables.count_touching(canvas.new_mask, canvas.old_mask),
-        **anatomy.info,
-    }
+    return SynthesisRecord(
+        lesion_voxels_old=int(canvas.old_mask.sum()),
+        lesion_voxels_new=int(canvas.new_mask.sum()),
+        lesions=masks.label_lesions(canvas.new_mask)[1],
+        voxels_changed=int(differs(after, before).sum()),
+        white_matter_median=float(1.5 / canvas.scaling.slope),
+        white_matter_deviation=tables.deviation_of(before, canvas.wm_mask & ~changed_mask),
+        brain_volume_ml=tables.brain_volume_ml(anatomy.brain_mask),
+        new_lesions_touching_old=tables.count_touching(canvas.new_mask, canvas.old_mask),
+        **asdict(anatomy.sources),
+    )
 
 
-def describe_new(image_img, synth_img, canvas: Canvas, new: NewLesions, info: dict, modality: str) -> list[dict]:
+def describe_new(image_img, synth_img, canvas: Canvas, new: NewLesions, deviation, modality: str) -> list[dict]:
     """Return one row per new lesion; see `tables.describe_lesions`."""
     before, after = nifti.one_volume(image_img), nifti.one_volume(nifti.as_loaded(synth_img))
-    faint_below = checks.FAINT_BELOW_SD * (info['WhiteMatterDeviation'] or 0)
+    faint_below = checks.FAINT_BELOW_SD * (deviation or 0)
     free_mask = canvas.wm_mask & ~canvas.new_mask & ~canvas.old_mask
     lesion_sign = checks.sign(modality) or contrasts.lesion_sign(after, canvas.new_mask, free_mask)
     rows = tables.describe_lesions(
