@@ -279,3 +279,18 @@ def test_more_than_a_brain_is_not_taken_for_one(monkeypatch):
     assert not skull_stripped
     smaller = np.where(radius < 76, image, 0).astype(np.float32)
     assert tissues.is_skull_stripped(smaller)
+
+
+def test_slab_through_a_face_is_not_taken_for_skull_stripped(monkeypatch):
+    """Seen on 52 mm of a head: soft tissue that gets brighter up to the brain, and no dark skull below the scalp."""
+    radius = np.sqrt(sum((axis - 69.5) ** 2 for axis in np.ogrid[:140, :140, :52]) + 0 * np.zeros((140, 140, 52)))
+    slab = np.select(
+        [radius < 44, radius < 50, radius < 56, radius < 62, radius < 66, radius < 68], [800, 600, 450, 330, 260, 60], 0
+    ).astype(np.float32)
+    brain = radius < 44
+    assert tissues.SMALLEST_HEAD_ML < (slab > 0).sum() / 1000 < tissues.LARGEST_BRAIN_ML
+    assert tissues.skull_dip(slab[::2, ::2, ::2], slab[::2, ::2, ::2] > 0) > tissues.MAX_DIP
+    monkeypatch.setattr(tissues, 'extract_brain', lambda t1w: brain)
+    found, skull_stripped = tissues.find_brain(slab)
+    assert found is brain
+    assert not skull_stripped
