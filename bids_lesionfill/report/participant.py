@@ -1,5 +1,8 @@
 """Contents of the report of a participant: figures, summaries, messages."""
 
+from pathlib import Path
+from typing import NamedTuple
+
 import nibabel as nib
 import numpy as np
 
@@ -9,6 +12,24 @@ from ..layout import derivatives, naming
 from ..lesions import checks
 
 PICTURED_VARIANTS = 3  # of a synthesis; the others are in the tables
+
+
+class Other(NamedTuple):
+    """Another image of the visit, to be shown beside the one that was filled."""
+
+    modality: str
+    image_file: Path
+    filled_file: Path | None  # None if it was not filled
+
+
+class Known(NamedTuple):
+    """What a picture shows beside the files of an image."""
+
+    given_mask: np.ndarray | None = None  # (X, Y, Z) bool, on the image's own grid
+    other: Other | None = None
+
+
+NOTHING = Known()
 
 
 def status_message(pages, missing):
@@ -58,7 +79,7 @@ def files_of(image, desc, output_dir):
     return files, files['synth']
 
 
-def figures_of(image, desc, output_dir, pictured=True):
+def figures_of(image, desc, output_dir, pictured=True, known=NOTHING):
     """Draw the pictures of an image, of its files; see `pictures.fill_figures`.
 
     Parameters
@@ -69,13 +90,16 @@ def figures_of(image, desc, output_dir, pictured=True):
         `filled`, `synth`, `synth2`.
     pictured : bool
         False: only the first variant shows how FLAIR and T1w were brought together.
+    known : Known
+        The mask that was given, and another image of the visit, of a filling.
     """
     is_fill = desc == 'filled'
     files, after_file = files_of(image, desc, output_dir)
     mask_file = files['used_mask' if is_fill else 'new_mask']
     info = derivatives.read_sidecar(after_file) if is_fill else {}
     lesions = text_files.read_tsv(files['lesions'])
-    figures = draw_figures(image, after_file, mask_file, lesions, info) if pictured else []
+    way = way_between(image, output_dir)
+    figures = draw_figures(image, (after_file, mask_file), lesions, info, known, way) if pictured else []
     return figures + (draw_overlay(image, mask_file, output_dir) if desc in ('filled', 'synth', 'synth1') else [])
 
 
@@ -88,12 +112,24 @@ def fill_volumes(info, voxel_ml):
     }
 
 
-def draw_figures(image, after_file, mask_file, lesions, info):
-    """Plot an image before and after, unusual lesions (`info`) first; see `pictures.fill_figures`."""
-    paths = {'before': image.image_file, 'after': after_file, 'mask': mask_file}
-    canonical = {name: nib.as_closest_canonical(nib.load(path)) for name, path in paths.items()}
-    affine, volumes = canonical['before'].affine, {name: nifti.one_volume(img) for name, img in canonical.items()}
-    to_voxel = np.linalg.inv(affine)
+def draw_figures(image, made_files, lesions, info, known, way):
+    """Plot an image before and after, unusual lesions (`info`) first; see `pictures.fill_figures`.
+
+    Parameters
+    ----------
+    image : layout.Inputs
+    made_files : (path, path)
+        The image that was made, and the mask that was used.
+    lesions : list of dict
+    info : dict
+        Of a filling, from its sidecar; empty of a synthesis.
+    known : Known
+    way : (4, 4) array
+        See `way_between`.
+    """
+    canonical = [nib.as_closest_canonical(nib.load(path)) for path in (image.image_file, *made_files)]
+    before_img, (before, after, mask) = canonical[0], map(nifti.one_volume, canonical)
+    voxel_sizes_mm, to_voxel = nib.affines.voxel_sizes(before_img.affine), np.linalg.inv(before_img.affine)
     located = [
         row
         | {
@@ -106,11 +142,52 @@ def draw_figures(image, after_file, mask_file, lesions, info):
         }
         for row in lesions
     ]
-    from . import pictures  # with matplotlib, which takes seconds
+    from . import closeup, pictures  # with matplotlib, which takes seconds
 
-    return pictures.fill_figures(
-        volumes['before'], volumes['mask'] > 0, volumes['after'], nib.affines.voxel_sizes(affine), located
-    )
+    given = known.given_mask
+    if given is not None:
+        given = in_ras(given, nib.load(image.image_file))
+    both = closeup.Masks(mask > 0, given)
+    figures = pictures.fill_figures(before, both.used, after, voxel_sizes_mm, located, both.given)
+    if info and located:
+        beside = show_beside(known.other, before_img, way)
+        worst = max(located, key=lambda row: (max(row['suspicion'], 1), row['volume_mm3']))
+        before, after = np.nan_to_num(before), np.nan_to_num(after)
+        figures.insert(1, closeup.closeup(before, after, both, voxel_sizes_mm, worst, image.modality, beside))
+    return figures
+
+
+def in_ras(mask, img):
+    """Return a mask on the voxels of an image in the order of `as_closest_canonical`; bool array."""
+    mask_img = nifti.mask_image(mask, img)
+    return np.asarray(nib.as_closest_canonical(mask_img).dataobj) > 0
+
+
+def show_beside(other, image_img, way):
+    """Read another image of the visit on the voxels of this one: closeup.Beside; None if there is none to be read."""
+    from . import closeup
+
+    if other is None:
+        return None
+    try:
+        imgs = [path and nib.load(path) for path in (other.image_file, other.filled_file)]
+        before, after = (img and nib.as_closest_canonical(img) for img in imgs)
+        if np.allclose(way, np.eye(4)) and placement.same_grid(before, image_img):
+            volumes = [img and np.nan_to_num(nifti.one_volume(img)) for img in (before, after)]
+            return closeup.Beside(other.modality, *volumes)
+        volumes = [img and placement.laid_over(img, way, image_img) for img in (before, after)]
+        return closeup.Beside(other.modality, *volumes, is_resampled=True)
+    except (OSError, ValueError):  # a picture less
+        return None
+
+
+def way_between(image, output_dir):
+    """Return the (4, 4) transform from the world of the other image of a visit to that of this one, if registered."""
+    xfm_file = naming.xfm_file(output_dir, image)
+    if not xfm_file.is_file():
+        return np.eye(4)
+    to_t1w = registration.from_itk_text(xfm_file.read_text(encoding='utf-8'))
+    return np.linalg.inv(to_t1w) if image.tissue_file else to_t1w
 
 
 def draw_overlay(image, mask_file, output_dir):
@@ -118,8 +195,7 @@ def draw_overlay(image, mask_file, output_dir):
     xfm_file, other_file = naming.xfm_file(output_dir, image), image.tissue_file or image.flair_file
     if not xfm_file.is_file() or other_file is None:
         return []
-    to_t1w = registration.from_itk_text(xfm_file.read_text(encoding='utf-8'))
-    to_image = np.linalg.inv(to_t1w) if image.tissue_file else to_t1w
+    to_image = way_between(image, output_dir)
     image_img, mask_img = (nib.as_closest_canonical(nib.load(path)) for path in (image.image_file, mask_file))
     from . import pictures
 
