@@ -156,15 +156,17 @@ def alarms_of(row):
 def print_tables(rows):
     """Print how often each check rings, by what was filled and by where the mask lay."""
     for kind, names in (('fill', ('grain', 'glow', 'wall')), ('mask', ('place', 'faint, as before 0.3.0'))):
-        print(f'\n| {kind} | images | {" | ".join(names)} | any |\n|---|---|{"---|" * (len(names) + 1)}')
+        columns = [*names, 'any'] if kind == 'fill' else names
+        print(f'\n| {kind} | images | {" | ".join(columns)} |\n|---|---|{"---|" * len(columns)}')
         of_kind = [row for row in rows if row['kind'] == kind]
         for modality in ('T1w', 'FLAIR'):
             for name in dict.fromkeys(row['name'] for row in of_kind):
                 chosen = [r for r in of_kind if r['name'] == name and r['image'].endswith(modality)]
                 alarms = [alarms_of(r) + [names[1]] * (r['faint'] > checks.MAX_SHARE_FAINT) for r in chosen]
                 counts = [str(sum(check in of_image for of_image in alarms)) for check in names]
-                n_any = sum(bool(set(of_image) & set(names)) for of_image in alarms)
-                print(f'| {modality}, {name} | {len(chosen)} | {" | ".join(counts)} | {n_any} |')
+                if kind == 'fill':
+                    counts.append(str(sum(bool(set(of_image) & set(names)) for of_image in alarms)))
+                print(f'| {modality}, {name} | {len(chosen)} | {" | ".join(counts)} |')
 
 
 if __name__ == '__main__':
