@@ -40,7 +40,7 @@ container-test: .venv/ready
 	touch $@
 
 .venv/ready-to-test: .venv/ready
-	$(PIP_INSTALL) --editable '.[test]'
+	$(PIP_INSTALL) --editable '.[test,docs]'
 	touch $@
 
 clean:

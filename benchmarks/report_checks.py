@@ -24,11 +24,18 @@ from bids_lesionfill import text_files
 from bids_lesionfill.images import anatomy, grid, masks, nifti
 from bids_lesionfill.layout import datasets, naming
 from bids_lesionfill.lesions import checks, fill, measures, tables
+from bids_lesionfill.lesions.records import FillRecord
 from bids_lesionfill.modality import get
 
 COLUMNS = ('image', 'kind', 'name', 'grain', 'glow', 'wall', 'outline', 'step', 'step_moved', 'faint')
 REAL = ('real tissue, 12 mm to the right', 'real tissue, 12 mm to the front')
-KEYS = {'grain': 'FillGrain', 'glow': 'FillGlow', 'wall': 'FillWall', 'step': 'MaskStep', 'step_moved': 'MaskStepMoved'}
+KEYS = {
+    'grain': 'fill_grain',
+    'glow': 'fill_glow',
+    'wall': 'fill_wall',
+    'step': 'mask_step',
+    'step_moved': 'mask_step_moved',
+}
 
 
 def main(argv):
@@ -146,10 +153,10 @@ def place(image, mask, tissue, wm_mask, sign):
 def alarms_of(row):
     """Return the names of the checks that an image fails by its values."""
     modality = naming.suffix_of(row['image'])
-    info = {key: row[name] for name, key in KEYS.items() if row[name] == row[name]}
+    record = FillRecord(**{key: row[name] for name, key in KEYS.items() if row[name] == row[name]})
     lesions = [{'volume_mm3': 1000, 'faint_percent': 100 * row['faint']}]
-    found = {'grain': checks.check_grain(info, []), 'glow': checks.check_glow(info, [], modality)}
-    found |= {'wall': checks.check_wall(info, []), 'place': checks.check_place(lesions, info, modality)}
+    found = {'grain': checks.check_grain(record, []), 'glow': checks.check_glow(record, [], modality)}
+    found |= {'wall': checks.check_wall(record, []), 'place': checks.check_place(lesions, record, modality)}
     return [name for name, check in found.items() if check and not check.passed]
 
 

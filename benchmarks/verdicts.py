@@ -40,7 +40,7 @@ def main(bids_dir, labels):
             lesions = settings.Lesions(nifti.mask_image(spoilt, image_img))
             sampling = settings.Sampling(device='cpu')
             filling = fill.fill(image_img, lesions, seen, model, settings.Growth(**options), sampling)
-            checks = lesions_checks.check_filling(filling.info, filling.lesions, 'T1w')
+            checks = lesions_checks.check_filling(filling.record, filling.lesions, 'T1w')
             numbers = [check.found for check in checks if check.name.startswith(NUMBERS)]
             says = ' '.join(filling.warnings) or 'nothing unusual'
             print(f'| {subject} | {name} | {" | ".join(numbers)} | {says} |', flush=True)

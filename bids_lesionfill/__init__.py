@@ -4,12 +4,8 @@ __all__ = ['fill_lesions', 'synthesize_lesions']
 
 
 def __getattr__(name):  # torch takes seconds to import; `--help` must not wait for it
-    if name == 'fill_lesions':
-        from .lesions.fill import fill_lesions
+    if name in __all__:
+        from . import interface
 
-        return fill_lesions
-    if name == 'synthesize_lesions':
-        from .lesions.synthesis import synthesize_lesions
-
-        return synthesize_lesions
+        return getattr(interface, name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

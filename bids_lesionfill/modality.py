@@ -36,7 +36,7 @@ class Modality:
 
     @property
     def look(self) -> str:
-        """How lesions usually look next to white matter."""
+        """The usual appearance of lesions next to white matter."""
         return {1: 'brighter', -1: 'darker', None: 'darker or brighter'}[self.lesion_sign]
 
 

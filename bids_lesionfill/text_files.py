@@ -62,10 +62,10 @@ def read_json(path, kind=dict):
     try:
         content = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:  # an empty file is no JSON either
-        raise UnreadableError(f'{path} cannot be read as JSON ({error}): mend it') from None
+        raise UnreadableError(f'{path} cannot be read as JSON ({error}): fix it') from None
     if not isinstance(content, kind):
         expected = 'an object in braces' if kind is dict else 'a list'
-        raise UnreadableError(f'{path} holds {json.dumps(content)[:60]}, expected {expected}: mend it')
+        raise UnreadableError(f'{path} holds {json.dumps(content)[:60]}, expected {expected}: fix it')
     return content
 
 
@@ -90,4 +90,4 @@ def read_tsv(path):
     try:
         return [{name: value(text) for name, text in row.items()} for row in csv.DictReader(lines, delimiter='\t')]
     except csv.Error as error:
-        raise UnreadableError(f'{path} cannot be read as a table ({error}): mend it') from None
+        raise UnreadableError(f'{path} cannot be read as a table ({error}): fix it') from None

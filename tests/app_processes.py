@@ -10,7 +10,11 @@ import sys
 from bids_lesionfill.app import cli
 from bids_lesionfill.report import pictures
 
-PRELOADED = ['SimpleITK', 'bids', 'diffusers', 'bids_lesionfill.participant', 'bids_lesionfill.unet', 'app_processes']
+PRELOADED = [
+    *('SimpleITK', 'bids', 'diffusers', 'nibabel.processing', 'jinja2'),
+    *('bids_lesionfill.app.participant', 'bids_lesionfill.app.workflow', 'bids_lesionfill.diffusion.unet'),
+    'bids_lesionfill.report.pictures',
+]
 CONTEXT = multiprocessing.get_context('forkserver')
 
 

@@ -4,8 +4,8 @@ import sys
 
 import numpy as np
 import pytest
+from heads import on_grid, turned
 from nibabel.affines import apply_affine, from_matvec
-from test_registration import on_grid, turned
 
 from bids_lesionfill.images import syn
 

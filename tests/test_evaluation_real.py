@@ -1,31 +1,12 @@
 import numpy as np
 import pytest
 from conftest import ellipsoid
+from heads import FLUID, GREY, SD, WHITE, build_head
 from scipy import ndimage
 
 from bids_lesionfill.evaluate import discriminability
 from bids_lesionfill.evaluate import real as evaluate_real
 from bids_lesionfill.lesions import measures
-
-SHAPE = (56, 52, 48)
-FLUID, GREY, WHITE, SD = 200.0, 500.0, 800.0, 10.0
-
-
-def build_head(seed=3):
-    """White matter with a ventricle in grey matter; a lesion that touches the ventricle, and one that does not."""
-    rng = np.random.default_rng(seed)
-    brain = np.zeros(SHAPE, dtype=bool)
-    brain[2:-2, 2:-2, 2:-2] = True
-    white = ndimage.binary_erosion(brain, iterations=7)
-    ventricle = np.zeros(SHAPE, dtype=bool)
-    ventricle[22:28, 18:34, 16:32] = True
-    t1w = np.select([ventricle, white, brain], [FLUID, WHITE, GREY], 0) + SD * rng.standard_normal(SHAPE)
-    t1w = np.where(brain, t1w, 0)
-    at_fluid = np.zeros(SHAPE, dtype=bool)
-    at_fluid[28:37, 20:32, 18:30] = True  # 9 x 12 x 12 voxels: 1.296 ml
-    apart = ellipsoid(SHAPE, (15, 26, 24), (3, 3, 3))
-    lesions = at_fluid | apart
-    return t1w, brain, lesions, ventricle, white, apart
 
 
 @pytest.fixture(scope='module')

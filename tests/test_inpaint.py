@@ -452,3 +452,13 @@ def test_half_precision_fills_nearly_the_same(volume, model, monkeypatch):
     assert filled.dtype == np.float32
     assert not np.array_equal(filled, expected)
     np.testing.assert_allclose(filled, expected, atol=0.01)
+
+
+def test_network_is_trusted_in_white_matter_and_not_beside_grey_matter():
+    hole, wm_mask = np.zeros((40, 20, 20), bool), np.zeros((40, 20, 20), bool)
+    wm_mask[10:] = True  # in front of it is grey matter
+    hole[8:13, 8:12, 8:12] = hole[28:32, 8:12, 8:12] = True
+    trust = inpaint.trust_near(hole, wm_mask)
+    assert trust[29, 9, 9] == 1
+    assert trust[9, 9, 9] < 0.1
+    assert 0 <= trust.min() <= trust.max() <= 1

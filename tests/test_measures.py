@@ -7,6 +7,7 @@ from scipy import ndimage
 from test_evaluation_real import SD, WHITE, build_head
 
 from bids_lesionfill.lesions import checks, measures
+from bids_lesionfill.lesions.records import FillRecord
 
 
 @pytest.fixture(scope='module')
@@ -26,9 +27,9 @@ def look(head, filled, original=None):
 
 def complaints(seen):
     """Return the names of failed checks of a filling as a whole."""
-    info = {'FillGrain': seen.whole['grain'], 'FillGlow': seen.whole['glow'], 'FillWall': seen.whole['wall']}
-    found = {'grain': checks.check_grain(info, []), 'glow': checks.check_glow(info, [], 'T1w')}
-    found['wall'] = checks.check_wall(info, [])
+    record = FillRecord(fill_grain=seen.whole['grain'], fill_glow=seen.whole['glow'], fill_wall=seen.whole['wall'])
+    found = {'grain': checks.check_grain(record, []), 'glow': checks.check_glow(record, [], 'T1w')}
+    found['wall'] = checks.check_wall(record, [])
     return [name for name, check in found.items() if not check.passed]
 
 
@@ -92,7 +93,7 @@ def test_a_mask_at_its_place_is_told_from_one_that_is_not(contrast_sd):
 
     def check(mask):
         step, moved = measures.place_of_mask(image, mask, white, white, -1)
-        return checks.check_place([], {'MaskStep': step, 'MaskStepMoved': moved}, 'T1w')
+        return checks.check_place([], FillRecord(mask_step=step, mask_step_moved=moved), 'T1w')
 
     assert check(lesions).passed
     for spoilt in (np.roll(lesions, 10, 0), np.roll(lesions, 6, 1), lesions[::-1]):

@@ -2,37 +2,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 from conftest import ellipsoid
+from heads import on_grid, turned
 from nibabel.affines import apply_affine
 
 from bids_lesionfill.images import registration
 
 TEMPLATE_AFFINE = np.array([[2.0, 0, 0, -60], [0, 2, 0, -70], [0, 0, 2, -50], [0, 0, 0, 1]])
 TEMPLATE_SHAPE = (60, 70, 56)
-
-
-def head_at(points_mm):
-    """Intensity of a head without symmetry at points of the world, (..., 3) array: a function, so of any grid."""
-
-    def inside(centre, radii):
-        return (((points_mm - centre) / radii) ** 2).sum(axis=-1) <= 1
-
-    t1w = np.where(inside((0, 0, 6), (46, 58, 44)), 500.0, 0)
-    t1w[inside((0, 0, 8), (38, 50, 35))] = 800
-    t1w[inside((-9, 4, 14), (5, 22, 7)) | inside((10, 6, 14), (6, 18, 9))] = 200
-    t1w[inside((22, -30, -8), (9, 7, 6))] = 500
-    t1w[inside((-18, 28, 0), (6, 10, 8))] = 350
-    return t1w
-
-
-def on_grid(shape, affine, world=None):
-    """The head on a grid; `world` takes the grid's world to that of the head."""
-    points_mm = apply_affine(affine, np.moveaxis(np.indices(shape), 0, -1))
-    return head_at(points_mm if world is None else apply_affine(world, points_mm)).astype(np.float32)
-
-
-def turned(degrees, zooms, shift):
-    x, y, z = np.radians(degrees)
-    return nib.affines.from_matvec(nib.eulerangles.euler2mat(z, y, x) @ np.diag(zooms), shift)
 
 
 @pytest.fixture(scope='module')

@@ -23,6 +23,7 @@ from bids_lesionfill.thickness import tables as thickness_tables
 PACKAGE = '''
 import numpy as np
 
+from bids_lesionfill.diffusion.filler import Record
 from bids_lesionfill.modality import Modality
 from bids_lesionfill.thickness import engine, tables
 
@@ -43,8 +44,8 @@ class Level:
     def fill(self, volume, lesion_mask, wm_mask, sampling):
         return np.full((len(sampling.seeds), lesion_mask.sum()), 0.5)
 
-    def info(self, sampling):
-        return {'Model': self.name, 'Level': 0.5}
+    def record(self, sampling):
+        return Record(self.name, more={'Level': 0.5})
 
     def methods(self):
         return 'the level of white matter (Toy et al., 2026)', (BIBTEX,)

@@ -1,8 +1,9 @@
+import nibabel as nib
 import numpy as np
 import pytest
 from scipy import ndimage
 
-from bids_lesionfill.images import tissues
+from bids_lesionfill.images import anatomy, grid, tissues
 from bids_lesionfill.lesions import places as lesions_places
 
 CSF, GREY, WHITE = tissues.CSF, tissues.GREY_MATTER, tissues.WHITE_MATTER
@@ -230,3 +231,51 @@ def test_lesion_is_infratentorial_if_most_of_it_is():
         lesion_mask = nothing.copy()
         lesion_mask[start : start + 4] = True
         assert lesions_places.place_of(lesion_mask, places) == lesions_places.PLACES[place]
+
+
+# A constant that was added to the image
+
+
+def test_background_is_what_most_of_the_surface_has(rng):
+    image = np.zeros((20, 22, 24), np.float32)
+    image[4:16, 4:18, 0:20] = rng.uniform(100, 900, (12, 14, 20))  # cut by one face
+    assert grid.background_level(image) == 0
+    assert grid.background_level(image + 300) == 300
+    noisy = image + np.abs(rng.normal(0, 10, image.shape))
+    low = grid.background_level(noisy)
+    assert 0 < low < 1
+    assert grid.background_level(noisy + 300) == pytest.approx(low + 300, abs=1e-3)
+    assert grid.background_level(rng.uniform(100, 900, (9, 9, 9))) == 0  # tissue up to the end
+
+
+@pytest.mark.parametrize('noise', [0, 10])
+@pytest.mark.parametrize('added', [300, 1e4])
+def test_a_constant_that_was_added_changes_no_class(head, rng, monkeypatch, noise, added):
+    phantom, t1w, _ = head
+    monkeypatch.setattr(tissues, 'extract_brain', lambda image: phantom.brain_mask)  # no head that deepbet knows
+    t1w = t1w + noise * np.abs(rng.normal(size=t1w.shape)).astype(np.float32)
+    t1w = np.rint(8 * t1w) / 8  # exact in float32 with the constant as well
+    mask_img = nib.Nifti1Image(phantom.lesion_mask.astype(np.uint8), np.eye(4))
+    one, other = (
+        anatomy.look_at(nib.Nifti1Image((t1w + constant).astype(np.float32), np.eye(4)), mask_img)
+        for constant in (0, added)
+    )
+    assert one.info['SkullStripped'] == other.info['SkullStripped'] == (noise == 0)
+    assert (one.tissue_seg != other.tissue_seg).sum() <= 5
+    assert (one.tissue_seg == WHITE).sum() > 1e4
+    again = anatomy.look_again(other, nib.Nifti1Image((t1w + added).astype(np.float32), np.eye(4)), mask_img, 0.5)
+    assert (again.tissue_seg != other.tissue_seg).sum() <= 5
+
+
+def test_more_than_a_brain_is_not_taken_for_one(monkeypatch):
+    """As sub-P14 ses-T2 of MSLesSeg: stripped in part, air zero, no scalp, 2.6 l."""
+    radius = np.sqrt(sum((axis - 89.5) ** 2 for axis in np.ogrid[:180, :180, :180]))
+    image = np.select([radius < 70, radius < 85.5], [800, 500], 0).astype(np.float32)
+    assert 2500 < (image > 0).sum() / 1000 < 2700
+    brain = radius < 76
+    monkeypatch.setattr(tissues, 'extract_brain', lambda t1w: brain)
+    found, skull_stripped = tissues.find_brain(image)
+    assert found is brain
+    assert not skull_stripped
+    smaller = np.where(radius < 76, image, 0).astype(np.float32)
+    assert tissues.is_skull_stripped(smaller)

@@ -7,8 +7,8 @@ import subprocess
 import nibabel as nib
 import numpy as np
 import pytest
+from app_outputs import DATASET_FILES, ROOT, closing_files, data_hashes, validator
 from bids_examples import bytes_without_place, flair_path, listing, mask_path, t1w_path, write_bids
-from test_app import DATASET_FILES, ROOT, closing_files, data_hashes, validator
 
 from bids_lesionfill import text_files
 from bids_lesionfill.app import cli, exit_codes, reporting

@@ -68,7 +68,7 @@ def main(argv):
         return run(argv)
     except Terminated as error:
         name = signal.Signals(error.args[0]).name
-        logger.error('ended by %s; the same command goes on where it stopped', name)
+        logger.error('ended by %s; the same command resumes', name)
         return 128 + error.args[0]
     finally:
         for number, handler in handlers.items():
@@ -128,7 +128,7 @@ def work(options):
     except Terminated:
         raise
     except KeyboardInterrupt:
-        logger.error('interrupted; the same command goes on where it stopped')
+        logger.error('interrupted; the same command resumes')
         return exit_codes.INTERRUPTED
     except Exception as error:
         if getattr(error, 'errno', None) in NO_ROOM_OR_RIGHT:

@@ -4,7 +4,7 @@ import logging
 
 import numpy as np
 
-from ..images import anatomy, grid, nifti
+from ..images import nifti
 from ..layout import derivatives, files, inputs, tables
 from ..lesions import fill
 
@@ -28,13 +28,10 @@ def copy_image(image, options):
         return
     image_img = files.open_image(image.image_file)
     nifti.check_image(image_img, 'image')
-    plain_img = nifti.plain(image_img, 'image')
-    info = {'LesionVoxelsGiven': 0, 'LesionVoxelsUsed': 0, 'LesionVoxelsKept': 0, 'Lesions': 0}
-    info['SkullStripped'] = anatomy.is_skull_stripped(grid.conform(plain_img).get_fdata(dtype=np.float32))
     filling = fill.Filling(
         nifti.copy_image(image_img),
-        nifti.mask_image(np.zeros(plain_img.shape, dtype=bool), image_img),
-        info=info,
+        nifti.mask_image(np.zeros(image_img.shape[:3], dtype=bool), image_img),
+        record=fill.record_of_copy(image_img),
     )
     tables.remove_thickness(options.output_dir, image)
     derivatives.write_xfm(options.output_dir, image, None, {})

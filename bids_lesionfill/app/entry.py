@@ -1,4 +1,4 @@
-"""How a program of the command line starts and ends."""
+"""Start and end of the programs of the command line."""
 
 import os
 import sys

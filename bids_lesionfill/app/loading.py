@@ -1,6 +1,7 @@
 """From the files that were found for an image to images in one world: which lesions, whose tissues, FLAIR to T1w."""
 
-from dataclasses import dataclass, field, replace
+import logging
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -8,8 +9,10 @@ import numpy as np
 
 from ..images import grid, masks, nifti, placement, registration, segmentations
 from ..layout import inputs
-from ..layout.files import open_image
-from ..lesions import settings
+from ..layout.files import check_content, open_image
+from ..lesions import records, settings
+
+logger = logging.getLogger(__name__)
 
 MAX_SHIFT_MM = 1  # up to this, world coordinates agree
 MIN_GAIN = 1.02  # of mutual information; less is what interpolation and noise give
@@ -25,17 +28,12 @@ class View:
     lesions_on_t1w: settings.Lesions | None = None  # the same in the world of the T1w
     to_t1w: np.ndarray | None = None  # (4, 4), world of the FLAIR to that of the T1w; None if they agree
     from_t1w: np.ndarray | None = None  # (4, 4), world of the T1w to that of the image; None if they agree
-    registration: dict = field(default_factory=dict)  # for the sidecar; empty if nothing had to be registered
-
-    @property
-    def info(self) -> dict:
-        """Fields of the sidecar."""
-        return {'FlairRegistration': self.registration} if self.registration else {}
+    registration: records.Registration | None = None  # None if nothing had to be registered
 
     @property
     def notes(self) -> list[str]:
         """Sentences that a person should read."""
-        return [] if self.to_t1w is None else [shift_note(self.registration)]
+        return [] if self.to_t1w is None or self.registration is None else [shift_note(self.registration)]
 
     def bring(self, img):
         """Move an image from the world of the T1w into that of this image."""
@@ -80,9 +78,23 @@ def settle(image, opener=open_image):
     return with_source(image)
 
 
-def with_source(image):
-    """Return an image whose sources name `flair_file`, too."""
-    return replace(image, sources=tuple(dict.fromkeys((*image.sources, image.flair_uri))))
+def with_source(image, path=None):
+    """Return an image whose sources name `flair_file`, or another file beside it, too."""
+    uri = image.uri_beside(path or image.flair_file)
+    return replace(image, sources=tuple(dict.fromkeys((*image.sources, uri))))
+
+
+def with_fluid_file(image, opener=open_image):
+    """Return a T1w whose sources name the FLAIR that tells fluid from lesions, or without it if it cannot be read."""
+    if image.fluid_file is None:
+        return image
+    try:
+        check_content(image.fluid_file)
+        nifti.check_image(opener(image.fluid_file), 'FLAIR')
+    except ValueError as error:
+        logger.warning('%s is filled without its FLAIR: %s', image.name, error)
+        return replace(image, fluid_file=None)
+    return with_source(image, image.fluid_file)
 
 
 def view(image, choice=settings.DEFAULT_CHOICE, way=None, opener=open_image) -> View:
@@ -214,29 +226,29 @@ def way_to_t1w(image, opener=open_image):
     Returns
     -------
     to_t1w : (4, 4) array or None
-    about : dict for the sidecar, empty if nothing had to be registered; see `align`
+    about : records.Registration, None if nothing had to be registered; see `align`
     """
     flair_file, t1w_file = files_of_pair(image)
     if flair_file is None:
-        return None, {}
+        return None, None
     flair_img, t1w_img = opener(flair_file), opener(image.t1w_file)
     if placement.same_grid(flair_img, t1w_img):
-        return None, {}
+        return None, None
     to_t1w, about = align(flair_img, t1w_img)
-    return to_t1w, about | ({} if image.drawn_on == 'FLAIR' else {'Moved': flair_file.name})
+    return to_t1w, about if image.drawn_on == 'FLAIR' else replace(about, moved=flair_file.name)
 
 
 def shift_note(about):
     """Return the note for the user about a registered FLAIR."""
-    moved = about.get('Moved', 'FLAIR')
+    moved = about.moved or 'FLAIR'
     return (
-        f'{moved} and T1w differ by up to {about["ShiftMm"]:.1f} mm by their headers: the {moved} was registered. '
+        f'{moved} and T1w differ by up to {about.shift_mm:.1f} mm by their headers: the {moved} was registered. '
         'Look at the overlay.'
     )
 
 
 def align(flair_img, t1w_img):
-    """Register a FLAIR to a T1w if their headers disagree: ((4, 4) array or None, sidecar dict).
+    """Register a FLAIR to a T1w if their headers disagree: ((4, 4) array or None, Registration).
 
     See `registration.rigid`.
     """
@@ -247,13 +259,9 @@ def align(flair_img, t1w_img):
     )
     shift_mm = registration.largest_shift_mm(to_t1w, flair, flair_img.affine)
     used = bool(shift_mm > MAX_SHIFT_MM and after > MIN_GAIN * before)
-    about = {
-        'Method': 'rigid, mutual information',
-        'ShiftMm': round(shift_mm, 2),
-        'InformationByHeaders': round(before, 4),
-        'InformationRegistered': round(after, 4),
-        'Used': used,
-    }
+    about = records.Registration(
+        'rigid, mutual information', round(shift_mm, 2), round(before, 4), round(after, 4), used
+    )
     return (to_t1w if used else None), about
 
 

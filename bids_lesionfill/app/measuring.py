@@ -12,11 +12,12 @@ from typing import NamedTuple
 import nibabel as nib
 import numpy as np
 
+from .. import sidecars
 from ..images import grid, nifti, placement, registration, tissues
 from ..images.anatomy import Anatomy
 from ..layout import derivatives, errors, inputs, naming
 from ..layout import tables as layout_tables
-from ..lesions import places, settings
+from ..lesions import places, records, settings
 from ..report import thickness
 from ..thickness import tables as thickness_tables
 from ..thickness.engine import Scan
@@ -30,7 +31,7 @@ RERUN_SEED = 1  # added to the image's seed
 
 @dataclass(frozen=True)
 class Task:
-    """How an image is measured."""
+    """Settings of the measurement of an image."""
 
     seed: int
     version: str  # of the app
@@ -178,7 +179,8 @@ class Job(NamedTuple):
             cortex_img = measurement.cortex_img
             ribbon = None if cortex_img is None else np.asarray(cortex_img.dataobj) > 0
             about['LesionVoxels'] = places.voxels_beside_white_matter(self.lesion_mask(), seg, ribbon)
-            about['FilledVoxels'] = derivatives.read_sidecar(self.filled_file).get('LesionVoxelsUsed')
+            filled = sidecars.read(records.FillRecord, derivatives.read_sidecar(self.filled_file))
+            about['FilledVoxels'] = filled.lesion_voxels_used
         return {name: value for name, value in about.items() if value is not None}
 
     def lesion_mask(self):
@@ -202,7 +204,7 @@ def tissues_of(measurement, scan, engine):
 
 def classify(scan):
     """Compute tissue classes for an engine that provides none; nibabel image on the image's grid."""
-    t1w_img, found = grid.conform(scan.t1w_img), scan.of_visit()
+    t1w_img, found = grid.conform(grid.without_background(scan.t1w_img)), scan.of_visit()
     t1w = t1w_img.get_fdata(dtype=np.float32)
     seg = tissues.classify(t1w, found.brain_mask, np.zeros(t1w.shape, dtype=bool), found.bias_field)
     seg = grid.resample_to(nib.Nifti1Image(seg.astype(np.float32), t1w_img.affine), scan.t1w_img, order=0)

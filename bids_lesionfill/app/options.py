@@ -2,6 +2,7 @@
 
 Parser, TOML files, checks and the page of options derive from the groups below. A new option is one field of a group.
 """
+# Longer than 500 lines: it is one table, and `Options` is made of its rows.
 
 import operator
 from dataclasses import dataclass, field
@@ -39,7 +40,7 @@ def version() -> str:
 
 @dataclass(frozen=True)
 class Main:
-    """What is done with which dataset."""
+    """Dataset, output and task of a run."""
 
     title: ClassVar[str] = 'Arguments of every BIDS App'
 
@@ -50,14 +51,15 @@ class Main:
         default='participant',
         default_text='',  # the command line has none
         choices=('participant', 'group'),
-        help='participant: fill or synthesize lesions, measure thickness; group: effect of filling on thickness',
+        help='participant: fill or synthesize lesions, measure thickness; group: page of the study, effect of '
+        'filling on thickness',
     )
     mode: str = option('--mode', default='fill', choices=tuple(MODALITIES), help='fill lesions, or synthesize new ones')
 
 
 @dataclass(frozen=True)
 class Query:
-    """Which files are found."""
+    """Selection of input files."""
 
     title: ClassVar[str] = 'Options for filtering BIDS queries'
 
@@ -97,7 +99,7 @@ class Query:
 
 @dataclass(frozen=True)
 class MaskChoice:
-    """Which lesion masks are taken, and which of their lesions."""
+    """Selection of lesion masks and of their lesions."""
 
     title: ClassVar[str] = 'Options for lesion masks'
 
@@ -141,13 +143,13 @@ class MaskChoice:
     copy_unlesioned: bool = filling_option(
         '--copy-unlesioned',
         kind='switch',
-        help='desc-filled also for images without a lesion mask, as copies, so that a study has one path',
+        help='desc-filled copies of images without a lesion mask, so that all participants of a study have one',
     )
 
 
 @dataclass(frozen=True)
 class Growth:
-    """What is done with the rims of lesions, which masks miss."""
+    """Treatment of the rims of lesions, which masks miss."""
 
     title: ClassVar[str] = 'Specific options for filling'
 
@@ -166,7 +168,8 @@ class Growth:
         unit='voxels',
         metavar='N',
         is_of_result=True,
-        help='dilation of the mask, into white matter only',
+        help='dilation of the mask, into white matter only; 0: the given mask is filled and nothing else, also without '
+        '--rims grown',
     )
     rim_voxels: int = growth_option(
         '--rim-voxels',
@@ -233,7 +236,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Synthesis:
-    """Which new lesions: how many, how much, where, or exactly which; how bright."""
+    """Number, volume, location and contrast of new lesions."""
 
     title: ClassVar[str] = 'Specific options for synthesis'
     description: ClassVar[str] = 'Without a mask, number, size and place of lesions are sampled as in patients.'
@@ -334,16 +337,15 @@ class Thickness:
         unit='voxels',
         metavar='N',
         level='group',
-        help='size of the dilated lesion mask in the cortex from which on a participant counts as one with '
-        'juxtacortical lesions',
+        help='smallest overlap of the dilated lesion mask with the cortex in a juxtacortical participant',
     )
     juxta_rule: str = option(
         '--juxta-rule',
         default='cortex',
         choices=('cortex', 'thesis'),
         level='group',
-        help='part of the dilated lesion mask that counts: cortex; or, as in the thesis, all that is not white matter, '
-        'at the ventricles too',
+        help='part of the dilated lesion mask that counts; cortex: in the cortex; thesis: outside white matter, also '
+        'at the ventricles',
     )
     allow_download: bool = filling_option(
         '--allow-download',
@@ -354,7 +356,7 @@ class Thickness:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a run uses of the machine, or of a cluster."""
+    """Resources of the machine or cluster."""
 
     title: ClassVar[str] = 'Options to handle performance'
 
@@ -422,20 +424,20 @@ class Run:
         '-w',
         '--work-dir',
         default_text='that of the system',
-        help='folder for temporary files; with --use-plugin one that all machines see',
+        help='folder for temporary files; with --use-plugin, one that all machines share',
     )
     clean_workdir: bool = option(
         '--clean-workdir',
         kind='switch',
-        help='removal of what earlier runs left in the work folder; not while another run is at work',
+        help='removal of the files of earlier runs from the work folder; not while another run uses it',
     )
     bids_database_dir: Path | None = folder_option(
         '--bids-database-dir',
-        help='folder of indexes of the datasets, read if there, else written (delete it when files have changed); not '
-        'in BIDS_DIR',
+        help='folder of the indexes of the datasets, outside BIDS_DIR; read if present, otherwise written (delete it '
+        'after files have changed)',
     )
     reports_only: bool = participant_option(
-        '--reports-only', kind='switch', help='only the reports of what has been filled or synthesized'
+        '--reports-only', kind='switch', help='only the reports of images that have been filled or synthesized'
     )
     boilerplate_only: bool = participant_option(
         '--boilerplate-only',
@@ -484,14 +486,14 @@ class Options(Run, Resources, Thickness, Synthesis, Sampling, Growth, MaskChoice
 
     @property
     def mask_choice(self):
-        """Which voxels and lesions of a mask file are meant: lesions.settings.MaskChoice."""
+        """The voxels and lesions of a mask file that are used: lesions.settings.MaskChoice."""
         from ..lesions.settings import MaskChoice
 
         return MaskChoice(self.mask_threshold, tuple(self.lesion_labels), self.min_lesion_volume)
 
     @property
     def growth(self):
-        """How far masks reach: lesions.settings.Growth."""
+        """The growth of masks: lesions.settings.Growth."""
         from ..lesions.settings import Growth
 
         return Growth(self.dilate, self.rim_voxels, self.rims)

@@ -120,16 +120,18 @@ def all_flags() -> set[str]:
     return {spelling for spec in specs for spelling in (*spec.flags, *spec.underscored)} | {'-h', '--help'}
 
 
-def unknown_flags(words: list[str]) -> list[str]:
+def unknown_flags(words: list[str], known: set[str]) -> list[str]:
     """Return the long flags on a command line that do not exist."""
     words = words[: words.index('--')] if '--' in words else words
     typed = dict.fromkeys(word.partition('=')[0] for word in words if word.startswith('--'))
-    known = all_flags()
     return [flag for flag in typed if flag not in known]
 
 
-def unknown_words(words: list[str]) -> str:
-    """Return a sentence on flags that do not exist, each with the one that was perhaps meant; empty without any."""
-    known = sorted(all_flags())
-    found = [f'{flag}{suggestion(flag, known)}' for flag in unknown_flags(words)]
+def unknown_words(words: list[str], known: set[str] | None = None) -> str:
+    """Return a sentence on flags that do not exist, each with the one that was perhaps meant; empty without any.
+
+    Those that exist are `known`, or all of the app.
+    """
+    known = all_flags() if known is None else known
+    found = [f'{flag}{suggestion(flag, sorted(known))}' for flag in unknown_flags(words, known)]
     return f'unknown argument {"; ".join(found)}' if found else ''

@@ -117,7 +117,7 @@ def conclude(statuses, options, derivatives):
         logger.warning('no lesion mask of %d participant(s) (%s): %s', len(unmasked), names, said)
     failed = [f'sub-{subject}' for subject, status in statuses.items() if status == 'failed']
     if failed:
-        logger.error('failed: %s; %s says why', ', '.join(failed), options.output_dir / 'participants.tsv')
+        logger.error('failed: %s; for the reasons see %s', ', '.join(failed), options.output_dir / 'participants.tsv')
         return SOME_FAILED
     if set(statuses.values()) <= {inputs.NO_MASK, inputs.DONOR, reporting.NO_IMAGE} and options.mode == 'synth':
         logger.error('nothing to do: no %s with a T1w in %s', ' or '.join(options.modalities), options.bids_dir)
@@ -236,6 +236,7 @@ def fill_image(visit, image, model):
         Seconds that it took; None if all was there.
     """
     image, options = visit.settle(image), visit.options
+    image = visit.with_fluid_file(image)
     layout_derivatives.check_files(image)
     result_options = options.of_result(image.modality)
     run_hash = layout_derivatives.hash_run(image, result_options, model.sha256, options.version)

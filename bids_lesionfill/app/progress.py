@@ -1,4 +1,4 @@
-"""How far a run is: bars on a terminal, lines in a log, nothing for those who asked for quiet."""
+"""Progress of a run: bars on a terminal, lines in a log, nothing with `--quiet`."""
 
 import contextlib
 import logging

@@ -205,7 +205,7 @@ def image_row(image, desc, result, page):
         'status': page['status'],
         'lesions': len(page['lesions']) if is_written else None,
         **(page['volumes'] if is_written else {}),
-        'changed_voxels': (page.get('provenance') or {}).get('VoxelsChanged', 0 if is_written else None),
+        'changed_voxels': page.get('changed_voxels'),
         'warnings': len(page.get('warnings') or ()),
         'message': page.get('message') or None,
     }

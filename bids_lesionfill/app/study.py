@@ -124,10 +124,10 @@ def read_table(path, *columns) -> list[dict]:
     except FileNotFoundError:
         return []
     except (OSError, text_files.UnreadableError) as error:
-        logger.warning('%s: it is left out', error)
+        logger.warning('%s: the file is ignored', error)
         return []
     if not all(set(columns) <= set(row) for row in rows):
-        logger.warning('%s lacks a column, expected %s: it is left out', path, ', '.join(columns))
+        logger.warning('%s lacks a column, expected %s: the file is ignored', path, ', '.join(columns))
         return []
     return rows
 

@@ -51,6 +51,7 @@ def options_of(arguments: argparse.Namespace, argv: list[str]) -> app_options.Op
         'filters': read_filters(arguments.bids_filter_file),
         'derivatives': derivatives or None,
         'thickness_results': thickness_results,
+        **exact_growth(arguments),
         'n_lesions': arguments.new_lesions or arguments.n_lesions,
         'config': config.as_toml(arguments, app_options.version()),
         'command': 'run.py ' + shlex.join(argv),
@@ -61,6 +62,11 @@ def options_of(arguments: argparse.Namespace, argv: list[str]) -> app_options.Op
     besides = [folder for folder in (options.work_dir, options.bids_database_dir) if folder is not None]
     ownership.check_output(output_dir, arguments.bids_dir, raw_dir, besides)
     return with_absolute_paths(options)
+
+
+def exact_growth(arguments: argparse.Namespace) -> dict[str, str | int]:
+    """Return what `--dilate 0` means for the other options of growth; see `lesions.settings.Growth`."""
+    return {'rims': 'grown', 'rim_voxels': 0} if arguments.dilate == 0 else {}
 
 
 def check_folders(arguments: argparse.Namespace) -> None:
@@ -190,8 +196,12 @@ def check_level(arguments: argparse.Namespace) -> None:
 
 def check_places(arguments: argparse.Namespace) -> None:
     """Raise UsageError if options are given that need another value of `--mode` or `--rims`."""
-    misplaced = {}
-    for spec in app_options.all_specs().values():
+    misplaced, specs = {}, app_options.all_specs()
+    if arguments.mode == 'fill' and arguments.dilate == 0:  # then it needs no other
+        if specs['rim_voxels'].is_given(arguments) and arguments.rim_voxels:
+            raise UsageError('--dilate 0 fills the given mask and nothing else: --rim-voxels contradicts it')
+        specs = {name: spec for name, spec in specs.items() if name not in ('dilate', 'rim_voxels')}
+    for spec in specs.values():
         if spec.is_given(arguments) and (need := spec.unmet(arguments)):
             misplaced.setdefault(need, []).append(spec.name)
     if misplaced:
@@ -337,5 +347,5 @@ def is_valid(options):
         logger.error('%s', sentence)
     if errors:
         shown = f', of which {validator.SHOWN} are shown' if len(errors) > validator.SHOWN else ''
-        logger.error('%d error(s)%s: mend them, or use --skip-bids-validation', len(errors), shown)
+        logger.error('%d error(s)%s: fix them, or use --skip-bids-validation', len(errors), shown)
     return not errors

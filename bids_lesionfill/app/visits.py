@@ -12,6 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
+from .. import sidecars
 from ..diffusion import models as diffusion_models
 from ..images import anatomy as images_anatomy
 from ..images import nifti, placement, registration, tissues
@@ -19,7 +20,7 @@ from ..images.anatomy import Anatomy
 from ..layout import derivatives as layout_derivatives
 from ..layout import errors, inputs, naming, pairing
 from ..layout import status as layout_status
-from ..lesions import fill, library, settings
+from ..lesions import fill, library, records, settings
 from ..lesions import synthesis as lesions_synthesis
 from . import loading, progress
 
@@ -123,7 +124,7 @@ def synthesize_image(visit, image, variant, desc, model, options):
     float
         Seconds that it took; None if all was there.
     """
-    image = visit.settle(visit.with_mask(image))
+    image = replace(visit.settle(visit.with_mask(image)), fluid_file=None)  # which is for filling
     files = naming.synth_files(options.output_dir, image, desc)
     layout_derivatives.check_files(image)
     result_options = options.of_result(image.modality) | {'variant': variant} | visit.fingerprint
@@ -170,6 +171,20 @@ class Visit:
             self.ways[pair] = loading.way_to_t1w(image, self.opener)
         return self.ways[pair]
 
+    def with_fluid_file(self, image: inputs.Inputs) -> inputs.Inputs:
+        """Return an image with the FLAIR that tells fluid from lesions, if one is to be used and can be read."""
+        if self.options.growth.rims != 'unmixed':
+            return replace(image, fluid_file=None)
+        return loading.with_fluid_file(image, self.opener)
+
+    def flair_on_t1w(self, image: inputs.Inputs):
+        """Return the FLAIR that tells fluid from lesions in the world of its T1w (nibabel image); None without."""
+        if image.fluid_file is None:
+            return None
+        to_t1w, _ = self.way_to_t1w(replace(image, flair_file=image.fluid_file))
+        t1w_img, flair_img = self.opener(image.t1w_file), self.opener(image.fluid_file)
+        return flair_img if to_t1w is None else placement.moved(flair_img, to_t1w, t1w_img)
+
     def view(self, image: inputs.Inputs) -> loading.View:
         """Return the masks and the T1w of the visit in the scanner space of an image (from `settle`)."""
         return loading.view(image, self.choice, self.way_to_t1w(image), self.opener)
@@ -211,7 +226,7 @@ class Visit:
         anatomy = images_anatomy.look_at(
             t1w_img, mask_img, brain_mask_img, tissue_seg_img=tissue_seg_img, lesion_share=lesion_share
         )
-        return replace(anatomy, info=anatomy.info | {'WhiteMatterSource': source}) if source else anatomy
+        return replace(anatomy, sources=replace(anatomy.sources, white_matter_source=source)) if source else anatomy
 
     def segmentation(self, image: inputs.Inputs) -> tuple:
         """Read the segmentation of an image, each only once; see `loading.load_segmentation`."""
@@ -235,9 +250,11 @@ class Visit:
             anatomy = anatomy if view.from_t1w is None else anatomy.moved(view.from_t1w)
             _, _, notes = self.segmentation(image)
         sampling = options.sampling(layout_derivatives.seed_of(image, options.random_seed), report_tiles)
-        filling = fill.fill(view.image_img, view.lesions, anatomy, model, options.growth, sampling)
+        lesions = view.lesions if anatomy is None else replace(view.lesions, flair_img=self.flair_on_t1w(image))
+        filling = fill.fill(view.image_img, lesions, anatomy, model, options.growth, sampling)
         warnings = [*filling.warnings, *notes, *view.notes]
-        return replace(filling, info=filling.info | view.info, warnings=warnings), view
+        record = replace(filling.record, flair_registration=view.registration)
+        return replace(filling, record=record, warnings=warnings), view
 
     def anatomy_to_measure(self, image: inputs.Inputs) -> Anatomy:
         """Return the anatomy in which a T1w is measured before and after filling: one brain mask, one bias field."""
@@ -268,7 +285,7 @@ class Visit:
 
     @property
     def anatomy(self) -> Anatomy:
-        """What is free for new lesions; see `images.anatomy.look_at`."""
+        """The space that is free for new lesions; see `images.anatomy.look_at`."""
         lesions_img = loading.lesions_of(self.first, self.choice, self.way_to_t1w(self.first)[0], self.opener)
         lesions = lesions_img and settings.Lesions(lesions_img, threshold=self.choice.threshold)
         return self.anatomy_with(self.first, lesions, OLD_LESION_SHARE)
@@ -288,10 +305,13 @@ class Visit:
             options.sampling(seed, report_tiles),
             options.lesion_halo,
         )
-        info = synthesis.info | {'LesionSource': self.source}
-        if options.second_visit:
-            info['Visits'] = {'First': image.sources[0], 'Second': 'this image'}
-        return replace(synthesis, info=info | view.info, warnings=[*synthesis.warnings, *view.notes]), view
+        record = replace(
+            synthesis.record,
+            lesion_source=self.source,
+            visits=records.Visits(image.sources[0], 'this image') if options.second_visit else None,
+            flair_registration=view.registration,
+        )
+        return replace(synthesis, record=record, warnings=[*synthesis.warnings, *view.notes]), view
 
     @cached_property
     def atlas(self):
@@ -310,14 +330,14 @@ class Visit:
 
     @property
     def source(self):
-        """Where the lesions come from, in words."""
+        """The origin of the lesions, in words."""
         if self.options.new_mask_file:
             return f'the mask {self.options.new_mask_file.name}'
         return f'sub-{self.donor.subject}, by deformable registration' if self.donor else 'drawn from a library'
 
     @cached_property
     def fingerprint(self):
-        """What else the result depends on: the bytes of masks that are given, by their hashes."""
+        """Further inputs of the result: the bytes of masks that are given, by their hashes."""
         files = [self.options.new_mask_file] if self.options.new_mask_file else []
         files += [self.donor.t1w_file, self.donor.lesion_mask_file] if self.donor else []
         files += [file for file in (self.first.lesion_mask_file, self.first.brain_mask_file) if file]
@@ -357,7 +377,8 @@ def files_of(segmentation: inputs.Segmentation | None) -> tuple:
 def write_way(view: loading.View, output_dir) -> None:
     """Write how FLAIR and T1w of an image were brought together, or remove what an earlier run wrote."""
     text = None if view.to_t1w is None else registration.itk_text(view.to_t1w)
-    layout_derivatives.write_xfm(output_dir, view.image, text, view.registration)
+    about = sidecars.spell(view.registration) if view.registration else {}
+    layout_derivatives.write_xfm(output_dir, view.image, text, about)
 
 
 def find_donor(bids_layout, options, derivatives):

@@ -189,7 +189,7 @@ def count_nodes(bar, n_all):
             n_done += 1
             bar.update()
             name, left = node.name.replace('_', '-', 1), progress.time_left(started, n_done, n_all)
-            logger.info('%s is through (%d of %d%s)', name, n_done, n_all, left if n_done < n_all else '')
+            logger.info('%s is done (%d of %d%s)', name, n_done, n_all, left if n_done < n_all else '')
 
     return report
 

@@ -10,7 +10,7 @@ from scipy.sparse import linalg
 from scipy.spatial import cKDTree
 
 from ..images import masks
-from .filler import Sampling
+from .filler import Record, Sampling
 
 SIX_NEIGHBOURS = np.array([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]])
 
@@ -333,9 +333,9 @@ class ClassicalFiller:
         generators = [np.random.default_rng(seed) for seed in sampling.seeds]
         return np.stack([self.filled(volume, lesion_mask, wm_mask, rng)[lesion_mask] for rng in generators])
 
-    def info(self, sampling: Sampling) -> dict:
+    def record(self, sampling: Sampling) -> Record:
         """Return what the sidecar tells of a filling."""
-        return {'Model': self.name, 'RandomSeed': sampling.seeds[0]}
+        return Record(self.name, random_seed=sampling.seeds[0])
 
     def methods(self) -> tuple[str, tuple[str, ...]]:
         """Return how it fills, for a paper, and the keys of its references."""

@@ -11,7 +11,7 @@ CLIP = 2.0  # what is brighter than twice the white matter is no tissue: the bou
 
 @dataclass(frozen=True)
 class Form:
-    """What the network sees and what it predicts.
+    """Input and output of the network.
 
     `unconditional`: the noisy image alone; the known tissue enters while sampling (RePaint, thesis 3.2).
     `plain`: the thesis' conditional form: noisy image, voided image, mask (Eq. 3.6).
@@ -43,7 +43,7 @@ class Form:
 
     @property
     def asks_contrast(self):
-        """Whether the contrast of the lesions is part of the condition."""
+        """True if the contrast of the lesions is part of the condition."""
         return self.base == 'lesion' and self.kind in ('prior', 'residual')
 
     def to_diffusion(self, image, base):

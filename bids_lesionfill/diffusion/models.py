@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import text_files
-from .filler import Sampling
+from .filler import Record, Sampling
 
 
 def choose_device(device):
@@ -57,20 +57,16 @@ class Model:
 
         steps, seeds = self.steps(sampling), list(sampling.seeds)
         arguments = (volume, lesion_mask, wm_mask, self, steps, seeds, sampling.device, sampling.batch_size)
-        return inpaint.fill_volume(*arguments, progress=sampling.progress)
+        trust = inpaint.trust_near(lesion_mask, wm_mask) if sampling.beside_grey else None
+        return inpaint.fill_volume(*arguments, progress=sampling.progress, trust=trust)
 
     def steps(self, sampling: Sampling) -> int:
         """Return the number of steps of a sampling."""
         return choose_steps(sampling.num_inference_steps, self.plan['num_inference_steps'], len(sampling.seeds))
 
-    def info(self, sampling: Sampling) -> dict:
+    def record(self, sampling: Sampling) -> Record:
         """Return what the sidecar tells of a filling."""
-        return {
-            'Model': self.name,
-            'WeightsSHA256': self.sha256,
-            'RandomSeed': sampling.seeds[0],
-            'NumInferenceSteps': self.steps(sampling),
-        }
+        return Record(self.name, self.sha256, sampling.seeds[0], self.steps(sampling))
 
     def methods(self) -> tuple[str, tuple[str, ...]]:
         """Return how it fills, for a paper, and the keys of its references; see `describe_models`."""

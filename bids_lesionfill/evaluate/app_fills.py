@@ -21,7 +21,7 @@ from ..layout import datasets, naming
 from ..layout import files as layout_files
 from ..lesions import fill, measures, settings
 from ..lesions import library as lesions_library
-from ..modality import get
+from ..modality import T1W, get
 from ..train import brains
 from . import appeared as evaluate_appeared
 from . import cases, confluent, discriminability, real
@@ -41,14 +41,14 @@ MARGIN_VOXELS = 14  # around a brain
 
 
 class Filled(NamedTuple):
-    """What the app made of an image."""
+    """The result of the app for one image."""
 
     filled_img: nib.Nifti1Image
     used_mask_img: nib.Nifti1Image
     seconds: float  # NaN if it was taken from an earlier run
 
 
-def fill_by_app(name, image_img, mask_img, t1w_img, model, steps, options):
+def fill_by_app(name, image_img, mask_img, other_img, model, steps, options):
     """Fill an image by the app with its own seed, or take it from `OUT/fills`: Filled.
 
     Parameters
@@ -56,8 +56,8 @@ def fill_by_app(name, image_img, mask_img, t1w_img, model, steps, options):
     name : str
         Of the files under `OUT/fills`; what cannot be in a file name is replaced.
     image_img, mask_img : nibabel images
-    t1w_img : nibabel image or None
-        For a FLAIR.
+    other_img : nibabel image or None
+        The T1w of a FLAIR, the FLAIR of a T1w.
     model : weights.Model
     steps : int or None
     options : of the command line
@@ -67,11 +67,12 @@ def fill_by_app(name, image_img, mask_img, t1w_img, model, steps, options):
     if options.reuse_fills and filled_file.is_file() and used_file.is_file():
         return Filled(nib.load(filled_file), nib.load(used_file), np.nan)
     started = time.perf_counter()
+    needs_t1w = get(model.modality).needs_t1w
     filling = fill.fill_alone(
         image_img,
-        settings.Lesions(mask_img),
+        settings.Lesions(mask_img, flair_img=None if needs_t1w else other_img),
         model,
-        t1w_img if get(model.modality).needs_t1w else None,
+        other_img if needs_t1w else None,
         sampling=settings.Sampling(steps, device=options.device),
     )
     seconds = time.perf_counter() - started
@@ -193,8 +194,10 @@ def measure_patient(person, files, modality, models, fillers, options):
     """Measure one image of a patient after filling by all methods: (rows, dict of Patches)."""
     image_img, t1w_img, mask_img = (nib.load(file) for file in files)
     subject = naming.strip_extension(Path(files[0]).name).rpartition('_')[0]
+    flair_file = Path(str(files[0]).replace('_T1w.', '_FLAIR.'))
+    other_img = nib.load(flair_file) if modality == T1W.name and flair_file.is_file() else t1w_img
     made = {
-        label: fill_by_app(f'{subject}_{modality}', image_img, mask_img, t1w_img, model, steps, options)
+        label: fill_by_app(f'{subject}_{modality}', image_img, mask_img, other_img, model, steps, options)
         for label, model, steps in models
     }
     used_mask_img = next(iter(made.values())).used_mask_img
@@ -339,8 +342,9 @@ def compare_visits(folder, models, fillers, options):
             fillings, families, used_mask_img = {'unfilled': after}, {'unfilled': 'control'}, None
             for label, model, steps in of_modality:
                 mask_img = nifti.mask_image(lesion_mask, second_flair)
+                other_img = second_flair if modality == T1W.name else t1w_img
                 made = fill_by_app(
-                    f'{subject}_appeared_{modality}', visit_imgs[1], mask_img, t1w_img, model, steps, options
+                    f'{subject}_appeared_{modality}', visit_imgs[1], mask_img, other_img, model, steps, options
                 )
                 used_mask_img = used_mask_img or made.used_mask_img
                 fillings[label], families[label] = made.filled_img.get_fdata(dtype=np.float32), 'model'

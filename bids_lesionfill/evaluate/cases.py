@@ -26,7 +26,7 @@ LESION_MASKS_BRAIN_BOX_MM = ((-64.0, -97.3, -52.7), (64.0, 60.0, 69.0))
 
 @dataclass(frozen=True)
 class Unit:
-    """What is scored together: a lesion, or all lesions of a patient. Volumes in ml."""
+    """A case that is scored as a whole: a lesion, or all lesions of a patient. Volumes in ml."""
 
     number: int
     score_mask: np.ndarray  # on the whole grid

@@ -164,8 +164,6 @@ def main(argv=None):
         results = [scores.evaluate_brain(job) for job in jobs]
     rows = [row for rows, _ in results for row in rows]
     examples = [example for _, examples in results for example in examples]
-    summary, comparisons = scores.summarise(rows), scores.compare(rows)
-
     info = {
         'seed': options.seed,
         'modality': options.modality,
@@ -179,24 +177,35 @@ def main(argv=None):
         'minutes': f'{(time.monotonic() - started) / 60:.0f}',
         'dilation': {'rim': options.dilate[-1]},
     }
-    diffusion = {named[text]: model for text, model in loaded.items() if isinstance(model, Model)}
+    models = {named[text]: model for text, model in loaded.items()}
+    logger.info('wrote %s', write_results(options.output_dir, rows, examples, info, models))
+    return 0
+
+
+def write_results(output_dir, rows, examples, info, models):
+    """Write tables and page of an evaluation; return the path of the page.
+
+    Parameters
+    ----------
+    output_dir : Path
+    rows : list of dict
+        Of `scores.tsv`.
+    examples : list of dict
+    info : dict
+        See `page.write_page`.
+    models : dict of name -> model
+    """
+    summary, comparisons = scores.summarise(rows), scores.compare(rows)
+    diffusion = {name: model for name, model in models.items() if isinstance(model, Model)}
     flat = [name for name, model in diffusion.items() if not model.plan['pseudo_3d']]
     repaint = [name for name, model in diffusion.items() if methods.is_repaint(model)]
     conditional = [name for name in diffusion if name not in flat + repaint]
-    layout_files.write_json(options.output_dir / 'evaluation.json', {'info': info, 'summary': without_nan(summary)})
-    layout_files.write_tsv(options.output_dir / 'scores.tsv', rows, [*scores.KEYS, *scores.METRICS])
-    layout_files.write_tsv(options.output_dir / 'summary.tsv', summary, list(summary[0]))
-    layout_files.write_tsv(options.output_dir / 'comparisons.tsv', comparisons, list(comparisons[0]))
-    page = evaluate_page.write_page(
-        options.output_dir,
-        summary,
-        comparisons,
-        examples,
-        info,
-        scores.artefacts_of(examples, repaint, flat, conditional),
-    )
-    logger.info('wrote %s', page)
-    return 0
+    layout_files.write_json(output_dir / 'evaluation.json', {'info': info, 'summary': without_nan(summary)})
+    layout_files.write_tsv(output_dir / 'scores.tsv', rows, [*scores.KEYS, *scores.METRICS])
+    layout_files.write_tsv(output_dir / 'summary.tsv', summary, list(summary[0]))
+    layout_files.write_tsv(output_dir / 'comparisons.tsv', comparisons, list(comparisons[0]))
+    artefacts = scores.artefacts_of(examples, repaint, flat, conditional)
+    return evaluate_page.write_page(output_dir, summary, comparisons, examples, info, artefacts)
 
 
 def count_cases(rows):

@@ -1,4 +1,4 @@
-"""What a fill of a real patient looks like, in numbers: no truth is needed. Pure functions.
+"""Measures of a fill of a real patient that need no ground truth. Pure functions.
 
 Arrays are `(X, Y, Z)`, RAS, 1 mm, so that a voxel is a mm. *Untouched* is what the fill left as it was. The measures
 are defined in `lesions.measures`, which the report of a participant shares. White matter is found here by other means

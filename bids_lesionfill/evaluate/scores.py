@@ -22,7 +22,7 @@ from ..images import anatomy, metrics
 from ..layout import files as layout_files
 from ..modality import get
 from ..train import brains
-from . import app_fills, page
+from . import app_fills, pictures
 from . import cases as evaluate_cases
 from . import methods as evaluate_methods
 
@@ -245,7 +245,7 @@ def evaluate_patients(options):
             layout_files.write_tsv(folder / 'appeared_summary.tsv', summary, list(summary[0]))
         families = {row['method']: row['family'] for row in rows}
         for example in examples:
-            png = page.draw_example(example, families)
+            png = pictures.draw_example(example, families)
             layout_files.write_bytes(folder / 'figures' / f'{example["name"]}.png', png)
 
 

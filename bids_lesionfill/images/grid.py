@@ -14,6 +14,7 @@ from nibabel.processing import resample_from_to
 # around brains is (niimath: down to -80 of 900), z-scored tissue is in 40 % of its voxels.
 SHARE_OF_BRIGHT = 0.1
 MAX_SHARE_NEGATIVE = 0.05
+COMMON_SHARE, AIR_SHARE = 0.5, 0.2  # of the outermost voxels of an image, see `background_level`
 SPIKE = 10  # times the 99th percentile of what is positive
 SIZE_TOLERANCE_MM = 0.005  # a voxel that differs from 1 mm by less over 200 voxels shifts by less than one voxel
 
@@ -100,6 +101,36 @@ def without_spikes(image):
         return image
     bound = SPIKE * np.percentile(positive[:: max(1, len(positive) // 1_000_000)], 99)
     return np.clip(image, -bound, bound)
+
+
+def background_level(image):
+    """Find the intensity of the background where an image ends: 0 in most images, more if a constant was added.
+
+    The value that more than half of the outermost voxels have; else, with noise in the air, the lowest permille of the
+    image, if a good part of the outermost voxels is close to that. An image that ends in tissue has no background: 0.
+    It moves with the image: that of `image + c` is `c` more.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float array
+        On its own grid: resampling adds zeros around.
+    """
+    surface = np.concatenate([image.take(end, axis).ravel() for axis in range(3) for end in (0, -1)])
+    values, counts = np.unique(surface, return_counts=True)
+    if counts.max() > COMMON_SHARE * surface.size:
+        return float(values[counts.argmax()])
+    low, high = np.percentile(image, (0.1, 99))
+    is_air = (surface < low + SHARE_OF_BRIGHT * (high - low)).mean() > AIR_SHARE
+    return float(low) if is_air else 0.0
+
+
+def without_background(img):
+    """Return an image whose background is zero (`background_level`), nothing below; itself if it is so already."""
+    values = np.nan_to_num(img.get_fdata(dtype=np.float32, caching='unchanged'), posinf=0, neginf=0)
+    level = background_level(values.reshape(img.shape[:3]))
+    if level == 0:
+        return img
+    return nib.Nifti1Image(np.maximum(values - np.float32(level), 0), img.affine)
 
 
 def working_grid(img):

@@ -1,4 +1,4 @@
-"""How good is a fill: image quality by two definitions, the border and texture it leaves, and intervals over cases.
+"""Measures of a fill: image quality by two definitions, the border and texture it leaves, and intervals over cases.
 
 M1 is the thesis' definition (3.5, table 3.3; axial slices), M2 that of the BraTS inpainting challenge (volumes).
 Scores of M1 and M2 must never be compared with each other. At the end: what readers find, against guessing.

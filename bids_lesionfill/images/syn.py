@@ -1,4 +1,4 @@
-"""Where one brain lies in another: affine, then symmetric normalisation (SyN) by antspyx, which writes to files."""
+"""Registration of one brain to another: affine, then symmetric normalisation (SyN) by antspyx, with files."""
 
 import os
 import tempfile

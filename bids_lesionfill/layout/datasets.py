@@ -29,8 +29,12 @@ def find_training(bids_dir, split):
     FileNotFoundError
         If there is none.
     """
+    table = Path(bids_dir) / 'participants.tsv'
+    rows = read_tsv(table) if table.is_file() else []
+    if not any('split' in row for row in rows):
+        columns = ', '.join(rows[0]) if rows else 'it is not there or empty'
+        raise FileNotFoundError(f'{table} has no column split (train, validation): {columns}')
     layout = indexing.open_layout(bids_dir, indexing.find_derivatives(bids_dir).values())
-    rows = read_tsv(Path(bids_dir) / 'participants.tsv')
     chosen = [row['participant_id'].removeprefix('sub-') for row in rows if row.get('split') == split]
     pairs = []
     for subject in chosen:

@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from .. import text_files
+from .. import sidecars, text_files
 from . import files as layout_files
 from . import indexing, naming
 
@@ -118,7 +118,7 @@ def write_filling(output_dir, inputs, filling, provenance):
     ----------
     filling : fill.Filling
     provenance : dict
-        Goes into the sidecar of the filled image, with `filling.info`.
+        Goes into the sidecar of the filled image, with `filling.record`.
     """
     files = naming.output_files(output_dir, inputs, n_samples=2 if filling.sd_img is not None else 1)
     naming.sidecar(files['filled']).unlink(
@@ -127,7 +127,8 @@ def write_filling(output_dir, inputs, filling, provenance):
     if filling.sd_img is None:
         for path in (sd := naming.output_files(output_dir, inputs, n_samples=2)['sd'], naming.sidecar(sd)):
             path.unlink(missing_ok=True)
-    skull_stripped = filling.info.get('SkullStripped', False)
+    record = sidecars.spell(filling.record)
+    skull_stripped = record.get('SkullStripped', False)
     common = {'Sources': list(inputs.sources), 'SpatialReference': inputs.sources[0]}
     layout_files.write_image(files['used_mask'], filling.used_mask_img)
     layout_files.write_json(
@@ -136,7 +137,7 @@ def write_filling(output_dir, inputs, filling, provenance):
             'Type': 'Lesion',
             'Description': DESCRIPTIONS['desc-used'],
             **common,
-            **{key: filling.info[key] for key in ('Dilation', 'RimVoxels') if key in filling.info},
+            **{key: record[key] for key in ('Dilation', 'RimVoxels') if key in record},
         },
     )
     if filling.sd_img is not None:
@@ -156,7 +157,8 @@ def write_result(image_file, img, table_file, result, columns, about, provenance
     layout_files.write_json(naming.sidecar(table_file), columns)
     layout_files.write_image(image_file, img)
     layout_files.write_json(
-        naming.sidecar(image_file), {**about, **result.info, 'Warnings': list(result.warnings), **provenance}
+        naming.sidecar(image_file),
+        {**about, **sidecars.spell(result.record), 'Warnings': list(result.warnings), **provenance},
     )
 
 
@@ -169,7 +171,7 @@ def write_synthesis(output_dir, inputs, desc, synthesis, provenance):
         `synth`, or `synth1` and so on.
     synthesis : synth.Synthesis
     provenance : dict
-        Goes into the sidecar of the image, with `synthesis.info`.
+        Goes into the sidecar of the image, with `synthesis.record`.
     """
     files = naming.synth_files(output_dir, inputs, desc)
     naming.sidecar(files['synth']).unlink(
@@ -228,7 +230,7 @@ def hash_run(inputs, options, weights_sha256, version):
 def input_files(inputs):
     """List the files that a result depends on: paths, with None for a missing one of the first four."""
     segmentation = inputs.segmentation.files if inputs.segmentation else ()
-    optional = [path for path in (inputs.flair_file, *segmentation) if path]
+    optional = [path for path in (inputs.flair_file, *segmentation, inputs.fluid_file) if path]
     return [inputs.image_file, inputs.lesion_mask_file, inputs.tissue_file, inputs.brain_mask_file, *optional]
 
 

@@ -4,7 +4,7 @@ import errno
 
 
 class UsageError(ValueError):
-    """What was asked for cannot be done at all; the message is one sentence."""
+    """Error of usage that stops the whole run; the message is one sentence."""
 
 
 LESS_MEMORY = (

@@ -103,7 +103,7 @@ def lock(folder, shared=False, quiet=False):
                 fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
             except BlockingIOError:
                 if not quiet:
-                    logger.info('another run is at work in %s: waiting for it', folder)
+                    logger.info('another run writes to %s: waiting for it', folder)
                 fcntl.flock(descriptor, kind)
         yield
     finally:

@@ -29,6 +29,7 @@ class Inputs:
     flair_file: Path | None = None  # of a T1w: the FLAIR (or T2w, ...) of its session, on which the mask may be drawn
     segmentation: 'Segmentation | None' = None  # tissue classes of the T1w, by another tool
     sibling_files: tuple = ()  # other T1w that share the lesion mask, which may be drawn on one of them
+    fluid_file: Path | None = None  # of a T1w: the FLAIR of its session, which tells fluid from lesions as dark
 
     @property
     def modality(self):
@@ -56,10 +57,9 @@ class Inputs:
         """Path of `t1w_file` in the dataset."""
         return str(PurePosixPath(self.relative_path).with_name(self.t1w_file.name))
 
-    @property
-    def flair_uri(self):
-        """BIDS URI of `flair_file`."""
-        return f'bids:raw:{PurePosixPath(self.relative_path).with_name(self.flair_file.name)}'
+    def uri_beside(self, path):
+        """Return the BIDS URI of a raw file in the folder of the image."""
+        return f'bids:raw:{PurePosixPath(self.relative_path).with_name(path.name)}'
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Which images a file could be for, by the entities that its name has."""
+"""Images that a file may belong to, by the entities of its name."""
 
 from . import naming
 

@@ -15,6 +15,7 @@ from .errors import UsageError
 from .naming import APP_NAME
 
 ELSE = 'nothing was written; name a new folder'
+ELSE_FILE = 'nothing was written; name a new file, or remove it'
 # What may lie in a folder that counts as empty: version control, file systems, and what a shell or a scheduler logs.
 BESIDES = ('.git', '.gitattributes', '.gitignore', '.gitmodules', '.datalad', '.snapshot', '.DS_Store', 'lost+found')
 LOGS = ('.log', '.out', '.err')
@@ -214,3 +215,49 @@ def check_folder(folder, mark, keys, made_by, never=None):
             f'OUT {folder} holds files of others ({first}, ...) and no {mark} by {made_by}: nothing is replaced there; '
             f'{ELSE}'
         )
+
+
+# ----------------------------------------------------------------------------------------------- files without a folder
+
+
+def record_of(path):
+    """Return the path of the JSON file beside an image that says what was written with it."""
+    path = Path(path)
+    return path.with_name(f'{path.name.removesuffix(".gz").removesuffix(".nii")}.json')
+
+
+def check_single(paths, record, may_replace=False):
+    """Raise UsageError if one of some files, or their record, is there and was not written by us as it stands.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        To be written.
+    record : Path
+        See `record_of`; its `FilesSHA256` knows what was written.
+    may_replace : bool
+        False: what we wrote is not replaced either.
+    """
+    written = set()
+    if os.path.lexists(record):
+        try:
+            content = text_files.read_json(record)
+        except (OSError, text_files.UnreadableError):
+            content = {}
+        if makers_of(content)[-1:] != [APP_NAME]:
+            raise UsageError(f'{record} is there and was not written by {APP_NAME}: {ELSE_FILE}')
+        written = set(hashes_in(record).values())
+    for path in (path for path in paths if os.path.lexists(path)):
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() not in written:
+            raise UsageError(f'{path} is there and was not written by {APP_NAME} as it stands: {ELSE_FILE}')
+        if not may_replace:
+            raise UsageError(f'{path} is there already; use --overwrite')
+
+
+def hashes_in(record):
+    """Return the SHA-256 of the files that a record knows, by name; empty if it cannot be read or knows none."""
+    try:
+        hashes = text_files.read_json(record).get('FilesSHA256')
+    except (OSError, text_files.UnreadableError):
+        return {}
+    return {name: value for name, value in hashes.items() if isinstance(value, str)} if isinstance(hashes, dict) else {}

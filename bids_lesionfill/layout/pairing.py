@@ -20,7 +20,7 @@ OTHER_SUFFIXES = ('PD', 'PDT2', 'T2star', 'T2starw', 'DIR')  # on which raters m
 
 @dataclass(frozen=True)
 class Candidates:
-    """What a participant has that may belong to an image."""
+    """Files of a participant that may belong to an image."""
 
     rivals: dict  # suffix -> entities (list of dict) of all images, of all sessions
     masks: list  # lesion masks, BIDS files
@@ -213,7 +213,7 @@ def pair(image, candidates, layout, roots, needs_mask=True, tool_masks=True, too
     relative_path = Path(image.path).relative_to(Path(layout.root)).as_posix()
     name = naming.strip_extension(image.filename)
     sources = [f'bids:raw:{relative_path}']
-    lesion_mask_file = tissue_file = flair_file = mask_space = None
+    lesion_mask_file = tissue_file = flair_file = mask_space = fluid_file = None
     problem, lesion_labels, mask_names, siblings = '', (), {}, []
     is_t1w, t1w_images = entities['suffix'] == T1W.suffix, rivals[T1W.suffix]
     same_space = [rival for rival in rivals[entities['suffix']] if rival.get('space') == entities.get('space')]
@@ -233,12 +233,14 @@ def pair(image, candidates, layout, roots, needs_mask=True, tool_masks=True, too
         if lesion_mask_file is not None:
             mask_space = modality_of_space(lesion_mask_file.name)
             if mask_space == FLAIR.suffix and not is_t1w and entities['suffix'] != FLAIR.suffix:
-                logger.warning('%s is taken as if it was drawn on %s', lesion_mask_file.name, name)
+                logger.warning('%s is treated as delineated on %s', lesion_mask_file.name, name)
             sources.append(naming.uri(lesion_mask_file, roots, layout.root))
         elif needs_mask:
             problem = inputs.NO_MASK
     tissue_entities = entities
     if is_t1w:
+        flairs = closest(entities, of_visit(entities, candidates.others.get(FLAIR.suffix, [])))
+        fluid_file = Path(flairs[0].path) if flairs else None
         if lesion_mask_file is not None and mask_space != T1W.suffix and not lesion_labels:
             drawn_on = candidates.others.get(mask_space or FLAIR.suffix, [])
             flair = choose_flair(entities, mask_names, drawn_on, name)
@@ -279,6 +281,7 @@ def pair(image, candidates, layout, roots, needs_mask=True, tool_masks=True, too
         flair_file,
         segmentation,
         tuple(Path(file.path) for file in siblings),
+        fluid_file,
     )
 
 

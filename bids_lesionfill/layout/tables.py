@@ -39,11 +39,11 @@ def whole_rows(path):
     try:
         rows = read_tsv(path) if path.is_file() else []
     except text_files.UnreadableError as error:
-        logger.warning('%s; it is left out', error)
+        logger.warning('%s; the file is ignored', error)
         rows = []
     rows = [row for row in rows if isinstance(engines.get(row.get('engine')), dict)]
     if not all(isinstance(row.get('thickness_mm'), float | None) and isinstance(row.get('name'), str) for row in rows):
-        logger.warning('%s holds thickness that is no number (saved by a spreadsheet?): it is left out', path)
+        logger.warning('%s has values that are not numbers (saved by a spreadsheet?): the file is ignored', path)
         rows = []
     return rows, engines
 

@@ -1,4 +1,4 @@
-"""Whether a person should look twice at an image: checks on the numbers of its sidecar and its table of lesions.
+"""Quality checks of an image: on the numbers of its sidecar and its table of lesions.
 
 What a check finds unusual need not be wrong, and what passes need not be right: it says where to look first. Limits
 were set on the demo: good fills, and fills with masks that were shifted, flipped and eroded on purpose
@@ -12,6 +12,7 @@ import math
 from typing import NamedTuple
 
 from ..modality import get
+from .records import FillRecord, SynthesisRecord
 
 
 def warnings_of(checks):
@@ -73,62 +74,62 @@ class Check(NamedTuple):
         return not self.sentence
 
 
-def check_filling(info, lesions, modality):
+def check_filling(record: FillRecord, lesions: list[dict], modality: str) -> list[Check]:
     """Check a filled image; return a list of Check, without those that lack data.
 
     Parameters
     ----------
-    info : dict
-        `fill.Filling.info`, or the sidecar.
+    record : FillRecord
+        Of the filling, or read from its sidecar.
     lesions : list of dict
         See `fill.describe_lesions`.
     modality : str
-        Its lesions have a usual sign; if not, that which was measured (`LesionSign` of `info`) counts.
+        Its lesions have a usual sign; if not, that which was measured (`record.lesion_sign`) counts.
     """
     checks = [
-        check_dropped(info),
-        check_outside_brain(info),
-        check_size(info, lesions, 'Volume that was filled'),
-        check_place(lesions, info, modality),
-        check_fill(info, lesions),
-        check_border(info, lesions, modality),
-        check_grain(info, lesions),
-        check_glow(info, lesions, modality),
-        check_wall(info, lesions),
-        check_left(info),
+        check_dropped(record),
+        check_outside_brain(record),
+        check_size(record, lesions, 'Volume that was filled'),
+        check_place(lesions, record, modality),
+        check_fill(record, lesions),
+        check_border(record, lesions, modality),
+        check_grain(record, lesions),
+        check_glow(record, lesions, modality),
+        check_wall(record, lesions),
+        check_left(record),
     ]
     return [check for check in checks if check is not None]
 
 
-def check_synthesis(info, lesions, modality):
+def check_synthesis(record: SynthesisRecord, lesions: list[dict], modality: str) -> list[Check]:
     """Check an image with new lesions; see `check_filling`."""
     checks = [
-        check_touching(info),
-        check_size(info, lesions, 'Volume of new lesions'),
-        check_contrast(lesions, info, modality, 'they will be hard to see.'),
+        check_touching(record),
+        check_size(record, lesions, 'Volume of new lesions'),
+        check_contrast(lesions, record, modality, 'they will be hard to see.'),
     ]
     return [check for check in checks if check is not None]
 
 
-def check_dropped(info):
+def check_dropped(record):
     """Check the share of the mask that was not filled because it does not touch white matter."""
-    given, dropped = info.get('LesionVoxelsGiven'), info.get('LesionVoxelsDropped')
+    given, dropped, n_lesions = record.lesion_voxels_given, record.lesion_voxels_dropped, record.lesions_dropped
     if not given or dropped is None:
         return None
     share = dropped / given
     sentence = (
-        f'{percent(share)} of the mask ({count(info["LesionsDropped"], "lesion")}) touches no white matter and was not '
+        f'{percent(share)} of the mask ({count(n_lesions, "lesion")}) touches no white matter and was not '
         'filled: is the mask at its place, and was white matter found?'
     )
     found = percent(share)
     if dropped:
-        found += f' ({count(info["LesionsDropped"], "lesion")})'
+        found += f' ({count(n_lesions, "lesion")})'
     return Check('Mask away from white matter, not filled', found, *limit(share, MAX_SHARE_DROPPED, sentence))
 
 
-def check_outside_brain(info):
+def check_outside_brain(record):
     """Check the share of the mask that lies outside the brain."""
-    given, outside = info.get('LesionVoxelsGiven'), info.get('LesionVoxelsOutsideBrain')
+    given, outside = record.lesion_voxels_given, record.lesion_voxels_outside_brain
     if not given or outside is None:
         return None
     share = outside / given
@@ -136,15 +137,15 @@ def check_outside_brain(info):
     return Check('Mask outside the brain', percent(share), *limit(share, MAX_SHARE_OUTSIDE_BRAIN, sentence))
 
 
-def check_size(info, lesions, name):
+def check_size(record, lesions, name):
     """Return how large the largest lesion and all lesions are, as they were filled or painted."""
     if not lesions:
         return None
     volumes_ml = [row['volume_mm3'] / 1000 for row in lesions]
     load_ml, largest_ml = sum(volumes_ml), max(volumes_ml)
     found, sentence = f'{load_ml:.3g} ml', ''
-    if info.get('BrainVolumeMl'):
-        found += f', {percent(load_ml / info["BrainVolumeMl"])} of the brain'
+    if record.brain_volume_ml:
+        found += f', {percent(load_ml / record.brain_volume_ml)} of the brain'
     if load_ml > MAX_LOAD_ML:
         sentence = f'The lesions have {load_ml:.0f} ml: more than most patients have. Is the mask one of lesions?'
     elif largest_ml > MAX_LESION_ML:
@@ -153,34 +154,34 @@ def check_size(info, lesions, name):
     return Check(name, found, f'up to {MAX_LOAD_ML} ml', sentence)
 
 
-def check_contrast(lesions, info, modality, sentence_end, largest=MAX_SHARE_FAINT):
+def check_contrast(lesions, record, modality, sentence_end, largest=MAX_SHARE_FAINT):
     """Check the share of lesion volume that is hardly distinct from white matter (misplaced mask)."""
     known = [row for row in lesions if is_known(row.get('faint_percent'))]
     if not known:
         return None
     volume = sum(row['volume_mm3'] for row in known)
     share = sum(row['volume_mm3'] * row['faint_percent'] for row in known) / volume / 100
-    look = look_of(modality, info)
+    look = look_of(modality, record)
     sentence = f'{percent(share)} of the lesions are hardly {look} than the white matter around them: {sentence_end}'
     name = f'Lesions hardly {look} than white matter'
     return Check(name, f'{percent(share)} of their volume', *limit(share, largest, sentence))
 
 
-def check_place(lesions, info, modality):
+def check_place(lesions, record, modality):
     """Check that the image steps at the border of the mask where it is, and not where it would be 6 mm away.
 
     Where lesions are bright all of them are seen, and few may be faint; on a T1w many are as bright as white matter.
     That share is all that is checked where a sidecar does not tell the steps (of versions before 0.3.0).
     """
-    step, moved = info.get('MaskStep'), info.get('MaskStepMoved')
+    step, moved = record.mask_step, record.mask_step_moved
     end = 'is the mask at its place?'
-    is_bright = sign(modality, info) == 1
+    is_bright = sign(modality, record) == 1
     largest = MAX_SHARE_FAINT_BRIGHT if is_bright else MAX_SHARE_FAINT
-    contrast = check_contrast(lesions, info, modality, end, largest)
+    contrast = check_contrast(lesions, record, modality, end, largest)
     is_faint = is_bright and contrast is not None and not contrast.passed
     if is_faint or not (is_known(step) and is_known(moved)):
         return contrast
-    look = look_of(modality, info)
+    look = look_of(modality, record)
     sentence = ''
     if step < MIN_STEP_SD or step - moved < MIN_STEP_GAIN_SD:
         sentence = (
@@ -191,9 +192,9 @@ def check_place(lesions, info, modality):
     return Check(name, f'{step:.1f} and {moved:.1f} SD', f'from {MIN_STEP_SD} SD on, {MIN_STEP_GAIN_SD} more', sentence)
 
 
-def check_fill(info, lesions):
+def check_fill(record, lesions):
     """Check that filled tissue is as bright as the surrounding white matter."""
-    off = {row['label']: fill_off(row, info) for row in judged(lesions)}
+    off = {row['label']: fill_off(row, record) for row in judged(lesions)}
     off = {label: value for label, value in off.items() if value is not None}
     if not off:
         return None
@@ -203,16 +204,16 @@ def check_fill(info, lesions):
     return Check('Filled tissue against white matter around', found, f'up to {MAX_FILL_OFF_SD} SD', sentence)
 
 
-def check_border(info, lesions, modality):
+def check_border(record, lesions, modality):
     """Check that no border of lesion remains around the filled voxels."""
-    steps = {row['label']: border_step(row, info, modality) for row in judged(lesions)}
+    steps = {row['label']: border_step(row, record, modality) for row in judged(lesions)}
     steps = {label: step for label, step in steps.items() if step is not None}
     if not steps:
         return None
     volumes = {row['label']: row['volume_mm3'] for row in lesions}
     mean = sum(volumes[label] * step for label, step in steps.items()) / sum(volumes[label] for label in steps)
     unusual = sorted((label for label in steps if steps[label] > MAX_BORDER_SD), key=lambda label: -steps[label])
-    look = look_of(modality, info)
+    look = look_of(modality, record)
     if mean > MAX_MEAN_BORDER_SD:
         sentence = f'White matter that touches the mask is {look} than farther away: a border stays.'
     else:
@@ -222,9 +223,9 @@ def check_border(info, lesions, modality):
     return Check(f'{look.capitalize()} border around the mask', found, usual, sentence)
 
 
-def check_grain(info, lesions):
+def check_grain(record, lesions):
     """Check that filled tissue is neither smoother nor noisier than white matter, as a whole and by lesion."""
-    whole, (low, high) = info.get('FillGrain'), GRAIN_LIMITS
+    whole, (low, high) = record.fill_grain, GRAIN_LIMITS
     of_lesions = known(lesions, 'grain')
     if not is_known(whole):
         return None
@@ -242,13 +243,13 @@ def check_grain(info, lesions):
     )
 
 
-def check_glow(info, lesions, modality):
+def check_glow(record, lesions, modality):
     """Check that filled tissue is not brighter than all white matter around."""
-    whole, of_lesions = info.get('FillGlow'), known(lesions, 'glow_percent')
+    whole, of_lesions = record.fill_glow, known(lesions, 'glow_percent')
     if not is_known(whole):
         return None
     of_lesions = {label: value / 100 for label, value in of_lesions.items()}
-    highest = MAX_GLOW[sign(modality, info)]
+    highest = MAX_GLOW[sign(modality, record)]
     off = sorted((n for n in of_lesions if of_lesions[n] > MAX_LESION_GLOW), key=lambda n: -of_lesions[n])
     sentence = ''
     if whole > highest:
@@ -260,9 +261,9 @@ def check_glow(info, lesions, modality):
     return Check('Filled tissue that glows', found, usual, sentence)
 
 
-def check_wall(info, lesions):
+def check_wall(record, lesions):
     """Check that walls of ventricles at filled tissue are as steep as elsewhere."""
-    whole, of_lesions = info.get('FillWall'), known(lesions, 'wall_steepness')
+    whole, of_lesions = record.fill_wall, known(lesions, 'wall_steepness')
     if not is_known(whole):
         return None
     off = sorted((label for label in of_lesions if of_lesions[label] < MIN_LESION_WALL), key=of_lesions.get)
@@ -275,9 +276,9 @@ def check_wall(info, lesions):
     return Check('Walls of ventricles at the filling', found, f'from {MIN_WALL} and {MIN_LESION_WALL} on', sentence)
 
 
-def check_left(info):
+def check_left(record):
     """Check that no bright lesion is left in the mask that was given."""
-    left = info.get('LesionLeft')
+    left = record.lesion_left
     if not is_known(left):
         return None
     sentence = f'{percent(left)} of the given mask are as bright as lesions after filling: a rim may stay at fluid.'
@@ -295,9 +296,9 @@ def span(values, digits):
     return low if low == high else f'{low} to {high}'
 
 
-def check_touching(info):
+def check_touching(record):
     """Check that new lesions do not touch old ones."""
-    touching = info.get('NewLesionsTouchingOld')
+    touching = record.new_lesions_touching_old
     if touching is None:
         return None
     sentence = (
@@ -307,20 +308,20 @@ def check_touching(info):
     return Check('New lesions that touch old ones', str(touching), 'none', sentence if touching else '')
 
 
-def flaws(row, info, modality):
+def flaws(row, record, modality):
     """Return what can be unusual about a filled lesion: list of (how unusual, words), 1 at a limit; none of a tiny one.
 
     Only what is measured of the lesion: a whole image may be unusual though none of its lesions is.
     """
     if not judged([row]):
         return []
-    off, step = fill_off(row, info), border_step(row, info, modality)
+    off, step = fill_off(row, record), border_step(row, record, modality)
     grain, glow, wall = (row.get(name) for name in ('grain', 'glow_percent', 'wall_steepness'))
     found = []
     if off is not None:
         found.append((off / MAX_FILL_OFF_SD, f'filled {off:.1f} SD off the white matter around it'))
     if step is not None:
-        found.append((step / MAX_BORDER_SD, f'a {look_of(modality, info)} border of {step:.1f} SD stays'))
+        found.append((step / MAX_BORDER_SD, f'a {look_of(modality, record)} border of {step:.1f} SD stays'))
     if is_known(grain):
         low, high = LESION_GRAIN_LIMITS
         ratio = max(low / max(grain, 0.01), grain / high)
@@ -329,46 +330,47 @@ def flaws(row, info, modality):
         found.append((glow / 100 / MAX_LESION_GLOW, f'{glow:.0f} % glow, brighter than the white matter around'))
     if is_known(wall):
         found.append(
-            (MIN_WALL / max(wall, 0.01), f'the wall of the ventricle is {wall:.2f} times as steep as elsewhere')
+            (MIN_LESION_WALL / max(wall, 0.01), f'the wall of the ventricle is {wall:.2f} times as steep as elsewhere')
         )
     return found
 
 
-def suspicion(row, info, modality):
+def suspicion(row, record, modality):
     """Compute how unusual a filled lesion is: 1 at a limit, 0 if unknown or tiny."""
-    return max([0.0, *(ratio for ratio, _ in flaws(row, info, modality))])
+    return max([0.0, *(ratio for ratio, _ in flaws(row, record, modality))])
 
 
-def reason(row, info, modality):
+def reason(row, record, modality):
     """Return a sentence on what is unusual about one lesion; empty if nothing is."""
-    words = [text for ratio, text in flaws(row, info, modality) if ratio > 1]
+    words = [text for ratio, text in flaws(row, record, modality) if ratio > 1]
     return f'Unusual: {" and ".join(words)}.' if words else ''
 
 
-def fill_off(row, info):
+def fill_off(row, record):
     """Compute the difference of filled to surrounding white matter, in SD; None if unknown."""
-    return in_sd(row, info, 'mean_after', 'mean_surrounding', abs)
+    return in_sd(row, record, 'mean_after', 'mean_surrounding', abs)
 
 
-def border_step(row, info, modality):
+def border_step(row, record, modality):
     """Compute how much more lesion-like touching white matter is than that beyond, in SD, or None."""
-    return in_sd(row, info, 'mean_touching', 'mean_beyond', lambda difference: (sign(modality, info) or 0) * difference)
+    lesion_sign = sign(modality, record) or 0
+    return in_sd(row, record, 'mean_touching', 'mean_beyond', lambda difference: lesion_sign * difference)
 
 
-def in_sd(row, info, column, reference, of):
+def in_sd(row, record, column, reference, of):
     """Compute a difference of two means of a lesion in SD of white matter; None if one is unknown."""
-    sd, values = info.get('WhiteMatterDeviation'), (row.get(column), row.get(reference))
+    sd, values = record.white_matter_deviation, (row.get(column), row.get(reference))
     return of(values[0] - values[1]) / sd if sd and all(map(is_known, values)) else None
 
 
-def sign(modality, info=None):
+def sign(modality, record=None):
     """Return the usual sign of the contrast of lesions; where there is none, the one that was measured, or None."""
-    return get(modality).lesion_sign or (info or {}).get('LesionSign')
+    return get(modality).lesion_sign or (record.lesion_sign if isinstance(record, FillRecord) else None)
 
 
-def look_of(modality, info=None):
+def look_of(modality, record=None):
     """Return how lesions look next to white matter."""
-    return {1: 'brighter', -1: 'darker', None: 'different'}[sign(modality, info)]
+    return {1: 'brighter', -1: 'darker', None: 'different'}[sign(modality, record)]
 
 
 def is_known(value):

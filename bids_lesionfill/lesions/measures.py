@@ -1,4 +1,4 @@
-"""What a filling looks like, in numbers: grain, glow, walls of ventricles, outline. No truth is needed.
+"""Measures of a filling that need no ground truth: grain, glow, walls of ventricles, outline.
 
 Arrays are `(X, Y, Z)`, RAS, 1 mm, so that a voxel is a mm. *Untouched* is what the fill left as it was. The measures
 are those of a reader's complaints: flat patches (grain), patches that are too bright or too dark (mean, glow, dark),
@@ -28,7 +28,7 @@ MEASURES = (
 
 
 class Untouched(NamedTuple):
-    """What the T1w shows outside the filled mask: `(X, Y, Z)` bool arrays."""
+    """Tissues of the T1w outside the filled mask: `(X, Y, Z)` bool arrays."""
 
     brain: np.ndarray
     fluid: np.ndarray
@@ -247,7 +247,7 @@ def mean_of(values, mask):
 
 
 class Seen(NamedTuple):
-    """What is seen of a filling; a value that cannot be told is missing."""
+    """Measures of a filling; a value that cannot be computed is missing."""
 
     whole: dict[str, float]  # of all filled voxels: `grain`, `glow`, `wall`, `outline`; `step`, `step_moved`, `left`
     lesions: dict[int, dict[str, float]]  # the same by lesion, of those with `BAR_ML` and more

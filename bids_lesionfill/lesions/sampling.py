@@ -6,11 +6,14 @@ its direction to them), else turned and flipped at a place drawn by how often le
 Arrays are `(X, Y, Z)`, RAS, 1 mm; the space of the library is called *template*.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 from scipy import ndimage
 
 from ..images import masks
 from . import places as lesions_places
+from .library import LesionLibrary
 
 LARGE_VOXELS = 1000  # lesions from here on are confluent ones, shaped by the anatomy around them
 AVOID_VOXELS = 3  # that new lesions keep away from old ones
@@ -187,12 +190,19 @@ def away_from(avoid, wm_mask, avoid_voxels=AVOID_VOXELS):
     return wm_mask & ~masks.dilate_within(avoid, np.ones_like(avoid), avoid_voxels)
 
 
+@dataclass(frozen=True)
+class Atlas:
+    """Frequency of lesions, registered to one anatomy; see `places.locate`."""
+
+    library: LesionLibrary
+    places: np.ndarray  # (X, Y, Z) int
+    frequency: np.ndarray  # (X, Y, Z) float
+    voxel_to_template: np.ndarray  # (4, 4), voxel to world of the template
+
+
 def draw_lesion_mask(
-    library,
+    atlas,
     wm_mask,
-    places,
-    frequency,
-    voxel_to_template,
     rng,
     n_lesions=None,
     load_ml=None,
@@ -200,18 +210,13 @@ def draw_lesion_mask(
     avoid=None,
     avoid_voxels=AVOID_VOXELS,
     strength=0.25,
-):
+):  # many arguments: what is to be drawn, each of them optional
     """Draw new lesions into the white matter of a brain.
 
     Parameters
     ----------
-    library : LesionLibrary
+    atlas : Atlas
     wm_mask : (X, Y, Z) bool array
-    places : (X, Y, Z) int array
-    frequency : (X, Y, Z) float array
-        Both as of `locate`.
-    voxel_to_template : (4, 4) array
-        Voxel to world of the template.
     rng : numpy.random.Generator
     n_lesions : int, optional
     load_ml : float, optional
@@ -233,7 +238,7 @@ def draw_lesion_mask(
     ValueError
         See `draw_volumes`; if so many lesions, or such a load (within 10 %), find no place; if none does.
     """
-    volumes, wanted_places = draw_volumes(library, rng, n_lesions, load_ml, locations)
+    volumes, wanted_places = draw_volumes(atlas.library, rng, n_lesions, load_ml, locations)
     allowed = [lesions_places.PLACES[name] for name in locations]
     labels = np.zeros(wm_mask.shape, dtype=int)
     free = wm_mask.copy() if avoid is None else away_from(avoid, wm_mask, avoid_voxels)
@@ -248,9 +253,7 @@ def draw_lesion_mask(
             volumes[rank:] = np.rint(scale_to(volumes[rank:], left))
         for halvings in range(HALVINGS + 1):
             volume = max(volumes[rank] >> halvings, MIN_VOXELS)
-            box, lesion = place_lesion(
-                library, volume, place, allowed, free, places, frequency, voxel_to_template, rng, strength
-            )
+            box, lesion = place_lesion(atlas, volume, place, allowed, free, rng, strength)
             if lesion.any():
                 break
         else:
@@ -273,7 +276,7 @@ def draw_lesion_mask(
     return labels
 
 
-def place_lesion(library, volume, place, allowed, free, places, frequency, voxel_to_template, rng, strength):
+def place_lesion(atlas, volume, place, allowed, free, rng, strength):
     """Place one lesion: try shapes and places until one fits, later in any allowed place.
 
     Returns
@@ -281,6 +284,7 @@ def place_lesion(library, volume, place, allowed, free, places, frequency, voxel
     box : slices
     lesion : bool array of the box, empty if nothing fits
     """
+    library, places, voxel_to_template = atlas.library, atlas.places, atlas.voxel_to_template
     at_ventricles = place == lesions_places.PLACES['periventricular']
     near_ventricles = places == place if at_ventricles else None
     at_home = at_ventricles or volume >= LARGE_VOXELS
@@ -307,7 +311,7 @@ def place_lesion(library, volume, place, allowed, free, places, frequency, voxel
             if centres is None:
                 centres = np.flatnonzero(free)
                 centres = centres[np.isin(places.ravel()[centres], accepted)]
-                chances = np.cumsum(frequency.ravel()[centres].astype(float) + 0.5)  # nowhere is quite impossible
+                chances = np.cumsum(atlas.frequency.ravel()[centres].astype(float) + 0.5)  # nowhere is quite impossible
             if not len(centres):
                 continue
             drawn = np.searchsorted(chances, rng.random() * chances[-1], side='right')

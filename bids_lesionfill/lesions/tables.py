@@ -4,20 +4,12 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from ..images import grid, masks, nifti
+from ..images import masks
 
 
-def describe_mask(given_mask, used_mask, img, brain_mask, conformed_img):
-    """Describe a mask for the sidecar: lesions that are filled, and voxels that cannot be filled."""
-    dropped = given_mask & ~used_mask
-    brain = grid.conform_mask(nifti.mask_image(brain_mask, conformed_img), img, threshold=0.05)
-    return {
-        'Lesions': masks.label_lesions(given_mask & used_mask)[1],
-        'LesionsDropped': masks.label_lesions(dropped)[1],
-        'LesionVoxelsDropped': int(dropped.sum()),
-        'LesionVoxelsOutsideBrain': int((given_mask & ~brain).sum()),
-        'BrainVolumeMl': round(float(brain_mask.sum()) / 1000, 1),  # the working grid has 1 mm
-    }
+def brain_volume_ml(brain_mask):
+    """Compute the volume of a brain on the working grid, which has 1 mm; ml."""
+    return round(float(brain_mask.sum()) / 1000, 1)
 
 
 def deviation_of(image, mask):

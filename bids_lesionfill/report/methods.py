@@ -1,4 +1,4 @@
-"""What a run did, for a paper: a paragraph of methods, and the works behind it. No files."""
+"""Methods paragraph of a run for a paper, and the works that it cites. No files."""
 
 from ..diffusion.models import describe_models
 from ..modality import FLAIR, get

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import nibabel as nib
 import numpy as np
 
-from .. import text_files
+from .. import sidecars, text_files
 from ..images import nifti, placement, registration
 from ..layout import derivatives, naming
-from ..lesions import checks
+from ..lesions import checks, records
 
 PICTURED_VARIANTS = 3  # of a synthesis; the others are in the tables
 
@@ -53,7 +53,8 @@ def describe_image(image, desc, output_dir):
     lesions = text_files.read_tsv(files['lesions'])
     unchanged = is_fill and not lesions
     voxel_ml = abs(np.linalg.det(nib.load(after_file).affine[:3, :3])) / 1000
-    volumes = fill_volumes(info, voxel_ml) if is_fill else {'synthesized_volume_ml': volume_ml(lesions)}
+    record = read_record(info, is_fill)
+    volumes = fill_volumes(record, voxel_ml) if is_fill else {'synthesized_volume_ml': volume_ml(lesions)}
     from . import thickness
 
     return {
@@ -63,11 +64,17 @@ def describe_image(image, desc, output_dir):
         'message': (' '.join(info.get('Warnings', [])) or info.get('Description', '')) if unchanged else '',
         'lesions': lesions,
         'volumes': volumes,
-        'summary': fill_summary(image, lesions, info, volumes) if is_fill else synth_summary(image, lesions, info),
+        'changed_voxels': shown(record.voxels_changed, 0),
+        'summary': fill_summary(image, lesions, record, volumes) if is_fill else synth_summary(image, lesions, record),
         'warnings': info.get('Warnings', []),
-        'checks': (checks.check_filling if is_fill else checks.check_synthesis)(info, lesions, image.contrast),
+        'checks': (checks.check_filling if is_fill else checks.check_synthesis)(record, lesions, image.contrast),
         'provenance': info,
     }
+
+
+def read_record(info: dict, is_fill: bool) -> records.FillRecord | records.SynthesisRecord:
+    """Return the record of a filled image, or of one with new lesions, from the content of its sidecar."""
+    return sidecars.read(records.FillRecord if is_fill else records.SynthesisRecord, info)
 
 
 def files_of(image, desc, output_dir):
@@ -96,24 +103,21 @@ def figures_of(image, desc, output_dir, pictured=True, known=NOTHING):
     is_fill = desc == 'filled'
     files, after_file = files_of(image, desc, output_dir)
     mask_file = files['used_mask' if is_fill else 'new_mask']
-    info = derivatives.read_sidecar(after_file) if is_fill else {}
+    record = read_record(derivatives.read_sidecar(after_file) if is_fill else {}, is_fill)
     lesions = text_files.read_tsv(files['lesions'])
     way = way_between(image, output_dir)
-    figures = draw_figures(image, (after_file, mask_file), lesions, info, known, way) if pictured else []
+    figures = draw_figures(image, (after_file, mask_file), lesions, record, known, way) if pictured else []
     return figures + (draw_overlay(image, mask_file, output_dir) if desc in ('filled', 'synth', 'synth1') else [])
 
 
-def fill_volumes(info, voxel_ml):
+def fill_volumes(record, voxel_ml):
     """Return the volumes of the mask that was given and of what was filled; ml, None where they are not known."""
-    counts = {'given_volume_ml': 'LesionVoxelsGiven', 'filled_volume_ml': 'LesionVoxelsUsed'}
-    return {
-        name: None if info.get(count) is None else round(float(info[count] * voxel_ml), 3)
-        for name, count in counts.items()
-    }
+    counts = {'given_volume_ml': record.lesion_voxels_given, 'filled_volume_ml': record.lesion_voxels_used}
+    return {name: None if n is None else round(float(n * voxel_ml), 3) for name, n in counts.items()}
 
 
-def draw_figures(image, made_files, lesions, info, known, way):
-    """Plot an image before and after, unusual lesions (`info`) first; see `pictures.fill_figures`.
+def draw_figures(image, made_files, lesions, record, known, way):
+    """Plot an image before and after, unusual lesions (by their record) first; see `pictures.fill_figures`.
 
     Parameters
     ----------
@@ -121,8 +125,7 @@ def draw_figures(image, made_files, lesions, info, known, way):
     made_files : (path, path)
         The image that was made, and the mask that was used.
     lesions : list of dict
-    info : dict
-        Of a filling, from its sidecar; empty of a synthesis.
+    record : FillRecord or SynthesisRecord
     known : Known
     way : (4, 4) array
         See `way_between`.
@@ -134,8 +137,8 @@ def draw_figures(image, made_files, lesions, info, known, way):
         row
         | {
             'label': int(row['label']),
-            'suspicion': checks.suspicion(row, info, image.contrast),
-            'reason': checks.reason(row, info, image.contrast),
+            'suspicion': checks.suspicion(row, record, image.contrast),
+            'reason': checks.reason(row, record, image.contrast),
             'centre_voxel': tuple(
                 int(v) for v in np.rint(nib.affines.apply_affine(to_voxel, [row['x_mm'], row['y_mm'], row['z_mm']]))
             ),
@@ -149,7 +152,7 @@ def draw_figures(image, made_files, lesions, info, known, way):
         given = in_ras(given, nib.load(image.image_file))
     both = closeup.Masks(mask > 0, given)
     figures = pictures.fill_figures(before, both.used, after, voxel_sizes_mm, located, both.given)
-    if info and located:
+    if isinstance(record, records.FillRecord) and located:
         beside = show_beside(known.other, before_img, way)
         worst = max(located, key=lambda row: (max(row['suspicion'], 1), row['volume_mm3']))
         before, after = np.nan_to_num(before), np.nan_to_num(after)
@@ -208,56 +211,61 @@ def draw_overlay(image, mask_file, output_dir):
     )
 
 
-def fill_summary(image, lesions, info, volumes):
+def fill_summary(image, lesions, record, volumes):
     """Return the summary of a filling for the report."""
     return {
         'Modality': image.modality,
         'Lesions filled': len(lesions),
-        **({'Lesions not filled': info['LesionsDropped']} if info.get('LesionsDropped') else {}),
+        **({'Lesions not filled': record.lesions_dropped} if record.lesions_dropped else {}),
         'Volume of the given mask (ml)': volumes['given_volume_ml'],
         'Volume filled (ml)': volumes['filled_volume_ml'],
-        'Voxels changed': info.get('VoxelsChanged', 0),
-        **({'Voxels of lesions kept': info['LesionVoxelsKept']} if info.get('LesionVoxelsKept') else {}),
+        'Voxels changed': shown(record.voxels_changed, 0),
+        **({'Voxels of lesions kept': record.lesion_voxels_kept} if record.lesion_voxels_kept else {}),
         'Lesion mask': image.lesion_mask_file.name if image.lesion_mask_file else 'n/a',
-        **tissue_summary(image, info),
-        'Mask grown by (voxels)': info.get('Dilation', 'n/a'),
-        'Then into missed rims by at most (voxels)': info.get('RimVoxels', 'n/a'),
-        **sampling_summary(info),
+        **tissue_summary(image, record),
+        'Mask grown by (voxels)': shown(record.dilation),
+        'Then into missed rims by at most (voxels)': shown(record.rim_voxels),
+        **sampling_summary(record),
     }
 
 
-def synth_summary(image, lesions, info):
+def synth_summary(image, lesions, record):
     """Return the summary of a synthesis for the report."""
     return {
         'Modality': image.modality,
         'New lesions': len(lesions),
         'Volume of new lesions (ml)': volume_ml(lesions),
-        'Voxels of old lesions': info.get('LesionVoxelsOld', 0),
-        'Voxels changed': info.get('VoxelsChanged', 0),
-        'Lesions come from': info.get('LesionSource', 'n/a'),
-        'Contrast is that of': info.get('ContrastReference', 'n/a'),
-        'Share of it that is left 1 mm outside': info.get('HaloShare', 'n/a'),
-        **tissue_summary(image, info),
-        **sampling_summary(info),
+        'Voxels of old lesions': shown(record.lesion_voxels_old, 0),
+        'Voxels changed': shown(record.voxels_changed, 0),
+        'Lesions come from': shown(record.lesion_source),
+        'Contrast is that of': shown(record.contrast_reference),
+        'Share of it that is left 1 mm outside': shown(record.halo_share),
+        **tissue_summary(image, record),
+        **sampling_summary(record),
     }
+
+
+def shown(value, otherwise='n/a'):
+    """Return a value of a record as the report shows it: `otherwise` if it is not known."""
+    return otherwise if value is None else value
 
 
 def volume_ml(lesions):
     return round(sum(row['volume_mm3'] for row in lesions) / 1000, 2)
 
 
-def tissue_summary(image, info):
+def tissue_summary(image, record):
     return {
-        'Brain mask': info.get('BrainMaskSource', 'n/a'),
-        'White matter': info.get('WhiteMatterSource', 'n/a'),
+        'Brain mask': shown(record.brain_mask_source),
+        'White matter': shown(record.white_matter_source),
         'White matter found in': image.t1w_file.name,
     }
 
 
-def sampling_summary(info):
+def sampling_summary(record):
     return {
-        'Model': info.get('Model', 'n/a'),
-        'Steps': info.get('NumInferenceSteps', 'n/a'),
-        'Seed': info.get('RandomSeed', 'n/a'),
-        'Device': info.get('Device', 'n/a'),
+        'Model': shown(record.model),
+        'Steps': shown(record.num_inference_steps),
+        'Seed': shown(record.random_seed),
+        'Device': shown(record.device),
     }

@@ -13,8 +13,8 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from .. import statistics
-from ..lesions import checks
+from .. import sidecars, statistics
+from ..lesions import checks, records
 from . import page, pictures
 
 TEMPLATE = 'study.html.jinja'
@@ -83,7 +83,8 @@ def describe_image(name: str, desc: str, modality: str, info: dict, lesions: lis
 
 def given_ml(info: dict, used_ml: float) -> float | None:
     """Return the volume of the mask as it was given (ml), from voxel counts of a sidecar and the volume it grew to."""
-    given, used = info.get('LesionVoxelsGiven'), info.get('LesionVoxelsUsed')
+    record = sidecars.read(records.FillRecord, info)
+    given, used = record.lesion_voxels_given, record.lesion_voxels_used
     if given == 0:
         return 0.0
     return given * used_ml / used if given and used else None
@@ -91,8 +92,9 @@ def given_ml(info: dict, used_ml: float) -> float | None:
 
 def worst_first(lesions: list[dict], info: dict, modality: str) -> list[int]:
     """Return the labels of lesions in the order in which reports picture them: most unusual, then most changed."""
+    record = sidecars.read(records.FillRecord, info)
     worths = {
-        int(row['label']): pictures.worth_a_picture(row | {'suspicion': checks.suspicion(row, info, modality)})
+        int(row['label']): pictures.worth_a_picture(row | {'suspicion': checks.suspicion(row, record, modality)})
         for row in lesions
     }
     return sorted(worths, key=worths.get, reverse=True)

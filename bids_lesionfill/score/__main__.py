@@ -239,21 +239,21 @@ def read_version():
 
 def score_case(case, options):
     """Score one scan; see `tables.score_scan`."""
-    from . import tables
+    from . import loading, tables
 
-    loaded = cases.load(case, options.mask_threshold)
+    loaded = loading.load(case, options.mask_threshold)
     known = text_files.read_tsv(case.table_file) if case.table_file else ()
     return tables.score_scan(loaded, options.min_volume_mm3, options.min_iou, options.volume_edges_ml, known)
 
 
 def score_pairs(pairs, options):
     """Score the changes of each pair of visits; rows, see `tables.CHANGES`."""
-    from . import tables
+    from . import loading, tables
 
     rows = []
     for before, after in pairs:
         try:
-            truths, predictions, voxel_mm3 = cases.load_pair(before, after, options.mask_threshold)
+            truths, predictions, voxel_mm3 = loading.load_pair(before, after, options.mask_threshold)
         except ValueError as error:
             logger.warning('%s and %s: %s', before.scan, after.scan, error)
             continue
@@ -269,7 +269,7 @@ def score_pairs(pairs, options):
 
 def picture(rows, n_largest, found, options, kind):
     """Picture the largest of some lesions: list of dict with `title`, `caption`, `pictures`; none without images."""
-    from . import page
+    from . import loading, page
 
     chosen = sorted(rows, key=lambda row: -row['volume_mm3'])[:n_largest]
     by_scan = {case.scan: case for case in found}
@@ -278,7 +278,7 @@ def picture(rows, n_largest, found, options, kind):
         case = by_scan[scan]
         if not case.images:
             continue
-        loaded = cases.load(case, options.mask_threshold)
+        loaded = loading.load(case, options.mask_threshold)
         for number, row in enumerate(chosen):
             if row['scan'] == scan:
                 outlines = {'truth': loaded.truth} if kind == 'lesion' else {'prediction': loaded.prediction}

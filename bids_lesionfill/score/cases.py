@@ -1,15 +1,11 @@
-"""Find the masks of a truth and of a prediction, pair them, and read them onto one grid."""
+"""Find the masks of a truth and of a prediction, and pair them; `loading` reads them."""
 
 import json
-import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 from ..layout import errors, indexing, naming, pairing, tools
-
-logger = logging.getLogger('bids_lesionfill')
-
 
 # Names of entities in file names, and as pybids and `layout` call them.
 ENTITIES = {'ses': 'session', 'run': 'run', 'acq': 'acquisition', 'ce': 'ceagent', 'rec': 'reconstruction'}
@@ -23,7 +19,7 @@ NO_PREDICTION = 'no prediction'
 
 @dataclass(frozen=True)
 class Choice:
-    """Which masks are meant, where there are several."""
+    """Selection among several masks."""
 
     truth_desc: str | None = None  # `desc-` of the true masks; for a variant of a synthesis `synth2`
     prediction_desc: str | None = None  # `desc-` of the predicted masks
@@ -47,21 +43,6 @@ class Case:
     images: dict = field(default_factory=dict)  # modality -> image that shows the lesions
     is_synthetic: bool = False  # the raw images do not show the lesions
     problem: str = ''  # why it cannot be scored
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """Masks of a case on the grid of the truth: `(X, Y, Z)` bool arrays, RAS+."""
-
-    truth: object
-    prediction: object
-    ignored: object  # the patient's own lesions; empty if they are part of the truth
-    affine: object
-    voxel_sizes_mm: tuple
-    images: dict  # modality -> (X, Y, Z) float32 array on the same grid
-
-
-# ------------------------------------------------------------------------------------------------------------- finding
 
 
 def find_cases(truth_dir, prediction_dir, choice, images_dir=None):
@@ -390,109 +371,6 @@ def choose_images(case, images):
     return chosen
 
 
-# ------------------------------------------------------------------------------------------------------------- reading
-
-
-def load(case, threshold=0.5):
-    """Read the masks of a case onto the grid of its truth, in RAS+ orientation.
-
-    Parameters
-    ----------
-    case : Case
-    threshold : float
-        Of probabilities.
-
-    Returns
-    -------
-    Loaded
-
-    Raises
-    ------
-    ValueError
-        If a file cannot be read, is no mask, or lies elsewhere.
-    """
-    import nibabel as nib
-    import numpy as np
-
-    from ..images import nifti
-    from ..layout import files
-
-    truth_img = open_mask(case.truth_file, case.truth_labels, threshold)
-    truth = np.asarray(truth_img.dataobj) > 0
-    prediction = resample_mask(open_mask(case.prediction_file, case.prediction_labels, threshold), truth_img)
-    ignored = np.zeros_like(truth)
-    if case.all_lesions_file:
-        ignored = resample_mask(open_mask(case.all_lesions_file, (), threshold), truth_img) & ~truth
-    images = {}
-    for modality, path in case.images.items():
-        try:
-            images[modality] = resample_image(nifti.plain(files.open_image(path), modality), truth_img)
-        except ValueError as error:
-            logger.warning('%s: %s is not used: %s', case.scan, path.name, error)
-    turn = nib.io_orientation(truth_img.affine)
-    affine = truth_img.affine @ nib.orientations.inv_ornt_aff(turn, truth.shape)
-    truth, prediction, ignored = (nib.apply_orientation(array, turn) for array in (truth, prediction, ignored))
-    images = {modality: nib.apply_orientation(image, turn) for modality, image in images.items()}
-    sizes_mm = tuple(float(size) for size in nib.affines.voxel_sizes(affine))
-    return Loaded(truth, prediction, ignored, affine, sizes_mm, images)
-
-
-def open_mask(path, labels=(), threshold=0.5):
-    """Read a mask as a uint8 image of zeros and ones, in its own place.
-
-    Raises
-    ------
-    ValueError
-        If it cannot be read or is no mask.
-    """
-    import numpy as np
-
-    from ..images import nifti, placement
-    from ..layout import files
-
-    mask_img = files.open_image(path)
-    nifti.check_image(mask_img, 'lesion mask')
-    values = nifti.one_volume(mask_img)
-    if labels == (MINDGLIDE_LESION,) and np.nanmax(values) > MINDGLIDE_LABELS:
-        raise ValueError(
-            f'{path.name} has labels up to {np.nanmax(values):g}, expected those of MindGlide, 0 to {MINDGLIDE_LABELS}'
-        )
-    inside = (
-        np.isin(np.rint(np.nan_to_num(values)), labels) if labels else placement.is_lesion(values, threshold, path.name)
-    )
-    return nifti.mask_image(inside, mask_img)
-
-
-def resample_mask(mask_img, target_img):
-    """Resample a mask to a grid by its share of each voxel (at least half); (X, Y, Z) bool array.
-
-    Raises
-    ------
-    ValueError
-        If it lies outside the grid.
-    """
-    import nibabel as nib
-    import numpy as np
-
-    from ..images import grid, placement
-
-    mask_img = placement.beside(mask_img, target_img, 'lesion mask')
-    inside, affine = np.asarray(mask_img.dataobj) > 0, mask_img.affine
-    share = grid.resample_to(nib.Nifti1Image(inside.astype(np.float32), affine), target_img, order=1)
-    if inside.any() and not (share > 0).any():
-        centres = nib.affines.apply_affine(np.linalg.inv(target_img.affine) @ affine, np.argwhere(inside))
-        if not ((centres > -1) & (centres < target_img.shape[:3])).all(axis=1).any():
-            raise ValueError('the two masks do not overlap in scanner space: their lesions lie in different places')
-    return share >= 0.5
-
-
-def resample_image(img, target_img):
-    """Resample an image to a grid, linearly; (X, Y, Z) float32 array, 0 outside."""
-    from ..images import grid, placement
-
-    return grid.resample_to(placement.beside(img, target_img, 'image'), target_img, order=1)
-
-
 def pair_sessions(found):
     """Pair each scan with that of the session before, of participants with several: list of (Case, Case)."""
     by_scan = {}
@@ -501,38 +379,3 @@ def pair_sessions(found):
             rest = case.scan.replace(f'_{case.session}', '')
             by_scan.setdefault(rest, []).append(case)
     return [pair for same in by_scan.values() for pair in zip(same[:-1], same[1:])]
-
-
-def load_pair(before, after, threshold=0.5):
-    """Read the masks of two visits onto the grid of the truth of the second.
-
-    The patient's own lesions of a synthesis are true lesions here: of baseline, if that has no truth of its own.
-
-    Returns
-    -------
-    truths, predictions : (baseline, follow-up), (X, Y, Z) bool arrays
-    voxel_mm3 : float
-
-    Raises
-    ------
-    ValueError
-        As `load`; also if the masks of the visits do not overlap in scanner space.
-    """
-    import numpy as np
-
-    target_img = open_mask(after.truth_file, after.truth_labels, threshold)
-
-    def read(path, labels):
-        return resample_mask(open_mask(path, labels, threshold), target_img)
-
-    new = read(after.truth_file, after.truth_labels)
-    everything = read(after.all_lesions_file, ()) | new if after.all_lesions_file else new
-    if before.truth_file == after.truth_file:  # one synthesis: its new lesions came between the visits
-        truths = everything & ~new, everything
-    else:
-        first = read(before.truth_file, before.truth_labels)
-        first = read(before.all_lesions_file, ()) | first if before.all_lesions_file else first
-        truths = first, everything
-    predictions = tuple(read(case.prediction_file, case.prediction_labels) for case in (before, after))
-    voxel_mm3 = abs(float(np.linalg.det(target_img.affine[:3, :3])))
-    return truths, predictions, voxel_mm3

@@ -34,7 +34,7 @@ def picture_lesion(loaded, centre_mm, outlines):
 
     Parameters
     ----------
-    loaded : cases.Loaded
+    loaded : loading.Loaded
     centre_mm : 3 floats, scanner space
     outlines : dict of words -> (X, Y, Z) bool array
         The first is the mask that holds the lesion.

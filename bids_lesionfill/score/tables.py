@@ -116,7 +116,7 @@ def score_scan(loaded, min_volume_mm3=3.0, min_iou=matching.MIN_IOU, volume_edge
 
     Parameters
     ----------
-    loaded : cases.Loaded
+    loaded : loading.Loaded
     min_volume_mm3 : float
         Smaller lesions, true or predicted, are left out of everything but Dice and volumes.
     min_iou : float

@@ -1,4 +1,4 @@
-"""What the embedded engines share: brain, bias, template, tissue classes, ribbon and regions of one T1w image."""
+"""Shared steps of the embedded engines: brain, bias, template, tissue classes, ribbon and regions of one T1w image."""
 
 import functools
 import importlib.metadata
@@ -108,7 +108,7 @@ def read_template():
 
 @dataclass(frozen=True)
 class Registration:
-    """Where a brain lies in the template."""
+    """Position of a brain in the template."""
 
     points_mm: np.ndarray  # (voxels, 3): of the voxels of the brain mask, in MNI space
     info: dict
@@ -141,7 +141,7 @@ def prepare(t1w_img, brain_mask_img=None, bias_field=None):
     brain_mask : (X, Y, Z) bool array
     affine : (4, 4) array
     """
-    conformed_img = grid.conform(t1w_img)
+    conformed_img = grid.conform(grid.without_background(t1w_img))
     t1w = conformed_img.get_fdata(dtype=np.float32)
     if brain_mask_img is not None:
         brain_mask = grid.conform_mask(brain_mask_img, conformed_img)

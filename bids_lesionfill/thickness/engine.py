@@ -11,7 +11,7 @@ from . import tables
 
 
 class Availability(NamedTuple):
-    """Whether an engine can be used here."""
+    """Availability of an engine on this machine."""
 
     ok: bool
     version: str = ''
@@ -30,7 +30,7 @@ def no_progress(name, unit):
 
 @dataclass(frozen=True)
 class Settings:
-    """What engines need to know of a run."""
+    """Settings of a run that engines need."""
 
     derivatives: dict = field(default_factory=dict)  # name -> Path: where results of other tools may lie
     allow_download: bool = False
@@ -60,7 +60,7 @@ class Scan:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What an engine found on one image."""
+    """Result of an engine for one image."""
 
     table: tables.ThicknessTable
     tissue_seg_img: Any = None  # 1 CSF, 2 grey, 3 white matter on the image's grid, if the engine makes one

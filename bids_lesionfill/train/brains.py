@@ -1,5 +1,6 @@
 """Brains that a model is trained on: healthy ones, patients with lesions, normal-appearing tissue."""
 
+from functools import partial
 from typing import NamedTuple
 
 import nibabel as nib
@@ -33,29 +34,37 @@ def read_tissues(t1w_file, dseg_file):
     return scaling.apply(t1w), tissue_seg
 
 
-def read_healthy_brains(images):
+def in_memory(files, read, what=''):
+    """Return a brain as it is read: what keeps brains if nothing else does; see `store.Store`."""
+    return read()
+
+
+def read_healthy_brains(images, keep=in_memory):
     """Load healthy brains: a list of Brain.
 
     Parameters
     ----------
     images : list of (T1w file, tissue segmentation file), with 3 = white matter
+    keep : callable
+        Keeps each brain as soon as it is read: `in_memory`, or a `store.Store`.
     """
-    brains = []
-    for t1w_file, dseg_file in images:
+
+    def read(t1w_file, dseg_file):
         image, tissue_seg = read_tissues(t1w_file, dseg_file)
         wm_mask = tissue_seg == tissues.WHITE_MATTER
-        brains.append(Brain(*crop_to(wm_mask, image, wm_mask)))
-    return brains
+        return Brain(*crop_to(wm_mask, image, wm_mask))
+
+    return [keep(files, partial(read, *files), 'healthy') for files in images]
 
 
 def read_patient(image_file, t1w_file, mask_file):
     """Load and normalise a patient's image (T1w or FLAIR); see `normalise_patient`."""
-    t1w_img = grid.conform(nib.load(t1w_file))
+    t1w_img = grid.conform(grid.without_background(nib.load(t1w_file)))
     lesion_mask = grid.conform_mask(nib.load(mask_file), t1w_img)
-    return anatomy.normalise_patient(nib.load(image_file), t1w_img, lesion_mask)[0]
+    return anatomy.normalise_patient(grid.without_background(nib.load(image_file)), t1w_img, lesion_mask)[0]
 
 
-def read_patients(images, filler):
+def read_patients(images, filler, keep=in_memory):
     """Load patients' images with their lesions, and without, to learn synthesis from: a list of Brain.
 
     Parameters
@@ -63,15 +72,20 @@ def read_patients(images, filler):
     images : list of (image file, T1w file, lesion mask file), see `read_patient`
     filler : weights.Model
         Fills the lesions, after their masks grew by a voxel and into their rims.
+    keep : callable
+        See `read_healthy_brains`.
     """
-    brains = []
-    for files in images:
+
+    def read(*files):
         patient = read_patient(*files)
-        if patient.lesion_mask.any():  # else there is nothing to learn from
-            box = patient.wm_mask | patient.lesion_mask
-            filled = without_lesions(patient, filler)
-            brains.append(Brain(*crop_to(box, patient.image, patient.wm_mask, patient.lesion_mask, filled)))
-    return brains
+        if not patient.lesion_mask.any():  # there is nothing to learn from
+            return None
+        box = patient.wm_mask | patient.lesion_mask
+        filled = without_lesions(patient, filler)
+        return Brain(*crop_to(box, patient.image, patient.wm_mask, patient.lesion_mask, filled))
+
+    brains = [keep(files, partial(read, *files), f'filled by {filler.sha256}') for files in images]
+    return [brain for brain in brains if brain is not None]
 
 
 def without_lesions(patient, filler):
@@ -92,21 +106,25 @@ def lesion_contrasts(brains, min_voxels=3):
     return volumes[volumes >= min_voxels], contrasts[volumes >= min_voxels]
 
 
-def read_normal_appearing(images):
+def read_normal_appearing(images, keep=in_memory):
     """Load patients' normal-appearing white matter, to learn filling from: a list of Brain.
 
-    Lesions are never drawn into real lesions or the rim around them, so that they are in no mask and in no loss.
+    It is found on the T1w, without a segmentation. Lesions are never drawn into real lesions or the rim around them, so
+    that they are in no mask and in no loss.
 
     Parameters
     ----------
     images : list of (image file, T1w file, lesion mask file), see `read_patient`
+    keep : callable
+        See `read_healthy_brains`.
     """
-    brains = []
-    for files in images:
+
+    def read(*files):
         patient = read_patient(*files)
         wm_mask = anatomy.normal_appearing(patient) == tissues.WHITE_MATTER
-        brains.append(Brain(*crop_to(wm_mask, patient.image, wm_mask)))
-    return brains
+        return Brain(*crop_to(wm_mask, patient.image, wm_mask))
+
+    return [keep(files, partial(read, *files), 'normal-appearing') for files in images]
 
 
 def crop_to(mask, *arrays, margin_voxels=12):

@@ -14,12 +14,13 @@ from . import randomisation
 
 PADDING = 8  # voxels around a crop that the classical base may see
 MAX_TRIES = 200  # crops in which lesions find no place before giving up
+KEPT_PLACES = 64  # brains whose centres of crops are in memory, 2 MB each
 LARGE_LESION_VOXELS = 500  # from this on a shape may be part of a confluent lesion
 
 
 @dataclass(frozen=True)
 class CasePlan:
-    """How a training case is made; part of `plan.json`."""
+    """Settings of the training cases; part of `plan.json`."""
 
     crop: tuple = (24, 24, 12)  # voxels
     ellipsoid_share: float = 0.5  # 0: real lesion shapes (thesis: lesions), 1: circles, 0.5: mixture
@@ -175,7 +176,7 @@ class TrainingCases(Dataset):
         self.brains, self.lesions, self.plan, self.form = brains, lesions, plan, form
         self.seed, self.n_cases = seed, n_cases
         self.large_lesions = [lesion for lesion in lesions if lesion.sum() >= LARGE_LESION_VOXELS]
-        self.places = [crop_centres(brain) for brain in brains]
+        self.places = {}  # of the brains that were drawn last
 
     def __len__(self):
         return self.n_cases
@@ -195,6 +196,14 @@ class TrainingCases(Dataset):
             volumes.append(case['counted'][None])
         slabs = [tiles.to_slab(volume) for volume in volumes]
         return tuple(np.ascontiguousarray(slab, dtype=np.float32) for slab in slabs)
+
+    def places_of(self, number):
+        """Return the centres of crops of a brain; see `crop_centres`."""
+        if number not in self.places:
+            if len(self.places) == KEPT_PLACES:
+                del self.places[next(iter(self.places))]
+            self.places[number] = crop_centres(self.brains[number])
+        return self.places[number]
 
     def draw(self, rng):
         """Sample a case (see `draw_fill_case`), or None."""
@@ -220,7 +229,7 @@ class TrainingCases(Dataset):
         fields = self.brains[number]._replace(levels=None)._asdict()
         names = [name for name, array in fields.items() if array is not None]
         arrays = [fields[name] for name in names]
-        groups, chances = self.places[number]
+        groups, chances = self.places_of(int(number))
         centres = groups[rng.choice(len(groups), p=chances)]
         centre = centres[rng.integers(len(centres))]
         if self.plan.axis_augmentation:
@@ -229,7 +238,10 @@ class TrainingCases(Dataset):
         size = (np.array(self.plan.crop) + 2 * PADDING) * (1, 1, n_slices)
         missing = np.maximum(size - arrays[0].shape, 0)  # a crop may be larger than the brain: whole slices
         padding = [(n // 2, n - n // 2) for n in missing]
-        arrays = [np.pad(a, padding, constant_values=-1 if np.issubdtype(a.dtype, np.floating) else 0) for a in arrays]
+        if missing.any():  # else a brain on disk would be read as a whole
+            arrays = [
+                np.pad(a, padding, constant_values=-1 if np.issubdtype(a.dtype, np.floating) else 0) for a in arrays
+            ]
         start = centre + [before for before, _ in padding] - size // 2
         start = np.clip(start, 0, np.array(arrays[0].shape) - size)
         box = tuple(slice(s, s + n) for s, n in zip(start, size))

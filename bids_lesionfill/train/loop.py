@@ -1,5 +1,6 @@
 """Training loop: one update, checkpoints, model folders."""
 
+import contextlib
 import csv
 import json
 import logging
@@ -19,12 +20,16 @@ from torch.utils.tensorboard import SummaryWriter
 
 from .. import text_files
 from ..diffusion import models, process
+from ..layout import errors
 from . import brains as train_brains
 from . import cases as train_cases
 from . import plans
 from . import validation as train_validation
 
 logger = logging.getLogger('bids_lesionfill.train')
+
+MODEL_FILES = {'unet', 'scheduler', 'plan.json', models.CONTRASTS}  # what `save_model` writes
+MAY_DIFFER = {'num_updates', 'decay_updates', 'learning_rate', 'validate_every', 'n_validation_cases'}
 
 
 def train_step(network, batch, scheduler, plan, draw):
@@ -92,6 +97,38 @@ def save_model(network, plan, model_dir, dtype=torch.float16, contrasts=None):
     shutil.rmtree(old, ignore_errors=True)
 
 
+def claim(output_dir, plan):
+    """Write the plan into a new folder, which tells from then on whose it is."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    if not (output_dir / 'plan.json').exists():
+        (output_dir / 'plan.json').write_text(plan.to_json(), encoding='utf-8')
+
+
+def check_folders(output_dir, plan):
+    """Raise UsageError if a folder that is to be replaced (`last`, `best`) is there and was not written by `train`.
+
+    Its own holds the files of a model and nothing else, and a plan that the run in `output_dir` may have had.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        plan = plans.Plan.from_json(text_files.read_text(output_dir / 'plan.json'))
+    for folder in (output_dir / f'{name}{end}' for name in ('last', 'best') for end in ('', '.new', '.old')):
+        if not os.path.lexists(folder):
+            continue
+        plan_file = folder / 'plan.json'
+        names = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
+        is_part = folder.suffix and not plan_file.exists()  # of a killed run: the plan is written after the network
+        is_own = names <= MODEL_FILES and not folder.is_symlink()
+        try:
+            is_own = is_own and (is_part or not differing(plan, plan_file))
+        except (OSError, ValueError):
+            is_own = False
+        if not is_own:
+            raise errors.UsageError(
+                f'{folder} was not written by this training ({", ".join(sorted(names)[:3])}): nothing is replaced; '
+                'use a new folder'
+            )
+
+
 def train(
     brains,
     validation,
@@ -144,6 +181,7 @@ def train(
     )
     n_processes, is_main = accelerator.num_processes, accelerator.is_main_process
     output_dir.mkdir(parents=True, exist_ok=True)
+    check_folders(output_dir, plan)
     torch.manual_seed(plan.seed)
     raw_network = plan.build_unet().to(accelerator.device, memory_format=torch.channels_last)  # 10 % faster on a CPU
     if initial_weights is not None:
@@ -273,14 +311,17 @@ def train(
 
 def check_same_model(plan, plan_file):
     """Raise ValueError if a checkpoint's plan describes another network or other cases than the plan given."""
+    if names := differing(plan, plan_file):
+        raise ValueError(
+            f'{plan_file.parent} holds a checkpoint of another plan ({", ".join(names)}); use a new folder'
+        )
+
+
+def differing(plan, plan_file):
+    """List the settings of a plan that differ from those in a file, but for those that may."""
     old = plans.Plan.from_json(text_files.read_text(plan_file))
     plan = plans.Plan.from_json(plan.to_json())  # tuples of unet_options as lists
-    may_differ = {'num_updates', 'decay_updates', 'learning_rate', 'validate_every', 'n_validation_cases'}
-    differing = [name for name in asdict(plan) if name not in may_differ and getattr(old, name) != getattr(plan, name)]
-    if differing:
-        raise ValueError(
-            f'{plan_file.parent} holds a checkpoint of another plan ({", ".join(differing)}); use a new folder'
-        )
+    return [name for name in asdict(plan) if name not in MAY_DIFFER and getattr(old, name) != getattr(plan, name)]
 
 
 def keep_rows(path, update):

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 
 from ..diffusion import forms, process, unet
 from . import cases as train_cases
@@ -51,28 +51,51 @@ class Plan:
 
     @classmethod
     def from_json(cls, text):
-        """Read a plan from JSON, the inverse of `to_json`.
+        """Read a plan from JSON, the inverse of `to_json`; see `from_dict`."""
+        return cls.from_dict(json.loads(text))
+
+    @classmethod
+    def from_yaml(cls, text):
+        """Read a plan from YAML; see `from_dict`."""
+        import yaml
+
+        try:
+            return cls.from_dict(yaml.safe_load(text))
+        except yaml.YAMLError as error:
+            raise ValueError(f'it is no YAML: {" ".join(str(error).split())}') from None
+
+    @classmethod
+    def from_dict(cls, values):
+        """Make a plan of a dict as JSON or YAML has it.
 
         Missing fields are those of the plan named by `from`, or defaults.
 
         Raises
         ------
         ValueError
-            Names what is not part of a plan.
+            Names what is not part of a plan, or has another type.
         """
-        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError(f'a plan is an object with the names of settings, got {str(values)[:40]!r}')
+        values = dict(values)
         start = values.pop('from', None)
         if start is not None and start not in PLANS:
             raise ValueError(f'a plan starts from {start!r}, expected one of {sorted(PLANS)}')
         start = asdict(PLANS[start]) if start is not None else {'form': {}, 'cases': {}}
+        for name in ('form', 'cases', 'unet_options'):
+            if not isinstance(values.get(name, {}), dict):
+                raise ValueError(f'{name} of a plan is {values[name]!r}, expected an object')
         parts = {name: start[name] | values.get(name, {}) for name in ('form', 'cases')}
         values = start | values | parts
         for names, known in ((values, cls), (values['form'], forms.Form), (values['cases'], train_cases.CasePlan)):
             unknown = set(names) - set(known.__dataclass_fields__)
             if unknown:
                 raise ValueError(f'a plan has no {sorted(unknown)}; expected {sorted(known.__dataclass_fields__)}')
-        cases = {name: tuple(v) if isinstance(v, list) else v for name, v in values['cases'].items()}
-        return cls(**(values | {'form': forms.Form(**values['form']), 'cases': train_cases.CasePlan(**cases)}))
+        form, cases = (
+            typed(values[name], kind) for name, kind in (('form', forms.Form), ('cases', train_cases.CasePlan))
+        )
+        values = {name: value for name, value in values.items() if name not in ('form', 'cases')}
+        return cls(**typed(values, cls), form=forms.Form(**form), cases=train_cases.CasePlan(**cases))
 
     def to_json(self):
         """Return indented JSON."""
@@ -90,6 +113,40 @@ class Plan:
             self.prediction_type,
             clip_sample_range=None if self.form.kind == 'residual' else forms.CLIP,
         )
+
+
+def typed(values, kind):
+    """Return values of the fields of a plan with the types of their defaults.
+
+    YAML reads `6e-4` as a word: words that are numbers are taken as such.
+
+    Raises
+    ------
+    ValueError
+        Names a value of another type.
+    """
+    usual = {entry.name: entry.default for entry in fields(kind)}
+    return {name: value_like(usual[name], value, name) for name, value in values.items()}
+
+
+def value_like(usual, value, name):
+    """Return a value of the type of a usual one, or raise ValueError."""
+    if isinstance(usual, tuple):
+        if not isinstance(value, (list, tuple)) or len(value) != len(usual):
+            raise ValueError(f'{name} of a plan is {value!r}, expected {len(usual)} numbers')
+        return tuple(value_like(other, item, name) for other, item in zip(usual, value, strict=True))
+    is_flag, is_number = isinstance(usual, bool), isinstance(usual, (int, float)) and not isinstance(usual, bool)
+    if is_flag != isinstance(value, bool) and usual is not None:
+        raise ValueError(f'{name} of a plan is {value!r}, expected {"true or false" if is_flag else repr(usual)} or so')
+    if is_number or (usual is None and isinstance(value, str)):
+        try:
+            number = float(value)
+            return int(number) if isinstance(usual, int) and number == int(number) else number
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError(f'{name} of a plan is {value!r}, expected a number') from None
+    if isinstance(usual, str) and not isinstance(value, str):
+        raise ValueError(f'{name} of a plan is {value!r}, expected a word as {usual!r}')
+    return value
 
 
 # Table 3.1 of the thesis; the learning rate falls from the end of the warm-up on.

@@ -51,7 +51,7 @@ class KellyKapowski:
 
     @property
     def method(self):
-        """How it measures, for a paper."""
+        """The method, for a paper."""
         if self.template_dir is not None:
             return "ANTs' program antsCorticalThickness.sh (Tustison et al., 2014)"
         return (

@@ -1,4 +1,4 @@
-"""What engines that call other programs share: nipype without a network, and results in folders of derivatives."""
+"""Shared code of engines that call other programs: nipype without a network, and results in derivatives."""
 
 import importlib
 import os
