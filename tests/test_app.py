@@ -15,11 +15,13 @@ import pytest
 from app_outputs import DATASET_FILES, ROOT, closing_files, data_hashes, image_files, subject_files, validator
 from bids_examples import empty_like, flair_path, listing, mask_path, t1w_path, write_bids
 from freesurfer_examples import write_stats
+from matplotlib import image as mpl_image
 from rulers import Ruler
 
 from bids_lesionfill import text_files
 from bids_lesionfill.app import cli, exit_codes, options
 from bids_lesionfill.layout import derivatives, naming
+from bids_lesionfill.report import page as report_page
 from bids_lesionfill.thickness import registry
 
 
@@ -282,6 +284,29 @@ def test_both_modalities_in_one_run_share_a_report(flair_dataset, run_modalities
         assert words in page
 
 
+def test_the_close_up_shows_both_images_of_a_visit_and_both_outlines(flair_dataset, run_modalities, tmp_path):
+    root, alone, out = flair_dataset(('01',)), tmp_path / 'alone', tmp_path / 'out'
+    assert run_modalities(root, alone, 'T1w') == exit_codes.OK
+    assert 'the FLAIR of the visit below (on the voxels of the T1w), as it is: it was not filled' in read_page(alone)
+    assert run_modalities(root, out, 'T1w', 'FLAIR') == exit_codes.OK
+    page = read_page(out)
+    assert 'the FLAIR of the visit below (on the voxels of the T1w). ' in page
+    assert 'the T1w of the visit below (on the voxels of the FLAIR). ' in page
+    assert 'it was not filled' not in page
+    assert page.count('of the one that was given.') == 8  # two images with four pictures each
+    for modality in ('T1w', 'FLAIR'):
+        pixels = mpl_image.imread(out / f'sub-01/figures/sub-01_{modality}_closeup_mask.png')[..., :3]
+        for colour in (report_page.OUTLINE_COLOUR, report_page.GIVEN_COLOUR):
+            rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+            assert (np.abs(pixels - rgb).max(axis=2) < 0.01).sum() > 20
+    rows = text_files.read_tsv(out / 'sub-01/anat/sub-01_desc-lesions_qc.tsv')
+    assert all(0 < row['given_volume_mm3'] <= 1.1 * row['volume_mm3'] for row in rows)
+
+
+def read_page(output_dir):
+    return (output_dir / 'sub-01.html').read_text(encoding='utf-8')
+
+
 def test_a_report_is_rebuilt_from_all_that_the_output_holds(flair_dataset, run_modalities, ruler, tmp_path):
     """First T1w and FLAIR, then the thickness of the T1w: the section of the FLAIR stays, and its counts."""
     root, out = flair_dataset(('01',)), tmp_path / 'out'
@@ -292,7 +317,7 @@ def test_a_report_is_rebuilt_from_all_that_the_output_holds(flair_dataset, run_m
     for words in ('<h2>sub-01_T1w</h2>', '<h2>sub-01_FLAIR</h2>', 'Lesions of T1w and FLAIR images',
                   'sub-01_FLAIR.nii.gz', 'Cortical thickness', 'Volume of the given mask'):  # fmt: skip
         assert words in page
-    assert page.count('data:image/png') == 2 * 9
+    assert page.count('data:image/png') == 2 * 12
     assert text_files.read_tsv(out / 'images.tsv') == images
     (row,) = text_files.read_tsv(out / 'participants.tsv')
     assert (row['status'], row['images']) == ('filled', 2)
@@ -307,7 +332,7 @@ def test_a_report_tells_of_an_image_that_is_no_longer_there(flair_dataset, run_m
     assert run_modalities(root, out, 'T1w') == exit_codes.OK
     page = (out / 'sub-01.html').read_text()
     assert '<h2>sub-01_FLAIR</h2>' in page
-    assert page.count('data:image/png') == 9
+    assert page.count('data:image/png') == 12
 
 
 def test_a_repeated_finished_run_draws_nothing_and_needs_no_torch(dataset, run, tmp_path, model_dir):

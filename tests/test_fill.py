@@ -252,6 +252,7 @@ def test_hand_made_table():
     assert row == {
         'label': 1,
         'volume_mm3': 4.0,
+        'given_volume_mm3': 4.0,
         'x_mm': 5.0,
         'y_mm': 3.0,
         'z_mm': 3.0,

@@ -375,9 +375,7 @@ def test_old_lesions_are_avoided(library, anatomy, rng):
 
 def test_same_seed_same_mask_and_arguments_are_left_alone(library, anatomy):
     before = [array.copy() for array in anatomy]
-    first, again, other = (
-        draw(library, *anatomy, np.random.default_rng(seed)) for seed in (4, 4, 5)
-    )
+    first, again, other = (draw(library, *anatomy, np.random.default_rng(seed)) for seed in (4, 4, 5))
     assert first.tobytes() == again.tobytes()
     assert not np.array_equal(first, other)
     assert all(np.array_equal(array, old) for array, old in zip(anatomy, before, strict=True))

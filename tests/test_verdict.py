@@ -76,6 +76,56 @@ def test_a_border_of_one_lesion_among_many_is_named():
     assert lesions_checks.reason(rows[3], RECORD, 'T1w') == ''
 
 
+@pytest.mark.parametrize(
+    ('info', 'row', 'start'),
+    [
+        ({'fill_grain': 0.3}, {}, 'The filled tissue has 0.3 times the grain of white matter: smoother'),
+        ({'fill_grain': 1.8}, {}, 'The filled tissue has 1.8 times the grain of white matter: noisier'),
+        ({'fill_grain': 1.0}, {'grain': 0.3}, 'Lesion 1: filled with another grain'),
+        ({'fill_glow': 0.05}, {}, '5 % of the filled tissue are brighter'),
+        ({'fill_glow': 0.01}, {'glow_percent': 30.0}, 'Lesion 1: the filling glows'),
+        ({'fill_wall': 0.5}, {}, 'Walls of ventricles at the filling are 0.50 times as steep as elsewhere'),
+        ({'fill_wall': 1.0}, {'wall_steepness': 0.5}, 'Lesion 1: the wall of a ventricle is smeared'),
+        ({'lesion_left': 0.08}, {}, '8 % of the given mask are as bright as lesions after filling'),
+        ({'mask_step': 0.2, 'mask_step_moved': 0.0}, {}, 'The image is 0.2 SD darker in the mask than around it'),
+        ({'mask_step': 0.6, 'mask_step_moved': 0.7}, {}, 'The image is 0.6 SD darker in the mask than around it'),
+    ],
+)
+def test_what_a_reader_would_complain_of_is_named(info, row, start):
+    (sentence,) = sentences(info, **row)
+    assert sentence.startswith(start)
+
+
+def test_real_tissue_is_not_complained_of():
+    """Values of an image that was not filled: grain and walls as elsewhere, 0.5 % of the voxels bright."""
+    info = {'fill_grain': 1.0, 'fill_glow': 0.005, 'fill_wall': 1.0, 'mask_step': 0.5, 'mask_step_moved': 0.25}
+    info |= {'lesion_left': 0.01}
+    row = {'grain': 0.7, 'glow_percent': 3.0, 'wall_steepness': 0.9, 'faint_percent': 40.0}
+    assert sentences(info, **row) == []  # faint lesions at their place, as those of a T1w often are
+
+
+def test_faint_lesions_are_complained_of_where_all_lesions_are_bright():
+    at_place = {'mask_step': 0.6, 'mask_step_moved': 0.5}
+    assert sentences(at_place, faint_percent=40.0) == []
+    (sentence,) = sentences(at_place, modality='FLAIR', faint_percent=40.0)
+    assert sentence.startswith('40 % of the lesions are hardly brighter')
+
+
+def test_glow_has_the_wider_limit_where_dirty_white_matter_is_bright():
+    assert sentences({'fill_glow': 0.06}, modality='FLAIR') == []
+    assert len(sentences({'fill_glow': 0.06})) == 1
+
+
+def test_the_worst_lesion_and_why_are_known():
+    smooth, glowing = ROW | {'grain': 0.3}, ROW | {'glow_percent': 30.0, 'wall_steepness': 0.5}
+    assert lesions_checks.suspicion(smooth, RECORD, 'T1w') == pytest.approx(1.5)
+    assert lesions_checks.reason(smooth, RECORD, 'T1w') == 'Unusual: its grain is 0.30 times that of white matter.'
+    assert lesions_checks.reason(glowing, RECORD, 'T1w') == (
+        'Unusual: 30 % glow, brighter than the white matter around and the wall of the ventricle is 0.50 times as '
+        'steep as elsewhere.'
+    )
+
+
 def test_tiny_lesions_are_not_judged_by_their_means():
     assert sentences(volume_mm3=29.0, mean_after=600.0, mean_touching=100.0) == []
     assert lesions_checks.suspicion(ROW | {'volume_mm3': 29.0, 'mean_after': 600.0}, RECORD, 'T1w') == 0

@@ -10,13 +10,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..layout import files, inputs, written
+from ..images import registration
+from ..layout import files, inputs, naming, written
 from ..layout import status as layout_status
 from ..report import page as report_page
 from ..report import participant
 from . import loading
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from .options import Options
 
 logger = logging.getLogger('bids_lesionfill')
@@ -74,7 +77,7 @@ def finish(
     content['key'] = key_of(content)
     if options.reports_only or report_page.read_key(report_file) != content['key']:
         for (image, desc, _), page in zip(shown, pages, strict=True):
-            draw(image, desc, page, options)
+            draw(image, desc, page, options, [other for other, *_ in shown])
         report_page.write_participant(report_file, content | {'command': options.command})
     rows = [image_row(*one, page) for one, page in zip(shown, pages, strict=True)]
     layout_status.write_status(
@@ -123,18 +126,58 @@ def name_pages(pages: list[dict[str, Any]], shown: list[tuple[inputs.Inputs, str
             page['name'] = f'{image.name}, desc-{desc}'
 
 
-def draw(image: inputs.Inputs, desc: str, page: dict[str, Any], options: Options) -> None:
-    """Add the pictures to a page, and write them as files."""
+def draw(image: inputs.Inputs, desc: str, page: dict[str, Any], options: Options, others: list[inputs.Inputs]) -> None:
+    """Add the pictures to a page, and write them as files; `others` are all images of the participant."""
     if 'output' not in page or not image.image_file.is_file():
         return
     from ..report import pictures  # matplotlib takes seconds: a run that has nothing to do must not wait for it
 
     number = int(desc.removeprefix('synth') or 1) if desc != 'filled' else 1
     is_pictured = number <= participant.PICTURED_VARIANTS
-    page['figures'] = participant.figures_of(drawn(image), desc, options.output_dir, is_pictured)
+    settled, known = drawn(image), participant.NOTHING
+    if desc == 'filled':
+        given = given_mask(settled, page.get('provenance') or {}, options)
+        page['has_given_outline'] = given is not None
+        known = participant.Known(given, other_of(image, others, options))
+    page['figures'] = participant.figures_of(settled, desc, options.output_dir, is_pictured, known)
     stem = image.name if desc == 'filled' else f'{image.name}_{desc}'
     for name, png in pictures.png_files(page['figures']).items():
         files.write_bytes(options.output_dir / f'sub-{image.subject}' / 'figures' / f'{stem}_{name}.png', png)
+
+
+def given_mask(image: inputs.Inputs, info: dict[str, Any], options: Options) -> np.ndarray | None:
+    """Return the mask that was given for a filled image, on its grid; None if it is not the one of this run's options.
+
+    Parameters
+    ----------
+    image : layout.Inputs
+        From `drawn`.
+    info : dict
+        The sidecar of the filled image.
+    options : Options
+    """
+    xfm_file = naming.xfm_file(options.output_dir, image)
+    try:
+        to_t1w = registration.from_itk_text(xfm_file.read_text(encoding='utf-8')) if xfm_file.is_file() else None
+        view = loading.view(image, options.mask_choice, (to_t1w, {}))
+        if view.lesions is None:
+            return None
+        given = view.lesions.on_grid(view.image_img)[0]
+    except (OSError, ValueError):
+        return None
+    return given if given.sum() == info.get('LesionVoxelsGiven') else None
+
+
+def other_of(image: inputs.Inputs, others: list[inputs.Inputs], options: Options) -> participant.Other | None:
+    """Return the FLAIR beside a T1w, or the T1w beside another image: participant.Other; None if there is none."""
+    other_file = image.tissue_file or next(
+        (o.image_file for o in others if o.tissue_file == image.image_file and o.modality == 'FLAIR'), image.flair_file
+    )
+    if other_file is None or not other_file.is_file():
+        return None
+    made = [naming.output_files(options.output_dir, o)['filled'] for o in others if o.image_file == other_file]
+    filled_file = next((path for path in made if path.is_file()), None)
+    return participant.Other(naming.suffix_of(other_file.name), other_file, filled_file)
 
 
 def drawn(image: inputs.Inputs) -> inputs.Inputs:

@@ -18,7 +18,7 @@ from .. import interface, sidecars
 from ..diffusion import models, registry
 from ..layout import files, inputs, ownership
 from ..layout.naming import APP_NAME
-from ..lesions import checks, fill, records, settings, synthesis
+from ..lesions import checks, fill, settings, synthesis
 from ..modality import UNKNOWN, Modality, get
 from ..report import methods, page, participant
 from . import loading, options, progress, single_file
@@ -172,7 +172,7 @@ def draw_report(
         'checks': (checks.check_filling if is_fill else checks.check_synthesis)(record, lesions, get(kind).name),
         'provenance': sidecars.spell(record),
         'figures': participant.draw_figures(
-            image, paths[0], paths[1], lesions, record if is_fill else records.FillRecord()
+            image, (paths[0], paths[1]), lesions, record, participant.NOTHING, np.eye(4)
         ),
     }
     plans = {chosen.modalities[0]: registry.describe(chosen.model_of(chosen.modalities[0]))}

@@ -60,6 +60,11 @@ def write_xfm(output_dir: Path, inputs: Inputs, text: str | None, about: dict[st
 LESION_COLUMNS = {
     'label': {'Description': 'number of the lesion, by falling volume'},
     'volume_mm3': {'Description': 'volume of the lesion in the mask that was used', 'Units': 'mm^3'},
+    'given_volume_mm3': {
+        'Description': 'its volume in the mask that was given, of filled lesions alone; what was changed around it '
+        'counts to the nearest lesion',
+        'Units': 'mm^3',
+    },
     'x_mm': {'Description': 'centre of mass, to the right, in the world space of the image', 'Units': 'mm'},
     'y_mm': {'Description': 'centre of mass, to the front, in the world space of the image', 'Units': 'mm'},
     'z_mm': {'Description': 'centre of mass, upwards, in the world space of the image', 'Units': 'mm'},
@@ -82,7 +87,21 @@ LESION_COLUMNS = {
         '(FLAIR: brighter) than the white matter within three voxels',
         'Units': '%',
     },
+    'grain': {
+        'Description': 'standard deviation of what local smoothing leaves of the filled tissue away from fluid, '
+        'relative to untouched white matter of the image (1: alike); of filled lesions of 0.5 ml and more'
+    },
+    'glow_percent': {
+        'Description': 'share of the filled voxels away from fluid that are brighter than 99.5 % of the white matter '
+        'around (0.5: alike); of filled lesions of 0.5 ml and more',
+        'Units': '%',
+    },
+    'wall_steepness': {
+        'Description': 'median step over the walls of fluid at the filling, relative to walls elsewhere (1: alike); of '
+        'filled lesions of 0.5 ml and more, T1w alone'
+    },
 }
+FILLING_COLUMNS = {'given_volume_mm3', 'grain', 'glow_percent', 'wall_steepness'}  # not of new lesions
 PLACE_COLUMN = {
     'place': {
         'Description': 'where a lesion that was drawn lies',
@@ -138,7 +157,7 @@ def write_filling(output_dir: Path, inputs: Inputs, filling: Any, provenance: di
         )
     description = DESCRIPTIONS['desc-filled'] if filling.lesions else 'copy of the input: there was no lesion to fill'
     about = {'Description': description, **common, 'SkullStripped': skull_stripped}
-    write_result(files['filled'], filling.filled_img, files['lesions'], filling, about, provenance)
+    write_result(files['filled'], filling.filled_img, files['lesions'], filling, LESION_COLUMNS, about, provenance)
 
 
 def write_result(
@@ -146,11 +165,11 @@ def write_result(
     img: nib.Nifti1Image,
     table_file: Path,
     result: Any,
+    columns: dict[str, Any],
     about: dict[str, Any],
     provenance: dict[str, Any],
 ) -> None:
     """Write the table of lesions and the image of a `fill.Filling` or `synth.Synthesis`; its sidecar comes last."""
-    columns = LESION_COLUMNS | (PLACE_COLUMN if any('place' in row for row in result.lesions) else {})
     layout_files.write_tsv(table_file, result.lesions, columns)
     layout_files.write_json(naming.sidecar(table_file), columns)
     layout_files.write_image(image_file, img)
@@ -186,7 +205,9 @@ def write_synthesis(output_dir: Path, inputs: Inputs, desc: str, synthesis: Any,
         description = {'Type': 'Lesion', 'Description': DESCRIPTIONS[description]}
         layout_files.write_json(naming.sidecar(files[name]), description | common)
     about = {'Description': DESCRIPTIONS['desc-synth'], **common}
-    write_result(files['synth'], synthesis.synth_img, files['lesions'], synthesis, about, provenance)
+    columns: dict[str, Any] = {name: text for name, text in LESION_COLUMNS.items() if name not in FILLING_COLUMNS}
+    columns |= PLACE_COLUMN if any('place' in row for row in synthesis.lesions) else {}
+    write_result(files['synth'], synthesis.synth_img, files['lesions'], synthesis, columns, about, provenance)
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:

@@ -11,11 +11,14 @@ healthy white matter of the image, bias field included (6 and 7 % of its median 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..modality import get
 from .records import FillRecord, SynthesisRecord
+
+if TYPE_CHECKING:
+    pass
 
 
 def warnings_of(checks: Sequence[Check]) -> list[str]:
@@ -35,6 +38,12 @@ MAX_SHARE_OUTSIDE_BRAIN = 0.05
 # flipped: 36 to 63 %. Lesions that are seen on FLAIR alone add to it, so the limit is not tighter.
 FAINT_BELOW_SD = 0.5
 MAX_SHARE_FAINT = 0.3
+# Where lesions are bright nearly all are seen: up to 3 % faint in seven FLAIRs, from 21 % on if the mask was moved by
+# 10 mm or flipped (benchmarks/report_checks.md).
+MAX_SHARE_FAINT_BRIGHT = 0.12
+# A mask at its place has a step at its border, and a larger one than the same mask anywhere near, even where lesions
+# are faint on the image (`measures.place_of_mask`; benchmarks/report_checks.md).
+MIN_STEP_SD, MIN_STEP_GAIN_SD = 0.3, 0.08
 # Filled tissue is as bright as the white matter around it, up to the grey matter that it touches: up to 2.0 SD in good
 # fills of the demo; from 3.0 on where much of a lesion was left out of the mask, or the mask lay on a ventricle.
 MAX_FILL_OFF_SD = 3
@@ -43,6 +52,16 @@ MAX_FILL_OFF_SD = 3
 # grown: 0.5 and 1.0 to 1.4; eroded ones: 1.2 to 2.7 and 2.2 to 2.7.
 MAX_BORDER_SD = 1.5
 MAX_MEAN_BORDER_SD = 0.4
+# What a reader complains of, see `measures`. Limits of an image, and of one lesion, which is smaller and less sure:
+# real tissue in the shapes of lesions passes, fills by interpolation do not (benchmarks/report_checks.md).
+# Grain of real tissue is 1, but varies; a mean without texture has 0.1 to 0.6.
+GRAIN_LIMITS, LESION_GRAIN_LIMITS = (0.6, 1.6), (0.45, 2.0)
+# Real white matter has 0.5 % above the 99.5th percentile. Where lesions are bright, so is dirty white matter around.
+MAX_GLOW, MAX_LESION_GLOW = {-1: 0.04, 1: 0.08, None: 0.08}, 0.2
+# Walls of ventricles at real tissue are as steep as elsewhere, or steeper; a mask that overlaps fluid smears them.
+MIN_WALL, MIN_LESION_WALL = 0.8, 0.65
+# What stays bright in the mask that was given: up to 1.4 % in FLAIRs without a rim that is seen, 8 % in one with it.
+MAX_LEFT = 0.04
 MIN_JUDGED_MM3 = 30  # means of fewer voxels are noise
 
 MAX_NAMED = 6  # lesions in a sentence
@@ -78,9 +97,13 @@ def check_filling(record: FillRecord, lesions: list[dict], modality: str | None)
         check_dropped(record),
         check_outside_brain(record),
         check_size(record, lesions, 'Volume that was filled'),
-        check_contrast(lesions, record, modality, 'is the mask at its place?'),
+        check_place(lesions, record, modality),
         check_fill(record, lesions),
         check_border(record, lesions, modality),
+        check_grain(record, lesions),
+        check_glow(record, lesions, modality),
+        check_wall(record, lesions),
+        check_left(record),
     ]
     return [check for check in checks if check is not None]
 
@@ -138,7 +161,13 @@ def check_size(record: Any, lesions: list[dict[str, Any]], name: str) -> Check |
     return Check(name, found, f'up to {MAX_LOAD_ML} ml', sentence)
 
 
-def check_contrast(lesions: list[dict[str, Any]], record: Any, modality: str | None, sentence_end: str) -> Check | None:
+def check_contrast(
+    lesions: list[dict[str, Any]],
+    record: Any,
+    modality: str | None,
+    sentence_end: str,
+    largest: float = MAX_SHARE_FAINT,
+) -> Check | None:
     """Check the share of lesion volume that is hardly distinct from white matter (misplaced mask)."""
     known = [row for row in lesions if is_known(row.get('faint_percent'))]
     if not known:
@@ -148,7 +177,32 @@ def check_contrast(lesions: list[dict[str, Any]], record: Any, modality: str | N
     look = look_of(modality, record)
     sentence = f'{percent(share)} of the lesions are hardly {look} than the white matter around them: {sentence_end}'
     name = f'Lesions hardly {look} than white matter'
-    return Check(name, f'{percent(share)} of their volume', *limit(share, MAX_SHARE_FAINT, sentence))
+    return Check(name, f'{percent(share)} of their volume', *limit(share, largest, sentence))
+
+
+def check_place(lesions: list[dict[str, Any]], record: Any, modality: str | None) -> Check | None:
+    """Check that the image steps at the border of the mask where it is, and not where it would be 6 mm away.
+
+    Where lesions are bright all of them are seen, and few may be faint; on a T1w many are as bright as white matter.
+    That share is all that is checked where a sidecar does not tell the steps (of versions before 0.3.0).
+    """
+    step, moved = record.mask_step, record.mask_step_moved
+    end = 'is the mask at its place?'
+    is_bright = sign(modality, record) == 1
+    largest = MAX_SHARE_FAINT_BRIGHT if is_bright else MAX_SHARE_FAINT
+    contrast = check_contrast(lesions, record, modality, end, largest)
+    is_faint = is_bright and contrast is not None and not contrast.passed
+    if is_faint or not (is_known(step) and is_known(moved)):
+        return contrast
+    look = look_of(modality, record)
+    sentence = ''
+    if step < MIN_STEP_SD or step - moved < MIN_STEP_GAIN_SD:
+        sentence = (
+            f'The image is {step:.1f} SD {look} in the mask than around it, and {moved:.1f} SD if the mask is moved by '
+            f'6 mm: {end}'
+        )
+    name = f'How much {look} the mask is than around it, and moved by 6 mm'
+    return Check(name, f'{step:.1f} and {moved:.1f} SD', f'from {MIN_STEP_SD} SD on, {MIN_STEP_GAIN_SD} more', sentence)
 
 
 def check_fill(record: Any, lesions: list[dict[str, Any]]) -> Check | None:
@@ -182,6 +236,81 @@ def check_border(record: Any, lesions: list[dict[str, Any]], modality: str | Non
     return Check(f'{look.capitalize()} border around the mask', found, usual, sentence)
 
 
+def check_grain(record: Any, lesions: list[dict[str, Any]]) -> Check | None:
+    """Check that filled tissue is neither smoother nor noisier than white matter, as a whole and by lesion."""
+    whole, (low, high) = record.fill_grain, GRAIN_LIMITS
+    of_lesions = known(lesions, 'grain')
+    if not is_known(whole):
+        return None
+    lowest, highest = LESION_GRAIN_LIMITS
+    off = [label for label, value in of_lesions.items() if not lowest <= value <= highest]
+    off.sort(key=of_lesions.__getitem__)
+    sentence = ''
+    if not low <= whole <= high:
+        look = 'smoother, it shows as flat patches' if whole < low else 'noisier, it shows as rough patches'
+        sentence = f'The filled tissue has {whole:.2g} times the grain of white matter: {look}.'
+    elif off:
+        sentence = f'{named(off)}: filled with another grain than white matter has.'
+    found = f'{whole:.2f} of it' + (f', lesions {span(of_lesions.values(), 2)}' if of_lesions else '')
+    return Check(
+        'Grain of the filled tissue against white matter', found, f'{low} to {high}, {lowest} to {highest}', sentence
+    )
+
+
+def check_glow(record: Any, lesions: list[dict[str, Any]], modality: str | None) -> Check | None:
+    """Check that filled tissue is not brighter than all white matter around."""
+    whole, of_lesions = record.fill_glow, known(lesions, 'glow_percent')
+    if not is_known(whole):
+        return None
+    of_lesions = {label: value / 100 for label, value in of_lesions.items()}
+    highest = MAX_GLOW[sign(modality, record)]
+    off = sorted((n for n in of_lesions if of_lesions[n] > MAX_LESION_GLOW), key=lambda n: -of_lesions[n])
+    sentence = ''
+    if whole > highest:
+        sentence = f'{percent(whole)} of the filled tissue are brighter than the white matter around: it glows.'
+    elif off:
+        sentence = f'{named(off)}: the filling glows, brighter than the white matter around.'
+    found = percent(whole) + (f', up to {percent(max(of_lesions.values()))} of a lesion' if of_lesions else '')
+    usual = f'up to {percent(highest)} and {percent(MAX_LESION_GLOW)}'
+    return Check('Filled tissue that glows', found, usual, sentence)
+
+
+def check_wall(record: Any, lesions: list[dict[str, Any]]) -> Check | None:
+    """Check that walls of ventricles at filled tissue are as steep as elsewhere."""
+    whole, of_lesions = record.fill_wall, known(lesions, 'wall_steepness')
+    if not is_known(whole):
+        return None
+    off = sorted((label for label in of_lesions if of_lesions[label] < MIN_LESION_WALL), key=of_lesions.__getitem__)
+    sentence = ''
+    if whole < MIN_WALL:
+        sentence = f'Walls of ventricles at the filling are {whole:.2f} times as steep as elsewhere: they are smeared.'
+    elif off:
+        sentence = f'{named(off)}: the wall of a ventricle is smeared.'
+    found = f'{whole:.2f} times as steep' + (f', lesions {span(of_lesions.values(), 2)}' if of_lesions else '')
+    return Check('Walls of ventricles at the filling', found, f'from {MIN_WALL} and {MIN_LESION_WALL} on', sentence)
+
+
+def check_left(record: Any) -> Check | None:
+    """Check that no bright lesion is left in the mask that was given."""
+    left = record.lesion_left
+    if not is_known(left):
+        return None
+    sentence = f'{percent(left)} of the given mask are as bright as lesions after filling: a rim may stay at fluid.'
+    return Check('Given mask that is still bright', percent(left), *limit(left, MAX_LEFT, sentence))
+
+
+def known(lesions: list[dict[str, Any]], column: str) -> dict[Any, Any]:
+    """Return the values of a column that are known, by label."""
+    return {row['label']: row[column] for row in lesions if is_known(row.get(column))}
+
+
+def span(values: Iterable[float], digits: int) -> str:
+    """Format the smallest and the largest of some values."""
+    known_values = list(values)
+    low, high = (f'{value:.{digits}f}' for value in (min(known_values), max(known_values)))
+    return low if low == high else f'{low} to {high}'
+
+
 def check_touching(record: Any) -> Check | None:
     """Check that new lesions do not touch old ones."""
     touching = record.new_lesions_touching_old
@@ -194,22 +323,43 @@ def check_touching(record: Any) -> Check | None:
     return Check('New lesions that touch old ones', str(touching), 'none', sentence if touching else '')
 
 
+def flaws(row: dict[str, Any], record: Any, modality: str | None) -> list[tuple[float, str]]:
+    """Return what can be unusual about a filled lesion: list of (how unusual, words), 1 at a limit; none of a tiny one.
+
+    Only what is measured of the lesion: a whole image may be unusual though none of its lesions is.
+    """
+    if not judged([row]):
+        return []
+    off, step = fill_off(row, record), border_step(row, record, modality)
+    looks: list[Any] = [row.get(name) for name in ('grain', 'glow_percent', 'wall_steepness')]
+    grain, glow, wall = looks
+    found: list[tuple[float, str]] = []
+    if off is not None:
+        found.append((off / MAX_FILL_OFF_SD, f'filled {off:.1f} SD off the white matter around it'))
+    if step is not None:
+        found.append((step / MAX_BORDER_SD, f'a {look_of(modality, record)} border of {step:.1f} SD stays'))
+    if is_known(grain):
+        low, high = LESION_GRAIN_LIMITS
+        ratio = max(low / max(grain, 0.01), grain / high)
+        found.append((ratio, f'its grain is {grain:.2f} times that of white matter'))
+    if is_known(glow):
+        found.append((glow / 100 / MAX_LESION_GLOW, f'{glow:.0f} % glow, brighter than the white matter around'))
+    if is_known(wall):
+        found.append(
+            (MIN_LESION_WALL / max(wall, 0.01), f'the wall of the ventricle is {wall:.2f} times as steep as elsewhere')
+        )
+    return found
+
+
 def suspicion(row: dict[str, Any], record: Any, modality: str | None) -> float:
     """Compute how unusual a filled lesion is: 1 at a limit, 0 if unknown or tiny."""
-    if not judged([row]):
-        return 0.0
-    off, step = fill_off(row, record), border_step(row, record, modality)
-    return max((off or 0) / MAX_FILL_OFF_SD, (step or 0) / MAX_BORDER_SD, 0.0)
+    return max([0.0, *(ratio for ratio, _ in flaws(row, record, modality))])
 
 
 def reason(row: dict[str, Any], record: Any, modality: str | None) -> str:
     """Return a sentence on what is unusual about one lesion; empty if nothing is."""
-    if suspicion(row, record, modality) <= 1:
-        return ''
-    off, step = fill_off(row, record) or 0, border_step(row, record, modality) or 0
-    words = [f'filled {off:.1f} SD off the white matter around it'] if off > MAX_FILL_OFF_SD else []
-    words += [f'a {look_of(modality, record)} border of {step:.1f} SD stays'] if step > MAX_BORDER_SD else []
-    return f'Unusual: {" and ".join(words)}.'
+    words = [text for ratio, text in flaws(row, record, modality) if ratio > 1]
+    return f'Unusual: {" and ".join(words)}.' if words else ''
 
 
 def fill_off(row: dict[str, Any], record: Any) -> float | None:

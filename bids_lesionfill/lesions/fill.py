@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -16,13 +16,16 @@ from ..images import anatomy as images_anatomy
 from ..images import grid, masks, nifti, placement
 from ..images.anatomy import Anatomy
 from ..modality import get
-from . import checks, contrasts, fluids, tables, unmixing
+from . import checks, contrasts, fluids, measures, tables, unmixing
 from . import texture as textures
 from .records import FillRecord
 from .settings import DEFAULT_GROWTH, DEFAULT_SAMPLING, Growth, Lesions, Sampling
 
 TISSUE_ABOVE = 0.5  # of white matter: the darkest lesions are brighter, fluid is darker
 TEXTURE_STREAM = 1  # of random numbers, apart from those of the model
+# In the record, see `measures.look_at`, `measures.place_of_mask` and `measures.left_behind`.
+RECORD_NAMES = {'grain': 'fill_grain', 'glow': 'fill_glow', 'wall': 'fill_wall', 'outline': 'fill_outline'}
+RECORD_NAMES |= {'step': 'mask_step', 'step_moved': 'mask_step_moved', 'left': 'lesion_left'}
 LESION_SHARE = 0.05  # of a voxel of the working grid that is no longer healthy
 
 
@@ -332,8 +335,38 @@ def describe(
     lesions = tables.describe_lesions(
         *(before, after, scene.given_mask, used_mask, native_wm, image_img.affine), seen, faint_below
     )
+    looks = look_at(scene, hole, filled_img, model.modality)
+    measured: dict[str, Any] = {RECORD_NAMES[name]: round(value, 3) for name, value in looks.whole.items()}
+    record = replace(record, **measured)
+    lesions = tables.with_looks(lesions, looks)
     warnings = notes + checks.warnings_of(checks.check_filling(record, lesions, model.modality))
     return Filling(filled_img, nifti.mask_image(used_mask, image_img), sd_img, lesions, record, warnings)
+
+
+def look_at(scene: Scene, hole: Hole, filled_img: nib.Nifti1Image, modality: str | None) -> measures.Seen:
+    """Measure grain, glow, walls and outline of a filling on the working grid; nothing where they cannot be told."""
+    plain_img, grid_img = scene.plain_img, scene.grid_img
+    given, used = (
+        grid.conform_mask(nifti.mask_image(mask, plain_img), grid_img) for mask in (scene.given_mask, hole.used_mask)
+    )
+    numbers = tables.number_lesions(scene.given_mask, hole.used_mask).astype(np.int32)
+    labels = grid.resample_to(nib.Nifti1Image(numbers, plain_img.affine), grid_img, order=0).astype(np.int32)
+    labels = np.where(used, labels, 0)
+    if not labels.any():  # lesions between the voxels of the working grid
+        return measures.Seen({}, {})
+    try:
+        untouched = measures.see_untouched(scene.t1w, scene.brain_mask, scene.wm_mask, given, used)
+    except ValueError:  # a brain without contrast, or filled as a whole
+        return measures.Seen({}, {})
+    filled = grid.conform(nifti.plain(nifti.as_loaded(filled_img), 'filled image')).get_fdata(dtype=np.float32)
+    sign = get(modality).lesion_sign or scene.lesion_sign
+    seen = measures.look_at(scene.image, filled, labels, untouched, sign, scene.is_t1w)
+    tissue_mask = scene.brain_mask & (scene.t1w > untouched.means[:2].mean())
+    steps = measures.place_of_mask(scene.image, given & used, scene.wm_mask, tissue_mask, sign)
+    left = measures.left_behind(filled, given, scene.wm_mask) if sign > 0 else np.nan
+    more = {'step': steps[0], 'step_moved': steps[1], 'left': left}
+    known = {name: float(value) for name, value in more.items() if np.isfinite(value)}
+    return measures.Seen(seen.whole | known, seen.lesions)
 
 
 def add_texture(

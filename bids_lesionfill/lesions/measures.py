@@ -21,6 +21,7 @@ GRAIN_SIGMA, GRAIN_DEPTH, MIN_GRAIN_VOXELS = 1.2, 2, 50
 LOCAL_SIGMA, REACH_MM, MEAN_REACH_MM = 6, 12, 6
 WALL_MM = 2  # from fluid
 TAIL_PERCENT = 0.5
+PLACE_SHIFT_MM = 6
 MIN_VOXELS = 100  # of tissue, to compare with
 MIN_FLUID_VOXELS = 20  # a speck of dark voxels is noise, not fluid
 MEASURES = (
@@ -255,7 +256,7 @@ def mean_of(values: np.ndarray, mask: np.ndarray) -> float:
 class Seen(NamedTuple):
     """Measures of a filling; a value that cannot be computed is missing."""
 
-    whole: dict[str, float]  # of all filled voxels: `grain`, `glow`, `wall`, `outline`
+    whole: dict[str, float]  # of all filled voxels: `grain`, `glow`, `wall`, `outline`; `step`, `step_moved`, `left`
     lesions: dict[int, dict[str, float]]  # the same by lesion, of those with `BAR_ML` and more
 
 
@@ -296,3 +297,79 @@ def look_at(
 
     large = np.flatnonzero(np.bincount(labels.flat)[1:] >= 1000 * BAR_ML) + 1
     return Seen(measure(labels > 0), {int(label): measure(labels == label) for label in large})
+
+
+def place_of_mask(
+    image: np.ndarray, lesion_mask: np.ndarray, wm_mask: np.ndarray, tissue_mask: np.ndarray, lesion_sign: int
+) -> tuple[float, float]:
+    """Compute the step of an image at the border of a mask of lesions, and the largest of the mask moved by 6 mm.
+
+    A mask at its place has the larger step where it is; one that lies elsewhere has none, or a larger one where it was
+    meant to be. Lesions that are faint on the image make both small: their difference still tells.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float array
+    lesion_mask : (X, Y, Z) bool array
+    wm_mask : (X, Y, Z) bool array
+        White matter: gives the local mean and the SD.
+    tissue_mask : (X, Y, Z) bool array
+        Brain without fluid, in which steps count.
+    lesion_sign : {1, -1}
+
+    Returns
+    -------
+    at_place, elsewhere : float
+        Mean inside the mask minus that of the two voxels around, in SD of white matter (values beyond 3 SD count as
+        3); NaN where it cannot be told.
+    """
+    healthy = wm_mask & ~lesion_mask
+    if healthy.sum() < MIN_VOXELS or not lesion_mask.any():
+        return np.nan, np.nan
+    deviation = robust_deviation(image[healthy])
+    if deviation <= 0:
+        return np.nan, np.nan
+    box = masks.bounding_box(lesion_mask, 2 * LOCAL_SIGMA + PLACE_SHIFT_MM)
+    image, lesion_mask, healthy, tissue_mask = (array[box] for array in (image, lesion_mask, healthy, tissue_mask))
+    mean, weight = local_mean(image, healthy)
+    off = np.clip(lesion_sign * (image - mean) / deviation, -3, 3)
+    counted = tissue_mask & (weight > 0.01)
+
+    def step(mask: np.ndarray) -> float:
+        around = (ndimage.maximum_filter(mask.astype(np.uint8), 5) > 0) & ~mask
+        return mean_of(off, mask & counted) - mean_of(off, around & counted)
+
+    moves = [np.roll(row, axis) for axis in range(3) for row in ((PLACE_SHIFT_MM, 0, 0), (-PLACE_SHIFT_MM, 0, 0))]
+    steps = np.array([step(shifted(lesion_mask, move)) for move in moves])
+    known = steps[np.isfinite(steps)]
+    return step(lesion_mask), float(known.max()) if known.size else np.nan
+
+
+def left_behind(filled: np.ndarray, given_mask: np.ndarray, wm_mask: np.ndarray) -> float:
+    """Compute the share of a given mask that is still bright after filling: over 3 SD above the white matter around.
+
+    What a filler takes for fluid and leaves is no part of the filling, so no other measure sees it. Of images with
+    bright lesions alone: there fluid is dark.
+
+    Parameters
+    ----------
+    filled : (X, Y, Z) float array
+    given_mask, wm_mask : (X, Y, Z) bool array
+
+    Returns
+    -------
+    float
+        NaN where it cannot be told.
+    """
+    healthy = wm_mask & ~given_mask
+    if healthy.sum() < MIN_VOXELS or not given_mask.any():
+        return np.nan
+    deviation = robust_deviation(filled[healthy])
+    box = masks.bounding_box(given_mask, 2 * LOCAL_SIGMA)
+    mean, weight = local_mean(filled[box], healthy[box])
+    return mean_of(filled[box] - mean > 3 * deviation, given_mask[box] & (weight > 0.01))
+
+
+def shifted(mask: np.ndarray, move: Any) -> np.ndarray:
+    """Return a mask moved by whole voxels along each axis; what leaves the array is lost."""
+    return ndimage.shift(mask.astype(np.uint8), move, order=0) > 0

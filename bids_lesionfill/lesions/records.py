@@ -65,6 +65,14 @@ class FillRecord:
     white_matter_median: float | None = None
     voxels_changed: int | None = None
     white_matter_deviation: float | None = None  # robust standard deviation
+    # What a reader sees of all that was filled (`measures`); None where it cannot be told.
+    fill_grain: float | None = None  # times that of white matter
+    fill_glow: float | None = None  # share
+    fill_wall: float | None = None  # steepness, times that of walls elsewhere
+    fill_outline: float | None = None  # SD
+    mask_step: float | None = None  # SD, at the border of the given mask
+    mask_step_moved: float | None = None  # SD, of the mask moved by 6 mm
+    lesion_left: float | None = None  # share of the given mask
     flair_registration: Registration | None = None
 
 

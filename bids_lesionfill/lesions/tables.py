@@ -20,6 +20,22 @@ def deviation_of(image: np.ndarray, mask: np.ndarray) -> float | None:
     return float(1.4826 * np.median(np.abs(values - np.median(values)))) if values.size else None
 
 
+def number_lesions(given_mask: np.ndarray, used_mask: np.ndarray) -> np.ndarray:
+    """Return numbers of the lesions of the given mask that were filled, largest first; (X, Y, Z) int array.
+
+    What the mask grew by counts to the nearest lesion, so that lesions which meet when grown are still told apart.
+    """
+    labels, n_lesions = masks.label_lesions(given_mask & used_mask)
+    if not n_lesions:
+        return labels
+    nearest = ndimage.distance_transform_edt(labels == 0, return_distances=False, return_indices=True)
+    labels = np.where(used_mask, labels[tuple(nearest)], 0)
+    n_voxels = np.bincount(labels.flat, minlength=n_lesions + 1)[1:]
+    numbers = np.zeros(n_lesions + 1, dtype=labels.dtype)
+    numbers[1 + np.argsort(-n_voxels, kind='stable')] = np.arange(1, n_lesions + 1)
+    return numbers[labels]
+
+
 def describe_lesions(
     before: np.ndarray,
     after: np.ndarray,
@@ -30,9 +46,7 @@ def describe_lesions(
     seen: np.ndarray,
     faint_below: float = 0,
 ) -> list[dict[str, Any]]:
-    """Describe each connected lesion of the given mask that was filled, one row each, largest first.
-
-    What the mask grew by counts to the nearest lesion, so that lesions which meet when grown are still told apart.
+    """Describe each connected lesion of the given mask that was filled, one row each, as `number_lesions`.
 
     Parameters
     ----------
@@ -47,14 +61,12 @@ def describe_lesions(
     Returns
     -------
     list of dict
-        `label`, `volume_mm3` (filled), `x_mm`, `y_mm`, `z_mm` (centre of mass, world), `mean_before`, `mean_after`,
-        `mean_surrounding` (white matter within three voxels), `mean_touching` and `mean_beyond` (white matter that
-        touches the lesion; and the next three voxels), `faint_percent`. Means of white matter are those of `before`;
-        NaN where there is none.
+        `label`, `volume_mm3` (filled), `given_volume_mm3`, `x_mm`, `y_mm`, `z_mm` (centre of mass, world),
+        `mean_before`, `mean_after`, `mean_surrounding` (white matter within three voxels), `mean_touching` and
+        `mean_beyond` (white matter that touches the lesion; and the next three voxels), `faint_percent`. Means of
+        white matter are those of `before`; NaN where there is none.
     """
-    labels, _ = masks.label_lesions(given_mask & used_mask)
-    nearest = ndimage.distance_transform_edt(labels == 0, return_distances=False, return_indices=True)
-    labels = np.where(used_mask, labels[tuple(nearest)], 0)
+    labels = number_lesions(given_mask, used_mask)
     voxel_mm3 = abs(np.linalg.det(affine[:3, :3]))
     healthy = wm_mask & ~used_mask
     rows = []
@@ -68,7 +80,9 @@ def describe_lesions(
         x, y, z = nib.affines.apply_affine(affine, centre)
         rows.append(
             {
+                'label': number,
                 'volume_mm3': lesion.sum() * voxel_mm3,
+                'given_volume_mm3': (lesion & given_mask[box]).sum() * voxel_mm3,
                 'x_mm': x,
                 'y_mm': y,
                 'z_mm': z,
@@ -80,16 +94,30 @@ def describe_lesions(
                 'faint_percent': 100 * mean_of(faint, lesion & given_mask[box]) if near.any() else np.nan,
             }
         )
-    rows.sort(key=lambda row: -row['volume_mm3'])
-    return [
-        {'label': number} | {name: rounded(name, float(value)) for name, value in row.items()}
-        for number, row in enumerate(rows, start=1)
-    ]
+    return [{name: rounded(name, value) for name, value in row.items()} for row in rows]
+
+
+def with_looks(lesions: list[dict[str, Any]], seen: Any) -> list[dict[str, Any]]:
+    """Add to each row what was seen of its filling (`measures.Seen`), NaN where the lesion is too small to tell."""
+    looks = []
+    for row in lesions:
+        of_lesion = seen.lesions.get(row['label'], {})
+        looks.append(
+            row
+            | {
+                'grain': round(of_lesion.get('grain', np.nan), 3),
+                'glow_percent': round(100 * of_lesion.get('glow', np.nan), 3),
+                'wall_steepness': round(of_lesion.get('wall', np.nan), 3),
+            }
+        )
+    return looks
 
 
 def rounded(name: str, value: float) -> float:
-    """Round a number for the table: to 0.001, means (in image units) to seven digits."""
-    return float(f'{value:.7g}') if name.startswith('mean_') else round(value, 3)
+    """Round a number for the table: to 0.001, means (in image units) to seven digits; a label is an int."""
+    if name == 'label':
+        return int(value)
+    return float(f'{value:.7g}') if name.startswith('mean_') else round(float(value), 3)
 
 
 def mean_of(image: np.ndarray, mask: np.ndarray) -> float:

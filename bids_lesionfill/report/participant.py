@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -17,6 +17,24 @@ if TYPE_CHECKING:
     from ..layout.inputs import Inputs
 
 PICTURED_VARIANTS = 3  # of a synthesis; the others are in the tables
+
+
+class Other(NamedTuple):
+    """Another image of the visit, to be shown beside the one that was filled."""
+
+    modality: str
+    image_file: Path
+    filled_file: Path | None  # None if it was not filled
+
+
+class Known(NamedTuple):
+    """What a picture shows beside the files of an image."""
+
+    given_mask: np.ndarray | None = None  # (X, Y, Z) bool, on the image's own grid
+    other: Other | None = None
+
+
+NOTHING = Known()
 
 
 def status_message(pages: list[dict[str, Any]], missing: set[str]) -> str:
@@ -73,7 +91,9 @@ def files_of(image: Inputs, desc: str, output_dir: Path) -> tuple[dict[str, Path
     return files, files['synth']
 
 
-def figures_of(image: Inputs, desc: str, output_dir: Path, pictured: bool = True) -> list[dict[str, Any]]:
+def figures_of(
+    image: Inputs, desc: str, output_dir: Path, pictured: bool = True, known: Known = NOTHING
+) -> list[dict[str, Any]]:
     """Draw the pictures of an image, of its files; see `pictures.fill_figures`.
 
     Parameters
@@ -84,13 +104,16 @@ def figures_of(image: Inputs, desc: str, output_dir: Path, pictured: bool = True
         `filled`, `synth`, `synth2`.
     pictured : bool
         False: only the first variant shows how FLAIR and T1w were brought together.
+    known : Known
+        The mask that was given, and another image of the visit, of a filling.
     """
     is_fill = desc == 'filled'
     files, after_file = files_of(image, desc, output_dir)
     mask_file = files['used_mask' if is_fill else 'new_mask']
     record = read_record(derivatives.read_sidecar(after_file) if is_fill else {}, is_fill)
     lesions = text_files.read_tsv(files['lesions'])
-    figures = draw_figures(image, after_file, mask_file, lesions, record) if pictured else []
+    way = way_between(image, output_dir)
+    figures = draw_figures(image, (after_file, mask_file), lesions, record, known, way) if pictured else []
     return figures + (draw_overlay(image, mask_file, output_dir) if desc in ('filled', 'synth', 'synth1') else [])
 
 
@@ -101,13 +124,29 @@ def fill_volumes(record: Any, voxel_ml: float) -> dict[str, float | None]:
 
 
 def draw_figures(
-    image: Inputs, after_file: Path, mask_file: Path, lesions: list[dict[str, Any]], record: Any
+    image: Inputs,
+    made_files: tuple[Path, Path],
+    lesions: list[dict[str, Any]],
+    record: Any,
+    known: Known,
+    way: np.ndarray,
 ) -> list[dict[str, Any]]:
-    """Plot an image before and after, unusual lesions (by their record) first; see `pictures.fill_figures`."""
-    paths = {'before': image.image_file, 'after': after_file, 'mask': mask_file}
-    canonical = {name: nib.as_closest_canonical(nib.load(path)) for name, path in paths.items()}
-    affine, volumes = canonical['before'].affine, {name: nifti.one_volume(img) for name, img in canonical.items()}
-    to_voxel = np.linalg.inv(affine)
+    """Plot an image before and after, unusual lesions (by their record) first; see `pictures.fill_figures`.
+
+    Parameters
+    ----------
+    image : layout.Inputs
+    made_files : (path, path)
+        The image that was made, and the mask that was used.
+    lesions : list of dict
+    record : FillRecord or SynthesisRecord
+    known : Known
+    way : (4, 4) array
+        See `way_between`.
+    """
+    canonical = [nib.as_closest_canonical(nib.load(path)) for path in (image.image_file, *made_files)]
+    before_img, (before, after, mask) = canonical[0], map(nifti.one_volume, canonical)
+    voxel_sizes_mm, to_voxel = nib.affines.voxel_sizes(before_img.affine), np.linalg.inv(before_img.affine)
     located = [
         row
         | {
@@ -120,11 +159,54 @@ def draw_figures(
         }
         for row in lesions
     ]
-    from . import pictures  # with matplotlib, which takes seconds
+    from . import closeup, pictures  # with matplotlib, which takes seconds
 
-    return pictures.fill_figures(
-        volumes['before'], volumes['mask'] > 0, volumes['after'], nib.affines.voxel_sizes(affine), located
-    )
+    given = known.given_mask
+    if given is not None:
+        given = in_ras(given, nib.load(image.image_file))
+    both = closeup.Masks(mask > 0, given)
+    figures = pictures.fill_figures(before, both.used, after, voxel_sizes_mm, located, both.given)
+    if isinstance(record, records.FillRecord) and located:
+        beside = show_beside(known.other, before_img, way)
+        worst = max(located, key=lambda row: (max(row['suspicion'], 1), row['volume_mm3']))
+        before, after = np.nan_to_num(before), np.nan_to_num(after)
+        figures.insert(1, closeup.closeup(before, after, both, voxel_sizes_mm, worst, image.modality, beside))
+    return figures
+
+
+def in_ras(mask: np.ndarray, img: nib.Nifti1Image) -> np.ndarray:
+    """Return a mask on the voxels of an image in the order of `as_closest_canonical`; bool array."""
+    mask_img = nifti.mask_image(mask, img)
+    return np.asarray(nib.as_closest_canonical(mask_img).dataobj) > 0
+
+
+def show_beside(other: Other | None, image_img: nib.Nifti1Image, way: np.ndarray) -> Any:
+    """Read another image of the visit on the voxels of this one: closeup.Beside; None if there is none to be read."""
+    from . import closeup
+
+    if other is None:
+        return None
+    try:
+        files = (other.image_file, other.filled_file)
+        imgs = [None if path is None else nib.as_closest_canonical(nib.load(path)) for path in files]
+        is_resampled = not (np.allclose(way, np.eye(4)) and placement.same_grid(imgs[0], image_img))
+        volumes: list[Any] = [
+            img
+            and (placement.laid_over(img, way, image_img) if is_resampled else np.nan_to_num(nifti.one_volume(img)))
+            for img in imgs
+        ]
+        return closeup.Beside(other.modality, volumes[0], volumes[1], is_resampled)
+    except (OSError, ValueError):  # a picture less
+        return None
+
+
+def way_between(image: Inputs, output_dir: Path) -> np.ndarray:
+    """Return the (4, 4) transform from the world of the other image of a visit to that of this one, if registered."""
+    xfm_file = naming.xfm_file(output_dir, image)
+    if not xfm_file.is_file():
+        return np.eye(4)
+    to_t1w = registration.from_itk_text(xfm_file.read_text(encoding='utf-8'))
+    return np.linalg.inv(to_t1w) if image.tissue_file else to_t1w
 
 
 def draw_overlay(image: Inputs, mask_file: Path, output_dir: Path) -> list[dict[str, Any]]:
@@ -132,8 +214,7 @@ def draw_overlay(image: Inputs, mask_file: Path, output_dir: Path) -> list[dict[
     xfm_file, other_file = naming.xfm_file(output_dir, image), image.tissue_file or image.flair_file
     if not xfm_file.is_file() or other_file is None:
         return []
-    to_t1w = registration.from_itk_text(xfm_file.read_text(encoding='utf-8'))
-    to_image = np.linalg.inv(to_t1w) if image.tissue_file else to_t1w
+    to_image = way_between(image, output_dir)
     image_img, mask_img = (nib.as_closest_canonical(nib.load(path)) for path in (image.image_file, mask_file))
     from . import pictures
 

@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from . import page
+from .closeup import Masks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,6 +50,7 @@ def fill_figures(
     after: np.ndarray,
     voxel_sizes_mm: Sequence[float] | np.ndarray,
     lesions: list[dict[str, Any]],
+    given_mask: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
     """Plot an image before and after filling: overview, unusual lesions, most changed lesions.
 
@@ -62,6 +64,8 @@ def fill_figures(
     lesions : list of dict
         `label`, `centre_voxel` (3 ints, this grid), `mean_before`, `mean_after`, `volume_mm3` of each lesion; maybe
         `suspicion` (above 1: unusual) and `reason` (why, a sentence).
+    given_mask : (X, Y, Z) bool array, optional
+        The mask that was given: its outline is drawn, too.
 
     Returns
     -------
@@ -75,8 +79,9 @@ def fill_figures(
     head = foreground(before)
     grey_max = grey_maximum(before, head, lesion_mask)
     pictured = sorted(lesions, key=worth_a_picture, reverse=True)[:MAX_LESIONS]
-    return [overview(before, lesion_mask, after, voxel_sizes_mm, head | lesion_mask, grey_max)] + [
-        zoom(before, lesion_mask, after, voxel_sizes_mm, lesion, grey_max) for lesion in pictured
+    both = Masks(lesion_mask, given_mask)
+    return [overview(before, both, after, voxel_sizes_mm, head | lesion_mask, grey_max)] + [
+        zoom(before, both, after, voxel_sizes_mm, lesion, grey_max) for lesion in pictured
     ]
 
 
@@ -107,10 +112,10 @@ def overlay_figures(
     slices = lesion_slices(lesion_mask) if lesion_mask.any() else evenly_spread(head)
     panels = [Panel('axial', int(z), f'z {z}', limits_mm) for z in slices]
 
-    def draw(image: np.ndarray, mask: np.ndarray | None) -> bytes:
+    def draw(image: np.ndarray, outlines: list[Any]) -> bytes:
         grey_max = grey_maximum(image, foreground(image), np.zeros_like(lesion_mask))
         legend = 'patient left = image right\nz: slice, 0 = lowest'
-        return draw_panels(image, mask, voxel_sizes_mm, panels, legend, 50, grey_max, 3, 200)
+        return draw_panels(image, outlines, voxel_sizes_mm, panels, legend, 50, grey_max, 3, 200)
 
     return [
         {
@@ -119,22 +124,23 @@ def overlay_figures(
             'caption': f'The {names[1]} was moved to the {names[0]}, because their headers do not agree. Edges of the '
             'brain and of the ventricles should not jump between the two.',
             'tags': (names[0], names[1], f'{names[0]} + mask'),
-            'before': draw(volume, None),
-            'mask': draw(volume, lesion_mask),
-            'after': draw(other, None),
+            'before': draw(volume, []),
+            'mask': draw(volume, Masks(lesion_mask).outlines),
+            'after': draw(other, []),
         }
     ]
 
 
 def overview(
     before: np.ndarray,
-    lesion_mask: np.ndarray,
+    lesion_masks: Masks,
     after: np.ndarray,
     voxel_sizes_mm: Sequence[float] | np.ndarray,
     head: np.ndarray,
     grey_max: float,
 ) -> dict[str, Any]:
     """Plot up to eight axial slices, cropped by a mask; other arguments as in `fill_figures`."""
+    lesion_mask = lesion_masks.used
     limits_mm = [crop_limits(head, axis, voxel_sizes_mm[axis]) for axis in (0, 1)]
     slices = lesion_slices(lesion_mask) if lesion_mask.any() else evenly_spread(head)
     panels = [Panel('axial', int(z), f'z {z}', limits_mm) for z in slices]
@@ -144,13 +150,13 @@ def overview(
         'name': 'overview',
         'title': 'Overview',
         'caption': f'{chosen}, cropped to the head. {convention(grey_max)}',
-        **draw_three(before, lesion_mask, after, voxel_sizes_mm, panels, legend, 50, grey_max, 3, width_px=200),
+        **draw_three(before, lesion_masks, after, voxel_sizes_mm, panels, legend, 50, grey_max, 3, width_px=200),
     }
 
 
 def zoom(
     before: np.ndarray,
-    lesion_mask: np.ndarray,
+    lesion_masks: Masks,
     after: np.ndarray,
     voxel_sizes_mm: Sequence[float] | np.ndarray,
     lesion: dict[str, Any],
@@ -173,7 +179,7 @@ def zoom(
         'reason': lesion.get('reason', ''),
         'caption': f'Mean intensity in the lesion from {means}. The lesion is in the middle of each view, '
         f'{ZOOM_MM} mm wide; sagittal views have anterior on the left. {convention(grey_max)}',
-        **draw_three(before, lesion_mask, after, voxel_sizes_mm, panels, legend, 10, grey_max, 2, width_px=300),
+        **draw_three(before, lesion_masks, after, voxel_sizes_mm, panels, legend, 10, grey_max, 2, width_px=300),
     }
 
 
@@ -239,7 +245,7 @@ def evenly_spread(head: np.ndarray) -> np.ndarray:
 
 def draw_three(
     before: np.ndarray,
-    lesion_mask: np.ndarray | None,
+    lesion_masks: Masks,
     after: np.ndarray,
     voxel_sizes_mm: Sequence[float] | np.ndarray,
     panels: Sequence[Panel],
@@ -251,15 +257,15 @@ def draw_three(
 ) -> dict[str, bytes]:
     """Plot the three pictures of one entry, which differ only in image and outline."""
 
-    def draw(volume: np.ndarray, mask: np.ndarray | None) -> bytes:
-        return draw_panels(volume, mask, voxel_sizes_mm, panels, legend, scale_bar_mm, grey_max, columns, width_px)
+    def draw(volume: np.ndarray, outlines: list[Any]) -> bytes:
+        return draw_panels(volume, outlines, voxel_sizes_mm, panels, legend, scale_bar_mm, grey_max, columns, width_px)
 
-    return {'before': draw(before, None), 'mask': draw(before, lesion_mask), 'after': draw(after, None)}
+    return {'before': draw(before, []), 'mask': draw(before, lesion_masks.outlines), 'after': draw(after, [])}
 
 
 def draw_panels(
     volume: np.ndarray,
-    lesion_mask: np.ndarray | None,
+    outlines: list[Any],
     voxel_sizes_mm: Sequence[float] | np.ndarray,
     panels: Sequence[Panel],
     legend: str,
@@ -273,8 +279,7 @@ def draw_panels(
     Parameters
     ----------
     volume : (X, Y, Z) float array, RAS+
-    lesion_mask : (X, Y, Z) bool array or None
-        Drawn as an outline.
+    outlines : list of ((X, Y, Z) bool array, colour)
     panels : list of Panel
         All with limits of one size.
     width_px : int
@@ -298,7 +303,7 @@ def draw_panels(
         axes = figure.add_axes(box, facecolor='black')
         axes.set_axis_off()
         if cell < len(panels):
-            draw_slice(axes, volume, lesion_mask, voxel_sizes_mm, panels[cell], grey_max)
+            draw_slice(axes, volume, outlines, voxel_sizes_mm, panels[cell], grey_max)
         else:
             draw_legend(axes, legend, scale_bar_mm, right - left)
     file = io.BytesIO()
@@ -309,7 +314,7 @@ def draw_panels(
 def draw_slice(
     axes: Axes,
     volume: np.ndarray,
-    lesion_mask: np.ndarray | None,
+    outlines: list[Any],
     voxel_sizes_mm: Sequence[float] | np.ndarray,
     panel: Panel,
     grey_max: float,
@@ -331,11 +336,11 @@ def draw_slice(
         interpolation='bicubic',
         interpolation_stage='data',
     )
-    if lesion_mask is not None:
+    for lesion_mask, colour in outlines:
         mask = np.moveaxis(lesion_mask, axis, 0)[panel.index].T
         if mask.any() and min(mask.shape) > 1:
             x_mm, y_mm = np.arange(n_x) * size_x, np.arange(n_y) * size_y
-            axes.contour(x_mm, y_mm, mask.astype(float), levels=[0.5], colors=[page.OUTLINE_COLOUR], linewidths=1)
+            axes.contour(x_mm, y_mm, mask.astype(float), levels=[0.5], colors=[colour], linewidths=1)
     (low_x, high_x), limits_y = panel.limits_mm
     axes.set(xlim=(high_x, low_x), ylim=limits_y, aspect='equal')  # inverted: radiological
     for x, y, text, align in (
