@@ -252,7 +252,7 @@ def test_background_is_what_most_of_the_surface_has(rng):
 @pytest.mark.parametrize('added', [300, 1e4])
 def test_a_constant_that_was_added_changes_no_class(head, rng, monkeypatch, noise, added):
     phantom, t1w, _ = head
-    monkeypatch.setattr(tissues, 'extract_brain', lambda image: phantom.brain_mask)  # no head that deepbet knows
+    monkeypatch.setattr(tissues.brain_extraction, 'extract_brain', lambda _: phantom.brain_mask)  # a phantom is no head
     t1w = t1w + noise * np.abs(rng.normal(size=t1w.shape)).astype(np.float32)
     t1w = np.rint(8 * t1w) / 8  # exact in float32 with the constant as well
     mask_img = nib.Nifti1Image(phantom.lesion_mask.astype(np.uint8), np.eye(4))
@@ -260,7 +260,7 @@ def test_a_constant_that_was_added_changes_no_class(head, rng, monkeypatch, nois
         anatomy.look_at(nib.Nifti1Image((t1w + constant).astype(np.float32), np.eye(4)), mask_img)
         for constant in (0, added)
     )
-    assert one.info['SkullStripped'] == other.info['SkullStripped'] == (noise == 0)
+    assert one.sources.skull_stripped == other.sources.skull_stripped == (noise == 0)
     assert (one.tissue_seg != other.tissue_seg).sum() <= 5
     assert (one.tissue_seg == WHITE).sum() > 1e4
     again = anatomy.look_again(other, nib.Nifti1Image((t1w + added).astype(np.float32), np.eye(4)), mask_img, 0.5)
@@ -273,7 +273,7 @@ def test_more_than_a_brain_is_not_taken_for_one(monkeypatch):
     image = np.select([radius < 70, radius < 85.5], [800, 500], 0).astype(np.float32)
     assert 2500 < (image > 0).sum() / 1000 < 2700
     brain = radius < 76
-    monkeypatch.setattr(tissues, 'extract_brain', lambda t1w: brain)
+    monkeypatch.setattr(tissues.brain_extraction, 'extract_brain', lambda t1w: brain)
     found, skull_stripped = tissues.find_brain(image)
     assert found is brain
     assert not skull_stripped
