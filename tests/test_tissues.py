@@ -260,7 +260,7 @@ def test_a_constant_that_was_added_changes_no_class(head, rng, monkeypatch, nois
         anatomy.look_at(nib.Nifti1Image((t1w + constant).astype(np.float32), np.eye(4)), mask_img)
         for constant in (0, added)
     )
-    assert one.info['SkullStripped'] == other.info['SkullStripped'] == (noise == 0)
+    assert one.sources.skull_stripped == other.sources.skull_stripped == (noise == 0)
     assert (one.tissue_seg != other.tissue_seg).sum() <= 5
     assert (one.tissue_seg == WHITE).sum() > 1e4
     again = anatomy.look_again(other, nib.Nifti1Image((t1w + added).astype(np.float32), np.eye(4)), mask_img, 0.5)
