@@ -107,10 +107,7 @@ MANY_ARGUMENTS = {
     'lesions/sampling.py:draw_lesion_mask': 'an atlas, a brain, a generator, and what to draw, by keyword',
     'layout/pairing.py:find_inputs': 'a dataset, and filters by keyword',
     'lesions/tables.py:describe_lesions': 'arrays of one image',
-    **dict.fromkeys(
-        [f'lesions/unmixing.py:{name}' for name in ('unmix_box',)],
-        'arrays of one image',
-    ),
+    'lesions/unmixing.py:unmix_box': 'arrays of one image',
     **dict.fromkeys(
         ['readerstudy/cases.py:draw_case', 'readerstudy/cases.py:replace_lesion'],
         'images of a visit, a model, and how it is sampled',
@@ -135,12 +132,19 @@ def package_of(module):
 
 
 def imports(module, top_level_only=False):
-    """Return the names that a module imports: (own packages, foreign top-level packages)."""
+    """Return the names that a module imports: (own packages, foreign top-level packages).
+
+    What is imported for types alone counts among the own packages, but brings no foreign one.
+    """
     tree = ast.parse((PACKAGE / module).read_text(encoding='utf-8'))
+    for_types = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == 'TYPE_CHECKING']
+    unread = {id(node) for block in for_types for node in ast.walk(block)}
     own, foreign = set(), set()
     for node in tree.body if top_level_only else ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:
             own |= own_packages(module, node)
+        elif id(node) in unread:
+            continue
         elif isinstance(node, ast.ImportFrom):
             foreign.add(node.module.split('.')[0])
         elif isinstance(node, ast.Import):

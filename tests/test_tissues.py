@@ -40,14 +40,14 @@ def test_foreground_is_filled_and_in_one_piece(head):
 
 def test_skull_stripped_image_needs_no_network(head, monkeypatch):
     phantom, t1w, _ = head
-    monkeypatch.setattr(tissues, 'extract_brain', lambda _: pytest.fail('deepbet was called'))
+    monkeypatch.setattr(tissues.brain_extraction, 'extract_brain', lambda _: pytest.fail('it was called'))
     brain_mask, skull_stripped = tissues.find_brain(t1w)
     assert skull_stripped
     assert dice(brain_mask, phantom.brain_mask) > 0.999
 
 
-def test_image_with_noise_around_it_goes_to_deepbet(rng, monkeypatch):
-    monkeypatch.setattr(tissues, 'extract_brain', lambda t1w: t1w > 50)
+def test_image_with_noise_around_it_goes_to_the_network(rng, monkeypatch):
+    monkeypatch.setattr(tissues.brain_extraction, 'extract_brain', lambda t1w: t1w > 50)
     image = rng.uniform(40, 100, (160, 160, 120)).astype(np.float32)
     brain_mask, skull_stripped = tissues.find_brain(image)
     assert not skull_stripped
@@ -66,7 +66,7 @@ def small_head():
 @pytest.mark.parametrize('part', [slice(None), slice(40, 90)])
 def test_small_head_and_slab_are_not_taken_for_skull_stripped(small_head, part, monkeypatch):
     brain = small_head[:, :, part] > 120
-    monkeypatch.setattr(tissues, 'extract_brain', lambda t1w: brain)
+    monkeypatch.setattr(tissues.brain_extraction, 'extract_brain', lambda t1w: brain)
     assert tissues.foreground(small_head[:, :, part]).sum() / 1000 < tissues.LARGEST_BRAIN_ML
     found, skull_stripped = tissues.find_brain(small_head[:, :, part])
     assert not skull_stripped
@@ -252,7 +252,7 @@ def test_background_is_what_most_of_the_surface_has(rng):
 @pytest.mark.parametrize('added', [300, 1e4])
 def test_a_constant_that_was_added_changes_no_class(head, rng, monkeypatch, noise, added):
     phantom, t1w, _ = head
-    monkeypatch.setattr(tissues, 'extract_brain', lambda image: phantom.brain_mask)  # no head that deepbet knows
+    monkeypatch.setattr(tissues.brain_extraction, 'extract_brain', lambda image: phantom.brain_mask)
     t1w = t1w + noise * np.abs(rng.normal(size=t1w.shape)).astype(np.float32)
     t1w = np.rint(8 * t1w) / 8  # exact in float32 with the constant as well
     mask_img = nib.Nifti1Image(phantom.lesion_mask.astype(np.uint8), np.eye(4))
@@ -273,7 +273,7 @@ def test_more_than_a_brain_is_not_taken_for_one(monkeypatch):
     image = np.select([radius < 70, radius < 85.5], [800, 500], 0).astype(np.float32)
     assert 2500 < (image > 0).sum() / 1000 < 2700
     brain = radius < 76
-    monkeypatch.setattr(tissues, 'extract_brain', lambda t1w: brain)
+    monkeypatch.setattr(tissues.brain_extraction, 'extract_brain', lambda t1w: brain)
     found, skull_stripped = tissues.find_brain(image)
     assert found is brain
     assert not skull_stripped
@@ -290,7 +290,7 @@ def test_slab_through_a_face_is_not_taken_for_skull_stripped(monkeypatch):
     brain = radius < 44
     assert tissues.SMALLEST_HEAD_ML < (slab > 0).sum() / 1000 < tissues.LARGEST_BRAIN_ML
     assert tissues.skull_dip(slab[::2, ::2, ::2], slab[::2, ::2, ::2] > 0) > tissues.MAX_DIP
-    monkeypatch.setattr(tissues, 'extract_brain', lambda t1w: brain)
+    monkeypatch.setattr(tissues.brain_extraction, 'extract_brain', lambda t1w: brain)
     found, skull_stripped = tissues.find_brain(slab)
     assert found is brain
     assert not skull_stripped

@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,7 +24,7 @@ from . import page as evaluate_page
 logger = logging.getLogger('bids_lesionfill.evaluate')
 
 
-def parse_options(argv=None):
+def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line of the evaluation."""
     parser = argparse.ArgumentParser(
         prog='python -m bids_lesionfill.evaluate',
@@ -102,7 +103,7 @@ def parse_options(argv=None):
     return options
 
 
-def find_brains(options):
+def find_brains(options: argparse.Namespace) -> tuple[list[Any], list[str]]:
     """Find the files of the brains to evaluate (see `read_image`) and the label of each brain."""
     if options.participant_label is None:
         if get(options.modality).needs_t1w:
@@ -126,7 +127,7 @@ def find_brains(options):
     return [files for _, *files in images], [label for label, *_ in images]
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     """Evaluate, and write tables and the page; return the exit code."""
     logging.basicConfig(level=logging.INFO, format='%(asctime)s %(message)s')
     options = parse_options(argv)
@@ -182,7 +183,9 @@ def main(argv=None):
     return 0
 
 
-def write_results(output_dir, rows, examples, info, models):
+def write_results(
+    output_dir: Path, rows: list[dict[str, Any]], examples: list[dict[str, Any]], info: dict[str, Any], models: Any
+) -> Path:
     """Write tables and page of an evaluation; return the path of the page.
 
     Parameters
@@ -208,12 +211,12 @@ def write_results(output_dir, rows, examples, info, models):
     return evaluate_page.write_page(output_dir, summary, comparisons, examples, info, artefacts)
 
 
-def count_cases(rows):
-    """Number of scored cases by kind."""
+def count_cases(rows: list[dict[str, Any]]) -> dict[str, int]:
+    """Return the number of scored cases by kind."""
     cases = {(row['kind'], row['subject'], row['unit']) for row in rows}
     return {kind: sum(case[0] == kind for case in cases) for kind in dict.fromkeys(row['kind'] for row in rows)}
 
 
-def without_nan(rows):
+def without_nan(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Replace NaN by None, as JSON has no NaN."""
     return json.loads(json.dumps(rows, default=lambda value: value.item()), parse_constant=lambda _: None)

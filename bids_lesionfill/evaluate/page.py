@@ -4,7 +4,9 @@ Pictures are inside the page as well as under `figures/`, and nothing in it has 
 """
 
 import base64
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
@@ -15,7 +17,14 @@ from .tables import COLOURS, FAMILY_WORDS, KINDS, describe_kind, in_order
 TEMPLATE = 'page.html.jinja'
 
 
-def write_page(output_dir, summary, comparisons, examples, info, artefacts=()):
+def write_page(
+    output_dir: Path,
+    summary: Sequence[dict[str, Any]],
+    comparisons: Sequence[dict[str, Any]],
+    examples: Sequence[dict[str, Any]],
+    info: dict[str, Any],
+    artefacts: Sequence[dict[str, Any]] = (),
+) -> Path:
     """Write `evaluation.html` and the pictures under `figures/`; each file is whole or absent.
 
     Parameters
@@ -76,7 +85,7 @@ def write_page(output_dir, summary, comparisons, examples, info, artefacts=()):
     return page_file
 
 
-def page_template():
+def page_template() -> jinja2.Template:
     """Return the template of the page, which escapes every value."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -84,12 +93,12 @@ def page_template():
     return environment.get_template(TEMPLATE)
 
 
-def window_words(window):
+def window_words(window: tuple[float, float]) -> str:
     """Format the ends of a grey window as text."""
     return ' to '.join(f'{end:g}' for end in window).replace('-', '−')
 
 
-def flat(value):
+def flat(value: int | str) -> str:
     """Format a value of the provenance as lines of text."""
     if isinstance(value, dict):
         return '\n'.join(f'{key}: {item}' for key, item in value.items())

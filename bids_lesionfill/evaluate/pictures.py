@@ -1,12 +1,20 @@
 """Pictures of an evaluation: scores, cases by all methods, artefacts; bytes of PNG."""
 
+from __future__ import annotations
+
 import io
 import math
 import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .tables import COLOURS, FAMILY_WORDS, METRIC, best_row, in_order, is_number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 DPI = 100
 INK, SOFT = '#1c2430', '#5b6675'
@@ -23,21 +31,21 @@ LABEL_PX = 24
 TITLE_PX = 38
 
 
-def new_figure(width_px, height_px):
+def new_figure(width_px: int, height_px: int) -> Figure:
     """Return an empty figure, drawn by Agg regardless of the user's settings."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width_px / DPI, height_px / DPI), dpi=DPI, facecolor='white')
 
 
-def png_of(figure, dpi=DPI):
+def png_of(figure: Figure, dpi: float = DPI) -> bytes:
     """Return a figure as the bytes of a reproducible PNG."""
     file = io.BytesIO()
     figure.savefig(file, format='png', dpi=dpi, metadata={'Software': None})
     return file.getvalue()
 
 
-def place(figure, left_px, top_px, width_px, height_px):
+def place(figure: Figure, left_px: float, top_px: float, width_px: float, height_px: int) -> Axes:
     """Add axes without frame, positioned from the upper left corner."""
     across_px, up_px = figure.get_size_inches() * DPI
     bottom = 1 - (top_px + height_px) / up_px
@@ -46,14 +54,14 @@ def place(figure, left_px, top_px, width_px, height_px):
     return axes
 
 
-def write(figure, left_px, top_px, text, **options):
+def write(figure: Figure, left_px: float, top_px: float, text: str, **options: Any) -> None:
     """Write text positioned from the upper left corner, without parsing names as formulae."""
     page_px = figure.get_size_inches() * DPI
-    style = {'fontsize': 8, 'color': INK, 'ha': 'center', 'va': 'center', 'parse_math': False}
+    style: dict[str, Any] = {'fontsize': 8, 'color': INK, 'ha': 'center', 'va': 'center', 'parse_math': False}
     figure.text(left_px / page_px[0], 1 - top_px / page_px[1], text, **(style | options))
 
 
-def draw_scores(kinds):
+def draw_scores(kinds: Sequence[dict[str, Any]]) -> bytes:
     """Plot MSE with 95 % intervals, one panel per kind, and a line at the best classical filler.
 
     Parameters
@@ -93,12 +101,12 @@ def draw_scores(kinds):
     return png_of(figure, dpi=1.6 * DPI)
 
 
-def shortened(name, length):
+def shortened(name: str, length: int) -> str:
     """Shorten a name to fit next to a panel."""
     return name if len(name) <= length else name[: length - 1] + '…'
 
 
-def draw_panel(axes, rows):
+def draw_panel(axes: Axes, rows: list[dict[str, Any]]) -> None:
     """Plot the dots and intervals of one kind, the first row at the top."""
     best = best_row([row for row in rows if row['family'] == 'baseline'], METRIC['mse'])
     values = np.array([row['mse'] for row in rows])
@@ -123,7 +131,7 @@ def draw_panel(axes, rows):
     axes.set_xlabel('MSE inside the mask (M1), 95 % interval', fontsize=8.5, color=SOFT)
 
 
-def draw_log_ticks(axes, low, high):
+def draw_log_ticks(axes: Axes, low: float, high: float) -> None:
     """Draw plain-number ticks at 1, 2 and 5 of every decade, or at powers of ten if there are many."""
     steps = (1, 2, 5) if high / low < 60 else (1, 3) if high / low < 1000 else (1,)
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -134,7 +142,7 @@ def draw_log_ticks(axes, low, high):
     axes.tick_params(length=3, color='#98a1ad')
 
 
-def draw_example(example, families):
+def draw_example(example: dict[str, Any], families: dict[str, str]) -> bytes:
     """Draw one case by all methods, axial, sagittal and difference from the first image: PNG bytes."""
     mask, images = np.asarray(example['mask'], dtype=bool), example['images']
     reference, *others = images
@@ -153,7 +161,7 @@ def draw_example(example, families):
         for column, name in enumerate(names):
             left_px = LABEL_PX + column * (width_px + GAP_PX)
             title = two_lines(name, width_px)
-            colour = COLOURS.get(families.get(name), INK)
+            colour = COLOURS.get(families.get(name, ''), INK)
             where = left_px + width_px / 2, band * band_px + TITLE_PX / 2
             write(figure, *where, title, fontsize=9, color=colour, fontweight='bold')
             difference = images[name] - images[reference]
@@ -172,25 +180,25 @@ def draw_example(example, families):
     return png_of(figure)
 
 
-def two_lines(name, width_px):
+def two_lines(name: str, width_px: int) -> str:
     """Wrap a name above a picture to two lines, in bold letters of 9 or 10 points."""
     return '\n'.join(textwrap.wrap(name, max(width_px // 9, 8), max_lines=2, placeholder='…'))
 
 
-def draw_difference_key(figure, box, reference):
+def draw_difference_key(figure: Figure, box: Sequence[float], reference: str) -> None:
     """Draw the colour key of the differences in the unused difference cell of the reference."""
     left_px, top_px, width_px, height_px = box
     middle_px = left_px + width_px / 2
     axes = place(figure, left_px + width_px * 0.15, top_px + height_px / 2, width_px * 0.7, 8)
     axes.imshow(np.linspace(-1, 1, 101)[None], cmap='RdBu_r', aspect='auto')
-    text = '\n'.join(textwrap.wrap(f'image minus {reference}', max(width_px // 7, 8)))
+    text = '\n'.join(textwrap.wrap(f'image minus {reference}', max(int(width_px) // 7, 8)))
     write(figure, middle_px, top_px + height_px / 2 - 18, text, color=SOFT)
     for position, tick in ((0.15, -DIFFERENCE), (0.5, 0), (0.85, DIFFERENCE)):
         where = left_px + position * width_px, top_px + height_px / 2 + 20
         write(figure, *where, f'{tick:+g}'.replace('-', '−') if tick else '0', color=SOFT)
 
 
-def draw_artefacts(artefacts, families):
+def draw_artefacts(artefacts: Sequence[dict[str, Any]], families: dict[str, str]) -> bytes:
     """Draw artefacts enlarged around the mask, one row each below its title and caption: PNG bytes."""
     methods = [list(artefact.get('methods') or artefact['images']) for artefact in artefacts]
     page_px = max(2, *map(len, methods)) * (ARTEFACT_PX + GAP_PX)
@@ -213,7 +221,7 @@ def draw_artefacts(artefacts, families):
         for column, name in enumerate(names):
             left_px = column * (width_px + GAP_PX)
             title = two_lines(name, width_px)
-            colour = COLOURS.get(families.get(name), INK)
+            colour = COLOURS.get(families.get(name, ''), INK)
             where = left_px + width_px / 2, image_px - TITLE_PX / 2
             write(figure, *where, title, fontsize=10, fontweight='bold', color=colour)
             axes = place(figure, left_px, image_px, width_px, height_px)
@@ -221,7 +229,7 @@ def draw_artefacts(artefacts, families):
     return png_of(figure)
 
 
-def around(mask):
+def around(mask: np.ndarray) -> tuple[slice, ...]:
     """Return slices of the box of a mask plus a few voxels; the full array if the mask is empty."""
     if not mask.any():
         return tuple(slice(0, size) for size in mask.shape)
@@ -232,7 +240,7 @@ def around(mask):
     )
 
 
-def draw_slice(axes, volume, mask, view, outline, **look):
+def draw_slice(axes: Axes, volume: np.ndarray, mask: np.ndarray, view: str, outline: bool, **look: Any) -> None:
     """Draw the slice with most of the mask, voxel by voxel; patient's left, or back, is on the right."""
     axis = {'sagittal': 0, 'axial': 2}[view]
     counts = mask.sum(axis=tuple(a for a in range(3) if a != axis))

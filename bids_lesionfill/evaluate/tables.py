@@ -1,10 +1,11 @@
 """Tables of an evaluation: scores of lesion fillers as the page shows them."""
 
-import math
-from numbers import Real
-from typing import NamedTuple
+from __future__ import annotations
 
-import numpy as np
+import math
+from collections.abc import Iterable, Sequence
+from numbers import Real
+from typing import Any, NamedTuple
 
 COLOURS = {'model': '#1f6fd6', 'baseline': '#d0730f', 'control': '#7d8590'}  # apart in every colour blindness
 FAMILY_WORDS = {'model': 'learned model', 'baseline': 'classical filler', 'control': 'control, nothing filled'}
@@ -44,7 +45,9 @@ METRICS = (
 METRIC = {metric.key: metric for metric in METRICS}
 
 
-def describe_kind(kind, summary, comparisons, info):
+def describe_kind(
+    kind: str, summary: Sequence[dict[str, Any]], comparisons: Sequence[dict[str, Any]], info: dict[str, Any]
+) -> dict[str, Any]:
     """Return all content of the page about one kind of case, as a dict."""
     rows = [row for row in summary if row['kind'] == kind]
     dilations = sorted({row['dilation'] for row in rows}, key=str)
@@ -76,7 +79,7 @@ def describe_kind(kind, summary, comparisons, info):
     }
 
 
-def mask_words(dilation):
+def mask_words(dilation: int | str | None) -> str:
     """Describe the mask that the methods were given, such as its dilation."""
     if not dilation:
         return 'mask not dilated'
@@ -88,12 +91,14 @@ def mask_words(dilation):
     return f'mask dilated by {everywhere} voxel{"s" if everywhere != "1" else ""}'
 
 
-def headline(rows, paired):
+def headline(rows: list[dict[str, Any]], paired: Any) -> dict[str, str]:
     """Compare the best model with the best classical filler: text, and 'good', 'bad' or 'neutral'."""
     metric = next((m for m in (METRIC['mse'], METRIC['border']) if any(is_number(row[m.key]) for row in rows)), None)
     if metric is None:
         return {'text': 'there is nothing to compare.', 'verdict': 'neutral'}
-    best = {family: best_row([row for row in rows if row['family'] == family], metric) for family in COLOURS}
+    best: dict[str, Any] = {
+        family: best_row([row for row in rows if row['family'] == family], metric) for family in COLOURS
+    }
     words = [
         f'best {name} {best[family]["method"]}, {metric.title}{" ratio" if metric.goal == "one" else ""} '
         f'{with_interval(best[family], metric)}'
@@ -119,7 +124,7 @@ def headline(rows, paired):
     return {'text': text, 'verdict': verdict}
 
 
-def score_table(rows):
+def score_table(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
     """Return methods by metrics, without metrics that have no value, and mark the best filler of each."""
     metrics = [metric for metric in METRICS if any(is_number(row.get(metric.key)) for row in rows)]
     best = {metric: best_row([row for row in rows if row['family'] != 'control'], metric) for metric in metrics}
@@ -129,7 +134,7 @@ def score_table(rows):
     }
 
 
-def group_table(rows, groups, methods):
+def group_table(rows: list[dict[str, Any]], groups: Sequence[str], methods: Sequence[str]) -> dict[str, list[Any]]:
     """Return the table of methods by groups of cases, MSE only."""
     metric = METRIC['mse']
     columns = []
@@ -137,7 +142,7 @@ def group_table(rows, groups, methods):
         members = {row['method']: row for row in rows if row['group'] == group}
         best = best_row([row for row in members.values() if row['family'] != 'control'], metric)
         title = group.removeprefix('volume').strip()
-        columns.append((title, counts(members.values()), [cell(members.get(m), metric, best) for m in methods]))
+        columns.append((title, counts(list(members.values())), [cell(members.get(m), metric, best) for m in methods]))
     families = {row['method']: row['family'] for row in rows}
     return {
         'columns': [(title, cases) for title, cases, _ in columns],
@@ -148,10 +153,11 @@ def group_table(rows, groups, methods):
     }
 
 
-def cell(row, metric, best):
+def cell(row: dict[str, Any] | None, metric: Metric, best: dict[str, Any] | None) -> dict[str, Any]:
     """Return one score: its text, interval, sort value, and a flag if no filler is better."""
-    value = row.get(metric.key) if row else None
-    low, high = (row.get(f'{metric.key}_{end}') if row else None for end in ('low', 'high'))
+    row = row or {'family': 'control'}
+    value: Any = row.get(metric.key)
+    low, high = (row.get(f'{metric.key}_{end}') for end in ('low', 'high'))
     known = is_number(value)
     return {
         'text': number(value, metric.decimals),
@@ -161,14 +167,14 @@ def cell(row, metric, best):
     }
 
 
-def matrix(methods, paired):
+def matrix(methods: Sequence[str], paired: dict[tuple[str, str], dict[str, Any]]) -> dict[str, list[Any]] | None:
     """Return MSE differences, row method minus column method; None if there is no pair."""
     methods = [method for method in methods if any((method, other) in paired for other in methods)]
     rows = [(method, [difference_cell(paired.get((method, other))) for other in methods]) for method in methods]
     return {'methods': methods, 'rows': rows} if rows else None
 
 
-def difference_cell(pair):
+def difference_cell(pair: Any) -> dict[str, str] | None:
     """Return one paired difference as text with its colour class; None if nothing was compared."""
     if pair is None:
         return None
@@ -177,7 +183,7 @@ def difference_cell(pair):
     return {'text': sign + difference, 'side': side(pair), 'interval': f'{low} to {high}, {pair["n"]} cases'}
 
 
-def pairs(comparisons):
+def pairs(comparisons: Iterable[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
     """Return paired MSE differences by (method, other), in both directions."""
     found = {}
     for row in comparisons:
@@ -188,49 +194,49 @@ def pairs(comparisons):
     return found
 
 
-def side(pair):
+def side(pair: dict[str, Any]) -> str:
     """Return the side of zero of an interval: 'low', 'high', or 'none' (contains it, or unknown)."""
     if not is_number(pair['low'], pair['high']):
         return 'none'
     return 'low' if pair['high'] < 0 else 'high' if pair['low'] > 0 else 'none'
 
 
-def ranked(rows):
+def ranked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Sort rows by MSE, the best first and unknown ones last."""
     return sorted(rows, key=lambda row: row['mse'] if is_number(row['mse']) else math.inf)
 
 
-def best_row(rows, metric):
+def best_row(rows: list[dict[str, Any]], metric: Metric) -> dict[str, Any] | None:
     """Return the row with the best value of a metric; None if no row has a value."""
     badness = {'low': float, 'high': lambda value: -value, 'one': lambda value: abs(value - 1)}[metric.goal]
     known = [row for row in rows if is_number(row.get(metric.key))]
     return min(known, key=lambda row: badness(row[metric.key]), default=None)
 
 
-def with_interval(row, metric):
+def with_interval(row: dict[str, Any], metric: Metric) -> str:
     """Format a score as `0.00121 (0.00101 to 0.00143)`, or the value alone."""
     value, low, high = (row.get(key) for key in (metric.key, f'{metric.key}_low', f'{metric.key}_high'))
     interval = f' ({number(low, metric.decimals)} to {number(high, metric.decimals)})' if is_number(low, high) else ''
     return number(value, metric.decimals) + interval
 
 
-def counts(rows):
-    """Number of cases, as a range if the methods differ."""
+def counts(rows: list[dict[str, Any]]) -> str:
+    """Return the number of cases, as a range if the methods differ."""
     numbers = sorted({row['n'] for row in rows})
     return ' to '.join(str(n) for n in dict.fromkeys((numbers[0], numbers[-1]))) if numbers else '0'
 
 
-def number(value, decimals):
+def number(value: Any, decimals: int) -> str:
     """Format a number with fixed decimals and a true minus sign, never `-0.0`; a dash if unknown."""
     return f'{round(float(value), decimals) + 0.0:.{decimals}f}'.replace('-', '−') if is_number(value) else DASH
 
 
-def is_number(*values):
+def is_number(*values: Any) -> bool:
     """Return True if all values are finite ints or floats, of Python or numpy."""
-    return all(isinstance(value, Real) and bool(np.isfinite(value)) for value in values)
+    return all(isinstance(value, Real) and math.isfinite(value) for value in values)
 
 
-def in_order(names, known=()):
+def in_order(names: Iterable[str], known: Iterable[str] = ()) -> list[str]:
     """Return unique names: known ones in their order, then the others as they appear."""
     names = list(dict.fromkeys(names))
     return [name for name in known if name in names] + [name for name in names if name not in known]

@@ -3,6 +3,8 @@
 Arrays are `(X, Y, Z)` on any one grid; distances in mm.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy import ndimage
 
@@ -15,7 +17,14 @@ THIN_FLUID, THIN_MM = 0.4, 4.0  # share of fluid of a thin horn, and how far fro
 SOLID_ABOVE, FLAIR_FLUID_BELOW = 0.7, 0.7
 
 
-def fluid_core(image, lesion_mask, brain_mask, wm_mask, voxel_mm, solid=None):
+def fluid_core(
+    image: np.ndarray,
+    lesion_mask: np.ndarray,
+    brain_mask: np.ndarray,
+    wm_mask: np.ndarray,
+    voxel_mm: Sequence[float] | np.ndarray,
+    solid: np.ndarray | None = None,
+) -> tuple[float, np.ndarray]:
     """Find the fluid level and the fluid voxels: dark, and connected to fluid outside the mask.
 
     A black hole inside white matter is no fluid, as dark as it may be: nothing connects it to a ventricle or a sulcus.
@@ -52,7 +61,15 @@ def fluid_core(image, lesion_mask, brain_mask, wm_mask, voxel_mm, solid=None):
     return csf * white_matter, core
 
 
-def fluid_share(image, core, csf, tissue, brain_mask, voxel_mm, may_be_fluid=True):
+def fluid_share(
+    image: np.ndarray,
+    core: np.ndarray,
+    csf: float,
+    tissue: np.ndarray,
+    brain_mask: np.ndarray,
+    voxel_mm: Sequence[float] | np.ndarray,
+    may_be_fluid: np.ndarray | bool = True,
+) -> np.ndarray:
     """Estimate the fluid share of every voxel at the wall of fluid: fluid or the expected tissue.
 
     Parameters
@@ -80,7 +97,7 @@ def fluid_share(image, core, csf, tissue, brain_mask, voxel_mm, may_be_fluid=Tru
     return np.where(core | ~brain_mask, 1, share).astype(np.float32)
 
 
-def own_fluid(image, tissue, csf):
+def own_fluid(image: np.ndarray, tissue: np.ndarray, csf: float) -> np.ndarray:
     """Return the most fluid that a voxel can hold by this image, where another image says how much it holds.
 
     Inside a lesion the two may differ, by a shift or by thicker slices: what looks like tissue here is none of the
@@ -101,7 +118,9 @@ def own_fluid(image, tissue, csf):
     return np.clip((image - tissue) / way / (1 - FLUID_BELOW), 0, 1).astype(np.float32)
 
 
-def solid_on_flair(flair, fluid, wm_mask, lesion_mask, brain_mask):
+def solid_on_flair(
+    flair: np.ndarray, fluid: np.ndarray, wm_mask: np.ndarray, lesion_mask: np.ndarray, brain_mask: np.ndarray
+) -> np.ndarray:
     """Find voxels of lesions that a FLAIR shows to be no fluid: there fluid is dark, and a black hole hardly is.
 
     Parameters
@@ -122,7 +141,7 @@ def solid_on_flair(flair, fluid, wm_mask, lesion_mask, brain_mask):
     return ndimage.binary_closing(np.pad(bright, 1))[1:-1, 1:-1, 1:-1] & lesion_mask
 
 
-def level_in_fluid(image, fluid, brain_mask):
+def level_in_fluid(image: np.ndarray, fluid: np.ndarray, brain_mask: np.ndarray) -> float:
     """Compute the fluid level of an image with known fluid shares: the median of voxels all fluid."""
     whole = brain_mask & (fluid > 0.99)
     inner = ndimage.binary_erosion(whole)
@@ -130,7 +149,7 @@ def level_in_fluid(image, fluid, brain_mask):
     return float(np.median(image[inner])) if inner.any() else 0.0
 
 
-def near(mask, reach_mm, voxel_mm):
+def near(mask: np.ndarray, reach_mm: float, voxel_mm: Sequence[float] | np.ndarray) -> np.ndarray:
     """Find voxels whose centre is within a distance of one of a mask; (X, Y, Z) bool array."""
     if not mask.any():
         return np.zeros_like(mask)

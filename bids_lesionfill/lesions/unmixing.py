@@ -7,7 +7,10 @@ the rim the lesion is subtracted, so that the image's own noise stays. Arrays ar
 distances in mm.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import ndimage, optimize, special
@@ -36,22 +39,30 @@ class Unmixing(NamedTuple):
     tight: bool = False  # masks are drawn too tightly: lesions reach beyond them
 
     @property
-    def touched(self):
+    def touched(self) -> np.ndarray:
         """Tissue that holds lesion, much or little: every voxel that changes; (X, Y, Z) bool array."""
         return (self.lesion > TOUCHED) & (self.fluid < 1)
 
     @property
-    def filled(self):
+    def filled(self) -> np.ndarray:
         """Tissue of which too much is lesion to be trusted when that is taken out; (X, Y, Z) bool array."""
         return (self.lesion > TRUSTED) & (self.fluid < 1)
 
     @property
-    def replaced(self):
+    def replaced(self) -> np.ndarray:
         """Tissue that is mostly lesion; (X, Y, Z) bool array."""
         return (self.lesion > REPLACED) & (self.fluid < 1)
 
 
-def unmix(image, lesion_mask, wm_mask, brain_mask, voxel_mm=(1, 1, 1), fluid=None, solid=None):
+def unmix(
+    image: np.ndarray,
+    lesion_mask: np.ndarray,
+    wm_mask: np.ndarray,
+    brain_mask: np.ndarray,
+    voxel_mm: Sequence[float] | np.ndarray = (1, 1, 1),
+    fluid: tuple[np.ndarray, float] | None = None,
+    solid: np.ndarray | None = None,
+) -> Unmixing:
     """Estimate shares of fluid and lesion around a lesion mask.
 
     Parameters
@@ -72,7 +83,7 @@ def unmix(image, lesion_mask, wm_mask, brain_mask, voxel_mm=(1, 1, 1), fluid=Non
     Unmixing
     """
     image = np.asarray(image, dtype=np.float32)
-    core = None
+    core: Any = None
     if fluid is None:
         csf, core = fluids.fluid_core(image, lesion_mask, brain_mask, wm_mask, voxel_mm, solid)
         share = (core | ~brain_mask).astype(np.float32)
@@ -83,16 +94,27 @@ def unmix(image, lesion_mask, wm_mask, brain_mask, voxel_mm=(1, 1, 1), fluid=Non
     low, high = np.argwhere(lesion_mask).min(axis=0), np.argwhere(lesion_mask).max(axis=0) + 1
     box = tuple(slice(max(a - m, 0), b + m) for a, b, m in zip(low, high, margin))
     solid = np.zeros_like(brain_mask) if solid is None else solid
-    cut = [array[box] for array in (image, lesion_mask, wm_mask, brain_mask, share)]
-    *found, tight = unmix_box(*cut, csf, None if core is None else (core[box], ~solid[box]), voxel_mm)
+    own = None if core is None else (core[box], ~solid[box])
+    *found, tight = unmix_box(
+        image[box], lesion_mask[box], wm_mask[box], brain_mask[box], share[box], csf, own, voxel_mm
+    )
     whole = [np.zeros(image.shape, dtype=np.float32) for _ in range(4)]
     whole[0][:] = share
     for array, part in zip(whole, found):
         array[box] = part
-    return Unmixing(*whole, csf, tight)
+    return Unmixing(whole[0], whole[1], whole[2], whole[3], csf, tight)
 
 
-def unmix_box(image, lesion_mask, wm_mask, brain_mask, fluid, csf, own, voxel_mm):  # what `unmix` knows: eight things
+def unmix_box(
+    image: np.ndarray,
+    lesion_mask: np.ndarray,
+    wm_mask: np.ndarray,
+    brain_mask: np.ndarray,
+    fluid: np.ndarray,
+    csf: float,
+    own: tuple[np.ndarray, np.ndarray] | None,
+    voxel_mm: Sequence[float] | np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]:  # what `unmix` knows: eight things
     """Compute `Unmixing` fields, except fluid level, in a box around the lesions, in their order; see `unmix`.
 
     `own` is None, or what the image itself shows to be fluid, and where fluid may be.
@@ -128,7 +150,7 @@ def unmix_box(image, lesion_mask, wm_mask, brain_mask, fluid, csf, own, voxel_mm
     return fluid, lesion, white_matter, contrast, reach_mm > 0
 
 
-def reach_beyond(lesion, distance, white_matter):
+def reach_beyond(lesion: Any, distance: np.ndarray, white_matter: np.ndarray) -> float:
     """Measure how far lesions reach beyond their masks: as far as most of the white matter there is lesion.
 
     Parameters
@@ -151,7 +173,9 @@ def reach_beyond(lesion, distance, white_matter):
     return within / 2 if mostly[:within].any() else 0.0
 
 
-def dark_rims(grey, lesion_mask, distance, reach_mm, voxel_mm):
+def dark_rims(
+    grey: Any, lesion_mask: np.ndarray, distance: np.ndarray, reach_mm: float, voxel_mm: Sequence[float] | np.ndarray
+) -> np.ndarray:
     """Find rims as dark as grey matter, which a classifier takes for it, where masks are drawn too tightly.
 
     What is nearer to the mask than to grey matter further away is taken for rim.
@@ -176,12 +200,12 @@ def dark_rims(grey, lesion_mask, distance, reach_mm, voxel_mm):
     return grey & ~further & (to_mask < to_grey)
 
 
-def without_lesion(image, mix):
+def without_lesion(image: np.ndarray, mix: Unmixing) -> np.ndarray:
     """Subtract the lesion, ``v - (1 - f) a c``, and keep the noise; (X, Y, Z) float array."""
     return np.where(mix.touched, image - (1 - mix.fluid) * mix.lesion * mix.contrast, image)
 
 
-def tissue_alone(image, mix, reach_voxels=3):
+def tissue_alone(image: np.ndarray, mix: Unmixing, reach_voxels: int = 3) -> np.ndarray:
     """Prepare a filler's input: no rims, and white matter instead of fluid next to the filled region.
 
     It would take the wall of a ventricle for a slope that goes on into the lesion.
@@ -202,7 +226,7 @@ def tissue_alone(image, mix, reach_voxels=3):
     return np.where(beside, mix.white_matter, without_lesion(image, mix)).astype(np.float32)
 
 
-def blend(image, filled, mix):
+def blend(image: np.ndarray, filled: np.ndarray, mix: Unmixing) -> np.ndarray:
     """Blend filled tissue (mostly lesion) with the image without its lesion (little lesion).
 
     Parameters
@@ -224,7 +248,7 @@ def blend(image, filled, mix):
     return np.where(mix.touched & ~deeper, mixed, image)
 
 
-def describe(mix, given_mask):
+def describe(mix: Unmixing, given_mask: np.ndarray) -> dict[str, int]:
     """Describe an unmixing for the sidecar: numbers of voxels."""
     return {
         'LesionVoxelsReplaced': int(mix.replaced.sum()),
@@ -233,7 +257,9 @@ def describe(mix, given_mask):
     }
 
 
-def average(values, weights, sigma_mm, voxel_mm):
+def average(
+    values: np.ndarray, weights: np.ndarray, sigma_mm: float, voxel_mm: Sequence[float] | np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Compute the weighted Gaussian average (normalised convolution) of values, and its weight."""
     sigma = np.divide(sigma_mm, voxel_mm)
     weight = ndimage.gaussian_filter(weights.astype(np.float32), sigma, truncate=3)
@@ -241,7 +267,12 @@ def average(values, weights, sigma_mm, voxel_mm):
     return total / np.maximum(weight, 1e-6), weight
 
 
-def local_level(image, trusted, voxel_mm, sigmas_mm=(12, 6, 3)):
+def local_level(
+    image: np.ndarray,
+    trusted: np.ndarray,
+    voxel_mm: Sequence[float] | np.ndarray,
+    sigmas_mm: Sequence[int] = (12, 6, 3),
+) -> np.ndarray:
     """Estimate tissue level around every voxel by Gaussian average, wider where trusted data are few.
 
     Parameters
@@ -269,7 +300,13 @@ def local_level(image, trusted, voxel_mm, sigmas_mm=(12, 6, 3)):
     return level
 
 
-def local_contrast(difference, share, trusted, voxel_mm, sigma_mm=3.0):
+def local_contrast(
+    difference: np.ndarray,
+    share: Any,
+    trusted: np.ndarray,
+    voxel_mm: Sequence[float] | np.ndarray,
+    sigma_mm: float = 3.0,
+) -> np.ndarray:
     """Estimate lesion contrast per voxel: ``difference = share * contrast`` in a Gaussian window.
 
     Where no lesion is near, that of all lesions.
@@ -296,7 +333,9 @@ def local_contrast(difference, share, trusted, voxel_mm, sigma_mm=3.0):
     return (trust * mean + (1 - trust) * overall).astype(np.float32)
 
 
-def soft_distance(lesion_mask, voxel_mm, sigma_mm=EDGES_MM[0]):
+def soft_distance(
+    lesion_mask: np.ndarray, voxel_mm: Sequence[float] | np.ndarray, sigma_mm: float = EDGES_MM[0]
+) -> np.ndarray:
     """Compute the signed distance to the edge of a ragged (rater's) mask; mm, positive inside.
 
     Every lesion is blurred and scaled so that its middle is inside; at a straight edge, the probit of a blurred mask is
@@ -322,7 +361,7 @@ def soft_distance(lesion_mask, voxel_mm, sigma_mm=EDGES_MM[0]):
     return (sigma_mm * special.ndtri(np.clip(share, 3e-7, 1 - 3e-7))).astype(np.float32)
 
 
-def by_depth(difference, tissue, away):
+def by_depth(difference: np.ndarray, tissue: np.ndarray, away: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Compute usual difference to white matter and its deviation, by depth below its surface.
 
     At its surface white matter is partly grey matter: darker, and more so here than there. That is no lesion.
@@ -348,7 +387,9 @@ def by_depth(difference, tissue, away):
     return usual[depth], deviation[depth]
 
 
-def visibility(difference, contrast, lesion_mask, tissue, away):
+def visibility(
+    difference: np.ndarray, contrast: np.ndarray, lesion_mask: np.ndarray, tissue: np.ndarray, away: np.ndarray
+) -> np.ndarray:
     """Return how far the image, not the mask alone, says where a lesion is: 0 where its contrast drowns in noise.
 
     Of a lesion that is not to be seen, or is bright among dark ones, noise and anatomy over its contrast would be taken
@@ -374,7 +415,15 @@ def visibility(difference, contrast, lesion_mask, tissue, away):
     return np.clip(sign * contrast / noise - 1, 0, 1)
 
 
-def lesion_share(difference, distance, wm_mask, lesion_mask, fluid, voxel_mm, sigmas_mm=SIGMAS_MM):
+def lesion_share(
+    difference: np.ndarray,
+    distance: np.ndarray,
+    wm_mask: np.ndarray,
+    lesion_mask: np.ndarray,
+    fluid: Any,
+    voxel_mm: Sequence[float] | np.ndarray,
+    sigmas_mm: tuple[float, float] = SIGMAS_MM,
+) -> tuple[np.ndarray, np.ndarray]:
     """Estimate the share of lesion in the tissue of every voxel, and the contrast of the lesion.
 
     First the profile that the lesions of this image have on average, falling monotonously with the distance to the edge
@@ -408,7 +457,7 @@ def lesion_share(difference, distance, wm_mask, lesion_mask, fluid, voxel_mm, si
     n_bins = bins.max() + 1
     used = seen & band
 
-    def per_bin(values):
+    def per_bin(values: np.ndarray) -> np.ndarray:
         return np.bincount(bins[used], values[used], minlength=n_bins)
 
     share = special.ndtr(distance / 0.8).astype(np.float32)

@@ -1,7 +1,10 @@
 """Read the masks of a truth and of a prediction onto one grid."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -17,15 +20,15 @@ logger = logging.getLogger('bids_lesionfill')
 class Loaded:
     """Masks of a case on the grid of the truth: `(X, Y, Z)` bool arrays, RAS+."""
 
-    truth: object
-    prediction: object
-    ignored: object  # the patient's own lesions; empty if they are part of the truth
-    affine: object
-    voxel_sizes_mm: tuple
-    images: dict  # modality -> (X, Y, Z) float32 array on the same grid
+    truth: np.ndarray
+    prediction: np.ndarray
+    ignored: np.ndarray  # the patient's own lesions; empty if they are part of the truth
+    affine: np.ndarray
+    voxel_sizes_mm: tuple[float, ...]
+    images: dict[str, np.ndarray]  # modality -> (X, Y, Z) float32 array on the same grid
 
 
-def load(case, threshold=0.5):
+def load(case: cases.Case, threshold: float = 0.5) -> Loaded:
     """Read the masks of a case onto the grid of its truth, in RAS+ orientation.
 
     Parameters
@@ -63,14 +66,16 @@ def load(case, threshold=0.5):
     return Loaded(truth, prediction, ignored, affine, sizes_mm, images)
 
 
-def open_mask(path, labels=(), threshold=0.5):
+def open_mask(path: Path | None, labels: Sequence[int] = (), threshold: float = 0.5) -> nib.Nifti1Image:
     """Read a mask as a uint8 image of zeros and ones, in its own place.
 
     Raises
     ------
     ValueError
-        If it cannot be read or is no mask.
+        If it is missing, cannot be read or is no mask.
     """
+    if path is None:
+        raise ValueError('a lesion mask is missing')
     mask_img = files.open_image(path)
     nifti.check_image(mask_img, 'lesion mask')
     values = nifti.one_volume(mask_img)
@@ -85,7 +90,7 @@ def open_mask(path, labels=(), threshold=0.5):
     return nifti.mask_image(inside, mask_img)
 
 
-def resample_mask(mask_img, target_img):
+def resample_mask(mask_img: nib.Nifti1Image, target_img: nib.Nifti1Image) -> np.ndarray:
     """Resample a mask to a grid by its share of each voxel (at least half); (X, Y, Z) bool array.
 
     Raises
@@ -103,12 +108,12 @@ def resample_mask(mask_img, target_img):
     return share >= 0.5
 
 
-def resample_image(img, target_img):
+def resample_image(img: nib.Nifti1Image, target_img: nib.Nifti1Image) -> np.ndarray:
     """Resample an image to a grid, linearly; (X, Y, Z) float32 array, 0 outside."""
     return grid.resample_to(placement.beside(img, target_img, 'image'), target_img, order=1)
 
 
-def load_pair(before, after, threshold=0.5):
+def load_pair(before: cases.Case, after: cases.Case, threshold: float = 0.5) -> tuple[Any, Any, float]:
     """Read the masks of two visits onto the grid of the truth of the second.
 
     The patient's own lesions of a synthesis are true lesions here: of baseline, if that has no truth of its own.
@@ -125,7 +130,7 @@ def load_pair(before, after, threshold=0.5):
     """
     target_img = open_mask(after.truth_file, after.truth_labels, threshold)
 
-    def read(path, labels):
+    def read(path: Path | None, labels: Sequence[int]) -> np.ndarray:
         return resample_mask(open_mask(path, labels, threshold), target_img)
 
     new = read(after.truth_file, after.truth_labels)
