@@ -35,6 +35,14 @@ def test_tissues_of_the_untouched_are_found(head, untouched):
     assert not (untouched.inside & ndimage.binary_dilation(lesions, iterations=2)).any()
 
 
+@pytest.mark.parametrize('unit', [1e-6, 1e6])
+def test_the_unit_of_the_image_moves_no_voxel_of_the_untouched(head, untouched, unit):
+    t1w, brain, lesions = head[:3]
+    scaled = evaluate_real.find_untouched(t1w * unit, brain, lesions, lesions)
+    assert np.array_equal(scaled.white_matter, untouched.white_matter)
+    assert np.array_equal(scaled.fluid, untouched.fluid)
+
+
 def test_no_white_matter_is_said(head):
     t1w, brain, *_ = head
     with pytest.raises(ValueError, match='voxels of the brain lie outside'):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 from conftest import ellipsoid
+from heads import SD, WHITE, build_head
 from scipy import ndimage
-from test_evaluation_real import SD, WHITE, build_head
 
 from bids_lesionfill.lesions import checks, measures
 from bids_lesionfill.lesions.records import FillRecord

@@ -290,7 +290,7 @@ def test_slab_through_a_face_is_not_taken_for_skull_stripped(monkeypatch):
     brain = radius < 44
     assert tissues.SMALLEST_HEAD_ML < (slab > 0).sum() / 1000 < tissues.LARGEST_BRAIN_ML
     assert tissues.skull_dip(slab[::2, ::2, ::2], slab[::2, ::2, ::2] > 0) > tissues.MAX_DIP
-    monkeypatch.setattr(tissues, 'extract_brain', lambda t1w: brain)
+    monkeypatch.setattr(tissues.brain_extraction, 'extract_brain', lambda t1w: brain)
     found, skull_stripped = tissues.find_brain(slab)
     assert found is brain
     assert not skull_stripped

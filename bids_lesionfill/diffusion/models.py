@@ -66,8 +66,7 @@ class Model:
 
         steps, seeds = self.steps(sampling), list(sampling.seeds)
         arguments = (volume, lesion_mask, wm_mask, self, steps, seeds, sampling.device, sampling.batch_size)
-        trust = inpaint.trust_near(lesion_mask, wm_mask) if sampling.beside_grey else None
-        return inpaint.fill_volume(*arguments, progress=sampling.progress, trust=trust)
+        return inpaint.fill_volume(*arguments, progress=sampling.progress, beside_grey=sampling.beside_grey)
 
     def steps(self, sampling: Sampling) -> int:
         """Return the number of steps of a sampling."""

@@ -58,8 +58,10 @@ def find_untouched(
     # Vessels after contrast agent are no class.
     values = values[(values > np.percentile(values, 0.5)) & (values < np.percentile(values, 99))]
     sample = np.random.default_rng(0).choice(values, min(max_voxels, len(values)), replace=False)
-    mixture = GaussianMixture(3, random_state=0).fit(sample[:, None].astype(np.float64))
-    fluid_mean, grey_mean, white_mean = means = np.sort(mixture.means_.ravel())
+    sample = sample.astype(np.float64)
+    middle, scale = sample.mean(), sample.std() or 1.0  # the regularisation is absolute: not in units of the image
+    mixture = GaussianMixture(3, random_state=0).fit((sample[:, None] - middle) / scale)
+    fluid_mean, grey_mean, white_mean = means = middle + scale * np.sort(mixture.means_.ravel())
     outside = brain_mask & ~used_mask
     fluid_seen = drop_specks(brain_mask & ~given_mask & (t1w < (fluid_mean + grey_mean) / 2))
     fluid = fluid_seen & outside

@@ -38,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     options = build_parser(needs_paths=not set(PRINTS) & set(argv)).parse_args(argv)
     logging.basicConfig(level=logging.INFO, format='%(asctime)s %(message)s')
+    logging.getLogger('bidsschematools').setLevel(logging.WARNING)  # else it tells of its schema
     try:
         if options.list_plans:
             return list_plans()
