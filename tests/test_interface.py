@@ -97,7 +97,8 @@ def test_an_image_with_a_t1w_beside_it_is_no_t1w(phantom, model_dirs):
 def test_a_good_t1w_is_filled_without_a_warning(visit, phantom):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        filled_img = fill_quickly(visit['T1w'], visit['mask'], model='local white-matter mean', wm_mask_img=phantom.wm_mask_img)
+        model, wm_mask_img = 'local-white-matter-mean', phantom.wm_mask_img
+        filled_img = fill_quickly(visit['T1w'], visit['mask'], model=model, wm_mask_img=wm_mask_img)
     assert filled_img.get_fdata()[phantom.lesion_mask].mean() == pytest.approx(800, abs=40)
 
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from .models import Model
 
-# Darker than white matter, in units of the normalised image (grey matter is about 0.45 darker). Chosen on eight cases of
-# `evaluate --kinds confluent` (two people of the validation split).
+# Darker than white matter, in units of the normalised image (grey matter is about 0.45 darker). Chosen on eight cases
+# of `evaluate --kinds confluent confluent-tight` (two people of the validation split).
 TRUST_DARKER, NO_TRUST_DARKER = 0.1, 0.3
 
 

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..modality import FLAIR, T1W, get
-from . import errors, indexing, inputs, meaning, naming, segmentations, tools
+from . import ambiguity, errors, indexing, inputs, meaning, naming, segmentations, tools
 
 logger = logging.getLogger('bids_lesionfill')
-
-
-class AmbiguousMaskError(ValueError):
-    """Several lesion masks fit one image."""
 
 
 OTHER_SUFFIXES = ('PD', 'PDT2', 'T2star', 'T2starw', 'DIR')  # on which raters may draw, beside the modalities
@@ -117,15 +113,11 @@ def one_of_each_name(images: list[inputs.Inputs]) -> list[inputs.Inputs]:
     for image in images:
         by_name.setdefault(image.image_file.with_name(image.name), []).append(image)
     return [
-        twins[0] if len(twins) == 1 else replace(twins[0], problem=twins_problem(twin.image_file for twin in twins))
+        twins[0]
+        if len(twins) == 1
+        else replace(twins[0], problem=ambiguity.twins_problem(twin.image_file for twin in twins))
         for twins in by_name.values()
     ]
-
-
-def twins_problem(paths: Iterable[Path]) -> str:
-    """Return a sentence for files that differ by `.gz` alone."""
-    first, *others = sorted(paths)
-    return f'{" and ".join(path.name for path in (first, *others))} are two files of one name: remove one'
 
 
 def lesion_masks_of(
@@ -247,7 +239,7 @@ def pair(  # noqa: C901 - one rule after the other, for one image; in parts they
             lesion_mask_file, mask_names = Path(mask.path), meaning.names_of(mask)
         elif tool_masks:
             lesion_mask_file, lesion_labels = tool_mask_of(entities, rivals[entities['suffix']], roots, name)
-    except AmbiguousMaskError as error:
+    except ambiguity.AmbiguousMaskError as error:
         problem = str(error)
     else:
         if lesion_mask_file is not None:
@@ -326,7 +318,7 @@ def tool_mask_of(
 
     Raises
     ------
-    AmbiguousMaskError
+    ambiguity.AmbiguousMaskError
         If the visit has several images of another modality.
     """
     own = tools.find_lesion_masks(roots.values(), image_entities['subject'], image_entities.get('session'))
@@ -335,7 +327,7 @@ def tool_mask_of(
     path, labels = choose_own(own, image_entities['suffix'])
     meant = meaning.meant_by({'session': image_entities.get('session')}, all_images)
     if len(meant) > 1 and image_entities['suffix'] != T1W.suffix:
-        raise several_images(path, image_entities, meant, name)
+        raise ambiguity.several_images(path, image_entities, meant, name)
     return path, labels
 
 
@@ -406,7 +398,7 @@ def choose_mask(
 
     Raises
     ------
-    AmbiguousMaskError
+    ambiguity.AmbiguousMaskError
         If two fit equally well, or one fits images of several visits; it names the files, and what to do.
     """
     fitting = {}
@@ -419,7 +411,7 @@ def choose_mask(
     for space in (image_entities['suffix'], None):
         best = [mask for mask in best if naming.space_of(mask.filename) == space] or best
     if len(best) > 1:
-        raise several_masks(best, name, roots or {})
+        raise ambiguity.several_masks(best, name, roots or {})
     mask = best[0]
     meant = meaning.meant_images(mask, all_images, masks)
     is_shared = roots is not None and image_entities['suffix'] == T1W.suffix
@@ -427,8 +419,8 @@ def choose_mask(
         if roots is None:
             words = f'{name} among them: name the mask by session, run and acquisition, as the image'
             whose = f'{len(meant)} images of sub-{image_entities["subject"]}'
-            raise AmbiguousMaskError(f'{mask.filename} fits {whose}, {words}')
-        raise several_images(mask.path, image_entities, meant, name)
+            raise ambiguity.AmbiguousMaskError(f'{mask.filename} fits {whose}, {words}')
+        raise ambiguity.several_images(mask.path, image_entities, meant, name)
     return mask
 
 
@@ -443,82 +435,12 @@ def choose_mask_on_flair(
 
     Raises
     ------
-    AmbiguousMaskError
+    ambiguity.AmbiguousMaskError
         If there are several.
     """
     on_flair = [mask for mask in masks if naming.space_of(mask.filename) == FLAIR.suffix]
     flairs = meaning.meant_by({'session': t1w_entities.get('session')}, flair_images)
     best = [mask for flair in flairs for mask in meaning.own_files(flair, flair_images, on_flair)]
     if len(best) > 1:
-        raise several_masks(best, name, roots)
+        raise ambiguity.several_masks(best, name, roots)
     return next(iter(best), None)
-
-
-def several_images(
-    mask_file: str | Path, image: dict[str, Any], meant: Sequence[dict[str, Any]], name: str
-) -> AmbiguousMaskError:
-    """Return what to raise where a lesion mask fits several images; it says how one is chosen.
-
-    Parameters
-    ----------
-    mask_file : path
-    image : dict
-        Entities of the image that is to be filled.
-    meant : list of dict
-        Entities of all images that the mask fits.
-    name : str
-        Of the image.
-    """
-    path, whose = Path(mask_file), f'sub-{image["subject"]}, {name} among them'
-    sessions = {other.get('session') for other in meant}
-    if len(sessions) > 1:
-        visit = '_'.join([f'sub-{image["subject"]}'] + [f'ses-{image["session"]}'] * bool(image.get('session')))
-        named = path.name.replace(f'sub-{image["subject"]}', visit, 1)
-        return AmbiguousMaskError(
-            f'{path.name} fits {len(meant)} images of {whose}, of {len(sessions)} sessions: rename it after the visit '
-            f'whose lesions it shows (of this one: {named})'
-        )
-    differing = [key for key in naming.SCAN_KEYS if len({other.get(key) for other in meant}) > 1]
-    chosen = {image['suffix'].lower(): {key: plain(image.get(key)) for key in differing}}
-    return AmbiguousMaskError(
-        f'{path.name} fits {len(meant)} images of {whose}: choose one with --bids-filter-file FILE, for this one '
-        f'with {json.dumps(chosen)} in FILE'
-    )
-
-
-def plain(value: Any) -> Any:
-    """Return the value of an entity as JSON has it: pybids keeps the zeros of `run-02` in a number of its own."""
-    return value if isinstance(value, str | None) else int(value)
-
-
-def several_masks(masks: list[indexing.IndexedFile], name: str, roots: dict[str, Path]) -> AmbiguousMaskError:
-    """Return what to raise where several lesion masks fit an image equally: it names them, and how one is chosen."""
-    names = [mask.filename for mask in masks]
-    if len({naming.strip_extension(str(mask.path)) for mask in masks}) == 1:
-        return AmbiguousMaskError(twins_problem(Path(mask.path) for mask in masks))
-    if len(set(names)) < len(names):  # of two raters, each in a derivative of their own
-        names = [str(mask.path) for mask in masks]
-    return AmbiguousMaskError(
-        f'{len(masks)} lesion masks fit {name}: {", ".join(sorted(names))}; choose {way_to_choose(masks, roots)}'
-    )
-
-
-def way_to_choose(masks: list[indexing.IndexedFile], roots: dict[str, Path]) -> str:
-    """Return the option that tells lesion masks apart, with the value that takes the last by name; in words."""
-    masks = sorted(masks, key=lambda mask: str(mask.path))
-    entities = [naming.name_entities(mask.filename) for mask in masks]
-    kinds = [
-        {'desc': of.get('desc'), 'label': of.get('label'), 'suffix': naming.suffix_of(mask.filename)}
-        | {key: mask.get_entities().get(key) for key in naming.IMAGE_KEYS}
-        for of, mask in zip(entities, masks, strict=True)
-    ]
-    differing = [key for key in kinds[-1] if sum(kind[key] == kinds[-1][key] for kind in kinds) == 1]
-    folders = [next((root for root in roots.values() if Path(m.path).is_relative_to(root)), None) for m in masks]
-    if 'desc' in differing and kinds[-1]['desc']:
-        return f'with --mask-desc {kinds[-1]["desc"]}'
-    if None not in folders and folders.count(folders[-1]) == 1:
-        return f'with --derivatives {folders[-1]}'
-    if differing:
-        wanted = json.dumps({'lesion_mask': {differing[0]: plain(kinds[-1][differing[0]])}})
-        return f'with --bids-filter-file FILE, and {wanted} in FILE'
-    return 'by moving the others out of the dataset'

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-from ..layout import errors, indexing, naming, pairing, tools
+from ..layout import ambiguity, errors, indexing, naming, pairing, tools
 
 # Names of entities in file names, and as pybids and `layout` call them.
 ENTITIES = {'ses': 'session', 'run': 'run', 'acq': 'acquisition', 'ce': 'ceagent', 'rec': 'reconstruction'}
@@ -277,7 +277,7 @@ def find_prediction(case: Case, truths: list[Case], masks: list[indexing.Indexed
     )
     try:
         mask = pairing.choose_mask(image, others or [image], masks, case.scan)
-    except pairing.AmbiguousMaskError as error:
+    except ambiguity.AmbiguousMaskError as error:
         words = f'{error}'.partition('; choose with')[0]
         return replace(case, problem=f'{words}; choose with --prediction-desc')
     if mask is not None:

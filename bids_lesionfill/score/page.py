@@ -67,8 +67,9 @@ def picture_lesion(loaded: Loaded, centre_mm: Sequence[float] | np.ndarray, outl
         for words, mask in {'': None, **outlines}.items():
             title = f'{modality}, {words}' if words else modality
             legend = f'{modality}\n{words}\n\npatient left = image right'
+            outlined = [] if mask is None else [(mask, page.OUTLINE_COLOUR)]
             png = report_pictures.draw_panels(
-                image, mask, loaded.voxel_sizes_mm, panels, legend, 10, grey_max, 4, WIDTH_PX
+                image, outlined, loaded.voxel_sizes_mm, panels, legend, 10, grey_max, 4, WIDTH_PX
             )
             pictures.append({'title': title, 'png': png})
     return pictures
