@@ -205,7 +205,7 @@ def synthesize_lesions(
     tell(doubts)
     device = models.choose_device(device)
     if not isinstance(model, models.Model):
-        model = models.load_model(model or kind.synth_model, device)
+        model = models.load_model(model or str(kind.synth_model), device)
     wanted = synthesis.Wanted(new_mask_img, n_lesions, lesion_load_ml, lesion_locations, lesion_intensity, lesion_halo)
     sampling = Sampling(num_inference_steps, seed=seed, device=device)
     painted = synthesis.paint_alone(image_img, t1w_img, lesions, wanted, model, sampling)
@@ -222,7 +222,7 @@ def opened(*imgs: Image | None) -> list:
     ValueError
         If a file is not there or cannot be read; the sentence names it.
     """
-    return [open_image(img) if isinstance(img, (str, os.PathLike)) else img for img in imgs]
+    return [open_image(Path(img)) if isinstance(img, (str, os.PathLike)) else img for img in imgs]
 
 
 def recognise(
@@ -276,6 +276,7 @@ def recognise(
 def made_for_of(model: Any) -> str | None:
     """Return the modality that a filler or model was made for; None if it serves all."""
     if isinstance(model, (str, os.PathLike)):
+        model = Path(model) if isinstance(model, os.PathLike) else model
         registry.check_known(model)
         made_for = None if registry.is_filler(model) else models.read_plan(model).get('modality')
     else:

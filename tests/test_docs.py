@@ -7,18 +7,14 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from pages import DOCS, PAGES, ROOT, TEXTS, arguments_of
 
 from bids_lesionfill.app import exit_codes, single_file, validation
 from bids_lesionfill.app import options as app_options
 from bids_lesionfill.app import parser as app_parser
 
-ROOT = Path(__file__).parent.parent
-DOCS = ROOT / 'docs'
-PAGES = sorted(path.name for path in DOCS.glob('*.md'))
-TEXTS = ['README.md', 'CONTRIBUTING.md', 'benchmarks/thickness.md', *(f'docs/{name}' for name in PAGES)]
 RESEARCH = ('train', 'evaluate', 'readerstudy', 'score')  # python -m bids_lesionfill.NAME
 BIDS_APP_HEADINGS = ('Description', 'Documentation', 'How to report errors', 'Acknowledgments', 'Usage')
 
@@ -141,16 +137,6 @@ def commands_in(text):
     blocks = re.findall(r'^```bash\n(.*?)^```', text, re.M | re.S)
     lines = [line for block in blocks for line in block.replace('\\\n', ' ').splitlines()]
     return [words for line in lines if (words := shlex.split(line, comments=True))]
-
-
-def arguments_of(words, program):
-    """Return what a command line hands to a program, or None if it does not call it."""
-    if words[0].endswith(f'/{program}') or words[0] == program:
-        return words[1:]
-    image = {'docker': 'bids_lesionfill', 'apptainer': 'bids_lesionfill.sif', 'singularity': 'bids_lesionfill.sif'}
-    if program == 'bids_lesionfill' and words[1:2] == ['run'] and '--entrypoint' not in words and words[0] in image:
-        return words[words.index(image[words[0]]) + 1 :]
-    return words[3:] if words[1:3] == ['-m', program] else None
 
 
 def options_in_source(module):

@@ -12,8 +12,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 from bids_examples import flair_path, mask_path, write_description
-from test_app import Ruler
-from test_docs import ROOT, TEXTS, arguments_of
+from pages import ROOT, TEXTS, arguments_of
+from rulers import Ruler
 
 from bids_lesionfill.app import cli, exit_codes, single_file
 from bids_lesionfill.lesions import synthesis

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from test_docs import ROOT
+from pages import ROOT
 
 THICKNESS, SPEED, REALISM = 'benchmarks/thickness.md', 'benchmarks/speed.md', 'benchmarks/realism.md'
 INTENSITY, CARD, LIST = 'benchmarks/intensity.md', 'bids_lesionfill/models/fill-T1w/README.md', 'benchmarks/README.md'

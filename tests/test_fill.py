@@ -11,7 +11,7 @@ from scipy import ndimage
 from bids_lesionfill import fill_lesions
 from bids_lesionfill.diffusion import forms, models, process
 from bids_lesionfill.images import grid, masks, nifti, placement, tissues
-from bids_lesionfill.lesions import contrasts, fill, tables
+from bids_lesionfill.lesions import contrasts, fill, settings, tables
 
 
 @pytest.fixture(scope='module')
@@ -95,6 +95,11 @@ def test_empty_mask_gives_a_copy_and_says_so(phantom):
     assert np.array_equal(written.dataobj.get_unscaled(), img.dataobj.get_unscaled())
     assert (written.dataobj.slope, written.dataobj.inter) == (img.dataobj.slope, img.dataobj.inter)
     assert 'empty' in filling.warnings[0]
+
+
+def test_lesion_without_an_anatomy_is_refused_in_a_sentence(phantom, model):
+    with pytest.raises(ValueError, match='no anatomy is given'):
+        fill.fill(phantom.t1w_img, settings.Lesions(phantom.lesion_mask_img), None, model)
 
 
 def test_lesion_far_from_white_matter_is_kept_and_named(phantom, model):

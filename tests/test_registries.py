@@ -319,3 +319,9 @@ def test_sign_of_lesions_is_the_usual_one_where_nothing_can_be_measured():
     assert contrasts.lesion_sign(image, nothing, everything, usual=1) == 1
     assert contrasts.lesion_sign(image, everything, nothing, usual=1) == 1
     assert contrasts.lesion_sign(image, nothing, everything) == -1
+
+
+def test_modalities_that_a_task_takes_are_a_fact_of_the_modality():
+    assert modality.defaults('fill') == ('T1w',)
+    assert modality.defaults('synth') == ('FLAIR', 'T1w')  # in the order in which they are painted
+    assert [name for name in modality.NAMES if modality.get(name).is_measured] == ['T1w']

@@ -40,14 +40,14 @@ def test_foreground_is_filled_and_in_one_piece(head):
 
 def test_skull_stripped_image_needs_no_network(head, monkeypatch):
     phantom, t1w, _ = head
-    monkeypatch.setattr(tissues, 'extract_brain', lambda _: pytest.fail('deepbet was called'))
+    monkeypatch.setattr(tissues.brain_extraction, 'extract_brain', lambda _: pytest.fail('it was called'))
     brain_mask, skull_stripped = tissues.find_brain(t1w)
     assert skull_stripped
     assert dice(brain_mask, phantom.brain_mask) > 0.999
 
 
-def test_image_with_noise_around_it_goes_to_deepbet(rng, monkeypatch):
-    monkeypatch.setattr(tissues, 'extract_brain', lambda t1w: t1w > 50)
+def test_image_with_noise_around_it_goes_to_the_network(rng, monkeypatch):
+    monkeypatch.setattr(tissues.brain_extraction, 'extract_brain', lambda t1w: t1w > 50)
     image = rng.uniform(40, 100, (160, 160, 120)).astype(np.float32)
     brain_mask, skull_stripped = tissues.find_brain(image)
     assert not skull_stripped
@@ -66,7 +66,7 @@ def small_head():
 @pytest.mark.parametrize('part', [slice(None), slice(40, 90)])
 def test_small_head_and_slab_are_not_taken_for_skull_stripped(small_head, part, monkeypatch):
     brain = small_head[:, :, part] > 120
-    monkeypatch.setattr(tissues, 'extract_brain', lambda t1w: brain)
+    monkeypatch.setattr(tissues.brain_extraction, 'extract_brain', lambda t1w: brain)
     assert tissues.foreground(small_head[:, :, part]).sum() / 1000 < tissues.LARGEST_BRAIN_ML
     found, skull_stripped = tissues.find_brain(small_head[:, :, part])
     assert not skull_stripped
@@ -279,3 +279,18 @@ def test_more_than_a_brain_is_not_taken_for_one(monkeypatch):
     assert not skull_stripped
     smaller = np.where(radius < 76, image, 0).astype(np.float32)
     assert tissues.is_skull_stripped(smaller)
+
+
+def test_slab_through_a_face_is_not_taken_for_skull_stripped(monkeypatch):
+    """Seen on 52 mm of a head: soft tissue that gets brighter up to the brain, and no dark skull below the scalp."""
+    radius = np.sqrt(sum((axis - 69.5) ** 2 for axis in np.ogrid[:140, :140, :52]) + 0 * np.zeros((140, 140, 52)))
+    slab = np.select(
+        [radius < 44, radius < 50, radius < 56, radius < 62, radius < 66, radius < 68], [800, 600, 450, 330, 260, 60], 0
+    ).astype(np.float32)
+    brain = radius < 44
+    assert tissues.SMALLEST_HEAD_ML < (slab > 0).sum() / 1000 < tissues.LARGEST_BRAIN_ML
+    assert tissues.skull_dip(slab[::2, ::2, ::2], slab[::2, ::2, ::2] > 0) > tissues.MAX_DIP
+    monkeypatch.setattr(tissues, 'extract_brain', lambda t1w: brain)
+    found, skull_stripped = tissues.find_brain(slab)
+    assert found is brain
+    assert not skull_stripped

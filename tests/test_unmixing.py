@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from bids_lesionfill.lesions import unmixing
+from bids_lesionfill.lesions import fluids, unmixing
 
 WM, CSF, NOISE = 100.0, 20.0, 2.0
 
@@ -205,7 +205,7 @@ def black_beside_ventricle():
 def test_lesion_as_dark_as_fluid_is_told_from_it_by_the_flair():
     painted, flair = black_beside_ventricle()
     alone = unmix(painted)
-    solid = unmixing.solid_on_flair(flair, alone.fluid, painted.wm_mask, painted.mask, painted.brain)
+    solid = fluids.solid_on_flair(flair, alone.fluid, painted.wm_mask, painted.mask, painted.brain)
     told = unmix(painted, solid=solid)
     black = painted.mask & (painted.lesion > 0.8) & (painted.fluid < 0.01)
     assert (alone.fluid[black] > 0.5).mean() > 0.3  # this is the fault
@@ -218,7 +218,7 @@ def test_lesion_as_dark_as_fluid_is_told_from_it_by_the_flair():
 def test_image_whose_fluid_is_not_dark_is_not_taken_for_a_flair(image):
     painted, _ = black_beside_ventricle()
     flair = np.full_like(painted.image, 50) if image == 'constant' else 200 - painted.image
-    assert not unmixing.solid_on_flair(flair, painted.fluid, painted.wm_mask, painted.mask, painted.brain).any()
+    assert not fluids.solid_on_flair(flair, painted.fluid, painted.wm_mask, painted.mask, painted.brain).any()
 
 
 def test_dark_rim_is_claimed_where_masks_are_too_tight():

@@ -1,6 +1,9 @@
 """`--copy-unlesioned`: a filled image, which is a copy, of those without a lesion mask: a study has one path."""
 
+from __future__ import annotations
+
 import logging
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -8,17 +11,20 @@ from ..images import nifti
 from ..layout import derivatives, files, inputs, tables
 from ..lesions import fill
 
+if TYPE_CHECKING:
+    from .options import Options
+
 logger = logging.getLogger('bids_lesionfill')
 
 NO_MODEL = 'none'  # in place of the hash of weights
 
 
-def is_wanted(image, options):
+def is_wanted(image: inputs.Inputs, options: Options) -> bool:
     """Return True if an image without a lesion mask is to be copied, as requested."""
     return options.copy_unlesioned and image.problem == inputs.NO_MASK
 
 
-def copy_image(image, options):
+def copy_image(image: inputs.Inputs, options: Options) -> None:
     """Write the derivatives of an image without a lesion mask, unless they are there from the same input."""
     derivatives.check_files(image)
     result_options = options.of_result(image.modality)

@@ -2,22 +2,29 @@
 
 Parser, TOML files, checks and the page of options derive from the groups below. A new option is one field of a group.
 """
+# Longer than 500 lines: it is one table, and `Options` is made of its rows.
+
+from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..modality import NAMES as MODALITY_NAMES
-from ..modality import get
+from ..modality import defaults, get
 from ..thickness import registry
 from . import values
 from .table import Spec, option, specs_of
 
+if TYPE_CHECKING:
+    from ..lesions import settings as lesion_settings
+
 VERSION_FILE = Path(__file__).resolve().parents[2] / 'version'
 
-MODALITIES = {'fill': ('T1w',), 'synth': ('FLAIR', 'T1w')}  # by mode, if none is given
+MODES = ('fill', 'synth')
 
 # Kinds of options: those of files, and those that are misplaced elsewhere.
 file_option = partial(option, parse=Path, metavar='FILE')
@@ -53,7 +60,7 @@ class Main:
         help='participant: fill or synthesize lesions, measure thickness; group: page of the study, effect of '
         'filling on thickness',
     )
-    mode: str = option('--mode', default='fill', choices=tuple(MODALITIES), help='fill lesions, or synthesize new ones')
+    mode: str = option('--mode', default='fill', choices=MODES, help='fill lesions, or synthesize new ones')
 
 
 @dataclass(frozen=True)
@@ -472,7 +479,7 @@ STOPS = (
 class Options(Run, Resources, Thickness, Synthesis, Sampling, Growth, MaskChoice, Query, Main):
     """All options of a run, checked, and what follows from them."""
 
-    modalities: tuple = field(default=('T1w',), kw_only=True)  # those of the mode if none is given
+    modalities: tuple = field(default=defaults('fill'), kw_only=True)  # those of the mode if none is given
     thickness_results: dict = field(default_factory=dict, kw_only=True)  # name -> path: of other tools
     raw_dir: Path | None = field(default=None, kw_only=True)  # of --output-layout raw; output_dir is in it then
     config: str = field(default='', kw_only=True)  # all options as TOML, for the log
@@ -484,20 +491,20 @@ class Options(Run, Resources, Thickness, Synthesis, Sampling, Growth, MaskChoice
         return self.model or get(modality).model_for(self.mode) or f'{self.mode}-{modality}'
 
     @property
-    def mask_choice(self):
+    def mask_choice(self) -> lesion_settings.MaskChoice:
         """The voxels and lesions of a mask file that are used: lesions.settings.MaskChoice."""
         from ..lesions.settings import MaskChoice
 
         return MaskChoice(self.mask_threshold, tuple(self.lesion_labels), self.min_lesion_volume)
 
     @property
-    def growth(self):
+    def growth(self) -> lesion_settings.Growth:
         """The growth of masks: lesions.settings.Growth."""
         from ..lesions.settings import Growth
 
         return Growth(self.dilate, self.rim_voxels, self.rims)
 
-    def sampling(self, seed: int, report_tiles=None):
+    def sampling(self, seed: int, report_tiles: Callable[[int, int], Any] | None = None) -> lesion_settings.Sampling:
         """Return how the network is sampled for an image of a seed: lesions.settings.Sampling."""
         from ..lesions.settings import Sampling
 

@@ -1,16 +1,23 @@
 """Report and status of a participant, from what became of its images in this run and what is there of others."""
 
+from __future__ import annotations
+
 import collections
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from ..layout import files, inputs, written
 from ..layout import status as layout_status
 from ..report import page as report_page
 from ..report import participant
 from . import loading
+
+if TYPE_CHECKING:
+    from .options import Options
 
 logger = logging.getLogger('bids_lesionfill')
 
@@ -19,7 +26,13 @@ WRITTEN = ('filled', 'synthesized', 'copied')
 ORDER = ('failed', *WRITTEN, inputs.DONOR)  # the first of these that one of its images has is a participant's status
 
 
-def finish(subject, results, run_id, options, methods_of):
+def finish(
+    subject: str,
+    results: list[tuple[inputs.Inputs, str, dict[str, Any]]],
+    run_id: str,
+    options: Options,
+    methods_of: Callable[[Any], str],
+) -> str:
     """Write report and status of a participant; return the status.
 
     The report shows all that the output folder holds of the participant. It is not drawn again if it would say the
@@ -80,7 +93,9 @@ def finish(subject, results, run_id, options, methods_of):
     return status
 
 
-def held(subject, results, options):
+def held(
+    subject: str, results: list[tuple[inputs.Inputs, str, dict[str, Any]]], options: Options
+) -> list[tuple[inputs.Inputs, str, dict[str, Any]]]:
     """Return what the output folder holds of a participant beside the results of this run, in their form."""
     done = {(image.name, desc) for image, desc, _ in results}
     found = written.find_images(options.output_dir, options.bids_dir, subject)
@@ -91,7 +106,7 @@ def held(subject, results, options):
     ]
 
 
-def describe(image, desc, result, options):
+def describe(image: inputs.Inputs, desc: str, result: dict[str, Any], options: Options) -> dict[str, Any]:
     """Return a page of the report without pictures: what is known of an image."""
     page = {'name': image.name, **result}
     if result['status'] in WRITTEN or result.get('is_filled'):
@@ -100,7 +115,7 @@ def describe(image, desc, result, options):
     return page
 
 
-def name_pages(pages, shown):
+def name_pages(pages: list[dict[str, Any]], shown: list[tuple[inputs.Inputs, str, dict[str, Any]]]) -> None:
     """Add the variant to the names of pages where an image has several variants."""
     counts = collections.Counter(image.name for image, _, _ in shown)
     for (image, desc, _), page in zip(shown, pages, strict=True):
@@ -108,7 +123,7 @@ def name_pages(pages, shown):
             page['name'] = f'{image.name}, desc-{desc}'
 
 
-def draw(image, desc, page, options):
+def draw(image: inputs.Inputs, desc: str, page: dict[str, Any], options: Options) -> None:
     """Add the pictures to a page, and write them as files."""
     if 'output' not in page or not image.image_file.is_file():
         return
@@ -122,7 +137,7 @@ def draw(image, desc, page, options):
         files.write_bytes(options.output_dir / f'sub-{image.subject}' / 'figures' / f'{stem}_{name}.png', png)
 
 
-def drawn(image):
+def drawn(image: inputs.Inputs) -> inputs.Inputs:
     """Return an image with the one on which its mask was drawn, if both can be read."""
     try:
         return loading.settle(image)
@@ -130,12 +145,17 @@ def drawn(image):
         return image
 
 
-def key_of(content):
+def key_of(content: Any) -> str:
     """Return what the content of a report is known by, as SHA-256."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def methods_text(others, pages, options, methods_of):
+def methods_text(
+    others: list[tuple[inputs.Inputs, str, dict[str, Any]]],
+    pages: list[dict[str, Any]],
+    options: Options,
+    methods_of: Callable[[Any], str],
+) -> str:
     """Return the methods for a paper; images of other runs are named, unless they were made with the same options."""
     modalities, named = list(options.modalities), []
     for (image, desc, _), page in zip(others, pages, strict=True):
@@ -152,7 +172,7 @@ def methods_text(others, pages, options, methods_of):
     return text
 
 
-def image_row(image, desc, result, page):
+def image_row(image: inputs.Inputs, desc: str, result: dict[str, Any], page: dict[str, Any]) -> dict[str, Any]:
     """Return the row of an image in `images.tsv`, see `written.IMAGE_COLUMNS`."""
     is_written = 'output' in page
     return {

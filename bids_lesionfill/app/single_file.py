@@ -5,6 +5,7 @@ import logging
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..layout import files, ownership
 from ..layout.errors import UsageError
@@ -21,7 +22,7 @@ OFFERED = (
     *('n_lesions', 'lesion_load_ml', 'lesion_locations', 'new_mask_file', 'lesion_intensity', 'lesion_halo'),
     *('device', 'batch_size', 'omp_nthreads'),
 )
-OTHERWISE = {  # where one image differs from many
+OTHERWISE: dict[str, dict[str, Any]] = {  # where one image differs from many
     'modalities': {
         'kind': 'value',
         'default': None,
@@ -72,7 +73,9 @@ def build_parser() -> parser.Parser:
     offered = specs()
     for group in options.GROUPS:
         mine = [offered[name] for name in table.specs_of(group) if name in offered]
-        section = built.add_argument_group(group.title, getattr(group, 'description', None)) if mine else None
+        if not mine:
+            continue
+        section = built.add_argument_group(group.title, getattr(group, 'description', None))
         for spec in mine:
             parser.add_option(section, spec)
     rest = {spec.key: spec.default for name, spec in options.all_specs().items() if name not in offered}

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -41,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.mode, image_img, lesions, arguments.modality, arguments.model, arguments.t1w is not None
     )
     chosen = single_file.options_of(arguments, kind.name if kind is UNKNOWN else kind.suffix)
-    name = arguments.model or kind.model_for(chosen.mode)
+    name: Any = arguments.model or kind.model_for(chosen.mode)
     t1w_img = loading.open_image(arguments.t1w) if arguments.t1w else None
     with progress.of_parts(arguments.image.name) as report_tiles:
         sampling = chosen.sampling(chosen.random_seed, report_tiles)
@@ -49,7 +50,8 @@ def run(arguments: argparse.Namespace) -> None:
             filler = registry.load_filler(
                 name, models.choose_device(chosen.device), interface.modality_of(kind, arguments.model)
             )
-            done = fill.fill_alone(image_img, lesions, filler, t1w_img, growth=chosen.growth, sampling=sampling)
+            wanted: Any = lesions  # the parser asks for a mask
+            done = fill.fill_alone(image_img, wanted, filler, t1w_img, growth=chosen.growth, sampling=sampling)
             result_img, mask_img = done.filled_img, done.used_mask_img
         else:
             model = models.load_model(name, models.choose_device(chosen.device))
@@ -150,7 +152,8 @@ def draw_report(
         lesion_mask_file=arguments.lesions,
         tissue_file=arguments.t1w,
     )
-    is_fill, record, lesions = chosen.mode == 'fill', done.record, done.lesions
+    is_fill, lesions = chosen.mode == 'fill', done.lesions
+    record: Any = done.record
     voxel_ml = abs(np.linalg.det(nib.load(paths[0]).affine[:3, :3])) / 1000
     if is_fill:
         volumes = participant.fill_volumes(record, voxel_ml)
@@ -168,7 +171,9 @@ def draw_report(
         'warnings': done.warnings,
         'checks': (checks.check_filling if is_fill else checks.check_synthesis)(record, lesions, get(kind).name),
         'provenance': sidecars.spell(record),
-        'figures': participant.draw_figures(image, *paths, lesions, record if is_fill else records.FillRecord()),
+        'figures': participant.draw_figures(
+            image, paths[0], paths[1], lesions, record if is_fill else records.FillRecord()
+        ),
     }
     plans = {chosen.modalities[0]: registry.describe(chosen.model_of(chosen.modalities[0]))}
     versions = app_participant.versions_of(methods.software_of(chosen))

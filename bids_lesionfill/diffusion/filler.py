@@ -38,10 +38,21 @@ class Filler(Protocol):
     must be cheap: weights are loaded in `fill`.
     """
 
-    name: str
-    modality: str | None  # of the images that it fills
-    sha256: str  # of its weights; '' if it has none
-    has_texture: bool  # a filling has the noise of tissue; False: it is smooth, and the app adds noise
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def modality(self) -> str | None:
+        """Of the images that it fills."""
+
+    @property
+    def sha256(self) -> str:
+        """Of its weights; '' if it has none."""
+
+    @property
+    def has_texture(self) -> bool:
+        """Whether a filling has the noise of tissue; False: it is smooth, and the app adds noise."""
 
     def fill(
         self, volume: 'np.ndarray', lesion_mask: 'np.ndarray', wm_mask: 'np.ndarray', sampling: Sampling

@@ -4,7 +4,11 @@ Volumes are `(X, Y, Z)` arrays on a 1 mm RAS grid, normalised (white matter +0.5
 scheduler come in as arguments.
 """
 
+from __future__ import annotations
+
 import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,12 +16,20 @@ from scipy import ndimage
 
 from . import forms, process, tiles
 
+if TYPE_CHECKING:
+    from diffusers import DDIMScheduler
+    from torch import nn
+
+    from .models import Model
+
 # Voxels, and shares of white matter around between which the network comes to be trusted. Chosen on eight cases of
 # `evaluate --kinds confluent` (two people of the validation split).
-TRUST_SIGMA, TRUST_FROM, TRUST_ALL = 2.5, 0.5, 0.9
+TRUST_SIGMA, TRUST_FROM, TRUST_ALL = 2.5, 0.2, 0.7
 
 
-def sample_slab(unet, channels, noise, form, sampler):
+def sample_slab(
+    unet: nn.Module, channels: torch.Tensor, noise: torch.Tensor, form: forms.Form, sampler: Callable[..., torch.Tensor]
+) -> torch.Tensor:
     """Sample what is diffused (see `Form.to_diffusion`) in a batch of slabs.
 
     Parameters
@@ -33,14 +45,22 @@ def sample_slab(unet, channels, noise, form, sampler):
     (batch, 1, slices, height, width) tensor
     """
 
-    def predict(noisy_image, timestep):
+    def predict(noisy_image: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         noisy_image = noisy_image * channels[:, 1:2] if form.inside_mask_only else noisy_image
         return unet(torch.cat([noisy_image, channels], dim=1), timestep.expand(len(channels)).to(channels.device))
 
     return sampler(predict, noise)
 
 
-def sampler_of(model, scheduler, num_inference_steps, image, inpaint_mask, generator, start_step=0):
+def sampler_of(
+    model: Any,
+    scheduler: DDIMScheduler,
+    num_inference_steps: int,
+    image: torch.Tensor,
+    inpaint_mask: torch.Tensor,
+    generator: torch.Generator | None,
+    start_step: int = 0,
+) -> Callable[..., torch.Tensor]:
     """Return the sampler of a model, see `sample_slab`: DDIM for conditional ones, RePaint for unconditional ones.
 
     Parameters
@@ -56,7 +76,7 @@ def sampler_of(model, scheduler, num_inference_steps, image, inpaint_mask, gener
     return functools.partial(process.sample_repaint, inpaint_mask=inpaint_mask, generator=generator, **options)
 
 
-def count_predictions(model, n_steps):
+def count_predictions(model: Model, n_steps: int) -> int:
     """Return the number of network evaluations of a sampling with so many steps; see `sampler_of`."""
     if model.form.kind != 'unconditional':
         return n_steps
@@ -64,7 +84,7 @@ def count_predictions(model, n_steps):
     return sum(after < before for before, after in zip(way[:-1], way[1:]))
 
 
-def trust_near(lesion_mask, wm_mask):
+def trust_near(lesion_mask: np.ndarray, wm_mask: np.ndarray) -> np.ndarray:
     """Return how far the network is trusted, by the share of white matter in what is known around.
 
     It was trained on lesions inside white matter, and takes what is dark beside a lesion for its rim. Beside cortex and
@@ -87,19 +107,19 @@ def trust_near(lesion_mask, wm_mask):
 
 
 def fill_volume(
-    image,
-    lesion_mask,
-    wm_mask,
-    model,
-    num_inference_steps,
-    seeds,
-    device='cpu',
-    batch_size=8,
-    start_step=0,
-    contrast=None,
-    progress=None,
-    trust=None,
-):  # all that sampling needs, most of it optional
+    image: np.ndarray,
+    lesion_mask: np.ndarray,
+    wm_mask: np.ndarray,
+    model: Model,
+    num_inference_steps: int,
+    seeds: Sequence[int],
+    device: str = 'cpu',
+    batch_size: int = 8,
+    start_step: int = 0,
+    contrast: np.ndarray | None = None,
+    progress: Callable | None = None,
+    trust: Any = None,
+) -> np.ndarray:  # all that sampling needs, most of it optional
     """Fill the lesions of a volume, once per seed: conditional models by DDIM, unconditional ones by RePaint.
 
     Parameters
@@ -149,10 +169,11 @@ def fill_volume(
             region[tuple(slice(c, c + n) for c, n in zip(corner, tile))] = True
     n_done, n_all = 0, len(seeds) * len(corners) * count_predictions(model, start_step or num_inference_steps)
 
-    def tick(n_tiles):
+    def tick(n_tiles: int) -> None:
         nonlocal n_done
         n_done += n_tiles
-        progress(n_done, n_all)
+        if progress:
+            progress(n_done, n_all)
 
     fillings = []
     for seed in seeds:
@@ -161,10 +182,8 @@ def fill_volume(
         start = torch.from_numpy(model.form.to_diffusion(image, base)[region]).to(device)
         inpaint_mask = torch.from_numpy(lesion_mask[region]).to(device)
         sampler = sampler_of(model, model.scheduler, num_inference_steps, start, inpaint_mask, generator, start_step)
-        sampled = tiles.sample_volume(
-            *(model.unet, channels, region, corners, tuple(model.tile), noise, sampler, batch_size),
-            tick=tick if progress else None,
-        )
+        volume = (model.unet, channels, region, corners, tuple(model.tile))
+        sampled = tiles.sample_volume(*volume, noise, sampler, batch_size, tick)
         diffused = np.zeros(region.shape, dtype=np.float32)
         diffused[region] = sampled.cpu().numpy()
         filled = model.form.from_diffusion(diffused, base)[lesion_mask]

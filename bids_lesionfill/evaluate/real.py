@@ -5,6 +5,8 @@ are defined in `lesions.measures`, which the report of a participant shares. Whi
 than the app's.
 """
 
+from typing import Any
+
 import numpy as np
 from scipy import ndimage
 
@@ -24,7 +26,9 @@ from ..modality import T1W, get
 VOLUMES_ML = ((0.0, 0.1), (0.1, 1.0), (1.0, np.inf))
 
 
-def find_untouched(t1w, brain_mask, given_mask, used_mask, max_voxels=40_000):
+def find_untouched(
+    t1w: np.ndarray, brain_mask: np.ndarray, given_mask: np.ndarray, used_mask: np.ndarray, max_voxels: int = 40_000
+) -> Untouched:
     """Find fluid and white matter outside a filled mask, by a mixture of three normal distributions on the T1w.
 
     Parameters
@@ -67,7 +71,7 @@ def find_untouched(t1w, brain_mask, given_mask, used_mask, max_voxels=40_000):
     return Untouched(brain_mask, fluid, fluid_seen, white, inside, means)
 
 
-def owners(given_mask, used_mask):
+def owners(given_mask: np.ndarray, used_mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Assign each filled voxel to the nearest given lesion (26 neighbours): (labels, volumes).
 
     Returns
@@ -82,7 +86,9 @@ def owners(given_mask, used_mask):
     return np.where(used_mask, labels[tuple(nearest)], 0), volumes_ml
 
 
-def group_lesions(given_mask, used_mask, fluid):
+def group_lesions(
+    given_mask: np.ndarray, used_mask: np.ndarray, fluid: np.ndarray
+) -> dict[str, tuple[np.ndarray, int]]:
     """Group filled voxels by lesion volume and contact with fluid: dict of name -> (mask, count).
 
     A lesion is in contact with fluid if it touches it (26 neighbours) as it was given: growing its mask is no contact.
@@ -106,12 +112,19 @@ def group_lesions(given_mask, used_mask, fluid):
     return groups
 
 
-def volume_name(low, high):
+def volume_name(low: float, high: float) -> str:
     """Return the name of a volume class."""
     return f'volume {low:g} to {high:g} ml' if np.isfinite(high) else f'volume over {low:g} ml'
 
 
-def measure_fills(original, fillings, given_mask, used_mask, untouched, modality):
+def measure_fills(
+    original: np.ndarray,
+    fillings: dict[str, np.ndarray],
+    given_mask: np.ndarray,
+    used_mask: np.ndarray,
+    untouched: Untouched,
+    modality: str,
+) -> list[dict[str, Any]]:
     """Measure fillings of one image by groups of lesions: list of dict.
 
     Parameters
@@ -147,7 +160,9 @@ def measure_fills(original, fillings, given_mask, used_mask, untouched, modality
     return rows
 
 
-def patch_grounds(original, used_mask, untouched):
+def patch_grounds(
+    original: np.ndarray, used_mask: np.ndarray, untouched: Untouched
+) -> tuple[np.ndarray, float, np.ndarray, np.ndarray]:
     """Return the input of `discriminability.draw_patches`: local mean, its SD, and allowed places.
 
     Patches keep a voxel away from fluid and grey matter, filled and untouched ones alike: near them it is the anatomy

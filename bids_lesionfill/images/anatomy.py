@@ -1,7 +1,9 @@
 """Anatomy of a T1w image: brain, white matter, tissue classes, intensity scale."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -29,12 +31,14 @@ class Patient(NamedTuple):
     lesion_mask: np.ndarray
 
     @property
-    def wm_mask(self):
+    def wm_mask(self) -> np.ndarray:
         """White matter outside the lesions."""
         return (self.tissue_seg == tissues.WHITE_MATTER) & ~self.lesion_mask
 
 
-def normalise_patient(image_img, t1w_img, lesion_mask):
+def normalise_patient(
+    image_img: nib.Nifti1Image, t1w_img: nib.Nifti1Image, lesion_mask: np.ndarray
+) -> tuple[Patient, grid.Scaling]:
     """Normalise a patient's image by the white matter of the T1w, on the working grid.
 
     Parameters
@@ -68,18 +72,25 @@ def normalise_patient(image_img, t1w_img, lesion_mask):
     return patient._replace(image=np.where(brain_mask, scaling.apply(patient.image), -1)), scaling
 
 
-def normal_appearing(patient):
+def normal_appearing(patient: Patient) -> np.ndarray:
     """Return the tissue segmentation with lesions and a rim around them set to `tissues.EXCLUDED`."""
     near = ndimage.binary_dilation(patient.lesion_mask, masks.FULL_CONNECTIVITY, iterations=RIM_VOXELS)
     return np.where(near & (patient.tissue_seg > 0), tissues.EXCLUDED, patient.tissue_seg)
 
 
-def is_skull_stripped(image):
+def is_skull_stripped(image: np.ndarray) -> bool:
     """Return True if an image, (X, Y, Z) float array at 1 mm, shows only the brain."""
     return tissues.is_skull_stripped(image)
 
 
-def find_white_matter(t1w, lesion_mask, conformed_img, wm_mask_img=None, brain_mask_img=None, tissue_seg_img=None):
+def find_white_matter(
+    t1w: np.ndarray,
+    lesion_mask: Any,
+    conformed_img: nib.Nifti1Image,
+    wm_mask_img: nib.Nifti1Image | None = None,
+    brain_mask_img: nib.Nifti1Image | None = None,
+    tissue_seg_img: nib.Nifti1Image | None = None,
+) -> tuple[np.ndarray, np.ndarray, Sources]:
     """Find brain mask and white matter on the working grid, and their `Sources`."""
     if wm_mask_img is not None:
         wm_mask = grid.conform_mask(wm_mask_img, conformed_img)
@@ -90,7 +101,13 @@ def find_white_matter(t1w, lesion_mask, conformed_img, wm_mask_img=None, brain_m
     return brain_mask, wm_mask, sources
 
 
-def find_tissues(t1w, lesion_mask, conformed_img, brain_mask_img=None, tissue_seg_img=None):
+def find_tissues(
+    t1w: np.ndarray,
+    lesion_mask: np.ndarray,
+    conformed_img: nib.Nifti1Image,
+    brain_mask_img: nib.Nifti1Image | None = None,
+    tissue_seg_img: nib.Nifti1Image | None = None,
+) -> tuple[np.ndarray, np.ndarray, Sources]:
     """Find brain mask and tissues on the working grid, and their `Sources`.
 
     A segmentation that is given is also the brain mask, if there is no other: its holes are closed, for tissues that
@@ -100,7 +117,13 @@ def find_tissues(t1w, lesion_mask, conformed_img, brain_mask_img=None, tissue_se
     return brain_mask, tissue_seg, sources
 
 
-def segment(t1w, lesion_mask, conformed_img, brain_mask_img=None, tissue_seg_img=None):
+def segment(
+    t1w: np.ndarray,
+    lesion_mask: np.ndarray,
+    conformed_img: nib.Nifti1Image,
+    brain_mask_img: nib.Nifti1Image | None = None,
+    tissue_seg_img: nib.Nifti1Image | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, Sources]:
     """Return brain mask, tissue segmentation, bias field (None if a segmentation is given) and `Sources`."""
     if tissue_seg_img is not None:
         tissue_seg = grid.resample_to(tissue_seg_img, conformed_img, order=0).astype(np.uint8)
@@ -140,7 +163,7 @@ class Anatomy:
         """White matter outside the old lesions."""
         return (self.tissue_seg == tissues.WHITE_MATTER) & ~self.old_lesions
 
-    def moved(self, transform: np.ndarray) -> 'Anatomy':
+    def moved(self, transform: np.ndarray) -> Anatomy:
         """Return the anatomy with its world moved by a (4, 4) transform; no voxel is resampled."""
         return replace(self, grid_img=placement.moved(self.grid_img, transform, self.grid_img))
 
@@ -150,8 +173,13 @@ class Anatomy:
 
 
 def look_at(
-    t1w_img, lesion_mask_img=None, brain_mask_img=None, mask_threshold=0.5, tissue_seg_img=None, lesion_share=0.5
-):
+    t1w_img: nib.Nifti1Image,
+    lesion_mask_img: nib.Nifti1Image | None = None,
+    brain_mask_img: nib.Nifti1Image | None = None,
+    mask_threshold: float = 0.5,
+    tissue_seg_img: nib.Nifti1Image | None = None,
+    lesion_share: float = 0.5,
+) -> Anatomy:
     """Find brain and white matter in a T1w; see `Anatomy`.
 
     Parameters
@@ -183,7 +211,7 @@ def look_at(
     return Anatomy(grid_img, brain_mask, tissue_seg, old_lesions, sources, bias_field)
 
 
-def above_background(plain_img, grid_img):
+def above_background(plain_img: nib.Nifti1Image, grid_img: nib.Nifti1Image) -> np.ndarray:
     """Return a T1w on its working grid as tissues are found in it: background zero; (X, Y, Z) float32 array.
 
     A constant that was added to the image changes nothing (`grid.background_level`).
@@ -192,7 +220,9 @@ def above_background(plain_img, grid_img):
     return (grid_img if level_img is plain_img else grid.conform(level_img)).get_fdata(dtype=np.float32)
 
 
-def look_again(anatomy: Anatomy, t1w_img, lesion_mask_img, lesion_share: float) -> Anatomy:
+def look_again(
+    anatomy: Anatomy, t1w_img: nib.Nifti1Image, lesion_mask_img: nib.Nifti1Image, lesion_share: float
+) -> Anatomy:
     """Find the tissues of a T1w again with other lesions left out of the fit; brain and bias stay. See `look_at`."""
     old_lesions = np.zeros(anatomy.brain_mask.shape, dtype=bool)
     if lesion_mask_img is not None:
@@ -204,7 +234,7 @@ def look_again(anatomy: Anatomy, t1w_img, lesion_mask_img, lesion_share: float) 
     return replace(anatomy, tissue_seg=tissue_seg, old_lesions=old_lesions)
 
 
-def from_white_matter(image_img, wm_mask_img):
+def from_white_matter(image_img: nib.Nifti1Image, wm_mask_img: nib.Nifti1Image) -> Anatomy:
     """Return the anatomy of an image whose white matter (above zero) is given, also beneath its lesions."""
     grid_img = grid.conform(nifti.plain(image_img, 'image'))
     brain_mask, wm_mask, sources = find_white_matter(grid_img.get_fdata(dtype=np.float32), None, grid_img, wm_mask_img)

@@ -1,6 +1,7 @@
 """Files of training datasets: healthy brains, patients, lesion masks."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..modality import T1W
@@ -10,7 +11,7 @@ from . import indexing, naming
 logger = logging.getLogger('bids_lesionfill')
 
 
-def find_training(bids_dir, split):
+def find_training(bids_dir: Path, split: str) -> list[tuple[Path, Path]]:
     """Find the T1w images of a dataset's split with their tissue segmentations.
 
     Parameters
@@ -50,13 +51,13 @@ def find_training(bids_dir, split):
     return pairs
 
 
-def find_people(bids_dir):
+def find_people(bids_dir: Path) -> dict[str, str]:
     """Map every participant to a person by `rescan_of` in `participants.tsv`: dict of str."""
     rows = read_tsv(Path(bids_dir) / 'participants.tsv')
     return {row['participant_id']: row.get('rescan_of') or row['participant_id'] for row in rows}
 
 
-def find_lesion_masks(folder):
+def find_lesion_masks(folder: Path) -> list[Path]:
     """Find the lesion masks below a folder, sorted by name, to take shapes from.
 
     Raises
@@ -70,13 +71,13 @@ def find_lesion_masks(folder):
     return mask_files
 
 
-def split_lesion_masks(mask_files):
+def split_lesion_masks(mask_files: Sequence[Path]) -> tuple[Sequence[Path], Sequence[Path]]:
     """Split masks into those for training and the last fifth, held out for validation."""
     held_out = max(1, len(mask_files) // 5)
     return mask_files[:-held_out], mask_files[-held_out:]
 
 
-def find_patients(bids_dir, modality):
+def find_patients(bids_dir: Path, modality: str) -> list[tuple[str, Path, Path, Path]]:
     """Find images of patients with their T1w and lesion mask, to learn synthesis from.
 
     Parameters

@@ -1,9 +1,13 @@
 """Pairing rules: lesion mask, brain mask and segmentation of each image."""
 
+from __future__ import annotations
+
 import json
 import logging
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ..modality import FLAIR, T1W, get
 from . import errors, indexing, inputs, meaning, naming, segmentations, tools
@@ -29,16 +33,16 @@ class Candidates:
 
 
 def find_inputs(
-    layout,
-    derivatives,
-    modality=T1W.name,
-    participant_labels=None,
-    session_labels=None,
-    filters=None,
-    mask_labels=naming.MASK_LABELS,
-    mask_desc=None,
-    needs_mask=True,
-):
+    layout: Any,
+    derivatives: dict[str, Path],
+    modality: str = T1W.name,
+    participant_labels: Collection[str] | None = None,
+    session_labels: Collection[str] | None = None,
+    filters: dict[str, dict[str, Any]] | None = None,
+    mask_labels: Sequence[str] = naming.MASK_LABELS,
+    mask_desc: str | None = None,
+    needs_mask: bool = True,
+) -> dict[str, list[inputs.Inputs]]:
     """Pair every image with its lesion mask and, unless it is a T1w, with a T1w, by entities.
 
     Parameters
@@ -73,7 +77,7 @@ def find_inputs(
     if missing:
         raise errors.UsageError(f'participants {missing} are not in the dataset, which has {subjects}')
 
-    def images_of(subject, suffix, every_session=False):
+    def images_of(subject: str, suffix: str, every_session: bool = False) -> list[indexing.IndexedFile]:
         query = {'subject': subject, 'suffix': suffix, 'extension': naming.NIFTI, 'scope': 'raw'}
         chosen = filters.get(suffix.lower(), {})
         if every_session:
@@ -107,7 +111,7 @@ def find_inputs(
     return found
 
 
-def one_of_each_name(images):
+def one_of_each_name(images: list[inputs.Inputs]) -> list[inputs.Inputs]:
     """Return images (list of Inputs), of those with one name (`.nii` beside `.nii.gz`) the first, with its problem."""
     by_name = {}
     for image in images:
@@ -118,13 +122,19 @@ def one_of_each_name(images):
     ]
 
 
-def twins_problem(paths):
+def twins_problem(paths: Iterable[Path]) -> str:
     """Return a sentence for files that differ by `.gz` alone."""
     first, *others = sorted(paths)
     return f'{" and ".join(path.name for path in (first, *others))} are two files of one name: remove one'
 
 
-def lesion_masks_of(layout, subject, mask_filter, mask_labels=naming.MASK_LABELS, mask_desc=None):
+def lesion_masks_of(
+    layout: indexing.ForEachSubject,
+    subject: str,
+    mask_filter: dict[str, Any],
+    mask_labels: Sequence[str] = naming.MASK_LABELS,
+    mask_desc: str | None = None,
+) -> list[indexing.IndexedFile]:
     """Return all lesion masks of a subject, in derivatives and beside the image (`lesion_kind`).
 
     Those in a space in which no image of the subject is, as that of a template, are left out.
@@ -165,7 +175,7 @@ def lesion_masks_of(layout, subject, mask_filter, mask_labels=naming.MASK_LABELS
     return [mask for kinds in alike.values() for mask in kinds[min(kinds)]]
 
 
-def image_spaces(layout, subject):
+def image_spaces(layout: indexing.ForEachSubject, subject: str) -> set[str]:
     """Return what a mask may call the spaces of a subject's images: their suffixes and `space-`, in small letters."""
     names = [image.filename for image in layout.get(subject=subject, extension=naming.NIFTI, scope='raw')]
     names = [name for name in names if naming.lesion_kind(name) is None]
@@ -173,13 +183,15 @@ def image_spaces(layout, subject):
     return {space.casefold() for space in spaces | {naming.suffix_of(name) for name in names}}
 
 
-def modality_of_space(filename):
+def modality_of_space(filename: str) -> str | None:
     """Return the suffix of the image in whose space a file is, by its name: T1w, FLAIR, T2w; None if it names none."""
     space = naming.name_entities(filename).get('space', '')
     return naming.space_of(filename) or {name.casefold(): name for name in OTHER_SUFFIXES}.get(space.casefold())
 
 
-def masks_in_space(image, images, masks):
+def masks_in_space(
+    image: dict[str, Any], images: Sequence[dict[str, Any]], masks: list[indexing.IndexedFile]
+) -> list[indexing.IndexedFile]:
     """Return the lesion masks that lie in the space of an image: a raw image may be in that of a template (ATLAS).
 
     Parameters
@@ -199,7 +211,15 @@ def masks_in_space(image, images, masks):
     return own or (unnamed if all(other.get('space') for other in images) else [])
 
 
-def pair(image, candidates, layout, roots, needs_mask=True, tool_masks=True, tool_labels=True):
+def pair(  # noqa: C901 - one rule after the other, for one image; in parts they would hand on eight values
+    image: indexing.IndexedFile,
+    candidates: Candidates,
+    layout: indexing.ForEachSubject,
+    roots: dict[str, Path],
+    needs_mask: bool = True,
+    tool_masks: bool = True,
+    tool_labels: bool = True,
+) -> inputs.Inputs:
     """Return an image with its lesion mask, its T1w or (of a T1w) FLAIR, and tissue classes; or why it cannot be used.
 
     Parameters
@@ -285,19 +305,21 @@ def pair(image, candidates, layout, roots, needs_mask=True, tool_masks=True, too
     )
 
 
-def of_visit(image, files):
+def of_visit(image: dict[str, Any], files: Sequence[indexing.IndexedFile]) -> list[indexing.IndexedFile]:
     """Return the files of the session and space of an image (its entities), ordered by name."""
     keys = ('session', 'space')
     alike = [file for file in files if all(file.get_entities().get(key) == image.get(key) for key in keys)]
     return sorted(alike, key=lambda file: file.filename)
 
 
-def may_hold_lesions_of(mask, suffix):
+def may_hold_lesions_of(mask: indexing.IndexedFile, suffix: str) -> bool:
     """Return False for a mask in the space of another image than this one, T1w and FLAIR of its visit."""
     return naming.space_of(mask.filename) in (None, suffix, T1W.suffix, FLAIR.suffix)
 
 
-def tool_mask_of(image_entities, all_images, roots, name):
+def tool_mask_of(
+    image_entities: dict[str, Any], all_images: Sequence[dict[str, Any]], roots: dict[str, Path], name: str
+) -> tuple[Path | None, tuple[int, ...]]:
     """Return the lesion mask that a tool wrote for the visit of an image, and which labels are lesions; or (None, ()).
 
     It serves all T1w of the visit.
@@ -317,12 +339,14 @@ def tool_mask_of(image_entities, all_images, roots, name):
     return path, labels
 
 
-def choose_own(own, suffix):
+def choose_own(own: Sequence[Any], suffix: str) -> tuple[Path, tuple[int, ...]]:
     """Choose a tool's mask in the image's space, else the first: (path, labels that are lesions)."""
     return next((found for found in own if naming.space_of(found[0].name) == suffix), own[0])
 
 
-def choose_t1w(image_entities, t1w_images, name):
+def choose_t1w(
+    image_entities: dict[str, Any], t1w_images: Sequence[indexing.IndexedFile], name: str
+) -> indexing.IndexedFile | None:
     """Choose the best-fitting T1w of an image's session, the first by name if tied; None without."""
     best = closest(image_entities, t1w_images)
     if len(best) > 1:
@@ -331,7 +355,9 @@ def choose_t1w(image_entities, t1w_images, name):
     return next(iter(best), None)
 
 
-def choose_flair(t1w_entities, mask_names, flair_images, name):
+def choose_flair(
+    t1w_entities: dict[str, Any], mask_names: dict[str, str], flair_images: Sequence[indexing.IndexedFile], name: str
+) -> indexing.IndexedFile | None:
     """Choose the FLAIR of a T1w's session that its mask was probably delineated on; None without.
 
     It is the one with most of what the mask names, then the one that fits the T1w best, then the first by name.
@@ -343,7 +369,9 @@ def choose_flair(t1w_entities, mask_names, flair_images, name):
     return next(iter(best), None)
 
 
-def closest(image_entities, files, first_of_all=()):
+def closest(
+    image_entities: dict[str, Any], files: Sequence[indexing.IndexedFile], first_of_all: Any = ()
+) -> list[indexing.IndexedFile]:
     """Return the files of an image's session that share the most entities with it, by name.
 
     What neither names is in common. Entities in `first_of_all` (dict) count before all others.
@@ -358,7 +386,13 @@ def closest(image_entities, files, first_of_all=()):
     return in_common[max(in_common)] if in_common else []
 
 
-def choose_mask(image_entities, all_images, masks, name, roots=None):
+def choose_mask(
+    image_entities: dict[str, Any],
+    all_images: Sequence[dict[str, Any]],
+    masks: list[indexing.IndexedFile],
+    name: str,
+    roots: dict[str, Path] | None = None,
+) -> indexing.IndexedFile | None:
     """Return the mask that fits an image best; None if there is none.
 
     A mask fits if the entities that it names (session, acquisition, run) are those of the image. One that names
@@ -398,7 +432,13 @@ def choose_mask(image_entities, all_images, masks, name, roots=None):
     return mask
 
 
-def choose_mask_on_flair(t1w_entities, flair_images, masks, name, roots):
+def choose_mask_on_flair(
+    t1w_entities: dict[str, Any],
+    flair_images: Sequence[dict[str, Any]],
+    masks: list[indexing.IndexedFile],
+    name: str,
+    roots: dict[str, Path],
+) -> indexing.IndexedFile | None:
     """Return the mask that names a FLAIR of a T1w's visit and is in its space; None if none does.
 
     Raises
@@ -414,7 +454,9 @@ def choose_mask_on_flair(t1w_entities, flair_images, masks, name, roots):
     return next(iter(best), None)
 
 
-def several_images(mask_file, image, meant, name):
+def several_images(
+    mask_file: str | Path, image: dict[str, Any], meant: Sequence[dict[str, Any]], name: str
+) -> AmbiguousMaskError:
     """Return what to raise where a lesion mask fits several images; it says how one is chosen.
 
     Parameters
@@ -444,12 +486,12 @@ def several_images(mask_file, image, meant, name):
     )
 
 
-def plain(value):
+def plain(value: Any) -> Any:
     """Return the value of an entity as JSON has it: pybids keeps the zeros of `run-02` in a number of its own."""
     return value if isinstance(value, str | None) else int(value)
 
 
-def several_masks(masks, name, roots):
+def several_masks(masks: list[indexing.IndexedFile], name: str, roots: dict[str, Path]) -> AmbiguousMaskError:
     """Return what to raise where several lesion masks fit an image equally: it names them, and how one is chosen."""
     names = [mask.filename for mask in masks]
     if len({naming.strip_extension(str(mask.path)) for mask in masks}) == 1:
@@ -461,7 +503,7 @@ def several_masks(masks, name, roots):
     )
 
 
-def way_to_choose(masks, roots):
+def way_to_choose(masks: list[indexing.IndexedFile], roots: dict[str, Path]) -> str:
     """Return the option that tells lesion masks apart, with the value that takes the last by name; in words."""
     masks = sorted(masks, key=lambda mask: str(mask.path))
     entities = [naming.name_entities(mask.filename) for mask in masks]

@@ -8,14 +8,17 @@ Contrasts are in standard deviations (SD) of white matter, so they do not depend
 healthy white matter of the image, bias field included (6 and 7 % of its median in the demo).
 """
 
+from __future__ import annotations
+
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from ..modality import get
 from .records import FillRecord, SynthesisRecord
 
 
-def warnings_of(checks):
+def warnings_of(checks: Sequence[Check]) -> list[str]:
     """Return the sentences of failed checks, to be read before trusting the result."""
     return [check.sentence for check in checks if not check.passed]
 
@@ -54,11 +57,12 @@ class Check(NamedTuple):
     sentence: str = ''  # what a person should look at; empty if all is as usual
 
     @property
-    def passed(self):
+    def passed(self) -> bool:
+        """True if all is as usual."""
         return not self.sentence
 
 
-def check_filling(record: FillRecord, lesions: list[dict], modality: str) -> list[Check]:
+def check_filling(record: FillRecord, lesions: list[dict], modality: str | None) -> list[Check]:
     """Check a filled image; return a list of Check, without those that lack data.
 
     Parameters
@@ -81,7 +85,7 @@ def check_filling(record: FillRecord, lesions: list[dict], modality: str) -> lis
     return [check for check in checks if check is not None]
 
 
-def check_synthesis(record: SynthesisRecord, lesions: list[dict], modality: str) -> list[Check]:
+def check_synthesis(record: SynthesisRecord, lesions: list[dict], modality: str | None) -> list[Check]:
     """Check an image with new lesions; see `check_filling`."""
     checks = [
         check_touching(record),
@@ -91,7 +95,7 @@ def check_synthesis(record: SynthesisRecord, lesions: list[dict], modality: str)
     return [check for check in checks if check is not None]
 
 
-def check_dropped(record):
+def check_dropped(record: Any) -> Check | None:
     """Check the share of the mask that was not filled because it does not touch white matter."""
     given, dropped, n_lesions = record.lesion_voxels_given, record.lesion_voxels_dropped, record.lesions_dropped
     if not given or dropped is None:
@@ -107,7 +111,7 @@ def check_dropped(record):
     return Check('Mask away from white matter, not filled', found, *limit(share, MAX_SHARE_DROPPED, sentence))
 
 
-def check_outside_brain(record):
+def check_outside_brain(record: Any) -> Check | None:
     """Check the share of the mask that lies outside the brain."""
     given, outside = record.lesion_voxels_given, record.lesion_voxels_outside_brain
     if not given or outside is None:
@@ -117,7 +121,7 @@ def check_outside_brain(record):
     return Check('Mask outside the brain', percent(share), *limit(share, MAX_SHARE_OUTSIDE_BRAIN, sentence))
 
 
-def check_size(record, lesions, name):
+def check_size(record: Any, lesions: list[dict[str, Any]], name: str) -> Check | None:
     """Return how large the largest lesion and all lesions are, as they were filled or painted."""
     if not lesions:
         return None
@@ -134,7 +138,7 @@ def check_size(record, lesions, name):
     return Check(name, found, f'up to {MAX_LOAD_ML} ml', sentence)
 
 
-def check_contrast(lesions, record, modality, sentence_end):
+def check_contrast(lesions: list[dict[str, Any]], record: Any, modality: str | None, sentence_end: str) -> Check | None:
     """Check the share of lesion volume that is hardly distinct from white matter (misplaced mask)."""
     known = [row for row in lesions if is_known(row.get('faint_percent'))]
     if not known:
@@ -147,7 +151,7 @@ def check_contrast(lesions, record, modality, sentence_end):
     return Check(name, f'{percent(share)} of their volume', *limit(share, MAX_SHARE_FAINT, sentence))
 
 
-def check_fill(record, lesions):
+def check_fill(record: Any, lesions: list[dict[str, Any]]) -> Check | None:
     """Check that filled tissue is as bright as the surrounding white matter."""
     off = {row['label']: fill_off(row, record) for row in judged(lesions)}
     off = {label: value for label, value in off.items() if value is not None}
@@ -159,7 +163,7 @@ def check_fill(record, lesions):
     return Check('Filled tissue against white matter around', found, f'up to {MAX_FILL_OFF_SD} SD', sentence)
 
 
-def check_border(record, lesions, modality):
+def check_border(record: Any, lesions: list[dict[str, Any]], modality: str | None) -> Check | None:
     """Check that no border of lesion remains around the filled voxels."""
     steps = {row['label']: border_step(row, record, modality) for row in judged(lesions)}
     steps = {label: step for label, step in steps.items() if step is not None}
@@ -178,7 +182,7 @@ def check_border(record, lesions, modality):
     return Check(f'{look.capitalize()} border around the mask', found, usual, sentence)
 
 
-def check_touching(record):
+def check_touching(record: Any) -> Check | None:
     """Check that new lesions do not touch old ones."""
     touching = record.new_lesions_touching_old
     if touching is None:
@@ -190,7 +194,7 @@ def check_touching(record):
     return Check('New lesions that touch old ones', str(touching), 'none', sentence if touching else '')
 
 
-def suspicion(row, record, modality):
+def suspicion(row: dict[str, Any], record: Any, modality: str | None) -> float:
     """Compute how unusual a filled lesion is: 1 at a limit, 0 if unknown or tiny."""
     if not judged([row]):
         return 0.0
@@ -198,7 +202,7 @@ def suspicion(row, record, modality):
     return max((off or 0) / MAX_FILL_OFF_SD, (step or 0) / MAX_BORDER_SD, 0.0)
 
 
-def reason(row, record, modality):
+def reason(row: dict[str, Any], record: Any, modality: str | None) -> str:
     """Return a sentence on what is unusual about one lesion; empty if nothing is."""
     if suspicion(row, record, modality) <= 1:
         return ''
@@ -208,59 +212,60 @@ def reason(row, record, modality):
     return f'Unusual: {" and ".join(words)}.'
 
 
-def fill_off(row, record):
+def fill_off(row: dict[str, Any], record: Any) -> float | None:
     """Compute the difference of filled to surrounding white matter, in SD; None if unknown."""
     return in_sd(row, record, 'mean_after', 'mean_surrounding', abs)
 
 
-def border_step(row, record, modality):
+def border_step(row: dict[str, Any], record: Any, modality: str | None) -> float | None:
     """Compute how much more lesion-like touching white matter is than that beyond, in SD, or None."""
     lesion_sign = sign(modality, record) or 0
     return in_sd(row, record, 'mean_touching', 'mean_beyond', lambda difference: lesion_sign * difference)
 
 
-def in_sd(row, record, column, reference, of):
+def in_sd(row: dict[str, Any], record: Any, column: str, reference: str, of: Callable) -> float | None:
     """Compute a difference of two means of a lesion in SD of white matter; None if one is unknown."""
-    sd, values = record.white_matter_deviation, (row.get(column), row.get(reference))
+    sd = record.white_matter_deviation
+    values: tuple[Any, Any] = row.get(column), row.get(reference)
     return of(values[0] - values[1]) / sd if sd and all(map(is_known, values)) else None
 
 
-def sign(modality, record=None):
+def sign(modality: str | None, record: Any = None) -> Any:
     """Return the usual sign of the contrast of lesions; where there is none, the one that was measured, or None."""
     return get(modality).lesion_sign or (record.lesion_sign if isinstance(record, FillRecord) else None)
 
 
-def look_of(modality, record=None):
+def look_of(modality: str | None, record: Any = None) -> str:
     """Return how lesions look next to white matter."""
     return {1: 'brighter', -1: 'darker', None: 'different'}[sign(modality, record)]
 
 
-def is_known(value):
+def is_known(value: Any) -> bool:
     """Return True if a value is a finite number."""
     return value is not None and math.isfinite(value)
 
 
-def judged(lesions):
+def judged(lesions: list[dict[str, Any]]) -> list[Any]:
     """Return the lesions that are large enough for their means to be judged."""
     return [row for row in lesions if row['volume_mm3'] >= MIN_JUDGED_MM3]
 
 
-def limit(share, largest, sentence):
+def limit(share: float, largest: float, sentence: str) -> tuple[str, str]:
     """Return the usual range of a share as text, and the sentence if the share exceeds it."""
     return f'up to {percent(largest)}', sentence if share > largest else ''
 
 
-def percent(share):
+def percent(share: float) -> str:
     """Format a share as a percentage, with one significant digit below 1 %."""
     return f'{100 * share:.1g} %' if 0 < share < 0.01 else f'{100 * share:.0f} %'
 
 
-def count(number, name):
+def count(number: int, name: str) -> str:
     """Format a number with its noun, in the plural unless it is 1."""
     return f'{number} {name}{"" if number == 1 else "s"}'
 
 
-def named(labels):
+def named(labels: Sequence[Any]) -> str:
     """Format lesions by number: the first few, and how many more there are."""
     shown = ', '.join(f'{label:.0f}' for label in labels[:MAX_NAMED])
     more = f' and {len(labels) - MAX_NAMED} more' if len(labels) > MAX_NAMED else ''

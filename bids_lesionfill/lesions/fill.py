@@ -1,5 +1,7 @@
 """One image, T1w or FLAIR: place the anatomy, restrict and grow the mask, sample, paste back. No files."""
 
+from __future__ import annotations
+
 from dataclasses import asdict, dataclass, field, replace
 from typing import NamedTuple
 
@@ -14,7 +16,7 @@ from ..images import anatomy as images_anatomy
 from ..images import grid, masks, nifti, placement
 from ..images.anatomy import Anatomy
 from ..modality import get
-from . import checks, contrasts, tables, unmixing
+from . import checks, contrasts, fluids, tables, unmixing
 from . import texture as textures
 from .records import FillRecord
 from .settings import DEFAULT_GROWTH, DEFAULT_SAMPLING, Growth, Lesions, Sampling
@@ -30,7 +32,7 @@ class Filling:
 
     filled_img: nib.Nifti1Image  # as it is to be written: stored values and the input's scaling
     used_mask_img: nib.Nifti1Image  # uint8, on the image's grid
-    sd_img: nib.Nifti1Image = None  # float32, standard deviation over samples, in units of the image
+    sd_img: nib.Nifti1Image | None = None  # float32, standard deviation over samples, in units of the image
     lesions: list = field(default_factory=list)  # one dict per lesion, see `describe_lesions`
     record: FillRecord = FillRecord()  # for the sidecar
     warnings: list = field(default_factory=list)  # sentences
@@ -48,7 +50,7 @@ def fill_alone(
     """Fill an image whose anatomy nobody has found yet; arguments as of `interface.fill_lesions` and `fill`."""
     nifti.check_image(image_img, 'image')
     if not lesions.on_grid(image_img)[0].any():
-        return fill(image_img, lesions, None, model, growth, sampling)
+        return fill(image_img, lesions, None, model, growth, sampling)  # type: ignore[arg-type]  # it is not asked
     model = registry.load_filler(model, models.choose_device(sampling.device))
     if get(model.modality).needs_t1w and t1w_img is None and wm_mask_img is None:
         raise ValueError(
@@ -145,6 +147,8 @@ def fill(
     given_mask, kept_mask = lesions.on_grid(image_img)
     if not given_mask.any():
         return copy_without_lesions(image_img, given_mask, kept_mask)
+    if anatomy is None:
+        raise ValueError('a lesion is to be filled, and no anatomy is given: see `images.anatomy.look_at`')
     if model.has_texture:
         sampling = replace(sampling, texture="the filler's own")
     scene = place_anatomy(image_img, given_mask, kept_mask, anatomy, get(model.modality).lesion_sign)
@@ -165,7 +169,7 @@ def fill(
     return describe(image_img, scene, hole, (filled, sd_img), record, notes, model)
 
 
-def copy_without_lesions(image_img, given_mask, kept_mask):
+def copy_without_lesions(image_img: nib.Nifti1Image, given_mask: np.ndarray, kept_mask: np.ndarray) -> Filling:
     """Return the image as it is, since its mask has no lesion that is to be filled: Filling."""
     reason = 'All lesions are to be kept' if kept_mask.any() else 'The lesion mask is empty'
     return Filling(
@@ -182,7 +186,13 @@ def record_of_copy(image_img: nib.Nifti1Image, n_kept: int = 0) -> FillRecord:
     return FillRecord(0, 0, n_kept, lesions=0, skull_stripped=images_anatomy.is_skull_stripped(image))
 
 
-def place_anatomy(image_img, given_mask, kept_mask, anatomy, usual_sign=None) -> Scene:
+def place_anatomy(
+    image_img: nib.Nifti1Image,
+    given_mask: np.ndarray,
+    kept_mask: np.ndarray,
+    anatomy: Anatomy,
+    usual_sign: int | None = None,
+) -> Scene:
     """Resample an image to its working grid (1 mm, RAS), and its visit's anatomy to both grids.
 
     White matter is where the mask may grow, and its median sets the scale.
@@ -222,7 +232,7 @@ def grow_mask(scene: Scene, lesions: Lesions, growth: Growth) -> Hole:
     return Hole(used_mask, hole, tissue, image)
 
 
-def to_working_grid(mask, scene: Scene):
+def to_working_grid(mask: np.ndarray, scene: Scene) -> np.ndarray:
     """Return the voxels of the working grid that a mask on the image's own grid touches."""
     return grid.touched_by(nifti.mask_image(mask, scene.plain_img), scene.grid_img)
 
@@ -249,7 +259,7 @@ def describe_hole(scene: Scene, hole: Hole, growth: Growth) -> FillRecord:
     )
 
 
-def sample(scene: Scene, hole: Hole, model, sampling: Sampling) -> Sampled:
+def sample(scene: Scene, hole: Hole, model: Filler, sampling: Sampling) -> Sampled:
     """Sample healthy tissue on tiles that cover the hole, once for each seed."""
     scaling = grid.white_matter_scaling(hole.image, scene.wm_mask & ~hole.mask)
     of_filler = replace(sampling.of_filler(), beside_grey=hole.mix is not None and not hole.mix.tight)
@@ -257,7 +267,9 @@ def sample(scene: Scene, hole: Hole, model, sampling: Sampling) -> Sampled:
     return Sampled(scaling.invert(values), float(1.5 / scaling.slope))
 
 
-def to_own_grid(image_img, scene: Scene, hole: Hole, sampled: Sampled, sampling: Sampling):
+def to_own_grid(
+    image_img: nib.Nifti1Image, scene: Scene, hole: Hole, sampled: Sampled, sampling: Sampling
+) -> tuple[np.ndarray, nib.Nifti1Image | None]:
     """Resample the mean sample to the image's own grid, inside the mask only, with its texture.
 
     Returns
@@ -284,7 +296,7 @@ def to_own_grid(image_img, scene: Scene, hole: Hole, sampled: Sampled, sampling:
     return filled, sd_img
 
 
-def about(record: FillRecord, model, sampling: Sampling, sampled: Sampled) -> FillRecord:
+def about(record: FillRecord, model: Filler, sampling: Sampling, sampled: Sampled) -> FillRecord:
     """Add the model and how it was sampled to a record."""
     return replace(
         record,
@@ -296,7 +308,15 @@ def about(record: FillRecord, model, sampling: Sampling, sampled: Sampled) -> Fi
     )
 
 
-def describe(image_img, scene: Scene, hole: Hole, result, record: FillRecord, notes, model) -> Filling:
+def describe(
+    image_img: nib.Nifti1Image,
+    scene: Scene,
+    hole: Hole,
+    result: tuple[np.ndarray, nib.Nifti1Image | None],
+    record: FillRecord,
+    notes: list[str],
+    model: Filler,
+) -> Filling:
     """Write the filled values as the image stores them; describe each lesion and check the whole: Filling."""
     filled, sd_img = result
     before, used_mask, native_wm = nifti.one_volume(image_img), hole.used_mask, scene.native_wm
@@ -316,7 +336,9 @@ def describe(image_img, scene: Scene, hole: Hole, result, record: FillRecord, no
     return Filling(filled_img, nifti.mask_image(used_mask, image_img), sd_img, lesions, record, warnings)
 
 
-def add_texture(tissue, filled, hole, wm_mask, img, seed):
+def add_texture(
+    tissue: np.ndarray, filled: np.ndarray, hole: np.ndarray, wm_mask: np.ndarray, img: nib.Nifti1Image, seed: int
+) -> np.ndarray:
     """Return a filling of the mean with the texture of white matter; see `texture.add_texture`.
 
     Parameters
@@ -336,11 +358,11 @@ def add_texture(tissue, filled, hole, wm_mask, img, seed):
     back = nib.orientations.ornt_transform([[0, 1], [1, 1], [2, 1]], to_ras)
     voxel_mm = nib.affines.voxel_sizes(img.affine)[np.argsort(to_ras[:, 0])]
     arrays = [nib.orientations.apply_orientation(array, to_ras) for array in (tissue, filled, hole, wm_mask)]
-    sampled = nib.orientations.apply_orientation(textures.add_texture(*arrays, rng, voxel_mm), back)
+    sampled = nib.orientations.apply_orientation(textures.add_texture(*arrays, rng, voxel_mm), back)  # type: ignore[call-arg]
     return np.where(hole, sampled, filled)
 
 
-def find_shares(scene: Scene, lesion_mask, flair_img=None):
+def find_shares(scene: Scene, lesion_mask: np.ndarray, flair_img: nib.Nifti1Image | None = None) -> unmixing.Unmixing:
     """Estimate shares of fluid and lesion on an image's own grid (`unmixing.Unmixing`).
 
     Fluid is found on the T1w: on the image's own grid if it is one, else on the working grid. A FLAIR, in the world
@@ -358,7 +380,7 @@ def find_shares(scene: Scene, lesion_mask, flair_img=None):
             shares = unmixing.unmix(image, lesion_mask, native_wm, brain, voxel_mm)
             flair_img = nifti.plain(placement.beside(flair_img, plain_img, 'FLAIR'), 'FLAIR')
             flair = grid.resample_to(flair_img, plain_img, order=1)
-            solid = unmixing.solid_on_flair(flair, shares.fluid, native_wm, lesion_mask, brain)
+            solid = fluids.solid_on_flair(flair, shares.fluid, native_wm, lesion_mask, brain)
         return unmixing.unmix(image, lesion_mask, native_wm, brain, voxel_mm, solid=solid)
     conformed_mask = grid.conform_mask(nifti.mask_image(lesion_mask, plain_img), grid_img)
     fluid = unmixing.unmix(scene.t1w, conformed_mask, scene.wm_mask, scene.brain_mask).fluid
@@ -367,5 +389,5 @@ def find_shares(scene: Scene, lesion_mask, flair_img=None):
     fluid = ndimage.gaussian_filter(fluid, wider_mm / 2.355)
     fluid = np.clip(grid.resample_to(nib.Nifti1Image(fluid, grid_img.affine), plain_img, order=1), 0, 1)
     fluid = np.where(brain, fluid, 1)
-    level = unmixing.level_in_fluid(image, fluid, brain)
+    level = fluids.level_in_fluid(image, fluid, brain)
     return unmixing.unmix(image, lesion_mask, native_wm, brain, voxel_mm, (fluid, level))

@@ -6,7 +6,10 @@ walls of ventricles that became a gradient (wall), and a rim of lesion around th
 them by groups of lesions of all patients, `checks` holds a filling against limits.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -36,9 +39,9 @@ class Untouched(NamedTuple):
     inside: np.ndarray  # white matter one voxel from other tissue and three from the filled mask
     means: np.ndarray  # of fluid, grey and white matter on the T1w
 
-    def cropped(self, box):
+    def cropped(self, box: tuple[slice, ...]) -> Untouched:
         """Return the same in a part of the image; `box` is a tuple of slices."""
-        return Untouched(*(array[box] for array in self[:-1]), self.means)
+        return Untouched(*(array[box] for array in self[:-1]), self.means)  # type: ignore[call-arg]
 
 
 def see_untouched(
@@ -78,7 +81,7 @@ def see_untouched(
     return Untouched(brain_mask, fluid_seen & outside, fluid_seen, white, inside, means)
 
 
-def drop_specks(mask, min_voxels=MIN_FLUID_VOXELS):
+def drop_specks(mask: np.ndarray, min_voxels: int = MIN_FLUID_VOXELS) -> np.ndarray:
     """Remove the components of a mask (6 neighbours) with fewer than `min_voxels` voxels."""
     labels, _ = ndimage.label(mask)
     kept = np.bincount(labels.flat) >= min_voxels
@@ -86,17 +89,17 @@ def drop_specks(mask, min_voxels=MIN_FLUID_VOXELS):
     return kept[labels]
 
 
-def robust_deviation(values):
+def robust_deviation(values: np.ndarray) -> float:
     """Compute the SD from the median absolute deviation, at least a quarter of the plain SD."""
     return max(1.4826 * np.median(np.abs(values - np.median(values))), values.std() / 4)
 
 
-def grain(image, region):
+def grain(image: np.ndarray, region: np.ndarray) -> float:
     """Compute the SD of the residual of local smoothing inside a region; see `grains`."""
     return grains([image], region)[0]
 
 
-def grains(images, region):
+def grains(images: Sequence[Any], region: np.ndarray) -> list[float]:
     """Compute the SD of the residual of local smoothing of each image inside a region.
 
     The Gaussian (1.2 voxels) averages over the region alone, so that its edge leaves no step; what counts lies two
@@ -122,20 +125,22 @@ def grains(images, region):
     return found
 
 
-def local_mean(image, where, sigma=LOCAL_SIGMA):
+def local_mean(image: np.ndarray, where: np.ndarray, sigma: float = LOCAL_SIGMA) -> tuple[np.ndarray, np.ndarray]:
     """Compute the Gaussian mean of an image over a mask, and its weight: (X, Y, Z) float32 arrays."""
     weight = ndimage.gaussian_filter(where.astype(np.float32), sigma)
     total = ndimage.gaussian_filter(np.where(where, image, 0).astype(np.float32), sigma)
     return total / np.maximum(weight, 1e-4), weight
 
 
-def between(image, mask, means):
+def between(image: np.ndarray, mask: np.ndarray, means: np.ndarray) -> float:
     """Compute the share of a mask at 30 to 70 % between fluid and white matter; NaN if it is empty."""
     low, high = means[0] + np.array((0.3, 0.7)) * (means[2] - means[0])
     return mean_of((image > low) & (image < high), mask)
 
 
-def wall_faces(image, edge, near, touched):
+def wall_faces(
+    image: np.ndarray, edge: float, near: np.ndarray, touched: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the steps of an image over the faces (6 neighbours) that cross the edge of fluid.
 
     Parameters
@@ -178,7 +183,9 @@ class Picture:
         The image is a T1w: half-way voxels of a FLAIR are as much grey matter's.
     """
 
-    def __init__(self, original, used_mask, untouched, lesion_sign, has_dark_fluid):
+    def __init__(
+        self, original: np.ndarray, used_mask: np.ndarray, untouched: Untouched, lesion_sign: Any, has_dark_fluid: bool
+    ) -> None:
         self.original, self.used_mask = original, used_mask
         self.lesion_sign, self.has_dark_fluid = lesion_sign, has_dark_fluid
         self.inside, self.means = untouched.inside, untouched.means
@@ -203,7 +210,7 @@ class Picture:
         rim = tissues.claim_rim(untouched.white_matter, used_mask, untouched.brain)
         self.rim = rim & ~used_mask & ~self.near_fluid
 
-    def measure(self, images, region):
+    def measure(self, images: Sequence[Any], region: np.ndarray) -> list[dict[str, Any]]:
         """Compute all measures of images in a part of the filled mask: list of dict, see `measure_fills`."""
         box = masks.bounding_box(region, MEAN_REACH_MM + 2)
         images = [image[box] for image in images]
@@ -231,7 +238,7 @@ class Picture:
             measured.append(values | {'outline_sd': outline})
         return measured
 
-    def outline(self, region, distance, box):
+    def outline(self, region: np.ndarray, distance: np.ndarray, box: Sequence[slice]) -> float:
         """Compute the lesion-like contrast of a region's border to white matter 3 to 6 mm away, in SD."""
         rim = self.rim[box]
         touching = ndimage.binary_dilation(region, masks.FULL_CONNECTIVITY) & rim
@@ -240,7 +247,7 @@ class Picture:
         return self.lesion_sign * (mean_of(off_before, touching) - mean_of(off_before, beyond))
 
 
-def mean_of(values, mask):
+def mean_of(values: np.ndarray, mask: np.ndarray) -> float:
     """Compute the mean of values (the share of a condition) in a mask; NaN if the mask is empty."""
     return float(values[mask].mean()) if mask.any() else np.nan
 
@@ -256,7 +263,7 @@ NAMES = {'grain': 'grain_inside', 'glow': 'glow', 'wall': 'wall_steepness', 'out
 
 
 def look_at(
-    original: np.ndarray, filled: np.ndarray, labels: np.ndarray, untouched: Untouched, lesion_sign: int, is_t1w: bool
+    original: np.ndarray, filled: np.ndarray, labels: np.ndarray, untouched: Untouched, lesion_sign: Any, is_t1w: bool
 ) -> Seen:
     """Measure a filling as a whole and lesion by lesion.
 
@@ -282,7 +289,7 @@ def look_at(
     original, filled, labels = original[box], filled[box], labels[box]
     picture = Picture(original, labels > 0, untouched.cropped(box), lesion_sign, is_t1w)
 
-    def measure(region):
+    def measure(region: np.ndarray) -> Any:
         (values,) = picture.measure([filled], region)
         names = {name: column for name, column in NAMES.items() if is_t1w or name != 'wall'}
         return {name: values[column] for name, column in names.items() if np.isfinite(values[column])}

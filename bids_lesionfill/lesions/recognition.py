@@ -13,7 +13,7 @@ TISSUE_SHARE = 0.1  # of the 99th percentile; what is darker is no tissue
 MIN_BRIGHT_SD = 1.2
 
 
-def lesion_contrast(image, lesion_mask):
+def lesion_contrast(image: np.ndarray, lesion_mask: np.ndarray) -> float | None:
     """Compute how much brighter lesions are than the tissue around them, without knowing the tissues.
 
     Parameters
@@ -41,7 +41,7 @@ def lesion_contrast(image, lesion_mask):
     return float((np.median(image[lesion_mask]) - level) / max(deviation, 1e-3 * level))
 
 
-def looks_like_t1w(image, found: anatomy.Anatomy):
+def looks_like_t1w(image: np.ndarray, found: anatomy.Anatomy) -> bool | None:
     """Return True if grey matter is darker than white matter in an image on the grid of an anatomy; None if unknown."""
     grey, white = (image[found.tissue_seg == label] for label in (tissues.GREY_MATTER, tissues.WHITE_MATTER))
     return bool(np.median(grey) < np.median(white)) if grey.size and white.size else None
@@ -68,7 +68,7 @@ def mismatch(modality: Modality, contrast: float | None) -> str:
     )
 
 
-def check_tissues(image, found: anatomy.Anatomy, modality: Modality) -> None:
+def check_tissues(image: np.ndarray, found: anatomy.Anatomy, modality: Modality) -> None:
     """Raise ValueError if an image that is taken for no T1w has darker grey than white matter, as a T1w has."""
     if modality.needs_t1w and looks_like_t1w(image, found):
         raise ValueError(

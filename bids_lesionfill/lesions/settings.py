@@ -21,7 +21,7 @@ class Growth:
     rim_voxels: int = 2  # further voxels, into white matter as dark (FLAIR: bright) as a rim
     rims: str = 'unmixed'  # or 'grown'
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.dilate == 0:
             object.__setattr__(self, 'rims', 'grown')
             object.__setattr__(self, 'rim_voxels', 0)

@@ -4,8 +4,11 @@
 image of the visit, T1w or FLAIR.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -23,16 +26,6 @@ from .records import SynthesisRecord
 from .settings import DEFAULT_SAMPLING, Lesions, Sampling
 
 MARGIN_VOXELS = 4  # around a brain that is registered
-
-
-@dataclass(frozen=True)
-class Atlas:
-    """Frequency of lesions, registered to one anatomy; see `lesion_masks.locate`."""
-
-    library: lesions_library.LesionLibrary
-    places: np.ndarray
-    frequency: np.ndarray
-    voxel_to_template: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -104,16 +97,24 @@ def paint_alone(
     return paint(image_img, anatomy, new, model, lesions, sampling, wanted.halo)
 
 
-def find_places(anatomy, library):
+def find_places(anatomy: Anatomy, library: lesions_library.LesionLibrary) -> sampling.Atlas:
     """Register a lesion library's atlas to an anatomy, by an affine from the T1w to its template."""
     affine = anatomy.grid_img.affine
     t1w = anatomy.grid_img.get_fdata(dtype=np.float32)
     to_template = registration.affine_to_template(t1w, anatomy.brain_mask, affine, library.template, library.affine)
     places, frequency, _ = lesions_places.locate(library, anatomy.tissue_seg, to_template @ affine)
-    return Atlas(library, places, frequency, to_template @ affine)
+    return sampling.Atlas(library, places, frequency, to_template @ affine)
 
 
-def draw(anatomy, atlas, rng, intensity='auto', n_lesions=None, load_ml=None, locations=tuple(lesions_places.PLACES)):
+def draw(
+    anatomy: Anatomy,
+    atlas: sampling.Atlas,
+    rng: np.random.Generator,
+    intensity: float | str = 'auto',
+    n_lesions: int | None = None,
+    load_ml: float | None = None,
+    locations: Sequence[str] = tuple(lesions_places.PLACES),
+) -> NewLesions:
     """Draw new lesions into white matter, apart from each other and from the old ones: NewLesions.
 
     Raises
@@ -122,16 +123,7 @@ def draw(anatomy, atlas, rng, intensity='auto', n_lesions=None, load_ml=None, lo
         See `lesion_masks.draw_lesion_mask`.
     """
     labels = sampling.draw_lesion_mask(
-        atlas.library,
-        anatomy.wm_mask,
-        atlas.places,
-        atlas.frequency,
-        atlas.voxel_to_template,
-        rng,
-        n_lesions,
-        load_ml,
-        locations,
-        avoid=anatomy.old_lesions,
+        atlas, anatomy.wm_mask, rng, n_lesions, load_ml, locations, avoid=anatomy.old_lesions
     )
     names = {value: name for name, value in lesions_places.PLACES.items()}
     places = [
@@ -142,7 +134,9 @@ def draw(anatomy, atlas, rng, intensity='auto', n_lesions=None, load_ml=None, lo
     return NewLesions(number_image(labels, anatomy.grid_img), strengths, tuple(places))
 
 
-def given(mask_img, rng, intensity='auto', mask_threshold=0.5):
+def given(
+    mask_img: nib.Nifti1Image, rng: np.random.Generator, intensity: float | str = 'auto', mask_threshold: float = 0.5
+) -> NewLesions:
     """Return NewLesions from a mask; raise ValueError if it is no mask, or empty."""
     nifti.check_image(mask_img, 'mask of new lesions')
     labels, n_lesions = masks.label_lesions(placement.mask_on_grid(mask_img, mask_img, mask_threshold))
@@ -151,7 +145,7 @@ def given(mask_img, rng, intensity='auto', mask_threshold=0.5):
     return NewLesions(number_image(labels, mask_img), contrasts.draw_strengths(rng, n_lesions, intensity))
 
 
-def borrow(t1w_img, lesion_mask_img, anatomy):
+def borrow(t1w_img: nib.Nifti1Image, lesion_mask_img: nib.Nifti1Image, anatomy: Anatomy) -> nib.Nifti1Image:
     """Transfer another patient's lesions by deformable registration, in free white matter; uint8 image.
 
     As in the thesis (3.3, *Mask Generation*). Lesions of which less than 3 voxels are left are dropped.
@@ -186,7 +180,7 @@ def borrow(t1w_img, lesion_mask_img, anatomy):
     return nifti.mask_image(kept[lesions], anatomy.grid_img)
 
 
-def number_image(labels, img):
+def number_image(labels: np.ndarray, img: nib.Nifti1Image) -> nib.Nifti1Image:
     """Return numbered lesions as an image on the grid of another image."""
     return nib.Nifti1Image(labels.astype(np.int32), img.affine)
 
@@ -277,7 +271,7 @@ def paint(
     )
 
 
-def place_lesions(image_img, anatomy: Anatomy, new: NewLesions, lesions: Lesions | None) -> Canvas:
+def place_lesions(image_img: nib.Nifti1Image, anatomy: Anatomy, new: NewLesions, lesions: Lesions | None) -> Canvas:
     """Resample old and new lesions to the image's grid, and image and new ones to the anatomy's."""
     plain_img, grid_img = nifti.plain(image_img, 'image'), anatomy.grid_img
     old_mask = np.zeros(plain_img.shape, dtype=bool)
@@ -299,7 +293,9 @@ def place_lesions(image_img, anatomy: Anatomy, new: NewLesions, lesions: Lesions
     return Canvas(plain_img, old_mask, new_mask, wm_mask, raw, hole, scaling, notes)
 
 
-def paste_lesions(image_img, canvas: Canvas, grey, halo_share: float, limits):
+def paste_lesions(
+    image_img: nib.Nifti1Image, canvas: Canvas, grey: np.ndarray, halo_share: float, limits: np.ndarray
+) -> tuple[nib.Nifti1Image, np.ndarray]:
     """Write painted values as the image stores them, inside the new lesions and their halo only.
 
     Parameters
@@ -327,7 +323,9 @@ def paste_lesions(image_img, canvas: Canvas, grey, halo_share: float, limits):
     return nifti.paste(image_img, painted, changed_mask), changed_mask
 
 
-def describe_canvas(image_img, synth_img, canvas: Canvas, changed_mask, anatomy: Anatomy) -> SynthesisRecord:
+def describe_canvas(
+    image_img: nib.Nifti1Image, synth_img: nib.Nifti1Image, canvas: Canvas, changed_mask: np.ndarray, anatomy: Anatomy
+) -> SynthesisRecord:
     """Record the lesions, the scale and the anatomy."""
     before, after = nifti.one_volume(image_img), nifti.one_volume(nifti.as_loaded(synth_img))
     return SynthesisRecord(
@@ -343,7 +341,14 @@ def describe_canvas(image_img, synth_img, canvas: Canvas, changed_mask, anatomy:
     )
 
 
-def describe_new(image_img, synth_img, canvas: Canvas, new: NewLesions, deviation, modality: str) -> list[dict]:
+def describe_new(
+    image_img: nib.Nifti1Image,
+    synth_img: nib.Nifti1Image,
+    canvas: Canvas,
+    new: NewLesions,
+    deviation: Any,
+    modality: str,
+) -> list[dict]:
     """Return one row per new lesion; see `tables.describe_lesions`."""
     before, after = nifti.one_volume(image_img), nifti.one_volume(nifti.as_loaded(synth_img))
     faint_below = checks.FAINT_BELOW_SD * (deviation or 0)
@@ -357,7 +362,7 @@ def describe_new(image_img, synth_img, canvas: Canvas, new: NewLesions, deviatio
     return with_places(rows, new)
 
 
-def with_places(lesions, new):
+def with_places(lesions: list[dict[str, Any]], new: NewLesions) -> list[dict[str, Any]]:
     """Add its `place` to each row of `fill.describe_lesions`: that of the drawn lesion whose centre is nearest.
 
     Parameters
@@ -378,17 +383,19 @@ def with_places(lesions, new):
     return rows
 
 
-def differs(values, others):
+def differs(values: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Return True where two arrays differ; NaN in both counts as equal."""
     return (values != others) & ~(np.isnan(values) & np.isnan(others))
 
 
-def limits_of(image, mask):
+def limits_of(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Compute the 0.1 % and 99.9 % quantiles of the intensities in a mask; (2,) float64 array."""
     return np.quantile(image[mask], (0.001, 0.999))
 
 
-def mask_notes(new, new_mask, outside, wm_mask, img):
+def mask_notes(
+    new: NewLesions, new_mask: np.ndarray, outside: np.ndarray, wm_mask: np.ndarray, img: nib.Nifti1Image
+) -> list[str]:
     """List sentences about the new lesions, to be read before trusting the image.
 
     Parameters
@@ -415,7 +422,14 @@ def mask_notes(new, new_mask, outside, wm_mask, img):
     return notes
 
 
-def sample(image, hole, wm_mask, contrast, model, sampling: Sampling):
+def sample(
+    image: np.ndarray,
+    hole: np.ndarray,
+    wm_mask: np.ndarray,
+    contrast: Any,
+    model: models.Model,
+    sampling: Sampling,
+) -> np.ndarray:
     """Sample new lesions by DDIM, at their contrast, or by SDEdit if unconditional (thesis 3.2).
 
     Returns
@@ -430,7 +444,15 @@ def sample(image, hole, wm_mask, contrast, model, sampling: Sampling):
     return sample_at_contrast(image, hole, wm_mask, contrast, model, sampling, start_step)
 
 
-def sample_at_contrast(image, hole, wm_mask, contrast, model, sampling: Sampling, start_step: int = 0):
+def sample_at_contrast(
+    image: np.ndarray,
+    hole: np.ndarray,
+    wm_mask: np.ndarray,
+    contrast: Any,
+    model: models.Model,
+    sampling: Sampling,
+    start_step: int = 0,
+) -> np.ndarray:
     """Sample the voxels of a hole; lesions of a model that takes a contrast then get exactly that.
 
     Arguments as of `inpaint.fill_volume`; steps and device of the sampling are chosen already.
@@ -442,7 +464,7 @@ def sample_at_contrast(image, hole, wm_mask, contrast, model, sampling: Sampling
     from ..diffusion import inpaint  # with torch, which takes seconds: only where something is painted
 
     values = inpaint.fill_volume(
-        *(image, hole, wm_mask, model, sampling.num_inference_steps, [sampling.seed]),
+        *(image, hole, wm_mask, model, sampling.num_inference_steps, [sampling.seed]),  # type: ignore[arg-type]
         *(sampling.device, sampling.batch_size, start_step, contrast, sampling.progress),
     )[0]
     if not model.form.asks_contrast:

@@ -1,5 +1,7 @@
 """Table of the lesions of an image: volumes, places, means before and after."""
 
+from typing import Any
+
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
@@ -7,18 +9,27 @@ from scipy import ndimage
 from ..images import masks
 
 
-def brain_volume_ml(brain_mask):
+def brain_volume_ml(brain_mask: np.ndarray) -> float:
     """Compute the volume of a brain on the working grid, which has 1 mm; ml."""
     return round(float(brain_mask.sum()) / 1000, 1)
 
 
-def deviation_of(image, mask):
+def deviation_of(image: np.ndarray, mask: np.ndarray) -> float | None:
     """Compute the robust standard deviation of an image in a mask; None if the mask is empty."""
     values = image[mask]
     return float(1.4826 * np.median(np.abs(values - np.median(values)))) if values.size else None
 
 
-def describe_lesions(before, after, given_mask, used_mask, wm_mask, affine, seen, faint_below=0):
+def describe_lesions(
+    before: np.ndarray,
+    after: np.ndarray,
+    given_mask: np.ndarray,
+    used_mask: np.ndarray,
+    wm_mask: np.ndarray,
+    affine: np.ndarray,
+    seen: np.ndarray,
+    faint_below: float = 0,
+) -> list[dict[str, Any]]:
     """Describe each connected lesion of the given mask that was filled, one row each, largest first.
 
     What the mask grew by counts to the nearest lesion, so that lesions which meet when grown are still told apart.
@@ -76,17 +87,17 @@ def describe_lesions(before, after, given_mask, used_mask, wm_mask, affine, seen
     ]
 
 
-def rounded(name, value):
+def rounded(name: str, value: float) -> float:
     """Round a number for the table: to 0.001, means (in image units) to seven digits."""
     return float(f'{value:.7g}') if name.startswith('mean_') else round(value, 3)
 
 
-def mean_of(image, mask):
+def mean_of(image: np.ndarray, mask: np.ndarray) -> float:
     """Compute the mean of an image in a mask; NaN if the mask is empty."""
     return image[mask].mean() if mask.any() else np.nan
 
 
-def count_touching(new_mask, old_mask):
+def count_touching(new_mask: np.ndarray, old_mask: np.ndarray) -> int:
     """Return the number of new lesions that touch an old one; (X, Y, Z) bool arrays."""
     labels, _ = masks.label_lesions(new_mask)
     touched = labels[ndimage.binary_dilation(old_mask, masks.FULL_CONNECTIVITY)]

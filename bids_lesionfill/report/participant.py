@@ -1,5 +1,10 @@
 """Contents of the report of a participant: figures, summaries, messages."""
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import nibabel as nib
 import numpy as np
 
@@ -8,10 +13,13 @@ from ..images import nifti, placement, registration
 from ..layout import derivatives, naming
 from ..lesions import checks, records
 
+if TYPE_CHECKING:
+    from ..layout.inputs import Inputs
+
 PICTURED_VARIANTS = 3  # of a synthesis; the others are in the tables
 
 
-def status_message(pages, missing):
+def status_message(pages: list[dict[str, Any]], missing: set[str]) -> str:
     """Return a message that lists failures of a participant's images and its missing modalities."""
     sentences = [
         f'{page["name"]}: {page["message"]}' if len(pages) > 1 else page['message']
@@ -21,7 +29,7 @@ def status_message(pages, missing):
     return '; '.join(sentences + [f'no {modality} image' for modality in sorted(missing)])
 
 
-def describe_image(image, desc, output_dir):
+def describe_image(image: Inputs, desc: str, output_dir: Path) -> dict[str, Any]:
     """Return what the report says of a filled image, or one with new lesions, read back from the files.
 
     All but the pictures, see `figures_of`.
@@ -51,12 +59,12 @@ def describe_image(image, desc, output_dir):
     }
 
 
-def read_record(info: dict, is_fill: bool) -> records.FillRecord | records.SynthesisRecord:
+def read_record(info: dict, is_fill: bool) -> Any:
     """Return the record of a filled image, or of one with new lesions, from the content of its sidecar."""
     return sidecars.read(records.FillRecord if is_fill else records.SynthesisRecord, info)
 
 
-def files_of(image, desc, output_dir):
+def files_of(image: Inputs, desc: str, output_dir: Path) -> tuple[dict[str, Path], Path]:
     """Return the files of an image (dict of name -> path), and the main one of them."""
     if desc == 'filled':
         files = naming.output_files(output_dir, image)
@@ -65,7 +73,7 @@ def files_of(image, desc, output_dir):
     return files, files['synth']
 
 
-def figures_of(image, desc, output_dir, pictured=True):
+def figures_of(image: Inputs, desc: str, output_dir: Path, pictured: bool = True) -> list[dict[str, Any]]:
     """Draw the pictures of an image, of its files; see `pictures.fill_figures`.
 
     Parameters
@@ -86,13 +94,15 @@ def figures_of(image, desc, output_dir, pictured=True):
     return figures + (draw_overlay(image, mask_file, output_dir) if desc in ('filled', 'synth', 'synth1') else [])
 
 
-def fill_volumes(record, voxel_ml):
+def fill_volumes(record: Any, voxel_ml: float) -> dict[str, float | None]:
     """Return the volumes of the mask that was given and of what was filled; ml, None where they are not known."""
     counts = {'given_volume_ml': record.lesion_voxels_given, 'filled_volume_ml': record.lesion_voxels_used}
     return {name: None if n is None else round(float(n * voxel_ml), 3) for name, n in counts.items()}
 
 
-def draw_figures(image, after_file, mask_file, lesions, record):
+def draw_figures(
+    image: Inputs, after_file: Path, mask_file: Path, lesions: list[dict[str, Any]], record: Any
+) -> list[dict[str, Any]]:
     """Plot an image before and after, unusual lesions (by their record) first; see `pictures.fill_figures`."""
     paths = {'before': image.image_file, 'after': after_file, 'mask': mask_file}
     canonical = {name: nib.as_closest_canonical(nib.load(path)) for name, path in paths.items()}
@@ -117,7 +127,7 @@ def draw_figures(image, after_file, mask_file, lesions, record):
     )
 
 
-def draw_overlay(image, mask_file, output_dir):
+def draw_overlay(image: Inputs, mask_file: Path, output_dir: Path) -> list[dict[str, Any]]:
     """Plot an overlay of FLAIR and T1w if they had to be registered; else nothing."""
     xfm_file, other_file = naming.xfm_file(output_dir, image), image.tissue_file or image.flair_file
     if not xfm_file.is_file() or other_file is None:
@@ -136,7 +146,7 @@ def draw_overlay(image, mask_file, output_dir):
     )
 
 
-def fill_summary(image, lesions, record, volumes):
+def fill_summary(image: Inputs, lesions: list[dict[str, Any]], record: Any, volumes: dict[str, Any]) -> dict[str, Any]:
     """Return the summary of a filling for the report."""
     return {
         'Modality': image.modality,
@@ -154,7 +164,7 @@ def fill_summary(image, lesions, record, volumes):
     }
 
 
-def synth_summary(image, lesions, record):
+def synth_summary(image: Inputs, lesions: list[dict[str, Any]], record: Any) -> dict[str, Any]:
     """Return the summary of a synthesis for the report."""
     return {
         'Modality': image.modality,
@@ -170,16 +180,18 @@ def synth_summary(image, lesions, record):
     }
 
 
-def shown(value, otherwise='n/a'):
+def shown(value: Any, otherwise: Any = 'n/a') -> Any:
     """Return a value of a record as the report shows it: `otherwise` if it is not known."""
     return otherwise if value is None else value
 
 
-def volume_ml(lesions):
+def volume_ml(lesions: list[dict[str, Any]]) -> float:
+    """Return the summed volume of some lesions, ml."""
     return round(sum(row['volume_mm3'] for row in lesions) / 1000, 2)
 
 
-def tissue_summary(image, record):
+def tissue_summary(image: Inputs, record: Any) -> dict[str, str]:
+    """Return where brain and white matter come from, for the summary."""
     return {
         'Brain mask': shown(record.brain_mask_source),
         'White matter': shown(record.white_matter_source),
@@ -187,7 +199,8 @@ def tissue_summary(image, record):
     }
 
 
-def sampling_summary(record):
+def sampling_summary(record: Any) -> dict[str, Any]:
+    """Return how the network was sampled, for the summary."""
     return {
         'Model': shown(record.model),
         'Steps': shown(record.num_inference_steps),

@@ -9,15 +9,22 @@ weights. `accelerate launch -m bids_lesionfill.train ...` runs it on several GPU
 torch takes seconds to import: what does not need it (`--help`, a path that is not there) comes before.
 """
 
+from __future__ import annotations
+
 import argparse
 import difflib
 import logging
 import sys
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .. import text_files
 from ..layout import datasets, errors, ownership
+
+if TYPE_CHECKING:
+    from .plans import Plan
 
 logger = logging.getLogger('bids_lesionfill.train')
 
@@ -26,7 +33,7 @@ PRINTS = ('--list-plans', '--print-plan')
 OK, USAGE = 0, 2
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     """Run the command line of the training; return the exit code: 0, or 2 with a sentence about what is wrong."""
     argv = sys.argv[1:] if argv is None else argv
     options = build_parser(needs_paths=not set(PRINTS) & set(argv)).parse_args(argv)
@@ -47,7 +54,7 @@ def main(argv=None):
     return USAGE
 
 
-def build_parser(needs_paths=True):
+def build_parser(needs_paths: bool = True) -> argparse.ArgumentParser:
     """Return the command-line parser; what only prints needs no paths."""
     parser = argparse.ArgumentParser(
         prog='python -m bids_lesionfill.train',
@@ -78,7 +85,7 @@ def build_parser(needs_paths=True):
     return parser
 
 
-def add_data(group):
+def add_data(group: Any) -> None:
     """Add the options of the data to a group of a parser."""
     group.add_argument(
         '--lesion-masks',
@@ -114,7 +121,7 @@ def add_data(group):
     )
 
 
-def add_resources(group):
+def add_resources(group: Any) -> None:
     """Add the options of where a training starts and ends, and of the machine, to a group of a parser."""
     group.add_argument('--init-from', metavar='MODEL', help='model (name or folder) whose weights to start from')
     group.add_argument(
@@ -134,7 +141,7 @@ def add_resources(group):
     )
 
 
-def list_plans():
+def list_plans() -> Any:
     """Print a line for each plan: name, what it trains, size, number of updates."""
     from . import plans
 
@@ -143,7 +150,7 @@ def list_plans():
     return OK
 
 
-def check_paths(options):
+def check_paths(options: argparse.Namespace) -> None:
     """Raise UsageError if a path is not there, which is known before torch is imported."""
     for folder in (*options.bids_dir, *options.patients, *filter(None, [options.lesion_masks])):
         if not folder.is_dir():
@@ -153,7 +160,7 @@ def check_paths(options):
             raise errors.UsageError(f'--lpips-weights {path} is not a file')
 
 
-def plan_of(options):
+def plan_of(options: argparse.Namespace) -> Any:
     """Return the plan of a name or file, with the numbers of updates that were asked for.
 
     Raises
@@ -180,7 +187,7 @@ def plan_of(options):
     return replace(plan, **{name: value for name, value in changes.items() if value is not None})
 
 
-def device_of(options):
+def device_of(options: argparse.Namespace) -> str:
     """Return the device that was asked for, or the one that there is; UsageError if it is not there."""
     import torch
 
@@ -189,7 +196,7 @@ def device_of(options):
     return options.device or ('cuda' if torch.cuda.is_available() else 'cpu')
 
 
-def run(options):
+def run(options: argparse.Namespace) -> int:
     """Read the data and train; return the exit code."""
     from ..diffusion import lpips
     from . import cases as train_cases
@@ -201,7 +208,7 @@ def run(options):
     weights = weights_of(options, plan)
     on_disk = store.Store(options.output_dir / 'brains')
 
-    def keep(files, read, what=''):
+    def keep(files: Any, read: Callable[[], Any], what: str = '') -> Any:
         loop.claim(options.output_dir, plan)  # nothing is written before the data were found
         return on_disk(files, read, what)
 
@@ -226,7 +233,7 @@ def run(options):
     return OK
 
 
-def check_task(options, plan):
+def check_task(options: argparse.Namespace, plan: Plan) -> None:
     """Raise UsageError if options of the data are for another task than that of the plan."""
     fills_t1w = (plan.task, plan.modality) == ('fill', 'T1w')
     for name, value in (('--normal-appearing', options.normal_appearing), ('--patients', options.patients)):
@@ -236,7 +243,7 @@ def check_task(options, plan):
             )
 
 
-def weights_of(options, plan):
+def weights_of(options: argparse.Namespace, plan: Plan) -> Any:
     """Return the weights to start from; None: at random.
 
     Raises
@@ -255,7 +262,7 @@ def weights_of(options, plan):
     return weights
 
 
-def read_data(options, plan, keep):
+def read_data(options: argparse.Namespace, plan: Plan, keep: Callable[..., Any]) -> tuple[Any, ...]:
     """Return brains to train and to validate, lesion shapes to train and to validate, by the command line's options."""
     from ..diffusion import models
     from . import brains as train_brains
@@ -284,7 +291,7 @@ def read_data(options, plan, keep):
     return brains, validation_brains, *shapes
 
 
-def find_healthy(folder, split):
+def find_healthy(folder: Path, split: str) -> Any:
     """Return the files of healthy brains; see `datasets.find_training`."""
     try:
         return datasets.find_training(folder, split)
@@ -292,7 +299,9 @@ def find_healthy(folder, split):
         raise errors.UsageError(f'{error}; patients alone need none of it: --normal-appearing') from None
 
 
-def split_patients(bids_dirs, modality, held_out, must_validate):
+def split_patients(
+    bids_dirs: Sequence[Path], modality: str, held_out: Collection[str], must_validate: bool
+) -> list[list[Any]]:
     """Return files of patients to train and to validate (see `layout.find_patients`).
 
     By the labels that are held out.

@@ -1,11 +1,17 @@
 """Training plans: network, schedule, loss, cases."""
 
+from __future__ import annotations
+
 import json
 import math
 from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
 
 from ..diffusion import forms, process, unet
 from . import cases as train_cases
+
+if TYPE_CHECKING:
+    from diffusers import DDIMScheduler
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Plan:
     n_validation_cases: int = 64
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.task not in ('fill', 'synth'):
             raise ValueError(f"task is {self.task!r}, expected 'fill' or 'synth'")
         if self.min_snr_gamma is not None and self.prediction_type == 'v_prediction' and self.share_at_end:
@@ -50,12 +56,12 @@ class Plan:
             )
 
     @classmethod
-    def from_json(cls, text):
+    def from_json(cls, text: str) -> Plan:
         """Read a plan from JSON, the inverse of `to_json`; see `from_dict`."""
         return cls.from_dict(json.loads(text))
 
     @classmethod
-    def from_yaml(cls, text):
+    def from_yaml(cls, text: str) -> Plan:
         """Read a plan from YAML; see `from_dict`."""
         import yaml
 
@@ -65,7 +71,7 @@ class Plan:
             raise ValueError(f'it is no YAML: {" ".join(str(error).split())}') from None
 
     @classmethod
-    def from_dict(cls, values):
+    def from_dict(cls, values: dict[str, Any]) -> Plan:
         """Make a plan of a dict as JSON or YAML has it.
 
         Missing fields are those of the plan named by `from`, or defaults.
@@ -97,16 +103,16 @@ class Plan:
         values = {name: value for name, value in values.items() if name not in ('form', 'cases')}
         return cls(**typed(values, cls), form=forms.Form(**form), cases=train_cases.CasePlan(**cases))
 
-    def to_json(self):
+    def to_json(self) -> str:
         """Return indented JSON."""
         return json.dumps(asdict(self), indent=2) + '\n'
 
-    def build_unet(self):
+    def build_unet(self) -> unet.SlabUNet2D:
         """Build a new network of this plan."""
         options = {name: tuple(v) if isinstance(v, list) else v for name, v in self.unet_options.items()}
         return unet.build_unet(self.size, self.form.n_channels, self.pseudo_3d, **options)
 
-    def build_scheduler(self):
+    def build_scheduler(self) -> DDIMScheduler:
         """Build the noise schedule of this plan."""
         return process.build_scheduler(
             self.noise_schedule,
@@ -115,7 +121,7 @@ class Plan:
         )
 
 
-def typed(values, kind):
+def typed(values: dict[str, Any], kind: Any) -> dict[str, Any]:
     """Return values of the fields of a plan with the types of their defaults.
 
     YAML reads `6e-4` as a word: words that are numbers are taken as such.
@@ -129,7 +135,7 @@ def typed(values, kind):
     return {name: value_like(usual[name], value, name) for name, value in values.items()}
 
 
-def value_like(usual, value, name):
+def value_like(usual: Any, value: Any, name: str) -> Any:
     """Return a value of the type of a usual one, or raise ValueError."""
     if isinstance(usual, tuple):
         if not isinstance(value, (list, tuple)) or len(value) != len(usual):
@@ -237,10 +243,11 @@ MASKS = {'lesions': 0.0, 'circles': 1.0, 'mixture': 0.5}  # share of circles
 UNCONDITIONAL = forms.Form(kind='unconditional', inside_mask_only=False)
 
 
-def thesis_plans(start, prefix):
+def thesis_plans(start: Plan, prefix: str) -> list[Plan]:
     """Return every model of the thesis' chapter 3 as changes of one plan: 2D and pseudo-3D, filling and synthesis."""
     plans = []
-    unconditional = {'form': UNCONDITIONAL, 'n_validation_cases': 4}  # RePaint takes 482 passes, and so the thesis
+    # RePaint takes 482 passes, and so the thesis
+    unconditional: dict[str, Any] = {'form': UNCONDITIONAL, 'n_validation_cases': 4}
     for dimension, pseudo_3d in (('2d', False), ('3d', True)):
         model = replace(start, pseudo_3d=pseudo_3d)
         for masks_name, ellipsoid_share in MASKS.items():
@@ -257,9 +264,9 @@ def thesis_plans(start, prefix):
     return plans
 
 
-def small_plans():
+def small_plans() -> list[Plan]:
     """Return the plans of the benchmarks: the thesis' models and our changes to them, for a few CPU minutes each."""
-    common = {
+    common: dict[str, Any] = {
         'size': 'small',
         'batch_size': 4,
         'learning_rate': 6e-4,
@@ -306,7 +313,7 @@ PLANS = {
 }
 
 
-def learning_rate_factor(plan, update):
+def learning_rate_factor(plan: Plan, update: int) -> float:
     """Return the rate's factor: linear warm-up, constant, then a cosine to zero over the last `decay_updates`."""
     warmup = min(1.0, (update + 1) / plan.warmup_updates) if plan.warmup_updates else 1.0
     left = (plan.num_updates - update) / plan.decay_updates if plan.decay_updates else 1.0

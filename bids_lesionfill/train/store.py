@@ -23,7 +23,7 @@ class Store:
         Made if it is not there. It may be removed when no training runs.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
 
     def __call__(self, files: Iterable[str | Path], read: Callable[[], Brain | None], what: str = '') -> Brain | None:
