@@ -12,7 +12,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 from bids_examples import flair_path, mask_path, write_description
-from rulers import Ruler
 from pages import ROOT, TEXTS, arguments_of
 from rulers import Ruler
 
