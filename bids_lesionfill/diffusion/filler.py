@@ -52,7 +52,7 @@ class Filler(Protocol):
 
     @property
     def has_texture(self) -> bool:
-        """Whether a filling has the noise of tissue; False: it is smooth, and the app adds noise."""
+        """True if a filling has the noise of tissue; otherwise it is smooth, and the app adds noise."""
 
     def fill(
         self, volume: 'np.ndarray', lesion_mask: 'np.ndarray', wm_mask: 'np.ndarray', sampling: Sampling
