@@ -472,3 +472,13 @@ def test_cuda_that_is_not_there_is_refused(monkeypatch):
     with pytest.raises(ValueError, match='no usable GPU'):
         models.choose_device('cuda')
     assert models.choose_device('auto') == 'cpu'
+
+
+def test_lesion_whose_middle_is_fluid_stays_one_lesion():
+    given, used = np.zeros((12, 6, 6), bool), np.zeros((12, 6, 6), bool)
+    given[1:8, 2:4, 2:4] = given[10:, 4:, 4:] = True
+    used[1:3, 1:5, 1:5] = used[6:9, 2:4, 2:4] = True  # what is between is fluid, the other lesion is dropped
+    labels, n_lesions = tables.label_filled(given, used)
+    assert n_lesions == 1
+    assert np.array_equal(labels == 1, given & (np.arange(12) < 9)[:, None, None])
+    assert np.array_equal(tables.number_lesions(given, used), used)

@@ -242,7 +242,9 @@ def to_working_grid(mask: np.ndarray, scene: Scene) -> np.ndarray:
 
 def describe_hole(scene: Scene, hole: Hole, growth: Growth) -> FillRecord:
     """Record the mask that is used, which lesions are filled, and which voxels cannot be filled."""
-    given_mask, dropped = scene.given_mask, scene.given_mask & ~hole.used_mask
+    given_mask = scene.given_mask
+    labels, n_filled = tables.label_filled(given_mask, hole.used_mask)
+    dropped = given_mask & (labels == 0)
     if hole.mix is None:
         record = FillRecord(dilation=growth.dilate, rim_voxels=growth.rim_voxels)
     else:
@@ -254,7 +256,7 @@ def describe_hole(scene: Scene, hole: Hole, growth: Growth) -> FillRecord:
         lesion_voxels_used=int(hole.used_mask.sum()),
         lesion_voxels_kept=int(scene.kept_mask.sum()),
         lesion_sign=scene.lesion_sign,
-        lesions=masks.label_lesions(given_mask & hole.used_mask)[1],
+        lesions=n_filled,
         lesions_dropped=masks.label_lesions(dropped)[1],
         lesion_voxels_dropped=int(dropped.sum()),
         lesion_voxels_outside_brain=int((given_mask & ~brain).sum()),

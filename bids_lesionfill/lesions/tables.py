@@ -20,12 +20,25 @@ def deviation_of(image: np.ndarray, mask: np.ndarray) -> float | None:
     return float(1.4826 * np.median(np.abs(values - np.median(values)))) if values.size else None
 
 
+def label_filled(given_mask: np.ndarray, used_mask: np.ndarray) -> tuple[np.ndarray, int]:
+    """Label the lesions of the given mask of which any voxel was filled, whole; return labels (0 elsewhere), count.
+
+    A lesion stays one where the middle of it is fluid, which is not filled.
+    """
+    labels, n_lesions = masks.label_lesions(given_mask)
+    is_filled = np.zeros(n_lesions + 1, dtype=bool)
+    is_filled[labels[used_mask]] = True
+    is_filled[0] = False
+    renumbered = np.where(is_filled, np.cumsum(is_filled), 0)
+    return renumbered[labels], int(is_filled.sum())
+
+
 def number_lesions(given_mask: np.ndarray, used_mask: np.ndarray) -> np.ndarray:
     """Return numbers of the lesions of the given mask that were filled, largest first; (X, Y, Z) int array.
 
     What the mask grew by counts to the nearest lesion, so that lesions which meet when grown are still told apart.
     """
-    labels, n_lesions = masks.label_lesions(given_mask & used_mask)
+    labels, n_lesions = label_filled(given_mask, used_mask)
     if not n_lesions:
         return labels
     nearest = ndimage.distance_transform_edt(labels == 0, return_distances=False, return_indices=True)
