@@ -13,8 +13,7 @@ demo: .venv/ready
 	@echo
 	@echo "Reports: $(abspath $(OUT))/sub-07.html and sub-26.html"
 
-test: .venv/ready-to-test
-	.venv/bin/python -m ruff check .
+test: lint
 	.venv/bin/python -m pytest
 
 test-fast: .venv/ready-to-test
@@ -22,6 +21,8 @@ test-fast: .venv/ready-to-test
 
 lint: .venv/ready-to-test
 	.venv/bin/python -m ruff check .
+	.venv/bin/python -m mypy
+	.venv/bin/codespell
 
 # After a change of pyproject.toml or constraints.txt: the image's locks and the table of licences (Python 3.11, x86-64).
 lock:
@@ -40,7 +41,7 @@ container-test: .venv/ready
 	touch $@
 
 .venv/ready-to-test: .venv/ready
-	$(PIP_INSTALL) --editable '.[test]'
+	$(PIP_INSTALL) --editable '.[test,docs]'
 	touch $@
 
 clean:

@@ -59,11 +59,8 @@ def main():
         for draw in range(options.draws):
             start = time.perf_counter()
             labels = sampling.draw_lesion_mask(
-                library,
+                sampling.Atlas(library, places, frequency, to_template @ affine),
                 tissue_seg == tissues.WHITE_MATTER,
-                places,
-                frequency,
-                to_template @ affine,
                 np.random.default_rng([options.seed, number, draw]),
             )
             seconds['draw'].append(time.perf_counter() - start)

@@ -1,6 +1,6 @@
-"""The picture of the README: one slice before, with the used mask, after.
+"""Plot the pictures of the README: one slice before, with the used mask, after; and, if given, of an earlier visit.
 
-python benchmarks/picture.py T1W USED_MASK FILLED PNG
+python benchmarks/picture.py IMAGE USED_MASK FILLED PNG [EARLIER]
 """
 
 import sys
@@ -10,27 +10,36 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+MASK_COLOUR = '#ffa000'
+PANEL_INCHES = 3.2
+
 
 def main():
-    before, used_mask, after = (nib.as_closest_canonical(nib.load(path)).get_fdata() for path in sys.argv[1:4])
-    x, y, _ = (slice(low, high) for low, high in zip(*brain_box(before)))
-    z = int(np.argmax(used_mask.sum(axis=(0, 1)) * (np.abs(after - before).sum(axis=(0, 1)) > 0)))
-    figure = Figure(figsize=(12, 5), facecolor='black')
+    """Plot the slice in which most voxels change: earlier visit, before, mask, after."""
+    volumes = [nib.as_closest_canonical(nib.load(path)).get_fdata() for path in (*sys.argv[1:4], *sys.argv[5:])]
+    before, used_mask, after = volumes[:3]
+    panels = [('before', before), ('voxels that change', before), ('after', after)]
+    panels[:0] = [('earlier visit', volume) for volume in volumes[3:]]
+    z = int(np.argmax((used_mask > 0).sum(axis=(0, 1))))
+    x, y = head_box(before[..., z])
+    height = PANEL_INCHES * (y.stop - y.start) / (x.stop - x.start)
+    figure = Figure(figsize=(PANEL_INCHES * len(panels), height / 0.93), facecolor='black')
     FigureCanvasAgg(figure)
-    for column, (image, title) in enumerate(((before, 'before'), (before, 'mask'), (after, 'after'))):
-        axes = figure.add_axes([column / 3, 0, 1 / 3, 0.93])
-        axes.imshow(image[x, y, z].T, cmap='gray', origin='lower', vmin=0, vmax=np.percentile(before[before > 0], 99.5))
-        if title == 'mask':
-            axes.contour(used_mask[x, y, z].T, [0.5], colors='#ffa000', linewidths=1)
+    for column, (title, image) in enumerate(panels):
+        axes = figure.add_axes([column / len(panels), 0, 1 / len(panels), 0.93])
+        brightest = np.percentile(image[image > 0], 99.5)
+        axes.imshow(image[x, y, z].T, cmap='gray', origin='lower', vmin=0, vmax=brightest)
+        if title == 'voxels that change':
+            axes.contour(used_mask[x, y, z].T, [0.5], colors=MASK_COLOUR, linewidths=1)
         axes.set_title(title, color='white', fontsize=13)
         axes.axis('off')
     figure.savefig(sys.argv[4], dpi=80, facecolor='black')
 
 
-def brain_box(image):
-    """Lower and upper corner of what is above zero."""
-    voxels = np.argwhere(image > 0)
-    return voxels.min(axis=0), voxels.max(axis=0) + 1
+def head_box(plane):
+    """Return two slices around what is brighter than the background of a plane, (X, Y)."""
+    pixels = np.argwhere(plane > 0.15 * np.percentile(plane, 99))
+    return [slice(low, high) for low, high in zip(pixels.min(axis=0), pixels.max(axis=0) + 1)]
 
 
 if __name__ == '__main__':

@@ -3,7 +3,8 @@
     python benchmarks/verdicts.py BIDS_DIR LABEL [LABEL ...]       (for example: demo 07 26)
 
 Masks are those of derivatives in the dataset. To save time white matter is found twice per patient: with the true mask,
-and without any for masks that lie elsewhere. Prints Markdown. Here the limits of `bids_lesionfill.verdict` come from.
+and without any for masks that lie elsewhere. Prints Markdown. Here the limits of `lesions.checks` come from, but for
+those in `report_checks.py`.
 """
 
 import sys
@@ -20,7 +21,7 @@ from bids_lesionfill.layout import indexing, pairing
 from bids_lesionfill.lesions import checks as lesions_checks
 from bids_lesionfill.lesions import fill, settings
 
-NUMBERS = ('Lesions hardly', 'Filled tissue', 'Darker border')  # columns: how the names of these checks begin
+NUMBERS = ('How much darker', 'Filled tissue against', 'Darker border')  # columns: how the names of these checks begin
 NO_GROWTH = {'dilate': 0, 'rim_voxels': 0}
 
 
@@ -28,7 +29,7 @@ def main(bids_dir, labels):
     derivatives = indexing.find_derivatives(Path(bids_dir))
     found = pairing.find_inputs(indexing.open_layout(bids_dir, derivatives.values()), derivatives, 'T1w', labels)
     model = models.load_model('fill-T1w')
-    print('| participant | mask | faint | fill off | border | what the report says |\n|---|---|---|---|---|---|')
+    print('| participant | mask | step, moved | fill off | border | the report says |\n|---|---|---|---|---|---|')
     for subject in labels:
         (image,) = found[subject]
         image_img, mask_img = nib.load(image.image_file), loading.lesions_of(image)
@@ -39,7 +40,7 @@ def main(bids_dir, labels):
             lesions = settings.Lesions(nifti.mask_image(spoilt, image_img))
             sampling = settings.Sampling(device='cpu')
             filling = fill.fill(image_img, lesions, seen, model, settings.Growth(**options), sampling)
-            checks = lesions_checks.check_filling(filling.info, filling.lesions, 'T1w')
+            checks = lesions_checks.check_filling(filling.record, filling.lesions, 'T1w')
             numbers = [check.found for check in checks if check.name.startswith(NUMBERS)]
             says = ' '.join(filling.warnings) or 'nothing unusual'
             print(f'| {subject} | {name} | {" | ".join(numbers)} | {says} |', flush=True)

@@ -21,12 +21,13 @@ class Modality:
     suffix: str
     lesion_sign: int | None  # 1: usually brighter than white matter, -1: darker; None: either
     needs_t1w: bool = True  # brain and white matter are found in a T1w of the session
+    is_measured: bool = False  # cortical thickness is measured in it
+    is_default_of: tuple[str, ...] = ()  # tasks (`fill`, `synth`) for which it is taken if no modality is asked for
     fill_model: str = 'fill-T1w'
     synth_model: str | None = None  # None: no bundled model synthesizes lesions
     # Share of the contrast of a lesion that is left 1 mm outside its mask: median of five patients on FLAIR and T1w
     # (benchmarks/lesion_contrast.py); other modalities have the mean of the two.
     halo_share: float = 0.28
-    least_contrast: float = 0.0  # of a new lesion
     # Percentiles of the contrast of real lesions, without its sign; None: not measured.
     contrast_percentiles: dict[int, float] | None = field(default=None, hash=False)
 
@@ -36,7 +37,7 @@ class Modality:
 
     @property
     def look(self) -> str:
-        """How lesions usually look next to white matter."""
+        """The usual appearance of lesions next to white matter."""
         return {1: 'brighter', -1: 'darker', None: 'darker or brighter'}[self.lesion_sign]
 
 
@@ -49,19 +50,21 @@ MODALITIES = Registry(
             'T1w',
             lesion_sign=-1,
             needs_t1w=False,
+            is_measured=True,
+            is_default_of=('fill', 'synth'),
             synth_model='synth-T1w',
             halo_share=0.19,
             contrast_percentiles={5: 0.041, 10: 0.067, 25: 0.168, 50: 0.326, 75: 0.518, 90: 0.664, 95: 0.706},
         ),
-        # 149 lesions of the same and of four sessions of MSLesSeg. Bright lesions stay bright.
+        # 149 lesions of the same and of four sessions of MSLesSeg.
         'FLAIR': Modality(
             'FLAIR',
             'FLAIR',
             lesion_sign=1,
+            is_default_of=('synth',),
             fill_model='fill-FLAIR',
             synth_model='synth-FLAIR',
             halo_share=0.36,
-            least_contrast=0.1,
             contrast_percentiles={5: 0.306, 10: 0.380, 25: 0.546, 50: 0.704, 75: 0.871, 90: 1.085, 95: 1.180},
         ),
         'T2w': Modality('T2w', 'T2w', lesion_sign=1),
@@ -94,6 +97,11 @@ def get(name: 'str | Modality | None') -> Modality:
     if name not in MODALITIES:
         raise ValueError(f'modality is {name!r}, expected one of {", ".join(MODALITIES)}')
     return MODALITIES[name]
+
+
+def defaults(task: str) -> tuple[str, ...]:
+    """Return the names of the modalities that a task takes if none is asked for, sorted."""
+    return tuple(sorted(name for name in NAMES if task in MODALITIES[name].is_default_of))
 
 
 def of_file(filename: str) -> Modality:

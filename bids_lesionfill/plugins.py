@@ -30,7 +30,7 @@ class Registry(MutableMapping):
         A string `package.module:attribute` stands for a part that is imported when it is asked for.
     """
 
-    def __init__(self, group: str, built_in: dict[str, Any]):
+    def __init__(self, group: str, built_in: dict[str, Any]) -> None:
         self.group, self._parts = group, dict(built_in)
 
     def register(self, name: str, part: Any) -> Any:

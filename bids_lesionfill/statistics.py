@@ -1,12 +1,15 @@
 """Statistics: bootstrap intervals, exact binomial intervals, agreement of raters."""
 
-import functools
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
 
-def bootstrap_weights(clusters, rng, n_resamples=2000):
+def bootstrap_weights(
+    clusters: Sequence[Any] | np.ndarray, rng: np.random.Generator, n_resamples: int = 2000
+) -> np.ndarray:
     """Sample how often each case is drawn in each resample: people are drawn first, then cases within each person.
 
     Lesions of one person are alike: intervals that take them for independent are too narrow (Field and Welsh 2007).
@@ -34,7 +37,12 @@ def bootstrap_weights(clusters, rng, n_resamples=2000):
     return weights
 
 
-def bootstrap_mean(values, rng, n_resamples=2000, clusters=None):
+def bootstrap_mean(
+    values: Sequence[float] | np.ndarray,
+    rng: np.random.Generator,
+    n_resamples: int = 2000,
+    clusters: Sequence[Any] | np.ndarray | None = None,
+) -> tuple[float, ...]:
     """Return mean over cases with its 95 % percentile bootstrap interval.
 
     Parameters
@@ -61,7 +69,13 @@ def bootstrap_mean(values, rng, n_resamples=2000, clusters=None):
     return float(values.mean()), float(low), float(high)
 
 
-def paired_bootstrap(values, other_values, rng, n_resamples=2000, clusters=None):
+def paired_bootstrap(
+    values: Sequence[float] | np.ndarray,
+    other_values: Sequence[float] | np.ndarray,
+    rng: np.random.Generator,
+    n_resamples: int = 2000,
+    clusters: Sequence[Any] | np.ndarray | None = None,
+) -> tuple[float, ...]:
     """Return mean of the differences case by case with its 95 % percentile bootstrap interval.
 
     Parameters
@@ -78,7 +92,7 @@ def paired_bootstrap(values, other_values, rng, n_resamples=2000, clusters=None)
     return bootstrap_mean(values - other_values, rng, n_resamples, clusters)
 
 
-def clopper_pearson(n_hits, n_cases, confidence=0.95):
+def clopper_pearson(n_hits: int, n_cases: int, confidence: float = 0.95) -> tuple[float, float]:
     """Return exact interval of a proportion (Clopper and Pearson 1934): low, high, floats from 0 to 1.
 
     Parameters
@@ -91,7 +105,7 @@ def clopper_pearson(n_hits, n_cases, confidence=0.95):
     return float(interval.low), float(interval.high)
 
 
-def chance_of_hits(n_hits, chances):
+def chance_of_hits(n_hits: int, chances: Iterable[Any]) -> float:
     """Return the probability of at least `n_hits` hits by guessing, each case with its own chance (Poisson-binomial).
 
     Parameters
@@ -99,11 +113,13 @@ def chance_of_hits(n_hits, chances):
     n_hits : int
     chances : (cases,) sequence of floats from 0 to 1
     """
-    probabilities = functools.reduce(np.convolve, [[1 - chance, chance] for chance in chances], np.ones(1))
+    probabilities: Any = np.ones(1)
+    for chance in chances:
+        probabilities = np.convolve(probabilities, [1 - chance, chance])
     return min(float(probabilities[n_hits:].sum()), 1.0)
 
 
-def score_hits(hits, chances):
+def score_hits(hits: Sequence[bool], chances: Sequence[float]) -> dict[str, float]:
     """Return a reader's hits with their exact 95 % interval, and the expectation of guessing.
 
     Parameters
@@ -128,7 +144,7 @@ def score_hits(hits, chances):
     }
 
 
-def cohen_kappa(one, other):
+def cohen_kappa(one: Sequence[Any] | np.ndarray, other: Sequence[Any] | np.ndarray) -> float:
     """Return the agreement of two readers beyond chance (Cohen 1960); NaN if both always say the same thing.
 
     Parameters

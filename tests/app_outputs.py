@@ -11,7 +11,7 @@ DATASET_FILES = [
     '.bidsignore', 'README.md', 'dataset_description.json', 'descriptions.json', 'descriptions.tsv', 'dseg.tsv',
     'images.json', 'images.tsv', 'logs/CITATION.bib', 'logs/CITATION.md', 'participants.json', 'participants.tsv',
 ]  # fmt: skip
-FIGURES = [f'{entry}_{picture}.png' for entry in ('overview', 'lesion-1', 'lesion-2')
+FIGURES = [f'{entry}_{picture}.png' for entry in ('overview', 'closeup', 'lesion-1', 'lesion-2')
            for picture in ('before', 'mask', 'after')]  # fmt: skip
 
 

@@ -235,12 +235,12 @@ def tiny_library():
 def find_tiny_places(tiny_library):
     """In place of `synth.find_places`, which registers: all of any brain is deep and lesions are alike everywhere."""
     from bids_lesionfill.lesions import places as lesions_places
-    from bids_lesionfill.lesions import synthesis
+    from bids_lesionfill.lesions import sampling
 
     def find(anatomy, library=None):
         shape = anatomy.brain_mask.shape
         places = np.full(shape, lesions_places.PLACES['deep'], dtype=np.uint8)
-        return synthesis.Atlas(tiny_library, places, np.full(shape, 100, np.float32), anatomy.grid_img.affine)
+        return sampling.Atlas(tiny_library, places, np.full(shape, 100, np.float32), anatomy.grid_img.affine)
 
     return find
 

@@ -15,12 +15,14 @@ import pytest
 from app_outputs import DATASET_FILES, ROOT, closing_files, data_hashes, image_files, subject_files, validator
 from bids_examples import empty_like, flair_path, listing, mask_path, t1w_path, write_bids
 from freesurfer_examples import write_stats
+from matplotlib import image as mpl_image
+from rulers import Ruler
 
 from bids_lesionfill import text_files
 from bids_lesionfill.app import cli, exit_codes, options
 from bids_lesionfill.layout import derivatives, naming
-from bids_lesionfill.thickness import engine, registry
-from bids_lesionfill.thickness import tables as thickness_tables
+from bids_lesionfill.report import page as report_page
+from bids_lesionfill.thickness import registry
 
 
 @pytest.fixture
@@ -284,6 +286,29 @@ def test_both_modalities_in_one_run_share_a_report(
         assert words in page
 
 
+def test_the_close_up_shows_both_images_of_a_visit_and_both_outlines(flair_dataset, run_modalities, tmp_path):
+    root, alone, out = flair_dataset(('01',)), tmp_path / 'alone', tmp_path / 'out'
+    assert run_modalities(root, alone, 'T1w') == exit_codes.OK
+    assert 'the FLAIR of the visit below (on the voxels of the T1w), as it is: it was not filled' in read_page(alone)
+    assert run_modalities(root, out, 'T1w', 'FLAIR') == exit_codes.OK
+    page = read_page(out)
+    assert 'the FLAIR of the visit below (on the voxels of the T1w). ' in page
+    assert 'the T1w of the visit below (on the voxels of the FLAIR). ' in page
+    assert 'it was not filled' not in page
+    assert page.count('of the one that was given.') == 8  # two images with four pictures each
+    for modality in ('T1w', 'FLAIR'):
+        pixels = mpl_image.imread(out / f'sub-01/figures/sub-01_{modality}_closeup_mask.png')[..., :3]
+        for colour in (report_page.OUTLINE_COLOUR, report_page.GIVEN_COLOUR):
+            rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+            assert (np.abs(pixels - rgb).max(axis=2) < 0.01).sum() > 20
+    rows = text_files.read_tsv(out / 'sub-01/anat/sub-01_desc-lesions_qc.tsv')
+    assert all(0 < row['given_volume_mm3'] <= 1.1 * row['volume_mm3'] for row in rows)
+
+
+def read_page(output_dir):
+    return (output_dir / 'sub-01.html').read_text(encoding='utf-8')
+
+
 def test_a_report_is_rebuilt_from_all_that_the_output_holds(flair_dataset, run_modalities, ruler, tmp_path):
     """First T1w and FLAIR, then the thickness of the T1w: the section of the FLAIR stays, and its counts."""
     root, out = flair_dataset(('01',)), tmp_path / 'out'
@@ -294,7 +319,7 @@ def test_a_report_is_rebuilt_from_all_that_the_output_holds(flair_dataset, run_m
     for words in ('<h2>sub-01_T1w</h2>', '<h2>sub-01_FLAIR</h2>', 'Lesions of T1w and FLAIR images',
                   'sub-01_FLAIR.nii.gz', 'Cortical thickness', 'Volume of the given mask'):  # fmt: skip
         assert words in page
-    assert page.count('data:image/png') == 2 * 9
+    assert page.count('data:image/png') == 2 * 12
     assert text_files.read_tsv(out / 'images.tsv') == images
     (row,) = text_files.read_tsv(out / 'participants.tsv')
     assert (row['status'], row['images']) == ('filled', 2)
@@ -309,7 +334,7 @@ def test_a_report_tells_of_an_image_that_is_no_longer_there(flair_dataset, run_m
     assert run_modalities(root, out, 'T1w') == exit_codes.OK
     page = (out / 'sub-01.html').read_text()
     assert '<h2>sub-01_FLAIR</h2>' in page
-    assert page.count('data:image/png') == 9
+    assert page.count('data:image/png') == 12
 
 
 def test_a_repeated_finished_run_draws_nothing_and_needs_no_torch(dataset, run, tmp_path, model_dir):
@@ -457,26 +482,6 @@ def test_reasons_name_their_image_if_a_participant_has_several(flair_dataset, ru
     assert 'sub-01_FLAIR' not in row['message']
 
 
-class Ruler:
-    """A thickness engine that needs no time: the mean of the image, and no cortex for participant 02."""
-
-    name, has_noise, reads_results, results_pattern = 'ruler', True, False, ''
-    method, references, packages = 'a ruler', (), ()
-
-    def __init__(self, settings):
-        pass
-
-    def check(self):
-        return engine.Availability(True, '1')
-
-    def run(self, scan):
-        if scan.name == 'sub-02':
-            raise ValueError('no cortex in sight')
-        mm = float(scan.t1w_img.get_fdata().mean()) / 100
-        table = thickness_tables.table_of(dict.fromkeys(thickness_tables.REGIONS, (mm, 1)), {'lh': mm, 'rh': mm})
-        return engine.Measurement(table)
-
-
 @pytest.fixture
 def ruler(monkeypatch):
     monkeypatch.setitem(registry.ENGINES, 'ruler', Ruler)
@@ -556,7 +561,7 @@ def test_demo_patient_is_filled_by_the_bundled_model(tmp_path):
     anat = tmp_path / 'out/sub-07/anat'
     rows = text_files.read_tsv(anat / 'sub-07_desc-lesions_qc.tsv')
     info = derivatives.read_sidecar(anat / 'sub-07_desc-filled_T1w.nii.gz')
-    assert len(rows) == info['Lesions'] == 37
+    assert len(rows) == info['Lesions'] == 36
     changed_most = sorted(rows, key=lambda row: (row['mean_before'] - row['mean_after']) * row['volume_mm3'])[:5]
     for row in changed_most:  # lesions are dark, and end near the white matter around them
         assert row['mean_before'] < row['mean_after']

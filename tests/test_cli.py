@@ -502,12 +502,21 @@ def test_a_second_visit_is_not_the_same_result_as_so_many_lesions(bids_dir, tmp_
     assert drawn != second
 
 
+@pytest.mark.parametrize('more', [(), ('--rims', 'grown'), ('--rim-voxels', '0')])
+def test_dilation_zero_needs_no_other_option_and_grows_nothing(bids_dir, tmp_path, more):
+    options = parse(bids_dir, tmp_path, '--dilate', '0', *more)
+    assert (options.rims, options.rim_voxels, options.growth.rim_voxels) == ('grown', 0, 0)
+    assert options.of_result('T1w') != parse(bids_dir, tmp_path).of_result('T1w')
+    assert options.of_result('T1w')['dilate'] == 0
+
+
 @pytest.mark.parametrize(('arguments', 'words'), [
     (['--n-lesions', '3'], '--n-lesions: only with --mode synth'),
     (['--mask', 'm.nii.gz', '--n-variants', '2'], '--mask, --n-variants: only with --mode synth'),
     (['--mode', 'synth', '--n-samples', '2'], '--n-samples: only with --mode fill'),
     (['--mode', 'synth', '--thickness', '--rims', 'grown'], '--rims, --thickness: only with --mode fill'),
-    (['--dilate', '0', '--rim-voxels', '0'], '--dilate, --rim-voxels: only with --rims grown'),
+    (['--dilate', '2', '--rim-voxels', '0'], '--dilate, --rim-voxels: only with --rims grown'),
+    (['--dilate', '0', '--rim-voxels', '3'], '--dilate 0 fills the given mask and nothing else: --rim-voxels contra'),
     (['--mode', 'synth', '--lesion-labels', '1', '--dilate', '0'], 'only with --mode fill'),
     (['--mode', 'synth', '--mask', 'm.nii.gz', '--n-lesions', '3'], '--mask, --n-lesions contradict each other'),
     (['--mode', 'synth', '--mask-from', '01', '--lesion-load-ml', '3'], '--mask-from, --lesion-load-ml contradict'),

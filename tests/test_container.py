@@ -209,3 +209,19 @@ def test_flags_of_the_descriptor_are_those_of_the_parser():
     flags = [entry.get('command-line-flag') for entry in load('boutiques').descriptor()['inputs']]
     assert {flag for flag in flags if flag} <= parser.all_flags()
     assert flags.count(None) == 3
+
+
+def test_hooks_before_a_commit_run_the_pinned_versions(licenses):
+    pinned = licenses.locked((ROOT / 'constraints.txt').read_text())
+    text = (ROOT / '.pre-commit-config.yaml').read_text()
+    hooks = dict(re.findall(r'additional_dependencies: \[([\w-]+)==([\w.]+)\]', text))
+    assert hooks
+    assert hooks == {name: pinned[name] for name in hooks}
+
+
+def test_lint_runs_what_the_extra_test_installs():
+    text = (ROOT / 'Makefile').read_text()
+    lint, test = (re.search(rf'^{name}: (.*?)\n\n', text, re.MULTILINE | re.DOTALL)[1] for name in ('lint', 'test'))
+    extra = re.search(r'^test = \[(.*)\]', (ROOT / 'pyproject.toml').read_text(), re.MULTILINE)[1]
+    assert all(tool in lint and f'"{tool}' in extra for tool in ('ruff', 'mypy', 'codespell'))
+    assert test.startswith('lint\n')

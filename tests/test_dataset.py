@@ -21,6 +21,7 @@ PLAN = CasePlan(crop=(16, 16, 4))
 def filler(modality):
     """A model that predicts zero at its first step, from the last time on: no residual."""
     return SimpleNamespace(
+        sha256='abc',
         modality=modality,
         plan={'num_inference_steps': 1},
         form=Form(base='local_white_matter'),

@@ -7,21 +7,14 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
-import nibabel as nib
-import numpy as np
 import pytest
-from bids_examples import flair_path, mask_path, write_description
+from pages import DOCS, PAGES, ROOT, TEXTS, arguments_of
 
-from bids_lesionfill.app import cli, exit_codes, single_file, validation
+from bids_lesionfill.app import exit_codes, single_file, validation
 from bids_lesionfill.app import options as app_options
 from bids_lesionfill.app import parser as app_parser
 
-ROOT = Path(__file__).parent.parent
-DOCS = ROOT / 'docs'
-PAGES = sorted(path.name for path in DOCS.glob('*.md'))
-TEXTS = ['README.md', 'CONTRIBUTING.md', 'benchmarks/thickness.md', *(f'docs/{name}' for name in PAGES)]
 RESEARCH = ('train', 'evaluate', 'readerstudy', 'score')  # python -m bids_lesionfill.NAME
 BIDS_APP_HEADINGS = ('Description', 'Documentation', 'How to report errors', 'Acknowledgments', 'Usage')
 
@@ -122,6 +115,8 @@ def test_links_lead_somewhere(name):
 def test_every_page_is_in_the_navigation():
     text = (ROOT / 'mkdocs.yml').read_text()
     assert sorted(re.findall(r': (\w+\.md)$', text, re.M)) == sorted([*PAGES, 'changes.md', 'contributing.md'])
+    benchmarks = [f'benchmarks/{path.name}' for path in (ROOT / 'benchmarks').glob('[a-z]*.md')]
+    assert sorted(re.findall(r': (benchmarks/(?!index)\w+\.md)$', text, re.M)) == sorted(benchmarks)
 
 
 @pytest.mark.slow
@@ -142,16 +137,6 @@ def commands_in(text):
     blocks = re.findall(r'^```bash\n(.*?)^```', text, re.M | re.S)
     lines = [line for block in blocks for line in block.replace('\\\n', ' ').splitlines()]
     return [words for line in lines if (words := shlex.split(line, comments=True))]
-
-
-def arguments_of(words, program):
-    """Return what a command line hands to a program, or None if it does not call it."""
-    if words[0].endswith(f'/{program}') or words[0] == program:
-        return words[1:]
-    image = {'docker': 'bids_lesionfill', 'apptainer': 'bids_lesionfill.sif', 'singularity': 'bids_lesionfill.sif'}
-    if program == 'bids_lesionfill' and words[1:2] == ['run'] and '--entrypoint' not in words and words[0] in image:
-        return words[words.index(image[words[0]]) + 1 :]
-    return words[3:] if words[1:3] == ['-m', program] else None
 
 
 def options_in_source(module):
@@ -206,51 +191,8 @@ def test_examples_in_python_run():
     assert result.failed == 0
 
 
-# Commands that run: those of the page of masks, on a phantom that holds what the page speaks of
-
-SEGMENTED = np.array([0, 24, 3, 2])  # labels of FreeSurfer for background, CSF, grey and white matter
-
-
-@pytest.fixture
-def world(dataset, make_phantom, tmp_path, monkeypatch):
-    """A folder with the dataset /data, and with the outputs of tools and raters that the page names; it is the cwd."""
-    phantom = make_phantom()
-    thick = phantom.thick_slices(phantom.lesion_mask)
-    rater = {mask_path(s, derivative='rater1', extra='desc-rater1_'): phantom.lesion_mask_img for s in ('01', '02')}
-    flairs = {flair_path(s): phantom.thick_slices(phantom.flair) for s in ('01', '02')}
-    drawn = {mask_path(s, derivative='raters', extra='space-FLAIR_'): thick for s in ('01', '02')}
-    data = dataset(**(rater | flairs | drawn))
-    for name in ('rater1', 'raters'):
-        write_description(data / 'derivatives' / name, DatasetType='derivative')
-    labels = np.where(phantom.lesion_mask, 99, SEGMENTED[phantom.tissue_seg]).astype(np.int32)
-    for subject in ('sub-01', 'sub-02'):
-        for tool in ('lst', 'samseg'):
-            (tmp_path / 'path/to' / tool / subject).mkdir(parents=True)
-        nib.save(phantom.lesion_mask_img, tmp_path / 'path/to/lst' / subject / 'space-t1w_seg-lst.nii.gz')
-        nib.save(nib.MGHImage(labels, phantom.affine), tmp_path / 'path/to/samseg' / subject / 'seg.mgz')
-        (tmp_path / 'path/to/samseg' / subject / 'samseg.stats').write_text('# Measure Lesions, 100.0, mm^3\n')
-        (tmp_path / 'predictions').mkdir(exist_ok=True)
-        nib.save(phantom.lesion_mask_img, tmp_path / 'predictions' / f'{subject}.nii.gz')
-    (tmp_path / 'filters.json').write_text('{"lesion_mask": {"desc": "rater1"}}')
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.mark.slow
-def test_commands_of_the_page_of_masks_fill_their_participant(world, model_dir):
-    text = (DOCS / 'masks.md').read_text()
-    blocks = re.findall(r'^```bash\n(.*?)^```', text, re.M | re.S)
-    n_runs = 0
-    for block in blocks:
-        here = re.sub(r'(?<![\w/])/(data|path)\b', rf'{world}/\1', block)
-        for line in [*here.splitlines()] if 'bids_lesionfill' in here else [here]:
-            if not line.startswith('bids_lesionfill'):
-                subprocess.run(['bash', '-euo', 'pipefail', '-c', line], check=True)
-                continue
-            out = world / f'out-{n_runs}'
-            arguments = [str(out) if word == '/out' else word for word in shlex.split(line, comments=True)[1:]]
-            more = ('--model', str(model_dir), '--device', 'cpu', '--participant-label', '01')
-            assert cli.main([*arguments, *more]) == exit_codes.OK, line
-            assert (out / 'sub-01/anat/sub-01_desc-filled_T1w.nii.gz').is_file(), line
-            n_runs += 1
-    assert n_runs > 5
+def test_docstrings_do_not_begin_like_questions():
+    pattern = re.compile(r'"""(What|Whether|How|Where|Which|Who|When)\b.*')
+    paths = sorted((ROOT / 'bids_lesionfill').rglob('*.py'))
+    found = [f'{path.name}: {match[0]}' for path in paths for match in pattern.finditer(path.read_text())]
+    assert not found

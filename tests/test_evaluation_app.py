@@ -9,9 +9,9 @@ from conftest import ellipsoid
 from heads import build_head
 
 from bids_lesionfill.diffusion import models as diffusion_models
-from bids_lesionfill.evaluate import app_fills, cli, real, scores
+from bids_lesionfill.evaluate import app_fills, cli, scores
 from bids_lesionfill.images import grid
-from bids_lesionfill.lesions import fill
+from bids_lesionfill.lesions import fill, measures
 
 SHAPE = (56, 52, 46)
 FILLERS = ['--baselines', 'local white-matter mean', 'biharmonic']
@@ -149,8 +149,8 @@ def test_no_masks_of_changes_is_said(tmp_path):
 def test_fills_are_made_once(phantom, tmp_path, monkeypatch):
     calls = []
 
-    def fill_once(image_img, lesions, model, tissue_img, sampling):
-        calls.append({'tissue_img': tissue_img, 'steps': sampling.num_inference_steps})
+    def fill_once(image_img, lesions, model, t1w_img, sampling):
+        calls.append({'t1w_img': t1w_img, 'steps': sampling.num_inference_steps})
         return fill.Filling(phantom.healthy_img, lesions.mask_img)
 
     monkeypatch.setattr(fill, 'fill_alone', fill_once)
@@ -158,7 +158,7 @@ def test_fills_are_made_once(phantom, tmp_path, monkeypatch):
     options = SimpleNamespace(output_dir=tmp_path, reuse_fills=False, device='cpu')
     arguments = ('sub-01 T1w', phantom.t1w_img, phantom.lesion_mask_img, phantom.t1w_img, model, None)
     made = app_fills.fill_by_app(*arguments, options)
-    assert calls[0]['tissue_img'] is None  # a T1w finds its own tissue
+    assert calls[0]['t1w_img'] is None  # a T1w finds its own tissue
     options.reuse_fills = True
     again = app_fills.fill_by_app(*arguments, options)
     assert len(calls) == 1
@@ -182,9 +182,9 @@ def test_classical_fillers_fill_the_used_mask_alone(phantom):
 
 
 def test_summary_of_real_images_is_median_and_range():
-    measures = dict.fromkeys(real.MEASURES, np.nan)
+    unknown = dict.fromkeys(measures.MEASURES, np.nan)
     keys = {'modality': 'T1w', 'group': 'all', 'method': 'one', 'family': 'model'}
-    rows = [measures | keys | {'grain': value} for value in (0.2, 0.9, 0.4, np.nan)]
+    rows = [unknown | keys | {'grain': value} for value in (0.2, 0.9, 0.4, np.nan)]
     (entry,) = app_fills.summarise_real(rows)
     assert (entry['grain'], entry['grain_min'], entry['grain_max']) == (0.4, 0.2, 0.9)
     assert entry['images'] == 4

@@ -8,6 +8,7 @@ import pytest
 from matplotlib import image as mpl_image
 
 from bids_lesionfill.evaluate import page as evaluate_page
+from bids_lesionfill.evaluate import pictures, tables
 from bids_lesionfill.layout import derivatives
 
 METHODS = {
@@ -176,7 +177,7 @@ def test_matrix_is_coloured_by_the_interval(make_page):
 
 
 def test_unknown_values_are_dashes(make_page):
-    nowhere = dict.fromkeys([metric.key for metric in evaluate_page.METRICS], np.nan)
+    nowhere = dict.fromkeys([metric.key for metric in tables.METRICS], np.nan)
     summary = [make_row('fill-T1w', 'model', 0.001), make_row('biharmonic', 'baseline', 0.002, **nowhere)]
     page = make_page(summary, [make_pair(difference=np.nan)])
     assert rows_of(page)['biharmonic'] == ['–'] * 9 + ['48']
@@ -236,7 +237,7 @@ def test_scores_survive_odd_values(make_page):
 def test_gallery_wraps_into_bands_that_repeat_the_truth():
     def size(n_others):
         example = make_example(['healthy truth', *(f'method {n}' for n in range(n_others))])
-        return mpl_image.imread(io.BytesIO(evaluate_page.draw_example(example, {}))).shape[:2]
+        return mpl_image.imread(io.BytesIO(pictures.draw_example(example, {}))).shape[:2]
 
     height, width = size(6)
     assert size(8) == (2 * height, size(4)[1])
@@ -249,11 +250,11 @@ def test_example_shows_the_patients_right_and_the_top_where_they_belong():
     dark[15:, 18:, :] = 1.0  # right, front
     dark[:, :, 15:] = 1.0  # top
     example['images'] = {'healthy truth': dark}
-    picture = mpl_image.imread(io.BytesIO(evaluate_page.draw_example(example, {})))[..., :3].mean(axis=2)
-    scale = round(evaluate_page.CELL_PX / 24)
-    top, left = evaluate_page.TITLE_PX, evaluate_page.LABEL_PX
+    picture = mpl_image.imread(io.BytesIO(pictures.draw_example(example, {})))[..., :3].mean(axis=2)
+    scale = round(pictures.CELL_PX / 24)
+    top, left = pictures.TITLE_PX, pictures.LABEL_PX
     axial = picture[top : top + 24 * scale, left + 2 * scale : left + 22 * scale]
-    sagittal_top = top + 24 * scale + evaluate_page.GAP_PX
+    sagittal_top = top + 24 * scale + pictures.GAP_PX
     sagittal = picture[sagittal_top : sagittal_top + 18 * scale, left : left + 24 * scale]
     assert axial[scale, scale] > 0.9
     assert axial[scale, -scale] < 0.1
@@ -264,14 +265,14 @@ def test_example_shows_the_patients_right_and_the_top_where_they_belong():
 def test_voxels_of_a_gallery_are_whole_pixels():
     checks = np.indices((24, 24, 24)).sum(axis=0) % 2 * 2.0 - 1
     example = make_example() | {'mask': np.zeros(checks.shape, dtype=bool), 'images': {'healthy truth': checks}}
-    picture = mpl_image.imread(io.BytesIO(evaluate_page.draw_example(example, {})))[..., 0]
-    line = picture[evaluate_page.TITLE_PX + 2, evaluate_page.LABEL_PX :][: 8 * 24]
+    picture = mpl_image.imread(io.BytesIO(pictures.draw_example(example, {})))[..., 0]
+    line = picture[pictures.TITLE_PX + 2, pictures.LABEL_PX :][: 8 * 24]
     assert np.array_equal(line.reshape(24, 8), np.repeat(line[::8, None], 8, axis=1))
 
 
 def test_figures_are_the_same_bytes_every_time():
     example = make_example()
-    assert evaluate_page.draw_example(example, {}) == evaluate_page.draw_example(example, {})
+    assert pictures.draw_example(example, {}) == pictures.draw_example(example, {})
 
 
 def test_failed_write_keeps_the_old_page_and_leaves_no_temporary_file(make_page, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ from scipy import ndimage
 
 from bids_lesionfill.evaluate import discriminability
 from bids_lesionfill.evaluate import real as evaluate_real
+from bids_lesionfill.lesions import measures
 
 
 @pytest.fixture(scope='module')
@@ -32,6 +33,14 @@ def test_tissues_of_the_untouched_are_found(head, untouched):
     assert np.array_equal(untouched.fluid, ventricle)
     assert np.array_equal(untouched.white_matter, white & ~ventricle & ~lesions)
     assert not (untouched.inside & ndimage.binary_dilation(lesions, iterations=2)).any()
+
+
+@pytest.mark.parametrize('unit', [1e-6, 1e6])
+def test_the_unit_of_the_image_moves_no_voxel_of_the_untouched(head, untouched, unit):
+    t1w, brain, lesions = head[:3]
+    scaled = evaluate_real.find_untouched(t1w * unit, brain, lesions, lesions)
+    assert np.array_equal(scaled.white_matter, untouched.white_matter)
+    assert np.array_equal(scaled.fluid, untouched.fluid)
 
 
 def test_no_white_matter_is_said(head):
@@ -126,18 +135,18 @@ def test_wall_faces_by_hand():
     image[:, 0, 0] = (0, 1, 9, 10)
     everywhere = np.ones(image.shape, dtype=bool)
     touched = np.zeros_like(everywhere)
-    at_fill, elsewhere = evaluate_real.wall_faces(image, 5, everywhere, touched)
+    at_fill, elsewhere = measures.wall_faces(image, 5, everywhere, touched)
     assert at_fill.size == 0
     assert elsewhere.tolist() == [8]
     touched[1] = True
-    assert evaluate_real.wall_faces(image, 5, everywhere, touched)[0].tolist() == [8]
-    assert evaluate_real.wall_faces(image, 0.5, everywhere, touched)[0].tolist() == [1]
+    assert measures.wall_faces(image, 5, everywhere, touched)[0].tolist() == [8]
+    assert measures.wall_faces(image, 0.5, everywhere, touched)[0].tolist() == [1]
 
 
 def test_grain_of_few_voxels_is_not_known():
     region = np.zeros((12, 12, 12), dtype=bool)
     region[3:10, 3:10, 3:10] = True  # 27 inside
-    assert np.isnan(evaluate_real.grain(np.ones(region.shape), region))
+    assert np.isnan(measures.grain(np.ones(region.shape), region))
 
 
 # Discriminability

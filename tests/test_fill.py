@@ -9,9 +9,9 @@ from fillings import fill_with
 from scipy import ndimage
 
 from bids_lesionfill import fill_lesions
-from bids_lesionfill.diffusion import forms, inpaint, models, process
+from bids_lesionfill.diffusion import forms, models, process
 from bids_lesionfill.images import grid, masks, nifti, placement, tissues
-from bids_lesionfill.lesions import contrasts, fill, tables
+from bids_lesionfill.lesions import contrasts, fill, settings, tables
 
 
 @pytest.fixture(scope='module')
@@ -97,13 +97,18 @@ def test_empty_mask_gives_a_copy_and_says_so(phantom):
     assert 'empty' in filling.warnings[0]
 
 
+def test_lesion_without_an_anatomy_is_refused_in_a_sentence(phantom, model):
+    with pytest.raises(ValueError, match='no anatomy is given'):
+        fill.fill(phantom.t1w_img, settings.Lesions(phantom.lesion_mask_img), None, model)
+
+
 def test_lesion_far_from_white_matter_is_kept_and_named(phantom, model):
     mask = phantom.lesion_mask.copy()
     corner = np.zeros_like(mask)
     corner[1:4, 1:4, 1:4] = True
     filling = fill_with(phantom.t1w_img, phantom.img(mask | corner), model=model, wm_mask_img=phantom.wm_mask_img)
     assert not (np.asarray(filling.used_mask_img.dataobj) > 0)[corner].any()
-    assert (filling.info['LesionsDropped'], filling.info['LesionVoxelsDropped']) == (1, 27)
+    assert (filling.record.lesions_dropped, filling.record.lesion_voxels_dropped) == (1, 27)
     assert any('of the mask (1 lesion) touches no white matter' in warning for warning in filling.warnings)
 
 
@@ -114,14 +119,21 @@ def test_used_mask_grows_into_white_matter_only(phantom, model):
     used_mask = np.asarray(filling.used_mask_img.dataobj) > 0
     assert used_mask.sum() > 2 * phantom.lesion_mask.sum()
     assert not (used_mask & ~phantom.wm_mask & ~phantom.lesion_mask).any()
-    assert filling.info['LesionVoxelsUsed'] == used_mask.sum()
+    assert filling.record.lesion_voxels_used == used_mask.sum()
 
 
-def test_dilation_zero_fills_the_mask_as_it_is(phantom, model):
+@pytest.mark.parametrize('rims', ['unmixed', 'grown'])
+def test_dilation_zero_fills_the_mask_and_nothing_else(phantom, model, rims):
+    """Neither rims nor soft edges nor fluid: a tight mask leaves the rim of its lesions as it is."""
+    tight = ndimage.binary_erosion(phantom.lesion_mask)
     filling = fill_with(
-        phantom.t1w_img, phantom.lesion_mask_img, model=model, wm_mask_img=phantom.wm_mask_img, rims='grown', dilate=0
+        phantom.t1w_img, phantom.img(tight), model=model, wm_mask_img=phantom.wm_mask_img, rims=rims, dilate=0
     )
-    assert np.array_equal(np.asarray(filling.used_mask_img.dataobj) > 0, phantom.lesion_mask)
+    assert np.array_equal(np.asarray(filling.used_mask_img.dataobj) > 0, tight)
+    filled = filling.filled_img.get_fdata()
+    assert np.array_equal(filled[~tight], phantom.t1w[~tight])
+    assert (filled[tight] != phantom.t1w[tight]).all()
+    assert (filling.record.dilation, filling.record.rim_voxels) == (0, 0)
 
 
 def test_mask_on_another_grid_is_resampled(phantom, model):
@@ -206,7 +218,7 @@ def test_several_samples_give_a_deviation_inside_the_mask_only(phantom, model):
     used_mask = np.asarray(filling.used_mask_img.dataobj) > 0
     assert (sd[used_mask] > 0).mean() > 0.9
     assert not sd[~used_mask].any()
-    assert filling.info['NumInferenceSteps'] == inpaint.STEPS_FOR_SEVERAL_SAMPLES
+    assert filling.record.num_inference_steps == models.STEPS_FOR_SEVERAL_SAMPLES
 
 
 def test_nan_in_the_image_survives_outside_and_does_not_spread(phantom, model):
@@ -240,6 +252,7 @@ def test_hand_made_table():
     assert row == {
         'label': 1,
         'volume_mm3': 4.0,
+        'given_volume_mm3': 4.0,
         'x_mm': 5.0,
         'y_mm': 3.0,
         'z_mm': 3.0,
@@ -269,8 +282,8 @@ def test_table_tells_white_matter_next_to_a_lesion_from_that_beyond_and_counts_f
 def test_mixture_finds_white_matter_when_none_is_given(make_phantom, model):
     phantom = make_phantom(shape=(96, 90, 80))
     filling = fill_with(phantom.t1w_img, phantom.lesion_mask_img, model=model)
-    assert filling.info['WhiteMatterMedian'] == pytest.approx(800, rel=0.02)
-    assert filling.info['SkullStripped'] is True
+    assert filling.record.white_matter_median == pytest.approx(800, rel=0.02)
+    assert filling.record.skull_stripped is True
 
 
 # FLAIR
@@ -289,11 +302,11 @@ def test_flair_takes_white_matter_from_the_t1w_and_the_scale_from_itself(phantom
         return phantom.thick_slices(array) if name == other_grid else phantom.img(array)
 
     flair_img, mask_img = img(phantom.flair, 'FLAIR'), img(phantom.lesion_mask, 'FLAIR')
-    filling = fill_with(flair_img, mask_img, tissue_img=img(phantom.t1w, 'T1w'), model=flair_model, rim_voxels=0)
+    filling = fill_with(flair_img, mask_img, t1w_img=img(phantom.t1w, 'T1w'), model=flair_model, rim_voxels=0)
     before, after = stored_bytes_outside(flair_img, filling)
     assert before == after
-    assert filling.info['WhiteMatterMedian'] == pytest.approx(350, rel=0.03)
-    assert 'T1w' in filling.info['WhiteMatterSource']
+    assert filling.record.white_matter_median == pytest.approx(350, rel=0.03)
+    assert 'T1w' in filling.record.white_matter_source
     assert len(filling.lesions) == 2
     for row in filling.lesions:  # bright before; the untrained network adds little to the interpolation
         assert row['mean_before'] > row['mean_surrounding'] + 20
@@ -305,8 +318,8 @@ def test_another_order_of_the_axes_of_the_t1w_changes_no_byte(phantom, flair_mod
     canonical = nib.as_closest_canonical(phantom.t1w_img)
     assert not np.array_equal(canonical.affine, phantom.affine)
     filled = [
-        fill_lesions(flair_img, mask_img, tissue_img=tissue_img, model=flair_model).to_bytes()
-        for tissue_img in (phantom.t1w_img, canonical, canonical.as_reoriented([[2, 1], [0, -1], [1, 1]]))
+        fill_lesions(flair_img, mask_img, t1w_img=t1w_img, model=flair_model).to_bytes()
+        for t1w_img in (phantom.t1w_img, canonical, canonical.as_reoriented([[2, 1], [0, -1], [1, 1]]))
     ]
     assert filled[0] == filled[1] == filled[2]
 
@@ -319,8 +332,8 @@ def test_t1w_without_a_place_lies_on_the_voxels_of_the_flair(phantom, flair_mode
     placeless = without_place(t1w_img)
     assert not np.allclose(placeless.affine, affine)
     filled, expected = (
-        fill_lesions(flair_img, mask_img, tissue_img=tissue_img, model=flair_model).to_bytes()
-        for tissue_img in (placeless, t1w_img)
+        fill_lesions(flair_img, mask_img, t1w_img=placed_img, model=flair_model).to_bytes()
+        for placed_img in (placeless, t1w_img)
     )
     assert filled == expected
 
@@ -368,14 +381,14 @@ def test_mask_that_follows_the_qform_of_its_image_lies_on_its_voxels(phantom, mo
 def test_dark_ringing_around_the_brain_survives(phantom, flair_model):
     assert (phantom.flair < 0).any()
     filled = fill_lesions(
-        phantom.img(phantom.flair), phantom.lesion_mask_img, tissue_img=phantom.t1w_img, model=flair_model
+        phantom.img(phantom.flair), phantom.lesion_mask_img, t1w_img=phantom.t1w_img, model=flair_model
     ).get_fdata()
     assert np.array_equal(filled < 0, phantom.flair < 0)
     assert np.isfinite(filled).all()
 
 
 def test_flair_without_its_t1w_is_refused_in_a_sentence(phantom, flair_model):
-    with pytest.raises(ValueError, match=r'tiny fills FLAIR images: it needs their T1w \(tissue_img\) or wm_mask_img'):
+    with pytest.raises(ValueError, match=r'tiny fills FLAIR images: it needs their T1w \(t1w_img\) or wm_mask_img'):
         fill_lesions(phantom.img(phantom.flair), phantom.lesion_mask_img, model=flair_model)
 
 
@@ -383,7 +396,7 @@ def test_white_matter_mask_stands_in_for_the_t1w(phantom, flair_model):
     filling = fill_with(
         phantom.img(phantom.flair), phantom.lesion_mask_img, model=flair_model, wm_mask_img=phantom.wm_mask_img
     )
-    assert filling.info['WhiteMatterMedian'] == pytest.approx(350, rel=0.03)
+    assert filling.record.white_matter_median == pytest.approx(350, rel=0.03)
 
 
 def test_t1w_elsewhere_in_space_is_refused(phantom, flair_model):
@@ -393,7 +406,7 @@ def test_t1w_elsewhere_in_space_is_refused(phantom, flair_model):
         fill_lesions(
             phantom.img(phantom.flair),
             phantom.lesion_mask_img,
-            tissue_img=nib.Nifti1Image(phantom.t1w, far),
+            t1w_img=nib.Nifti1Image(phantom.t1w, far),
             model=flair_model,
         )
 
@@ -404,20 +417,22 @@ def test_t1w_with_nothing_in_it_or_of_two_volumes_is_refused(phantom, flair_mode
             fill_lesions(
                 phantom.img(phantom.flair),
                 phantom.lesion_mask_img,
-                tissue_img=nib.Nifti1Image(t1w, phantom.affine),
+                t1w_img=nib.Nifti1Image(t1w, phantom.affine),
                 model=flair_model,
             )
 
 
 def test_missed_rim_is_bright_on_flair_and_dark_on_t1w(make_phantom, model, flair_model):
     phantom = make_phantom(affine=np.eye(4))
-    tight = fill.ndimage.binary_erosion(phantom.lesion_mask)
-    rim = phantom.lesion_mask & ~tight
+    lesion = phantom.lesion_mask
+    wide = ndimage.binary_dilation(lesion, masks.FULL_CONNECTIVITY, 2) & phantom.wm_mask
+    rim = wide & ~masks.dilate_within(lesion, phantom.wm_mask, 1)
 
     def share_taken(array, sign, model, rim_voxels):
-        filling = fill_with(phantom.img(array), phantom.img(tight), model=model, wm_mask_img=phantom.wm_mask_img,
-                             dilate=0, rim_voxels=rim_voxels, rims='grown')  # fmt: skip
-        assert filling.info['LesionSign'] == sign
+        array = np.where(wide & ~lesion, array + 200 * sign, array)
+        filling = fill_with(phantom.img(array), phantom.lesion_mask_img, model=model, wm_mask_img=phantom.wm_mask_img,
+                             dilate=1, rim_voxels=rim_voxels, rims='grown')  # fmt: skip
+        assert filling.record.lesion_sign == sign
         return (np.asarray(filling.used_mask_img.dataobj) > 0)[rim].mean()
 
     for image in ((phantom.flair, 1), (phantom.t1w, -1)):  # measured, whatever the model was made for
@@ -435,7 +450,7 @@ def test_what_the_mask_grows_by_hangs_together_with_it_on_another_grid(make_phan
         return hole | (grown & (np.indices(hole.shape) % 3 == 0).all(axis=0))
 
     monkeypatch.setattr(contrasts, 'grow_to_rim', ragged)
-    options = {'model': model, 'wm_mask_img': phantom.wm_mask_img, 'dilate': 0}
+    options = {'model': model, 'wm_mask_img': phantom.wm_mask_img, 'rims': 'grown', 'dilate': 1}
     filling = fill_with(phantom.t1w_img, phantom.lesion_mask_img, **options)
     used = np.asarray(filling.used_mask_img.dataobj) > 0
     labels, n_parts = masks.label_lesions(used)
@@ -445,9 +460,9 @@ def test_what_the_mask_grows_by_hangs_together_with_it_on_another_grid(make_phan
 def test_skull_of_the_image_counts_not_that_of_the_t1w(phantom, flair_model, monkeypatch):
     monkeypatch.setattr(tissues, 'LARGEST_BRAIN_ML', 30)  # the phantom's brain has 19 ml
     full = np.where(phantom.brain_mask, phantom.flair, 100).astype(np.float32)
-    filling = fill_with(phantom.img(full), phantom.lesion_mask_img, tissue_img=phantom.t1w_img, model=flair_model)
-    assert filling.info['SkullStripped'] is False
-    assert filling.info['BrainMaskSource'] == 'foreground of a skull-stripped image'
+    filling = fill_with(phantom.img(full), phantom.lesion_mask_img, t1w_img=phantom.t1w_img, model=flair_model)
+    assert filling.record.skull_stripped is False
+    assert filling.record.brain_mask_source == 'foreground of a skull-stripped image'
 
 
 def test_cuda_that_is_not_there_is_refused(monkeypatch):
@@ -457,3 +472,13 @@ def test_cuda_that_is_not_there_is_refused(monkeypatch):
     with pytest.raises(ValueError, match='no usable GPU'):
         models.choose_device('cuda')
     assert models.choose_device('auto') == 'cpu'
+
+
+def test_lesion_whose_middle_is_fluid_stays_one_lesion():
+    given, used = np.zeros((12, 6, 6), bool), np.zeros((12, 6, 6), bool)
+    given[1:8, 2:4, 2:4] = given[10:, 4:, 4:] = True
+    used[1:3, 1:5, 1:5] = used[6:9, 2:4, 2:4] = True  # what is between is fluid, the other lesion is dropped
+    labels, n_lesions = tables.label_filled(given, used)
+    assert n_lesions == 1
+    assert np.array_equal(labels == 1, given & (np.arange(12) < 9)[:, None, None])
+    assert np.array_equal(tables.number_lesions(given, used), used)

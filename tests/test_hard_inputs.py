@@ -612,6 +612,6 @@ def test_a_mask_on_one_t1w_comes_to_another_that_lies_elsewhere(tmp_path):
     assert (image.flair_file, image.drawn_on) == (plain.image_file, 'T1w')
     assert image.sources[-1] == 'bids:raw:sub-01/anat/sub-01_T1w.nii.gz'
     seen = loading.view(image)
-    assert seen.registration['Used']
+    assert seen.registration.used
     assert registration.largest_shift_mm(np.linalg.inv(MOVE) @ seen.to_t1w, p.t1w, p.affine) < 2  # half a voxel
     assert seen.notes[-1].startswith('sub-01_T1w.nii.gz and T1w differ by up to')

@@ -452,3 +452,12 @@ def test_half_precision_fills_nearly_the_same(volume, model, monkeypatch):
     assert filled.dtype == np.float32
     assert not np.array_equal(filled, expected)
     np.testing.assert_allclose(filled, expected, atol=0.01)
+
+
+def test_network_is_trusted_where_the_filling_is_white_and_not_where_it_is_grey():
+    base = np.full((40, 20, 20), 0.5)
+    base[:20] = 0.05  # grey matter
+    trust = inpaint.trust_in_network(base, np.full(base.shape, 0.5))
+    assert trust[30, 9, 9] == 1
+    assert trust[5, 9, 9] == 0
+    assert (np.diff(trust[:, 9, 9]) >= 0).all()

@@ -300,7 +300,7 @@ def test_a_mask_on_a_flair_that_lies_elsewhere_comes_to_the_t1w(visit):
     image = loading.settle(image)
     assert image.sources[-1] == 'bids:raw:sub-01/anat/FLAIR.nii.gz'
     loaded = loading.view(image)
-    assert loaded.info['FlairRegistration']['Used']
+    assert loaded.registration.used
     truth = np.linalg.inv(TURN)
     assert registration.largest_shift_mm(loaded.to_t1w @ TURN, phantom.t1w, phantom.affine) < 2  # half a voxel
     assert np.allclose(loaded.lesions.mask_img.affine, loaded.to_t1w @ nib.load(image.lesion_mask_file).affine)
@@ -312,7 +312,7 @@ def test_a_mask_on_a_flair_whose_world_agrees_stays_where_it_is(visit):
     _, image = visit()
     loaded = loading.view(loading.settle(image))
     assert loaded.to_t1w is None
-    assert loaded.info['FlairRegistration']['Used'] is False
+    assert loaded.registration.used is False
     assert np.array_equal(loaded.lesions.mask_img.affine, nib.load(image.lesion_mask_file).affine)
     assert loaded.notes == []
 
@@ -322,7 +322,7 @@ def test_a_mask_on_the_grid_of_the_t1w_needs_no_flair(visit):
     settled = loading.settle(image)
     assert settled.flair_file is None
     assert settled.sources == image.sources
-    assert loading.view(settled).info == {}
+    assert loading.view(settled).registration is None
 
 
 @pytest.mark.parametrize('mask_space', ['FLAIR', 'T1w'])

@@ -330,9 +330,14 @@ def test_locations_that_the_library_does_not_know_are_refused(rng):
 # Whole masks
 
 
+def draw(library, wm_mask, places, frequency, voxel_to_template, rng, **options):
+    atlas = sampling.Atlas(library, places, frequency, voxel_to_template)
+    return sampling.draw_lesion_mask(atlas, wm_mask, rng, **options)
+
+
 def test_lesions_lie_apart_in_white_matter(library, anatomy):
     for seed in range(5):
-        labels = sampling.draw_lesion_mask(library, *anatomy, np.random.default_rng(seed))
+        labels = draw(library, *anatomy, np.random.default_rng(seed))
         assert labels.shape == SHAPE
         assert labels.max() >= 2
         assert np.array_equal(np.unique(labels), np.arange(labels.max() + 1))
@@ -344,7 +349,7 @@ def test_lesions_lie_apart_in_white_matter(library, anatomy):
 
 @pytest.mark.parametrize('locations', [*((place,) for place in PLACES), ('deep', 'infratentorial')])
 def test_every_lesion_obeys_the_locations(library, anatomy, rng, locations):
-    labels = sampling.draw_lesion_mask(library, *anatomy, rng, n_lesions=3, locations=locations)
+    labels = draw(library, *anatomy, rng, n_lesions=3, locations=locations)
     assert labels.max() == 3
     allowed = {PLACES[name] for name in locations}
     assert {lesions_places.place_of(lesion, anatomy[1]) for lesion in each(labels)} <= allowed
@@ -352,27 +357,25 @@ def test_every_lesion_obeys_the_locations(library, anatomy, rng, locations):
 
 @pytest.mark.parametrize('load_ml', [0.2, 1.5, 6.0])
 def test_load_is_reached(library, anatomy, rng, load_ml):
-    labels = sampling.draw_lesion_mask(library, *anatomy, rng, load_ml=load_ml)
+    labels = draw(library, *anatomy, rng, load_ml=load_ml)
     assert (labels > 0).sum() / 1000 == pytest.approx(load_ml, rel=0.1)
 
 
 def test_count_is_reached(library, anatomy, rng):
-    assert sampling.draw_lesion_mask(library, *anatomy, rng, n_lesions=15).max() == 15
+    assert draw(library, *anatomy, rng, n_lesions=15).max() == 15
 
 
 def test_old_lesions_are_avoided(library, anatomy, rng):
     old = ellipsoid(SHAPE, (40, 60, 40), (12, 8, 12))
     before = old.copy()
-    labels = sampling.draw_lesion_mask(library, *anatomy, rng, n_lesions=20, avoid=old, avoid_voxels=4)
+    labels = draw(library, *anatomy, rng, n_lesions=20, avoid=old, avoid_voxels=4)
     assert not labels[ndimage.binary_dilation(old, masks.FULL_CONNECTIVITY, iterations=4)].any()
     assert np.array_equal(old, before)
 
 
 def test_same_seed_same_mask_and_arguments_are_left_alone(library, anatomy):
     before = [array.copy() for array in anatomy]
-    first, again, other = (
-        sampling.draw_lesion_mask(library, *anatomy, np.random.default_rng(seed)) for seed in (4, 4, 5)
-    )
+    first, again, other = (draw(library, *anatomy, np.random.default_rng(seed)) for seed in (4, 4, 5))
     assert first.tobytes() == again.tobytes()
     assert not np.array_equal(first, other)
     assert all(np.array_equal(array, old) for array, old in zip(anatomy, before, strict=True))
@@ -382,9 +385,7 @@ def test_places_follow_the_frequency(library, anatomy, rng):
     wm_mask, places, _, matrix = anatomy
     frequency = np.zeros(SHAPE, dtype=np.float32)
     frequency[40:] = 255
-    labels = sampling.draw_lesion_mask(
-        library, wm_mask, places, frequency, matrix, rng, n_lesions=20, locations=('deep', 'juxtacortical')
-    )
+    labels = draw(library, wm_mask, places, frequency, matrix, rng, n_lesions=20, locations=('deep', 'juxtacortical'))
     right = [np.argwhere(lesion)[:, 0].mean() > 40 for lesion in each(labels)]
     assert np.mean(right) > 0.9
 
@@ -396,9 +397,7 @@ def test_lesions_at_the_ventricles_keep_their_direction_and_others_are_turned(an
         library = build_library((0, place, STICK, centre))
         for seed in range(12):
             rng = np.random.default_rng(seed)
-            labels = sampling.draw_lesion_mask(
-                library, *anatomy, rng, n_lesions=1, load_ml=0.135, locations=(place,), strength=0
-            )
+            labels = draw(library, *anatomy, rng, n_lesions=1, load_ml=0.135, locations=(place,), strength=0)
             voxels = np.argwhere(labels)
             axis = int(np.ptp(voxels, axis=0).argmax())
             seen[place].add((axis, bool(voxels[:, 0].mean() > 40)) if place == 'periventricular' else axis)
@@ -421,10 +420,10 @@ def test_more_than_fits_is_refused_with_numbers(library, anatomy, rng, arguments
     islands = np.arange(80) % 11 < 5  # white matter in cubes of 5 voxels
     wm_mask = wm_mask & islands[:, None, None] & islands[:, None] & islands
     with pytest.raises(ValueError, match=message):
-        sampling.draw_lesion_mask(library, wm_mask, *rest, rng, **arguments)
+        draw(library, wm_mask, *rest, rng, **arguments)
 
 
 def test_brain_without_white_matter_is_refused(library, anatomy, rng):
     nothing = np.zeros(SHAPE, dtype=bool)
     with pytest.raises(ValueError, match='0 of . lesions .* found a place in 0 ml'):
-        sampling.draw_lesion_mask(library, nothing, *anatomy[1:], rng)
+        draw(library, nothing, *anatomy[1:], rng)

@@ -23,6 +23,7 @@ from bids_lesionfill.thickness import tables as thickness_tables
 PACKAGE = '''
 import numpy as np
 
+from bids_lesionfill.diffusion.filler import Record
 from bids_lesionfill.modality import Modality
 from bids_lesionfill.thickness import engine, tables
 
@@ -43,8 +44,8 @@ class Level:
     def fill(self, volume, lesion_mask, wm_mask, sampling):
         return np.full((len(sampling.seeds), lesion_mask.sum()), 0.5)
 
-    def info(self, sampling):
-        return {'Model': self.name, 'Level': 0.5}
+    def record(self, sampling):
+        return Record(self.name, more={'Level': 0.5})
 
     def methods(self):
         return 'the level of white matter (Toy et al., 2026)', (BIBTEX,)
@@ -318,3 +319,9 @@ def test_sign_of_lesions_is_the_usual_one_where_nothing_can_be_measured():
     assert contrasts.lesion_sign(image, nothing, everything, usual=1) == 1
     assert contrasts.lesion_sign(image, everything, nothing, usual=1) == 1
     assert contrasts.lesion_sign(image, nothing, everything) == -1
+
+
+def test_modalities_that_a_task_takes_are_a_fact_of_the_modality():
+    assert modality.defaults('fill') == ('T1w',)
+    assert modality.defaults('synth') == ('FLAIR', 'T1w')  # in the order in which they are painted
+    assert [name for name in modality.NAMES if modality.get(name).is_measured] == ['T1w']

@@ -16,7 +16,7 @@ from nibabel.processing import resample_from_to
 from scipy import ndimage
 
 from bids_lesionfill.layout import files as layout_files
-from bids_lesionfill.score import cases, contrast, matching, outputs, tables
+from bids_lesionfill.score import cases, contrast, loading, matching, outputs, tables
 from bids_lesionfill.score.__main__ import build_parser, main
 
 SHAPE = (24, 20, 16)
@@ -253,7 +253,7 @@ def test_place_is_that_of_the_row_at_the_same_centre():
 
 def loaded(truth, prediction, sizes_mm=(1, 1, 1), **images):
     affine = np.diag([*sizes_mm, 1.0])
-    return cases.Loaded(truth, prediction, NOTHING, affine, sizes_mm, images)
+    return loading.Loaded(truth, prediction, NOTHING, affine, sizes_mm, images)
 
 
 def test_detection_by_volume_and_participant():
@@ -315,7 +315,7 @@ def find(truth, prediction, **choice):
 def find_one(truth, prediction, **choice):
     (case,) = find(truth, prediction, **choice)
     assert not case.problem, case.problem
-    return cases.load(case)
+    return loading.load(case)
 
 
 def test_masks_are_paired_by_session(tmp_path):
@@ -468,7 +468,7 @@ def test_masks_of_lst_ai_and_samseg(tmp_path):
     save(lst_ai / 'sub-01_ses-1' / 'space-flair_seg-lst.nii.gz', NOTHING)
     save(lst_ai / 'sub-01_ses-1' / 'space-t1w_seg-lst.nii.gz', TRUTH)
     first, second = find(truth, lst_ai)
-    np.testing.assert_array_equal(cases.load(first).prediction, TRUTH)
+    np.testing.assert_array_equal(loading.load(first).prediction, TRUTH)
     assert second.problem == cases.NO_PREDICTION
     samseg = tmp_path / 'samseg' / 'sub-02'
     samseg.mkdir(parents=True)
@@ -476,9 +476,9 @@ def test_masks_of_lst_ai_and_samseg(tmp_path):
     (samseg / 'samseg.stats').write_text('# Measure Lesions, 1, mm^3\n')
     case = find(truth, samseg.parent)[1]
     assert case.prediction_labels == (99,)
-    np.testing.assert_array_equal(cases.load(case).prediction, TRUTH)
+    np.testing.assert_array_equal(loading.load(case).prediction, TRUTH)
     truths = find(samseg.parent, derivative(tmp_path / 'prediction', sub02=TRUTH))  # also as the truth
-    np.testing.assert_array_equal(cases.load(truths[0]).truth, TRUTH)
+    np.testing.assert_array_equal(loading.load(truths[0]).truth, TRUTH)
 
 
 def nnunet(folder, labels, **files):
@@ -497,9 +497,9 @@ def test_masks_of_nnunet(tmp_path):
     found = find(truth, folder)
     assert [case.prediction_file.name for case in found] == [f'{name}.nii.gz' for name in names]
     assert {case.prediction_labels for case in found} == {(2,)}
-    np.testing.assert_array_equal(cases.load(found[0]).prediction, TRUTH)
+    np.testing.assert_array_equal(loading.load(found[0]).prediction, TRUTH)
     one_label = find(truth, nnunet(tmp_path / 'b', {'0': 'background', '1': 'x'}, **{'sub-02': TRUTH}))
-    np.testing.assert_array_equal(cases.load(one_label[2]).prediction, TRUTH)  # version 1: number -> name
+    np.testing.assert_array_equal(loading.load(one_label[2]).prediction, TRUTH)  # version 1: number -> name
     unclear = nnunet(tmp_path / 'c', {'background': 0, 'a': 1, 'b': 2}, **{'sub-02': brain})
     assert 'expected one with "lesion"' in find(truth, unclear)[2].problem
 

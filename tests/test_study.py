@@ -114,7 +114,7 @@ def test_the_worst_lesion_is_the_most_unusual_then_the_one_that_changed_most():
     assert study.worst_first(lesions, INFO, 'T1w') == [3, 2, 1]
 
 
-def test_a_thumbnail_shows_the_lesion_in_the_middle_before_and_after():
+def test_a_thumbnail_shows_the_lesion_in_the_middle_before_and_after(real_pictures):
     before = np.full((100, 100, 100), 300.0)
     before[48:53, 48:53, 48:53] = 0
     mask = before == 0

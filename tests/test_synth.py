@@ -90,7 +90,7 @@ def data_of(img):
 
 def contrasts_in(synthesis, anatomy, mask):
     """Contrast of the painted lesions, measured in the image that came out, in units of the normalised image."""
-    normalised = 1.5 / synthesis.info['WhiteMatterMedian'] * synthesis.synth_img.get_fdata(dtype=np.float32) - 1
+    normalised = 1.5 / synthesis.record.white_matter_median * synthesis.synth_img.get_fdata(dtype=np.float32) - 1
     return lesions_contrasts.contrast_of(normalised, mask, anatomy.wm_mask & ~mask)[2]
 
 
@@ -138,7 +138,7 @@ def test_outside_the_new_lesions_and_their_halo_every_stored_value_is_the_same(o
     assert (written.dataobj.slope, written.dataobj.inter) == (img.dataobj.slope, img.dataobj.inter)
     for field in ('qform_code', 'sform_code', 'pixdim', 'dim', 'datatype', 'srow_x'):
         assert np.array_equal(written.header[field], img.header[field]), field
-    assert synthesis.info['VoxelsChanged'] == (stored[0] != stored[1]).sum()
+    assert synthesis.record.voxels_changed == (stored[0] != stored[1]).sum()
 
 
 def test_masks_are_the_new_lesions_and_all_lesions(head, anatomy, new_mask):
@@ -150,9 +150,9 @@ def test_masks_are_the_new_lesions_and_all_lesions(head, anatomy, new_mask):
     for img in (synthesis.mask_img, synthesis.new_mask_img, synthesis.changed_mask_img):
         assert img.get_data_dtype() == np.uint8
         assert np.array_equal(img.affine, MM)
-    info = synthesis.info
-    assert (info['LesionVoxelsOld'], info['LesionVoxelsNew']) == (head.lesion_mask.sum(), 80)
-    assert info['Lesions'] == len(synthesis.lesions) == 3
+    record = synthesis.record
+    assert (record.lesion_voxels_old, record.lesion_voxels_new) == (head.lesion_mask.sum(), 80)
+    assert record.lesions == len(synthesis.lesions) == 3
     assert [row['volume_mm3'] for row in synthesis.lesions] == [36, 36, 8]
     assert synthesis.warnings == []
 
@@ -163,7 +163,7 @@ def test_healthy_head_has_new_lesions_alone(make_phantom, new_mask):
     synthesis = lesions_synthesis.paint(head.healthy_img, anatomy, lesions_at(new_mask), build_model('T1w'))
     assert np.array_equal(data_of(synthesis.mask_img), new_mask)
     assert np.array_equal(data_of(synthesis.new_mask_img), new_mask)
-    assert synthesis.info['LesionVoxelsOld'] == 0
+    assert synthesis.record.lesion_voxels_old == 0
 
 
 def test_lesions_of_the_t1w_are_painted_into_thick_slices_of_a_flair(oblong, new_mask):
@@ -206,7 +206,7 @@ def test_contrast_that_is_asked_for_is_obtained(head, anatomy, new_mask, modalit
         synthesis = lesions_synthesis.paint(*arguments, lesion_halo=halo)
         found = contrasts_in(synthesis, anatomy, new_mask)
         np.testing.assert_allclose(found, 3 * [SIGN[modality] * expected], atol=2e-3)
-    assert synthesis.info['ContrastReference'] == '5 lesions that the model was trained on'
+    assert synthesis.record.contrast_reference == '5 lesions that the model was trained on'
 
 
 def test_every_lesion_has_a_contrast_of_its_own_and_that_of_its_size(head, anatomy, new_mask):
@@ -264,7 +264,7 @@ def test_model_that_takes_no_contrast_paints_without(head, anatomy, new_mask, ti
     form = forms.Form(kind='plain')
     model = build_model(form=form, unet=tiny_unet(form.n_channels), contrasts=None)
     synthesis = lesions_synthesis.paint(image_of(head, 'FLAIR'), anatomy, lesions_at(new_mask), model)
-    assert 'cannot be asked' in synthesis.info['ContrastReference']
+    assert 'cannot be asked' in synthesis.record.contrast_reference
     assert (data_of(synthesis.synth_img) != head.flair)[new_mask].mean() > 0.9
 
 
@@ -292,7 +292,7 @@ def test_what_is_no_number_does_not_count_as_changed(head, anatomy, new_mask):
     synthesis = lesions_synthesis.paint(head.img(values), anatomy, lesions_at(new_mask), build_model())
     changed = data_of(synthesis.changed_mask_img) > 0
     assert np.isfinite(values[changed]).all()
-    assert synthesis.info['VoxelsChanged'] <= changed.sum()
+    assert synthesis.record.voxels_changed <= changed.sum()
 
 
 def test_old_lesions_of_a_mask_without_a_place_lie_on_the_voxels_of_the_t1w(oblong):
@@ -405,7 +405,8 @@ def test_new_lesions_that_touch_old_ones_are_counted_and_named(head, anatomy, ne
     synthesis = lesions_synthesis.paint(
         image_of(head, 'FLAIR'), anatomy, lesions_at(new_mask | beside), build_model(), Lesions(head.lesion_mask_img)
     )
-    assert synthesis.info['NewLesionsTouchingOld'] == 2  # the shells of the two old ones; those of `new_mask` lie apart
+    # The shells of the two old ones; those of `new_mask` lie apart.
+    assert synthesis.record.new_lesions_touching_old == 2
     assert any('2 new lesions touch an old one' in warning for warning in synthesis.warnings)
 
 
@@ -424,7 +425,7 @@ def test_lesions_too_small_for_the_slices_of_an_image_are_named(oblong, new_mask
     new = lesions_at(new_mask, head.affine)
     synthesis = lesions_synthesis.paint(head.thick_slices(head.flair), anatomy, new, build_model())
     assert len(new.strengths) == 3
-    assert synthesis.info['Lesions'] == 2
+    assert synthesis.record.lesions == 2
     assert synthesis.warnings == [
         '1 of 3 new lesions are not in this image: smaller than its voxels, in old lesions or outside the brain.'
     ]
@@ -572,7 +573,7 @@ def test_sidecar_says_of_a_flair_whether_it_has_a_skull(head, anatomy, new_mask,
     """It may have one where the T1w has none."""
     monkeypatch.setattr(images_anatomy, 'is_skull_stripped', lambda image: False)
     flair, t1w = (
-        lesions_synthesis.paint(image_of(head, modality), anatomy, lesions_at(new_mask), build_model(modality)).info
+        lesions_synthesis.paint(image_of(head, modality), anatomy, lesions_at(new_mask), build_model(modality)).record
         for modality in ('FLAIR', 'T1w')
     )
-    assert (flair['SkullStripped'], t1w['SkullStripped']) == (False, True)
+    assert (flair.skull_stripped, t1w.skull_stripped) == (False, True)

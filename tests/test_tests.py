@@ -32,10 +32,11 @@ def test_server_of_processes_imports_what_exists():
 
 def test_quick_pictures_differ_where_drawn_ones_would():
     volume, mask = np.zeros((3, 4, 5)), np.ones((3, 4, 5), bool)
-    contents = [(volume, None, 50), (volume + 1, None, 50), (volume, mask, 50), (volume, ~mask, 50), (volume, None, 60)]
+    outlines = [[], [(mask, 'red')], [(~mask, 'red')], [(mask, 'blue')]]
+    contents = [*((volume, outline, 50) for outline in outlines), (volume + 1, [], 50), (volume, [], 60)]
     pngs = [quick_pictures.draw_panels(*content) for content in contents]
-    assert len(set(pngs)) == 5
-    assert pngs[0] == quick_pictures.draw_panels(volume.copy(), None, 50)
+    assert len(set(pngs)) == len(contents)
+    assert pngs[0] == quick_pictures.draw_panels(volume.copy(), [], 50)
     assert image.imread(io.BytesIO(pngs[0])).shape == (1, 8, 3)
 
 

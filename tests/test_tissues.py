@@ -1,8 +1,9 @@
+import nibabel as nib
 import numpy as np
 import pytest
 from scipy import ndimage
 
-from bids_lesionfill.images import tissues
+from bids_lesionfill.images import anatomy, grid, tissues
 from bids_lesionfill.lesions import places as lesions_places
 
 CSF, GREY, WHITE = tissues.CSF, tissues.GREY_MATTER, tissues.WHITE_MATTER
@@ -39,14 +40,14 @@ def test_foreground_is_filled_and_in_one_piece(head):
 
 def test_skull_stripped_image_needs_no_network(head, monkeypatch):
     phantom, t1w, _ = head
-    monkeypatch.setattr(tissues, 'extract_brain', lambda _: pytest.fail('deepbet was called'))
+    monkeypatch.setattr(tissues.brain_extraction, 'extract_brain', lambda _: pytest.fail('it was called'))
     brain_mask, skull_stripped = tissues.find_brain(t1w)
     assert skull_stripped
     assert dice(brain_mask, phantom.brain_mask) > 0.999
 
 
-def test_image_with_noise_around_it_goes_to_deepbet(rng, monkeypatch):
-    monkeypatch.setattr(tissues, 'extract_brain', lambda t1w: t1w > 50)
+def test_image_with_noise_around_it_goes_to_the_network(rng, monkeypatch):
+    monkeypatch.setattr(tissues.brain_extraction, 'extract_brain', lambda t1w: t1w > 50)
     image = rng.uniform(40, 100, (160, 160, 120)).astype(np.float32)
     brain_mask, skull_stripped = tissues.find_brain(image)
     assert not skull_stripped
@@ -65,7 +66,7 @@ def small_head():
 @pytest.mark.parametrize('part', [slice(None), slice(40, 90)])
 def test_small_head_and_slab_are_not_taken_for_skull_stripped(small_head, part, monkeypatch):
     brain = small_head[:, :, part] > 120
-    monkeypatch.setattr(tissues, 'extract_brain', lambda t1w: brain)
+    monkeypatch.setattr(tissues.brain_extraction, 'extract_brain', lambda t1w: brain)
     assert tissues.foreground(small_head[:, :, part]).sum() / 1000 < tissues.LARGEST_BRAIN_ML
     found, skull_stripped = tissues.find_brain(small_head[:, :, part])
     assert not skull_stripped
@@ -230,3 +231,66 @@ def test_lesion_is_infratentorial_if_most_of_it_is():
         lesion_mask = nothing.copy()
         lesion_mask[start : start + 4] = True
         assert lesions_places.place_of(lesion_mask, places) == lesions_places.PLACES[place]
+
+
+# A constant that was added to the image
+
+
+def test_background_is_what_most_of_the_surface_has(rng):
+    image = np.zeros((20, 22, 24), np.float32)
+    image[4:16, 4:18, 0:20] = rng.uniform(100, 900, (12, 14, 20))  # cut by one face
+    assert grid.background_level(image) == 0
+    assert grid.background_level(image + 300) == 300
+    noisy = image + np.abs(rng.normal(0, 10, image.shape))
+    low = grid.background_level(noisy)
+    assert 0 < low < 1
+    assert grid.background_level(noisy + 300) == pytest.approx(low + 300, abs=1e-3)
+    assert grid.background_level(rng.uniform(100, 900, (9, 9, 9))) == 0  # tissue up to the end
+
+
+@pytest.mark.parametrize('noise', [0, 10])
+@pytest.mark.parametrize('added', [300, 1e4])
+def test_a_constant_that_was_added_changes_no_class(head, rng, monkeypatch, noise, added):
+    phantom, t1w, _ = head
+    monkeypatch.setattr(tissues.brain_extraction, 'extract_brain', lambda _: phantom.brain_mask)  # a phantom is no head
+    t1w = t1w + noise * np.abs(rng.normal(size=t1w.shape)).astype(np.float32)
+    t1w = np.rint(8 * t1w) / 8  # exact in float32 with the constant as well
+    mask_img = nib.Nifti1Image(phantom.lesion_mask.astype(np.uint8), np.eye(4))
+    one, other = (
+        anatomy.look_at(nib.Nifti1Image((t1w + constant).astype(np.float32), np.eye(4)), mask_img)
+        for constant in (0, added)
+    )
+    assert one.sources.skull_stripped == other.sources.skull_stripped == (noise == 0)
+    assert (one.tissue_seg != other.tissue_seg).sum() <= 5
+    assert (one.tissue_seg == WHITE).sum() > 1e4
+    again = anatomy.look_again(other, nib.Nifti1Image((t1w + added).astype(np.float32), np.eye(4)), mask_img, 0.5)
+    assert (again.tissue_seg != other.tissue_seg).sum() <= 5
+
+
+def test_more_than_a_brain_is_not_taken_for_one(monkeypatch):
+    """As sub-P14 ses-T2 of MSLesSeg: stripped in part, air zero, no scalp, 2.6 l."""
+    radius = np.sqrt(sum((axis - 89.5) ** 2 for axis in np.ogrid[:180, :180, :180]))
+    image = np.select([radius < 70, radius < 85.5], [800, 500], 0).astype(np.float32)
+    assert 2500 < (image > 0).sum() / 1000 < 2700
+    brain = radius < 76
+    monkeypatch.setattr(tissues.brain_extraction, 'extract_brain', lambda t1w: brain)
+    found, skull_stripped = tissues.find_brain(image)
+    assert found is brain
+    assert not skull_stripped
+    smaller = np.where(radius < 76, image, 0).astype(np.float32)
+    assert tissues.is_skull_stripped(smaller)
+
+
+def test_slab_through_a_face_is_not_taken_for_skull_stripped(monkeypatch):
+    """Seen on 52 mm of a head: soft tissue that gets brighter up to the brain, and no dark skull below the scalp."""
+    radius = np.sqrt(sum((axis - 69.5) ** 2 for axis in np.ogrid[:140, :140, :52]) + 0 * np.zeros((140, 140, 52)))
+    slab = np.select(
+        [radius < 44, radius < 50, radius < 56, radius < 62, radius < 66, radius < 68], [800, 600, 450, 330, 260, 60], 0
+    ).astype(np.float32)
+    brain = radius < 44
+    assert tissues.SMALLEST_HEAD_ML < (slab > 0).sum() / 1000 < tissues.LARGEST_BRAIN_ML
+    assert tissues.skull_dip(slab[::2, ::2, ::2], slab[::2, ::2, ::2] > 0) > tissues.MAX_DIP
+    monkeypatch.setattr(tissues.brain_extraction, 'extract_brain', lambda t1w: brain)
+    found, skull_stripped = tissues.find_brain(slab)
+    assert found is brain
+    assert not skull_stripped

@@ -928,7 +928,7 @@ OPTIONS = ['--device', 'cpu', '--num-workers', '0']
 
 def main(bids_dir, output_dir, plan_file, *options):
     """The first of `bids_dir` is the folder, options follow."""
-    cli.main([bids_dir[0], str(output_dir), '--plan', plan_file, *bids_dir[1:], *OPTIONS, *options])
+    return cli.main([bids_dir[0], str(output_dir), '--plan', plan_file, *bids_dir[1:], *OPTIONS, *options])
 
 
 SYNTH = replace(PLAN, num_updates=2, n_validation_cases=2, **PARTS['synth'])
@@ -939,8 +939,8 @@ def patient_images(monkeypatch):
     """What was read by `dataset.read_patients`."""
     read, given = train_brains.read_patients, []
 
-    def spy(images, filler):
-        brains = read(images, filler)
+    def spy(images, filler, keep):
+        brains = read(images, filler, keep)
         given.append((images, brains))
         return brains
 
@@ -989,11 +989,11 @@ def test_command_line_keeps_out_who_it_is_told_to(patient_dir, patient_images, t
     assert 'sub-02' in patient_images[0][0][0][0]
 
 
-def test_command_line_with_nobody_left_to_train_says_so(patient_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_brains, 'read_patients', lambda images, filler: images)
+def test_command_line_with_nobody_left_to_train_says_so(patient_dir, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(train_brains, 'read_patients', lambda images, filler, keep: images)
     plan_file = write_plan(tmp_path / 'plan.json', SYNTH)
-    with pytest.raises(SystemExit, match='0 images to train, 3 to validate'):
-        main([patient_dir], tmp_path / 'out', plan_file, '--validation-label', '01', '02', '03')
+    assert main([patient_dir], tmp_path / 'out', plan_file, '--validation-label', '01', '02', '03') == cli.USAGE
+    assert '0 images to train, 3 to validate' in caplog.text
 
 
 @pytest.mark.slow

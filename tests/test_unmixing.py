@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from bids_lesionfill.lesions import unmixing
+from bids_lesionfill.lesions import fluids, unmixing
 
 WM, CSF, NOISE = 100.0, 20.0, 2.0
 
@@ -66,7 +66,7 @@ def test_mask_that_is_too_tight_grows_to_the_lesion():
 def test_bright_lesions_are_unmixed_as_dark_ones():
     # A FLAIR: the share of fluid comes from the T1w.
     painted = paint(contrast=60.0)
-    mix = unmix(painted, fluid=painted.fluid.astype(np.float32), csf=CSF)
+    mix = unmix(painted, fluid=(painted.fluid.astype(np.float32), CSF))
     assert np.abs(mix.lesion - painted.lesion)[painted.lesion > 0.05].mean() < 0.08
     assert mix.contrast[painted.lesion > 0.9].mean() == pytest.approx(60, rel=0.1)
 
@@ -77,7 +77,7 @@ def test_fluid_of_the_t1w_that_looks_like_lesion_on_the_flair_is_filled():
     shifted = np.roll(painted.fluid, 4, axis=0).astype(np.float32)
     overlapped = painted.mask & (shifted > 0.9) & (painted.fluid < 0.1)
     assert overlapped.sum() > 10
-    mix = unmix(painted, fluid=shifted, csf=CSF)
+    mix = unmix(painted, fluid=(shifted, CSF))
     result = unmixing.blend(painted.image, np.full_like(painted.image, WM), mix)
     assert np.abs(result - WM)[overlapped].mean() < 10
     both = (shifted == 1) & (painted.fluid > 0.99)
@@ -193,3 +193,53 @@ def test_image_without_white_matter_around_is_refused():
     painted = paint()
     with pytest.raises(ValueError, match='no white matter outside the lesions'):
         unmixing.local_level(painted.image, np.zeros_like(painted.mask), (1, 1, 1))
+
+
+def black_beside_ventricle():
+    """Return a lesion as dark as fluid at the wall of the ventricle, and the FLAIR of both."""
+    painted = paint(contrast=-80.0, at=(31, 24, 24), edge_mm=0.6)
+    flair = painted.fluid * 15 + (1 - painted.fluid) * (WM + 60 * painted.lesion)
+    return painted, flair
+
+
+def test_lesion_as_dark_as_fluid_is_told_from_it_by_the_flair():
+    painted, flair = black_beside_ventricle()
+    alone = unmix(painted)
+    solid = fluids.solid_on_flair(flair, alone.fluid, painted.wm_mask, painted.mask, painted.brain)
+    told = unmix(painted, solid=solid)
+    black = painted.mask & (painted.lesion > 0.8) & (painted.fluid < 0.01)
+    assert (alone.fluid[black] > 0.5).mean() > 0.3  # this is the fault
+    assert (told.fluid[black] > 0.5).mean() < 0.02
+    ventricle = painted.fluid > 0.99
+    assert told.fluid[ventricle].min() == 1
+
+
+@pytest.mark.parametrize('image', ['T1w', 'constant'])
+def test_image_whose_fluid_is_not_dark_is_not_taken_for_a_flair(image):
+    painted, _ = black_beside_ventricle()
+    flair = np.full_like(painted.image, 50) if image == 'constant' else 200 - painted.image
+    assert not fluids.solid_on_flair(flair, painted.fluid, painted.wm_mask, painted.mask, painted.brain).any()
+
+
+def test_dark_rim_is_claimed_where_masks_are_too_tight():
+    pale, dark = paint(at=(36, 12, 24), contrast=-25.0), paint(at=(36, 36, 24), contrast=-50.0)
+    image = pale.image + dark.lesion * (1 - dark.fluid) * -50
+    lesion = np.maximum(pale.lesion, dark.lesion)
+    tight = ndimage.distance_transform_edt(lesion > 0.5) > 1.5
+    wm_mask = pale.brain & (pale.fluid < 0.5) & ~tight & (image > 70)  # the dark rim is grey matter to a classifier
+    mix = unmix(pale._replace(image=image, mask=tight, wm_mask=wm_mask))
+    rim = (dark.lesion > 0.7) & ~tight
+    assert wm_mask[rim].mean() < 0.1
+    assert mix.tight
+    assert mix.filled[rim].mean() > 0.95
+
+
+def test_grey_matter_beside_a_mask_that_holds_the_lesion_is_not_claimed():
+    painted = paint(at=(34, 24, 24))
+    x = np.arange(48)[:, None, None]
+    grey = (x >= 41) & (x < 44) & painted.brain
+    image = np.where(grey, 65.0, painted.image)
+    larger = ndimage.binary_dilation(painted.mask) & ~grey
+    mix = unmix(painted._replace(image=image, mask=larger, wm_mask=painted.wm_mask & ~grey & ~larger))
+    assert not mix.tight
+    assert not mix.filled[grey].any()

@@ -253,7 +253,7 @@ def test_a_signal_to_end_ends_the_workers_too_and_leaves_nothing(dataset, model_
     parent.send_signal(number)
     assert parent.wait(60) == 128 + number
     said = (tmp_path / 'log').read_text()
-    assert f'ended by {number.name}; the same command goes on where it stopped' in said
+    assert f'ended by {number.name}; the same command resumes' in said
     assert 'Traceback' not in said
     end = time.monotonic() + 20
     while (alive := [pid for pid in children if Path('/proc', pid).exists()]) and time.monotonic() < end:

@@ -1,11 +1,15 @@
 """Arguments in, exit code out. Heavy libraries are imported after the arguments are understood."""
 
+from __future__ import annotations
+
 import errno
 import logging
 import os
 import signal
 import sys
 import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..layout import errors
 from ..layout.errors import UsageError
@@ -13,12 +17,18 @@ from ..thickness import engine
 from . import config, entry, exit_codes, log, validation
 from . import parser as app_parser
 
+if TYPE_CHECKING:
+    import argparse
+    from types import FrameType
+
+    from .options import Options
+
 logger = logging.getLogger('bids_lesionfill')
 
 NO_ROOM_OR_RIGHT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
-def parse(argv, config_file=None):
+def parse(argv: list[str], config_file: str | Path | None = None) -> tuple[argparse.Namespace, list[str]]:
     """Return arguments and what is unknown among them; a configuration file stands for defaults.
 
     Raises
@@ -32,7 +42,7 @@ def parse(argv, config_file=None):
     return parser.parse_known_args(argv)
 
 
-def start(options):
+def start(options: Options) -> int:
     """Run the participant level, in one process or as nodes of nipype; return the exit code."""
     from . import participant
 
@@ -52,12 +62,12 @@ class Terminated(KeyboardInterrupt):
     """A signal asked the run to end, which it does as if it was interrupted: workers end, nothing is left behind."""
 
 
-def terminate(number, frame):
+def terminate(number: int, frame: FrameType | None) -> None:
     """Handle a termination signal."""
     raise Terminated(number)
 
 
-def main(argv):
+def main(argv: list[str]) -> int:
     """Run the app; return the exit code."""
     handlers = {}
     if threading.current_thread() is threading.main_thread():
@@ -68,14 +78,14 @@ def main(argv):
         return run(argv)
     except Terminated as error:
         name = signal.Signals(error.args[0]).name
-        logger.error('ended by %s; the same command goes on where it stopped', name)
+        logger.error('ended by %s; the same command resumes', name)
         return 128 + error.args[0]
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
-def run(argv):
+def run(argv: list[str]) -> int:
     """Run the app with command-line arguments; return the exit code."""
     unknown = app_parser.unknown_words(argv)
     if not unknown:
@@ -103,7 +113,7 @@ def run(argv):
     return work(options)
 
 
-def limit_threads(options):
+def limit_threads(options: Options) -> None:
     """Set the number of threads of each process; it is read when torch is imported."""
     if options.omp_nthreads:
         os.environ['OMP_NUM_THREADS'] = str(options.omp_nthreads)
@@ -111,7 +121,7 @@ def limit_threads(options):
         os.environ['OMP_NUM_THREADS'] = '1'
 
 
-def work(options):
+def work(options: Options) -> int:
     """Run an analysis level; return the exit code."""
     try:
         if options.analysis_level == 'group':
@@ -128,10 +138,10 @@ def work(options):
     except Terminated:
         raise
     except KeyboardInterrupt:
-        logger.error('interrupted; the same command goes on where it stopped')
+        logger.error('interrupted; the same command resumes')
         return exit_codes.INTERRUPTED
     except Exception as error:
-        if getattr(error, 'errno', None) in NO_ROOM_OR_RIGHT:
+        if isinstance(error, OSError) and error.errno in NO_ROOM_OR_RIGHT:
             logger.error('%s cannot be read or written: %s', error.filename, error.strerror)
             return exit_codes.USAGE
         if errors.lacks_memory(error):
@@ -141,6 +151,6 @@ def work(options):
         return exit_codes.INTERNAL
 
 
-def script():
+def script() -> int:
     """Run the console script `bids_lesionfill`, `run.py` or `python -m bids_lesionfill`."""
     sys.exit(entry.end_quietly(main, sys.argv[1:]))

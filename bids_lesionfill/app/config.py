@@ -93,5 +93,5 @@ def read_toml(text: str) -> dict[str, Any]:
     try:
         import tomllib
     except ModuleNotFoundError:
-        import tomli as tomllib
+        import tomli as tomllib  # type: ignore[no-redef]
     return tomllib.loads(text)

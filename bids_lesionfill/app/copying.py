@@ -1,24 +1,30 @@
 """`--copy-unlesioned`: a filled image, which is a copy, of those without a lesion mask: a study has one path."""
 
+from __future__ import annotations
+
 import logging
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..images import anatomy, grid, nifti
+from ..images import nifti
 from ..layout import derivatives, files, inputs, tables
 from ..lesions import fill
+
+if TYPE_CHECKING:
+    from .options import Options
 
 logger = logging.getLogger('bids_lesionfill')
 
 NO_MODEL = 'none'  # in place of the hash of weights
 
 
-def is_wanted(image, options):
+def is_wanted(image: inputs.Inputs, options: Options) -> bool:
     """Return True if an image without a lesion mask is to be copied, as requested."""
     return options.copy_unlesioned and image.problem == inputs.NO_MASK
 
 
-def copy_image(image, options):
+def copy_image(image: inputs.Inputs, options: Options) -> None:
     """Write the derivatives of an image without a lesion mask, unless they are there from the same input."""
     derivatives.check_files(image)
     result_options = options.of_result(image.modality)
@@ -28,13 +34,10 @@ def copy_image(image, options):
         return
     image_img = files.open_image(image.image_file)
     nifti.check_image(image_img, 'image')
-    plain_img = nifti.plain(image_img, 'image')
-    info = {'LesionVoxelsGiven': 0, 'LesionVoxelsUsed': 0, 'LesionVoxelsKept': 0, 'Lesions': 0}
-    info['SkullStripped'] = anatomy.is_skull_stripped(grid.conform(plain_img).get_fdata(dtype=np.float32))
     filling = fill.Filling(
         nifti.copy_image(image_img),
-        nifti.mask_image(np.zeros(plain_img.shape, dtype=bool), image_img),
-        info=info,
+        nifti.mask_image(np.zeros(image_img.shape[:3], dtype=bool), image_img),
+        record=fill.record_of_copy(image_img),
     )
     tables.remove_thickness(options.output_dir, image)
     derivatives.write_xfm(options.output_dir, image, None, {})

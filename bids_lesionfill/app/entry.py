@@ -1,10 +1,11 @@
-"""How a program of the command line starts and ends."""
+"""Start and end of the programs of the command line."""
 
 import os
 import sys
+from collections.abc import Callable
 
 
-def end_quietly(main, argv):
+def end_quietly(main: Callable[[list[str]], int], argv: list[str]) -> int:
     """Run a program and return its exit code; that its output is read no further (`| head -1`) is no error of it."""
     try:
         try:

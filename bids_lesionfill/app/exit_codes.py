@@ -9,7 +9,8 @@ MEANINGS = {
     USAGE: 'wrong usage, or a path that does not exist',
     UNKNOWN_ARGUMENT: 'unknown argument',
     INVALID: 'the dataset is not valid BIDS',
-    NOTHING_TO_DO: 'nothing to do: no image with a lesion mask (synth: no image with a T1w), or no table of thickness',
+    NOTHING_TO_DO: 'nothing to do: no image with a lesion mask (synth: no image with a T1w); group: nothing was filled '
+    'or measured of those asked for',
     ENGINE_UNAVAILABLE: 'a thickness engine that was asked for is not available',
     INTERNAL: 'internal error',
     INTERRUPTED: "interrupted; 129, 143: ended by SIGHUP (the terminal is gone), SIGTERM (a scheduler's time is up)",

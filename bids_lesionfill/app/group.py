@@ -1,6 +1,10 @@
 """The group level: tables of thickness of all participants -> reproducibility error, its noise and its interval."""
 
+from __future__ import annotations
+
 import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,13 +15,16 @@ from ..report import group
 from ..thickness import comparison
 from . import study
 
+if TYPE_CHECKING:
+    from .options import Options
+
 logger = logging.getLogger('bids_lesionfill')
 
 
 OK, NOTHING_TO_DO = 0, 66
 
 
-def run(options):
+def run(options: Options) -> int:
     """Aggregate the tables in the output folder, and in other folders given with `--derivatives`; the exit code.
 
     Who lacks a table, or of whom nothing was filled, is left out of the errors and listed with the reason. The page of
@@ -70,14 +77,14 @@ def run(options):
     return OK
 
 
-def is_wanted(entry, options):
+def is_wanted(entry: dict[str, Any], options: Options) -> bool:
     """Return True if a table matches `--participant-label` and `--session-label`."""
     participant, session = entry['participant'].removeprefix('sub-'), (entry['session'] or '').removeprefix('ses-')
     asked_for = ((participant, options.participant_labels), (session, options.session_labels))
     return all(not labels or label in labels for label, labels in asked_for)
 
 
-def read_statuses(output_dir):
+def read_statuses(output_dir: Path) -> dict[str, dict[str, Any]]:
     """Read the rows of participants.tsv by participant; empty if the file does not exist."""
     status_file = output_dir / 'participants.tsv'
     try:
@@ -91,7 +98,9 @@ def read_statuses(output_dir):
     return {row['participant_id']: row for row in rows}
 
 
-def missing_participants(options, tables, entries, statuses):
+def missing_participants(
+    options: Options, tables: list[dict[str, Any]], entries: list[dict[str, Any]], statuses: dict[str, dict[str, Any]]
+) -> list[dict[str, Any]]:
     """List participants without any requested table, with the reason that their own run logged."""
     measured, counted = ({entry['participant'] for entry in found} for found in (tables, entries))
     wanted = [f'sub-{label}' for label in options.participant_labels]
@@ -103,7 +112,7 @@ def missing_participants(options, tables, entries, statuses):
     ]
 
 
-def missing_tables(entries, statuses):
+def missing_tables(entries: list[dict[str, Any]], statuses: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """List scans measured by one engine but not by another, with the message of a failed run."""
     measured = {(entry['scan'], entry['engine']) for entry in entries}
     scans = {entry['scan']: entry for entry in entries}
@@ -115,14 +124,14 @@ def missing_tables(entries, statuses):
     ]
 
 
-def no_table(status):
+def no_table(status: dict[str, Any] | None) -> str:
     """Return the reason why a scan has no table of an engine."""
     reason = 'no table of this engine'
-    failed = status and status['status'] == 'failed' and status['message']
-    return f'{reason} (failed: {status["message"]})' if failed else reason
+    message = status['message'] if status and status['status'] == 'failed' else None
+    return f'{reason} (failed: {message})' if message else reason
 
 
-def reason_of(status, is_measured):
+def reason_of(status: dict[str, Any] | None, is_measured: bool) -> str:
     """Return the reason why a participant has no requested table, from its row in participants.tsv."""
     if is_measured and (status is None or status['status'] != 'failed'):
         return 'no table of the sessions asked for'

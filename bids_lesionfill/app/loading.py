@@ -1,15 +1,20 @@
 """From the files that were found for an image to images in one world: which lesions, whose tissues, FLAIR to T1w."""
 
-from dataclasses import dataclass, field, replace
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 
 from ..images import grid, masks, nifti, placement, registration, segmentations
 from ..layout import inputs
-from ..layout.files import open_image
-from ..lesions import settings
+from ..layout.files import check_content, open_image
+from ..lesions import records, settings
+
+logger = logging.getLogger(__name__)
 
 MAX_SHIFT_MM = 1  # up to this, world coordinates agree
 MIN_GAIN = 1.02  # of mutual information; less is what interpolation and noise give
@@ -25,19 +30,14 @@ class View:
     lesions_on_t1w: settings.Lesions | None = None  # the same in the world of the T1w
     to_t1w: np.ndarray | None = None  # (4, 4), world of the FLAIR to that of the T1w; None if they agree
     from_t1w: np.ndarray | None = None  # (4, 4), world of the T1w to that of the image; None if they agree
-    registration: dict = field(default_factory=dict)  # for the sidecar; empty if nothing had to be registered
-
-    @property
-    def info(self) -> dict:
-        """Fields of the sidecar."""
-        return {'FlairRegistration': self.registration} if self.registration else {}
+    registration: records.Registration | None = None  # None if nothing had to be registered
 
     @property
     def notes(self) -> list[str]:
         """Sentences that a person should read."""
-        return [] if self.to_t1w is None else [shift_note(self.registration)]
+        return [] if self.to_t1w is None or self.registration is None else [shift_note(self.registration)]
 
-    def bring(self, img):
+    def bring(self, img: nib.Nifti1Image) -> nib.Nifti1Image:
         """Move an image from the world of the T1w into that of this image."""
         return img if self.from_t1w is None else placement.moved(img, self.from_t1w, self.image_img)
 
@@ -45,7 +45,7 @@ class View:
 class Opener:
     """Open each file once: images by path, kept as long as the opener is."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.opened = {}
 
     def __call__(self, path: Path) -> nib.Nifti1Image:
@@ -55,7 +55,7 @@ class Opener:
         return self.opened[path]
 
 
-def settle(image, opener=open_image):
+def settle(image: inputs.Inputs, opener: Callable[[Path], nib.Nifti1Image] = open_image) -> inputs.Inputs:
     """Return an image with the one other image on which its mask lies, if it lies on one that has another grid.
 
     Headers are read. A mask that names no space lies on the FLAIR (or another T1w that shares the mask) if it has its
@@ -80,12 +80,31 @@ def settle(image, opener=open_image):
     return with_source(image)
 
 
-def with_source(image):
-    """Return an image whose sources name `flair_file`, too."""
-    return replace(image, sources=tuple(dict.fromkeys((*image.sources, image.flair_uri))))
+def with_source(image: inputs.Inputs, path: Any = None) -> inputs.Inputs:
+    """Return an image whose sources name `flair_file`, or another file beside it, too."""
+    uri = image.uri_beside(path or image.flair_file)  # type: ignore[arg-type]
+    return replace(image, sources=tuple(dict.fromkeys((*image.sources, uri))))
 
 
-def view(image, choice=settings.DEFAULT_CHOICE, way=None, opener=open_image) -> View:
+def with_fluid_file(image: inputs.Inputs, opener: Callable[[Path], nib.Nifti1Image] = open_image) -> inputs.Inputs:
+    """Return a T1w whose sources name the FLAIR that tells fluid from lesions, or without it if it cannot be read."""
+    if image.fluid_file is None:
+        return image
+    try:
+        check_content(image.fluid_file)
+        nifti.check_image(opener(image.fluid_file), 'FLAIR')
+    except ValueError as error:
+        logger.warning('%s is filled without its FLAIR: %s', image.name, error)
+        return replace(image, fluid_file=None)
+    return with_source(image, image.fluid_file)
+
+
+def view(
+    image: inputs.Inputs,
+    choice: settings.MaskChoice = settings.DEFAULT_CHOICE,
+    way: tuple | None = None,
+    opener: Callable[[Path], nib.Nifti1Image] = open_image,
+) -> View:
     """Read the masks of an image and bring them into its world, and say how the T1w comes there.
 
     Where a FLAIR is in play and is not on the grid of the T1w, the two are registered (rigid). If that moves the FLAIR
@@ -117,15 +136,23 @@ def view(image, choice=settings.DEFAULT_CHOICE, way=None, opener=open_image) -> 
         mask_img = open_lesion_mask(image, opener)
         imgs = select_lesions(mask_img, choice.threshold, image.lesion_labels, choice.labels, choice.min_volume_mm3)
         own, on_t1w = (
-            settings.Lesions(*pair, choice.threshold) for pair in in_both_worlds(image, imgs, to_t1w, opener)
+            settings.Lesions(fill_img, kept_img, choice.threshold)
+            for fill_img, kept_img in in_both_worlds(image, imgs, to_t1w, opener)
         )
     return View(image, image_img, own, on_t1w, to_t1w, from_t1w, about)
 
 
-def in_both_worlds(image, mask_imgs, to_t1w, opener):
+def in_both_worlds(
+    image: inputs.Inputs,
+    mask_imgs: Sequence[nib.Nifti1Image | None],
+    to_t1w: np.ndarray | None,
+    opener: Callable[[Path], nib.Nifti1Image],
+) -> tuple[Sequence[nib.Nifti1Image | None], Sequence[nib.Nifti1Image | None]]:
     """Return masks in the world of an image, and the same in that of its T1w: two tuples; None stays None."""
 
-    def move(imgs, transform, target_img):
+    def move(
+        imgs: Sequence[nib.Nifti1Image | None], transform: np.ndarray, target_img: nib.Nifti1Image
+    ) -> Sequence[nib.Nifti1Image | None]:
         return tuple(placement.moved(img, transform, target_img) for img in imgs)
 
     t1w_img, on_flair = opener(image.t1w_file), drawn_on_flair(image, opener)
@@ -140,7 +167,7 @@ def in_both_worlds(image, mask_imgs, to_t1w, opener):
     return mask_imgs, on_t1w if to_t1w is None else move(on_t1w, to_t1w, t1w_img)
 
 
-def shift_of_header(t1w_img, image_img):
+def shift_of_header(t1w_img: nib.Nifti1Image, image_img: nib.Nifti1Image) -> np.ndarray | None:
     """Return the (4, 4) transform that puts a T1w on the voxels of an image where one header gives no place, or None.
 
     See `placement.beside`.
@@ -149,9 +176,9 @@ def shift_of_header(t1w_img, image_img):
     return None if placed_img is t1w_img else placed_img.affine @ np.linalg.inv(t1w_img.affine)
 
 
-def open_lesion_mask(image, opener=open_image):
+def open_lesion_mask(image: inputs.Inputs, opener: Callable[[Path], nib.Nifti1Image] = open_image) -> nib.Nifti1Image:
     """Read the lesion mask of an image, with the affine of the FLAIR if it follows only its qform."""
-    mask_img = opener(image.lesion_mask_file)
+    mask_img = opener(image.lesion_mask_file)  # type: ignore[arg-type]
     flair_file = image.image_file if image.tissue_file else image.flair_file
     if flair_file is None or placement.same_grid(mask_img, opener(image.t1w_file)):  # then nobody needs the FLAIR
         return mask_img
@@ -159,7 +186,9 @@ def open_lesion_mask(image, opener=open_image):
     return nifti.with_affine(mask_img, flair_img.affine) if placement.follows_qform(mask_img, flair_img) else mask_img
 
 
-def open_brain_mask(image, opener=open_image):
+def open_brain_mask(
+    image: inputs.Inputs, opener: Callable[[Path], nib.Nifti1Image] = open_image
+) -> nib.Nifti1Image | None:
     """Read the brain mask of an image in the scanner space of its T1w; None if there is none."""
     if not image.brain_mask_file:
         return None
@@ -167,7 +196,12 @@ def open_brain_mask(image, opener=open_image):
     return nifti.plain(brain_mask_img, 'brain mask')
 
 
-def lesions_of(image, choice=settings.DEFAULT_CHOICE, to_t1w=None, opener=open_image):
+def lesions_of(
+    image: inputs.Inputs,
+    choice: settings.MaskChoice = settings.DEFAULT_CHOICE,
+    to_t1w: np.ndarray | None = None,
+    opener: Callable[[Path], nib.Nifti1Image] = open_image,
+) -> nib.Nifti1Image | None:
     """Read the lesions (binary or probabilities) in the scanner space of the T1w; None without a mask.
 
     Parameters
@@ -189,7 +223,7 @@ def lesions_of(image, choice=settings.DEFAULT_CHOICE, to_t1w=None, opener=open_i
     return placement.moved(mask_img, to_t1w, opener(image.t1w_file))
 
 
-def drawn_on_flair(image, opener=open_image):
+def drawn_on_flair(image: inputs.Inputs, opener: Callable[[Path], nib.Nifti1Image] = open_image) -> bool:
     """Return True if the lesion mask of an image (from `settle`) is in the scanner space of the FLAIR."""
     if image.tissue_file is None:
         return image.flair_file is not None
@@ -197,12 +231,14 @@ def drawn_on_flair(image, opener=open_image):
     return not (image.mask_space == 'T1w' or (image.mask_space is None and placement.same_grid(mask_img, t1w_img)))
 
 
-def files_of_pair(image):
+def files_of_pair(image: inputs.Inputs) -> tuple[Path | None, Path]:
     """Return the FLAIR and T1w files of an image, either may be the image itself; FLAIR may be None."""
     return image.image_file if image.tissue_file else image.flair_file, image.t1w_file
 
 
-def way_to_t1w(image, opener=open_image):
+def way_to_t1w(
+    image: inputs.Inputs, opener: Callable[[Path], nib.Nifti1Image] = open_image
+) -> tuple[np.ndarray | None, Any]:
     """Compute the transform from FLAIR to T1w scanner space where both are used and headers disagree.
 
     Parameters
@@ -214,29 +250,29 @@ def way_to_t1w(image, opener=open_image):
     Returns
     -------
     to_t1w : (4, 4) array or None
-    about : dict for the sidecar, empty if nothing had to be registered; see `align`
+    about : records.Registration, None if nothing had to be registered; see `align`
     """
     flair_file, t1w_file = files_of_pair(image)
     if flair_file is None:
-        return None, {}
+        return None, None
     flair_img, t1w_img = opener(flair_file), opener(image.t1w_file)
     if placement.same_grid(flair_img, t1w_img):
-        return None, {}
+        return None, None
     to_t1w, about = align(flair_img, t1w_img)
-    return to_t1w, about | ({} if image.drawn_on == 'FLAIR' else {'Moved': flair_file.name})
+    return to_t1w, about if image.drawn_on == 'FLAIR' else replace(about, moved=flair_file.name)
 
 
-def shift_note(about):
+def shift_note(about: Any) -> str:
     """Return the note for the user about a registered FLAIR."""
-    moved = about.get('Moved', 'FLAIR')
+    moved = about.moved or 'FLAIR'
     return (
-        f'{moved} and T1w differ by up to {about["ShiftMm"]:.1f} mm by their headers: the {moved} was registered. '
+        f'{moved} and T1w differ by up to {about.shift_mm:.1f} mm by their headers: the {moved} was registered. '
         'Look at the overlay.'
     )
 
 
-def align(flair_img, t1w_img):
-    """Register a FLAIR to a T1w if their headers disagree: ((4, 4) array or None, sidecar dict).
+def align(flair_img: nib.Nifti1Image, t1w_img: nib.Nifti1Image) -> tuple[np.ndarray | None, Any]:
+    """Register a FLAIR to a T1w if their headers disagree: ((4, 4) array or None, Registration).
 
     See `registration.rigid`.
     """
@@ -247,17 +283,19 @@ def align(flair_img, t1w_img):
     )
     shift_mm = registration.largest_shift_mm(to_t1w, flair, flair_img.affine)
     used = bool(shift_mm > MAX_SHIFT_MM and after > MIN_GAIN * before)
-    about = {
-        'Method': 'rigid, mutual information',
-        'ShiftMm': round(shift_mm, 2),
-        'InformationByHeaders': round(before, 4),
-        'InformationRegistered': round(after, 4),
-        'Used': used,
-    }
+    about = records.Registration(
+        'rigid, mutual information', round(shift_mm, 2), round(before, 4), round(after, 4), used
+    )
     return (to_t1w if used else None), about
 
 
-def select_lesions(mask_img, threshold=0.5, holds=(), labels=(), min_volume_mm3=0):
+def select_lesions(
+    mask_img: nib.Nifti1Image,
+    threshold: float = 0.5,
+    holds: Sequence[int] = (),
+    labels: Sequence[int] = (),
+    min_volume_mm3: float = 0,
+) -> tuple[nib.Nifti1Image, nib.Nifti1Image | None]:
     """Return lesions to fill and lesions to keep (or None): uint8 images on the grid of the mask.
 
     Parameters
@@ -298,7 +336,11 @@ def select_lesions(mask_img, threshold=0.5, holds=(), labels=(), min_volume_mm3=
     return nifti.mask_image(wanted, mask_img), nifti.mask_image(kept, mask_img) if kept.any() else None
 
 
-def load_segmentation(segmentation, t1w_img, opener=open_image):
+def load_segmentation(
+    segmentation: inputs.Segmentation | None,
+    t1w_img: nib.Nifti1Image,
+    opener: Callable[[Path], nib.Nifti1Image] = open_image,
+) -> tuple[nib.Nifti1Image | None, str | None, list[str]]:
     """Read tissue classes of another tool: (image or None, description of the source, warnings).
 
     What does not fit the T1w is left out with a warning, and white matter is found without it.

@@ -1,26 +1,32 @@
 """One participant's image: thickness before and after filling, the noise floor, and where the lesions lie."""
 
+from __future__ import annotations
+
 import functools
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
 
+from .. import sidecars
 from ..images import grid, nifti, placement, registration, tissues
 from ..images.anatomy import Anatomy
 from ..layout import derivatives, errors, inputs, naming
 from ..layout import tables as layout_tables
-from ..lesions import places, settings
+from ..lesions import places, records, settings
 from ..report import thickness
 from ..thickness import tables as thickness_tables
 from ..thickness.engine import Scan
 from . import loading
+
+if TYPE_CHECKING:
+    from ..thickness.engine import Measurement
 
 logger = logging.getLogger('bids_lesionfill')
 
@@ -30,7 +36,7 @@ RERUN_SEED = 1  # added to the image's seed
 
 @dataclass(frozen=True)
 class Task:
-    """How an image is measured."""
+    """Settings of the measurement of an image."""
 
     seed: int
     version: str  # of the app
@@ -81,7 +87,7 @@ def measure_image(
         raise RuntimeError('; '.join(problems)) from next(iter(problems.values()))
 
 
-def measure_desc(job: 'Job', desc: str, engines: dict, problems: dict) -> None:
+def measure_desc(job: Job, desc: str, engines: dict, problems: dict) -> None:
     """Measure the original, the filled image or the rerun with every engine; add what fails to `problems`."""
     scan = job.scan(desc)
     table_file = job.files[f'morph_{desc}']
@@ -124,14 +130,16 @@ class Job(NamedTuple):
     opener: Callable = loading.open_image
 
     @property
-    def files(self):
+    def files(self) -> dict[str, Path]:
+        """Paths of the tables and segmentations of the image; see `naming.thickness_files`."""
         return naming.thickness_files(self.output_dir, self.image)
 
     @property
-    def filled_file(self):
+    def filled_file(self) -> Path:
+        """Path of the filled image."""
         return naming.output_files(self.output_dir, self.image)['filled']
 
-    def sources(self, desc):
+    def sources(self, desc: str) -> list[str]:
         """Return the BIDS URIs of the sources of a table or a segmentation."""
         uri = f'bids::{self.filled_file.relative_to(self.output_dir).as_posix()}'
         return [*self.image.sources, *([uri] if desc == 'filled' else [])]
@@ -152,7 +160,7 @@ class Job(NamedTuple):
             self.task.seed_of(desc),
         )
 
-    def hash(self, scan, desc, measured_by):
+    def hash(self, scan: Scan, desc: str, measured_by: Sequence[Any]) -> str:
         """Compute the SHA-256 of all inputs of a measurement: images, seed, engine, selected lesions.
 
         The brain mask is that of the original image: it enters by the files that it is found from.
@@ -166,22 +174,25 @@ class Job(NamedTuple):
             digest.update(self.image.lesion_mask_file.read_bytes())
         return digest.hexdigest()
 
-    def describe_tissues(self, measurement, scan, desc, engine, has_classes):
+    def describe_tissues(
+        self, measurement: Measurement, scan: Scan, desc: str, engine: str, has_classes: bool
+    ) -> dict[str, Any]:
         """Write tissue classes, if no engine before has made some; what they say, for the sidecar."""
         seg_img, source = tissues_of(measurement, scan, engine)
         dseg_file = self.files[f'dseg_{desc}']
         if not (has_classes and dseg_file.is_file()):
             layout_tables.write_dseg(dseg_file, seg_img, self.sources(desc), source)
-        about = {'TissueClasses': source}
+        about: dict[str, Any] = {'TissueClasses': source}
         if desc == 'filled':
             seg = np.asarray(seg_img.dataobj).astype(int)
             cortex_img = measurement.cortex_img
             ribbon = None if cortex_img is None else np.asarray(cortex_img.dataobj) > 0
             about['LesionVoxels'] = places.voxels_beside_white_matter(self.lesion_mask(), seg, ribbon)
-            about['FilledVoxels'] = derivatives.read_sidecar(self.filled_file).get('LesionVoxelsUsed')
+            filled = sidecars.read(records.FillRecord, derivatives.read_sidecar(self.filled_file))
+            about['FilledVoxels'] = filled.lesion_voxels_used
         return {name: value for name, value in about.items() if value is not None}
 
-    def lesion_mask(self):
+    def lesion_mask(self) -> np.ndarray:
         """Return the mask of lesions selected for filling, on the grid of the T1w; bool array."""
         t1w_img = loading.open_image(self.filled_file)  # with its header, which may say nothing of its place
         if self.image.lesion_mask_file is None:  # a copy, see `copying`
@@ -193,16 +204,16 @@ class Job(NamedTuple):
         return placement.mask_on_grid(lesion_mask_img, t1w_img, self.task.choice.threshold)
 
 
-def tissues_of(measurement, scan, engine):
+def tissues_of(measurement: Measurement, scan: Scan, engine: str) -> tuple[nib.Nifti1Image, str]:
     """Return tissue classes on the image's grid and their source: the engine, or else the app."""
     if measurement.tissue_seg_img is not None:
         return measurement.tissue_seg_img, f'by {engine}'
     return classify(scan), 'by a mixture of three normal distributions'
 
 
-def classify(scan):
+def classify(scan: Scan) -> nib.Nifti1Image:
     """Compute tissue classes for an engine that provides none; nibabel image on the image's grid."""
-    t1w_img, found = grid.conform(scan.t1w_img), scan.of_visit()
+    t1w_img, found = grid.conform(grid.without_background(scan.t1w_img)), scan.of_visit()  # type: ignore[misc]
     t1w = t1w_img.get_fdata(dtype=np.float32)
     seg = tissues.classify(t1w, found.brain_mask, np.zeros(t1w.shape, dtype=bool), found.bias_field)
     seg = grid.resample_to(nib.Nifti1Image(seg.astype(np.float32), t1w_img.affine), scan.t1w_img, order=0)

@@ -2,22 +2,29 @@
 
 Parser, TOML files, checks and the page of options derive from the groups below. A new option is one field of a group.
 """
+# Longer than 500 lines: it is one table, and `Options` is made of its rows.
+
+from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..modality import NAMES as MODALITY_NAMES
-from ..modality import get
+from ..modality import defaults, get
 from ..thickness import registry
 from . import values
 from .table import Spec, option, specs_of
 
+if TYPE_CHECKING:
+    from ..lesions import settings as lesion_settings
+
 VERSION_FILE = Path(__file__).resolve().parents[2] / 'version'
 
-MODALITIES = {'fill': ('T1w',), 'synth': ('FLAIR', 'T1w')}  # by mode, if none is given
+MODES = ('fill', 'synth')
 
 # Kinds of options: those of files, and those that are misplaced elsewhere.
 file_option = partial(option, parse=Path, metavar='FILE')
@@ -39,7 +46,7 @@ def version() -> str:
 
 @dataclass(frozen=True)
 class Main:
-    """What is done with which dataset."""
+    """Dataset, output and task of a run."""
 
     title: ClassVar[str] = 'Arguments of every BIDS App'
 
@@ -50,14 +57,15 @@ class Main:
         default='participant',
         default_text='',  # the command line has none
         choices=('participant', 'group'),
-        help='participant: fill or synthesize lesions, measure thickness; group: effect of filling on thickness',
+        help='participant: fill or synthesize lesions, measure thickness; group: page of the study, effect of '
+        'filling on thickness',
     )
-    mode: str = option('--mode', default='fill', choices=tuple(MODALITIES), help='fill lesions, or synthesize new ones')
+    mode: str = option('--mode', default='fill', choices=MODES, help='fill lesions, or synthesize new ones')
 
 
 @dataclass(frozen=True)
 class Query:
-    """Which files are found."""
+    """Selection of input files."""
 
     title: ClassVar[str] = 'Options for filtering BIDS queries'
 
@@ -97,7 +105,7 @@ class Query:
 
 @dataclass(frozen=True)
 class MaskChoice:
-    """Which lesion masks are taken, and which of their lesions."""
+    """Selection of lesion masks and of their lesions."""
 
     title: ClassVar[str] = 'Options for lesion masks'
 
@@ -141,13 +149,13 @@ class MaskChoice:
     copy_unlesioned: bool = filling_option(
         '--copy-unlesioned',
         kind='switch',
-        help='desc-filled also for images without a lesion mask, as copies, so that a study has one path',
+        help='desc-filled copies of images without a lesion mask, so that all participants of a study have one',
     )
 
 
 @dataclass(frozen=True)
 class Growth:
-    """What is done with the rims of lesions, which masks miss."""
+    """Treatment of the rims of lesions, which masks miss."""
 
     title: ClassVar[str] = 'Specific options for filling'
 
@@ -166,7 +174,8 @@ class Growth:
         unit='voxels',
         metavar='N',
         is_of_result=True,
-        help='dilation of the mask, into white matter only',
+        help='dilation of the mask, into white matter only; 0: the given mask is filled and nothing else, also without '
+        '--rims grown',
     )
     rim_voxels: int = growth_option(
         '--rim-voxels',
@@ -233,7 +242,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Synthesis:
-    """Which new lesions: how many, how much, where, or exactly which; how bright."""
+    """Number, volume, location and contrast of new lesions."""
 
     title: ClassVar[str] = 'Specific options for synthesis'
     description: ClassVar[str] = 'Without a mask, number, size and place of lesions are sampled as in patients.'
@@ -334,16 +343,15 @@ class Thickness:
         unit='voxels',
         metavar='N',
         level='group',
-        help='size of the dilated lesion mask in the cortex from which on a participant counts as one with '
-        'juxtacortical lesions',
+        help='smallest overlap of the dilated lesion mask with the cortex in a juxtacortical participant',
     )
     juxta_rule: str = option(
         '--juxta-rule',
         default='cortex',
         choices=('cortex', 'thesis'),
         level='group',
-        help='part of the dilated lesion mask that counts: cortex; or, as in the thesis, all that is not white matter, '
-        'at the ventricles too',
+        help='part of the dilated lesion mask that counts; cortex: in the cortex; thesis: outside white matter, also '
+        'at the ventricles',
     )
     allow_download: bool = filling_option(
         '--allow-download',
@@ -354,7 +362,7 @@ class Thickness:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a run uses of the machine, or of a cluster."""
+    """Resources of the machine or cluster."""
 
     title: ClassVar[str] = 'Options to handle performance'
 
@@ -422,20 +430,20 @@ class Run:
         '-w',
         '--work-dir',
         default_text='that of the system',
-        help='folder for temporary files; with --use-plugin one that all machines see',
+        help='folder for temporary files; with --use-plugin, one that all machines share',
     )
     clean_workdir: bool = option(
         '--clean-workdir',
         kind='switch',
-        help='removal of what earlier runs left in the work folder; not while another run is at work',
+        help='removal of the files of earlier runs from the work folder; not while another run uses it',
     )
     bids_database_dir: Path | None = folder_option(
         '--bids-database-dir',
-        help='folder of indexes of the datasets, read if there, else written (delete it when files have changed); not '
-        'in BIDS_DIR',
+        help='folder of the indexes of the datasets, outside BIDS_DIR; read if present, otherwise written (delete it '
+        'after files have changed)',
     )
     reports_only: bool = participant_option(
-        '--reports-only', kind='switch', help='only the reports of what has been filled or synthesized'
+        '--reports-only', kind='switch', help='only the reports of images that have been filled or synthesized'
     )
     boilerplate_only: bool = participant_option(
         '--boilerplate-only',
@@ -471,7 +479,7 @@ STOPS = (
 class Options(Run, Resources, Thickness, Synthesis, Sampling, Growth, MaskChoice, Query, Main):
     """All options of a run, checked, and what follows from them."""
 
-    modalities: tuple = field(default=('T1w',), kw_only=True)  # those of the mode if none is given
+    modalities: tuple = field(default=defaults('fill'), kw_only=True)  # those of the mode if none is given
     thickness_results: dict = field(default_factory=dict, kw_only=True)  # name -> path: of other tools
     raw_dir: Path | None = field(default=None, kw_only=True)  # of --output-layout raw; output_dir is in it then
     config: str = field(default='', kw_only=True)  # all options as TOML, for the log
@@ -483,20 +491,20 @@ class Options(Run, Resources, Thickness, Synthesis, Sampling, Growth, MaskChoice
         return self.model or get(modality).model_for(self.mode) or f'{self.mode}-{modality}'
 
     @property
-    def mask_choice(self):
-        """Which voxels and lesions of a mask file are meant: lesions.settings.MaskChoice."""
+    def mask_choice(self) -> lesion_settings.MaskChoice:
+        """The voxels and lesions of a mask file that are used: lesions.settings.MaskChoice."""
         from ..lesions.settings import MaskChoice
 
         return MaskChoice(self.mask_threshold, tuple(self.lesion_labels), self.min_lesion_volume)
 
     @property
-    def growth(self):
-        """How far masks reach: lesions.settings.Growth."""
+    def growth(self) -> lesion_settings.Growth:
+        """The growth of masks: lesions.settings.Growth."""
         from ..lesions.settings import Growth
 
         return Growth(self.dilate, self.rim_voxels, self.rims)
 
-    def sampling(self, seed: int, report_tiles=None):
+    def sampling(self, seed: int, report_tiles: Callable[[int, int], Any] | None = None) -> lesion_settings.Sampling:
         """Return how the network is sampled for an image of a seed: lesions.settings.Sampling."""
         from ..lesions.settings import Sampling
 

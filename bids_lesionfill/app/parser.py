@@ -2,7 +2,9 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 from ..diffusion import registry as fillers
 from ..thickness import registry
@@ -13,7 +15,7 @@ from .table import Spec, specs_of, suggestion
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one sentence, without the usage of all options before it."""
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         """Print what is wrong, and exit."""
         self.exit(exit_codes.USAGE, f'{self.prog}: {message} (see {self.prog} --help)\n')
 
@@ -37,9 +39,9 @@ def build_parser(prog: str = 'run.py') -> Parser:
     return parser
 
 
-def add_option(section: argparse.ArgumentParser, spec: Spec) -> None:
+def add_option(section: argparse._ActionsContainer, spec: Spec) -> None:
     """Add an option of the table to a parser, or to a group of one."""
-    about = {'type': spec.parse, 'choices': spec.choice_names or None}
+    about: dict[str, Any] = {'type': spec.parse, 'choices': spec.choice_names or None}
     if spec.is_positional:
         section.add_argument(spec.name, help=spec.text.replace('%', '%%'), **about)
         return
@@ -53,7 +55,7 @@ def add_option(section: argparse.ArgumentParser, spec: Spec) -> None:
     add_flags(section, spec, {'dest': spec.key, 'default': spec.default, **about})
 
 
-def add_flags(section: argparse.ArgumentParser, spec: Spec, about: dict) -> None:
+def add_flags(section: argparse._ActionsContainer, spec: Spec, about: dict[str, Any]) -> None:
     """Add the flags of an option; those with underscores are not in the help."""
     section.add_argument(*spec.flags, help=spec.text.replace('%', '%%'), **about)
     if spec.underscored:
@@ -63,7 +65,13 @@ def add_flags(section: argparse.ArgumentParser, spec: Spec, about: dict) -> None
 class StoreOrAlone(argparse.Action):
     """Store a list of values; an option that stands alone means those in `const`."""
 
-    def __call__(self, parser, namespace, values, option_string=None):
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
         """Store the values."""
         setattr(namespace, self.dest, values or list(self.const))
 
@@ -71,10 +79,18 @@ class StoreOrAlone(argparse.Action):
 class PrintAndStop(argparse.Action):
     """Print what the function in `const` returns, and exit."""
 
-    def __init__(self, option_strings, dest, const, help=None):
+    def __init__(
+        self, option_strings: list[str], dest: str, const: Callable[[], list[str]], help: str | None = None
+    ) -> None:
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, const=const, help=help, default=argparse.SUPPRESS)
 
-    def __call__(self, parser, namespace, values, option_string=None):
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
         """Print the lines."""
         print('\n'.join(self.const()))
         parser.exit()
@@ -120,16 +136,18 @@ def all_flags() -> set[str]:
     return {spelling for spec in specs for spelling in (*spec.flags, *spec.underscored)} | {'-h', '--help'}
 
 
-def unknown_flags(words: list[str]) -> list[str]:
+def unknown_flags(words: list[str], known: set[str]) -> list[str]:
     """Return the long flags on a command line that do not exist."""
     words = words[: words.index('--')] if '--' in words else words
     typed = dict.fromkeys(word.partition('=')[0] for word in words if word.startswith('--'))
-    known = all_flags()
     return [flag for flag in typed if flag not in known]
 
 
-def unknown_words(words: list[str]) -> str:
-    """Return a sentence on flags that do not exist, each with the one that was perhaps meant; empty without any."""
-    known = sorted(all_flags())
-    found = [f'{flag}{suggestion(flag, known)}' for flag in unknown_flags(words)]
+def unknown_words(words: list[str], known: set[str] | None = None) -> str:
+    """Return a sentence on flags that do not exist, each with the one that was perhaps meant; empty without any.
+
+    Those that exist are `known`, or all of the app.
+    """
+    known = all_flags() if known is None else known
+    found = [f'{flag}{suggestion(flag, sorted(known))}' for flag in unknown_flags(words, known)]
     return f'unknown argument {"; ".join(found)}' if found else ''

@@ -1,18 +1,28 @@
 """The participant level: find images and masks, fill lesions or paint new ones, write derivatives and a report."""
 
+from __future__ import annotations
+
 import collections
 import contextlib
 import importlib.metadata
 import logging
 import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..diffusion import registry as fillers
 from ..layout import derivatives as layout_derivatives
 from ..layout import files, indexing, inputs, naming, near_misses, ownership, pairing, raw, tables, tools, written
 from ..layout import status as layout_status
+from ..modality import get
 from ..report import methods, references
 from ..thickness import engine, registry
 from . import copying, progress, reporting, visits
+
+if TYPE_CHECKING:
+    from ..images.anatomy import Anatomy
+    from .options import Options
 
 logger = logging.getLogger('bids_lesionfill')
 
@@ -20,7 +30,7 @@ logger = logging.getLogger('bids_lesionfill')
 OK, SOME_FAILED, NOTHING_TO_DO = 0, 1, 66
 
 
-def run(options):
+def run(options: Options) -> int:
     """Process all participants selected by `options` (cli.Options); return the exit code.
 
     One participant that fails does not stop the others. What is already there, from the same input and options, is
@@ -31,7 +41,7 @@ def run(options):
         return conclude(run_all(found, donor, options, run_id), options, derivatives)
 
 
-def prepare(options):
+def prepare(options: Options) -> tuple[dict[str, Path], dict[str, list[inputs.Inputs]], inputs.Inputs | None]:
     """Find all images; nothing is written yet.
 
     Returns
@@ -56,7 +66,7 @@ def prepare(options):
     return derivatives, visits.without_donor(found, options.mask_from), donor
 
 
-def derivatives_of(options):
+def derivatives_of(options: Options) -> dict[str, Path]:
     """Return the folders to search for masks and segmentations: dict of name -> path.
 
     Folders that were named, and those of the dataset unless one of the former can hold lesion masks.
@@ -70,7 +80,7 @@ def derivatives_of(options):
 
 
 @contextlib.contextmanager
-def writing(options, derivatives):
+def writing(options: Options, derivatives: dict[str, Path]) -> Iterator[str]:
     """Write what describes the dataset, and let other runs see that this one is at work there; gives its id."""
     options.top_dir.mkdir(parents=True, exist_ok=True)
     files.remove_leftovers(options.top_dir)
@@ -88,7 +98,9 @@ def writing(options, derivatives):
         yield layout_status.new_run_id()
 
 
-def run_all(found, donor, options, run_id):
+def run_all(
+    found: dict[str, list[inputs.Inputs]], donor: inputs.Inputs | None, options: Options, run_id: str
+) -> dict[str, str]:
     """Process participants one after the other; return a dict of subject -> status."""
     models = load_models([image for images in found.values() for image in images], options)
     engines = make_engines(options)
@@ -106,7 +118,7 @@ def run_all(found, donor, options, run_id):
     return statuses
 
 
-def conclude(statuses, options, derivatives):
+def conclude(statuses: dict[str, str], options: Options, derivatives: dict[str, Path]) -> int:
     """Write the participants table and log the outcome of all participants; return the exit code."""
     layout_status.write_table(options.output_dir)
     written.write_table(options.output_dir)
@@ -117,7 +129,7 @@ def conclude(statuses, options, derivatives):
         logger.warning('no lesion mask of %d participant(s) (%s): %s', len(unmasked), names, said)
     failed = [f'sub-{subject}' for subject, status in statuses.items() if status == 'failed']
     if failed:
-        logger.error('failed: %s; %s says why', ', '.join(failed), options.output_dir / 'participants.tsv')
+        logger.error('failed: %s; for the reasons see %s', ', '.join(failed), options.output_dir / 'participants.tsv')
         return SOME_FAILED
     if set(statuses.values()) <= {inputs.NO_MASK, inputs.DONOR, reporting.NO_IMAGE} and options.mode == 'synth':
         logger.error('nothing to do: no %s with a T1w in %s', ' or '.join(options.modalities), options.bids_dir)
@@ -128,7 +140,9 @@ def conclude(statuses, options, derivatives):
     return OK
 
 
-def find_images(bids_layout, options, derivatives):
+def find_images(
+    bids_layout: indexing.ForEachSubject, options: Options, derivatives: dict[str, Path]
+) -> dict[str, list[inputs.Inputs]]:
     """Find all images to process, ordered by participant and modality: dict of subject -> list of Inputs."""
     found = {}
     for modality in options.modalities:
@@ -148,7 +162,7 @@ def find_images(bids_layout, options, derivatives):
     return found
 
 
-def load_models(images, options):
+def load_models(images: Iterable[inputs.Inputs], options: Options) -> dict[str, fillers.DeferredFiller]:
     """Return the filler for each modality of some images (dict of registry.DeferredFiller), loaded when needed."""
     usable = {image.modality for image in images if not image.problem and not options.reports_only}
     return {
@@ -156,7 +170,15 @@ def load_models(images, options):
     }
 
 
-def run_participant(subject, images, models, engines, donor, run_id, options):
+def run_participant(
+    subject: str,
+    images: list[inputs.Inputs],
+    models: dict[str, fillers.DeferredFiller],
+    engines: dict[str, engine.Engine],
+    donor: inputs.Inputs | None,
+    run_id: str,
+    options: Options,
+) -> str:
     """Process all images of a participant, write its report and status; return the status, never raise."""
     results = work_on(images, models, engines, donor, run_id, options)
     at_work = 'report'
@@ -182,16 +204,23 @@ def run_participant(subject, images, models, engines, donor, run_id, options):
         return 'failed'
 
 
-def run_images(images, donor, options, run_id):
+def run_images(images: list[inputs.Inputs], donor: inputs.Inputs | None, options: Options, run_id: str) -> None:
     """Process some images of a participant; the outcome is recorded in the output folder."""
     work_on(images, load_models(images, options), make_engines(options), donor, run_id, options)
 
 
-def work_on(images, models, engines, donor, run_id, options):
+def work_on(
+    images: list[inputs.Inputs],
+    models: dict[str, fillers.DeferredFiller],
+    engines: dict[str, engine.Engine],
+    donor: inputs.Inputs | None,
+    run_id: str,
+    options: Options,
+) -> list[tuple[inputs.Inputs, str, dict[str, Any]]]:
     """Fill and measure images, or paint lesions into them; list of (Inputs, desc, dict with `status` and `message`)."""
     if options.mode == 'synth':
         return visits.run(images, models, donor, run_id, options)
-    n_t1w = collections.Counter(image.session for image in images if image.modality == 'T1w')
+    n_t1w = collections.Counter(image.session for image in images if get(image.modality).is_measured)
     results = {}
     for visit in visits.visits_of(images, options):
         filled = [(image, run_image(visit, image, models, run_id)) for image in visit.images]
@@ -201,7 +230,9 @@ def work_on(images, models, engines, donor, run_id, options):
     return [(image, 'filled', results[image.name]) for image in images]
 
 
-def run_image(visit, image, models, run_id):
+def run_image(
+    visit: visits.Visit, image: inputs.Inputs, models: dict[str, fillers.DeferredFiller], run_id: str
+) -> dict[str, Any]:
     """Fill one image unless it is done; return what became of it as a dict with `status` and `message`."""
     options = visit.options
     is_copied = copying.is_wanted(image, options)
@@ -227,7 +258,7 @@ def run_image(visit, image, models, run_id):
     return {'status': 'filled'}
 
 
-def fill_image(visit, image, model):
+def fill_image(visit: visits.Visit, image: inputs.Inputs, model: fillers.DeferredFiller) -> float | None:
     """Fill one image and write its derivatives, unless they are there from the same input and options.
 
     Returns
@@ -236,13 +267,14 @@ def fill_image(visit, image, model):
         Seconds that it took; None if all was there.
     """
     image, options = visit.settle(image), visit.options
+    image = visit.with_fluid_file(image)
     layout_derivatives.check_files(image)
     result_options = options.of_result(image.modality)
     run_hash = layout_derivatives.hash_run(image, result_options, model.sha256, options.version)
     if layout_derivatives.is_finished(options.output_dir, image, run_hash, options.n_samples):
         logger.info('%s: already done', image.name)
         return None
-    if image.modality == 'T1w':
+    if get(image.modality).is_measured:
         check_results(image, options)
     model, started = fillers.load_filler(model.loaded, modality=image.contrast), time.monotonic()
     with progress.of_parts(image.name) as report_tiles:
@@ -258,7 +290,7 @@ def fill_image(visit, image, model):
     return seconds
 
 
-def check_results(image, options):
+def check_results(image: inputs.Inputs, options: Options) -> None:
     """Raise ValueError if an image is to be filled anew whose filling other tools have measured."""
     folders = options.thickness_results.values()
     readers = [name for name in options.thickness if any(registry.has_results(path, [name]) for path in folders)]
@@ -269,24 +301,31 @@ def check_results(image, options):
         )
 
 
-def make_engines(options):
+def make_engines(options: Options) -> dict[str, engine.Engine]:
     """Return the requested thickness engines, all available; none for a run that only writes reports."""
     results = (options.derivatives or {}) | options.thickness_results
     settings = engine.Settings(results, options.allow_download, options.work_dir, progress.of_parts)
     return {} if options.reports_only else registry.make_engines(options.thickness, settings)
 
 
-def measure_thickness(visit, image, result, is_only_t1w, engines, run_id):
+def measure_thickness(
+    visit: visits.Visit,
+    image: inputs.Inputs,
+    result: dict[str, Any],
+    is_only_t1w: bool,
+    engines: dict[str, engine.Engine],
+    run_id: str,
+) -> dict[str, Any]:
     """Measure an image that was filled, if it is a T1w; return what became of it, as `run_image` does."""
     options = visit.options
-    if not engines or result['status'] != 'filled' or image.modality != 'T1w':
+    if not engines or result['status'] != 'filled' or not get(image.modality).is_measured:
         return result
     from . import measuring
 
     seed = layout_derivatives.seed_of(image, options.random_seed) % 2**32
     task = measuring.Task(seed, options.version, options.thickness_noise, is_only_t1w, visit.choice)
 
-    def find_anatomy():
+    def find_anatomy() -> Anatomy:
         return visit.anatomy_to_measure(image)
 
     try:
@@ -297,7 +336,7 @@ def measure_thickness(visit, image, result, is_only_t1w, engines, run_id):
     return result
 
 
-def write_citation(options):
+def write_citation(options: Options) -> None:
     """Write `logs/CITATION.md` and `.bib`."""
     for name, text in citation_of(options).items():
         path = options.output_dir / 'logs' / f'CITATION.{name}'
@@ -305,13 +344,13 @@ def write_citation(options):
         logger.info('written: %s', path)
 
 
-def citation_of(options):
+def citation_of(options: Options) -> dict[str, str]:
     """Return the contents of `logs/CITATION.md` and `.bib`."""
     plans = {modality: plan_of(options, modality) for modality in options.modalities}
     return references.citation(methods_text(options), methods.brought(options, plans))
 
 
-def methods_text(options):
+def methods_text(options: Options) -> str:
     """Return a methods text about this run for a paper; see `methods.methods_text`."""
     derivatives = derivatives_of(options)
     return methods.methods_text(
@@ -322,12 +361,12 @@ def methods_text(options):
     )
 
 
-def plan_of(options, modality):
+def plan_of(options: Options, modality: str) -> dict[str, Any]:
     """Return the plan of the model for a modality."""
     return fillers.describe(options.model_of(modality))
 
 
-def versions_of(packages):
+def versions_of(packages: Iterable[str]) -> dict[str, str]:
     """Return the versions of installed packages: dict by name."""
     found = {}
     for name in packages:

@@ -1,9 +1,11 @@
-"""How far a run is: bars on a terminal, lines in a log, nothing for those who asked for quiet."""
+"""Progress of a run: bars on a terminal, lines in a log, nothing with `--quiet`."""
 
 import contextlib
 import logging
 import sys
 import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -15,7 +17,7 @@ LINE_EVERY_S = 60  # in a log
 
 
 @contextlib.contextmanager
-def bar(n_all, name, unit):
+def bar(n_all: int, name: str, unit: str) -> Iterator[Any]:
     """Show a progress bar on stderr below the log; only in a terminal, and never with `--quiet`.
 
     Yields
@@ -33,7 +35,7 @@ def bar(n_all, name, unit):
 
 
 @contextlib.contextmanager
-def of_parts(name, unit='tile'):
+def of_parts(name: str, unit: str = 'tile') -> Iterator[Callable[[int, int], None]]:
     """Return a progress callback (number done, total): it shows a bar, or logs one line per minute.
 
     The bar begins with the first tiles, so that its estimate is theirs.
@@ -41,7 +43,7 @@ def of_parts(name, unit='tile'):
     with contextlib.ExitStack() as stack:
         units, started, said = None, 0, 0
 
-        def report(n_done, n_all):
+        def report(n_done: int, n_all: int) -> None:
             nonlocal units, started, said
             if units is None:
                 units = stack.enter_context(bar(n_all, name, unit))
@@ -54,7 +56,7 @@ def of_parts(name, unit='tile'):
         yield report
 
 
-def time_left(started, n_done, n_all):
+def time_left(started: float, n_done: int, n_all: int) -> str:
     """Return the estimated remaining time as text; empty if nothing is done yet."""
     if not n_done:
         return ''

@@ -1,13 +1,20 @@
 """The page of a study, from the derivatives in the output folder alone: read them, write `index.html` and ratings."""
 
+from __future__ import annotations
+
 import logging
 import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .. import text_files
 from ..layout import derivatives, files, indexing, naming
 from ..layout import status as layout_status
 from ..report import study
+
+if TYPE_CHECKING:
+    from .options import Options
 
 logger = logging.getLogger('bids_lesionfill')
 
@@ -18,7 +25,7 @@ RESULT = re.compile(
 )
 
 
-def write(options) -> int:
+def write(options: Options) -> int:
     """Write `index.html` of all that was done in the output folder, whoever was asked for; return the rows.
 
     Nothing is written, and 0 returned, where no participant was run.
@@ -52,7 +59,7 @@ def write(options) -> int:
     return len(rows)
 
 
-def study_name(bids_dir) -> str:
+def study_name(bids_dir: Path) -> str:
     """Return the name of the dataset; that of its folder if it has none."""
     file = Path(bids_dir, 'dataset_description.json')
     try:
@@ -61,21 +68,21 @@ def study_name(bids_dir) -> str:
         return Path(bids_dir).resolve().name
 
 
-def find_results(output_dir) -> list[Path]:
+def find_results(output_dir: Path) -> list[Path]:
     """Return the sidecars of filled and synthesized images, in order of their names."""
     return sorted(path for path in Path(output_dir).glob('sub-*/**/anat/*.json') if RESULT.fullmatch(path.name))
 
 
-def read_image(sidecar, output_dir) -> dict:
+def read_image(sidecar: Path, output_dir: Path) -> dict:
     """Return the row of an image from its sidecar; where that is of something else or damaged, a row that says so."""
-    parts = RESULT.fullmatch(sidecar.name).groupdict()
+    parts = RESULT.fullmatch(sidecar.name).groupdict()  # type: ignore[union-attr]
     scan, desc, modality = parts['scan'], parts['desc'], parts['modality']
     entities = naming.name_entities(scan)
     name, participant = f'{scan}_{modality}', f'sub-{entities["sub"]}'
     whose = {'participant': participant}
     info = derivatives.read_sidecar(sidecar.with_suffix('.nii.gz'))
     table = 'lesions' if desc == 'filled' else f'{desc}lesions'
-    space = '' if modality == 'T1w' else f'_space-{modality}'
+    space = naming.space_entity(modality)
     lesions = read_table(sidecar.with_name(f'{scan}{space}_desc-{table}_qc.tsv'), 'label', 'volume_mm3')
     if not {'RunHash', 'Warnings'} <= set(info):
         return whose | {
@@ -89,13 +96,13 @@ def read_image(sidecar, output_dir) -> dict:
     return row | {'seconds': layout_status.read_seconds(output_dir, entities['sub'], stem)}
 
 
-def session_of(name) -> str | None:
+def session_of(name: str) -> str | None:
     """Return the session in the name of an image; None without."""
     session = naming.name_entities(name).get('ses')
     return f'ses-{session}' if session else None
 
 
-def read_thumbnail(folder, stem, labels) -> dict:
+def read_thumbnail(folder: Path, stem: str, labels: Iterable[int]) -> dict:
     """Return thumbnail and label of the first of some lesions that the report pictured; None where none is."""
     for label in labels:
         before, after = (folder / f'{stem}_lesion-{label}_{picture}.png' for picture in ('before', 'after'))
@@ -108,7 +115,7 @@ def read_thumbnail(folder, stem, labels) -> dict:
     return {'thumbnail': None, 'worst': None}
 
 
-def find_crashes(output_dir) -> dict[str, list[str]]:
+def find_crashes(output_dir: Path) -> dict[str, list[str]]:
     """Return the names of what crashed in the latest run of each participant, by participant."""
     latest = {path.parts[-4]: path.parent for path in layout_status.find_statuses(output_dir)}
     return {
@@ -117,22 +124,22 @@ def find_crashes(output_dir) -> dict[str, list[str]]:
     }
 
 
-def read_table(path, *columns) -> list[dict]:
+def read_table(path: Path, *columns: str) -> list[dict]:
     """Return the rows of a table that has some columns; none, with a warning, if it cannot be read or lacks one."""
     try:
         rows = text_files.read_tsv(path)
     except FileNotFoundError:
         return []
     except (OSError, text_files.UnreadableError) as error:
-        logger.warning('%s: it is left out', error)
+        logger.warning('%s: the file is ignored', error)
         return []
     if not all(set(columns) <= set(row) for row in rows):
-        logger.warning('%s lacks a column, expected %s: it is left out', path, ', '.join(columns))
+        logger.warning('%s lacks a column, expected %s: the file is ignored', path, ', '.join(columns))
         return []
     return rows
 
 
-def merge_ratings(output_dir) -> list[dict]:
+def merge_ratings(output_dir: Path) -> list[dict]:
     """Merge all tables of ratings in a folder into one, and return it; every rating of every rater stays in it."""
     found = sorted(Path(output_dir).glob(RATINGS_PATTERN))
     ratings = study.merge_ratings([row for path in found for row in read_table(path, 'image', 'rating')])
@@ -147,7 +154,7 @@ def merge_ratings(output_dir) -> list[dict]:
     return ratings
 
 
-def agreement_text(pair) -> str:
+def agreement_text(pair: dict[str, Any]) -> str:
     """Return the agreement of two raters as a sentence."""
     kappa = study.number(pair['kappa']) or 'not defined, as both always said the same'
     return f"{' and '.join(pair['raters'])}: {pair['agree']} of {pair['n']} images rated alike, Cohen's kappa {kappa}"

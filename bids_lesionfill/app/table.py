@@ -88,7 +88,7 @@ class Spec:
 
     @property
     def value_name(self) -> str:
-        """What stands for the value in the help; empty if there is none."""
+        """The placeholder of the value in the help; empty if there is none."""
         if self.kind in ('switch', 'count') or self.is_positional:
             return ''
         return self.metavar or '{' + ','.join(self.choice_names) + '}'

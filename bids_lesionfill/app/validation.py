@@ -8,15 +8,17 @@ import logging
 import os
 import re
 import shlex
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from .. import text_files
 from ..diffusion import models
 from ..diffusion import registry as fillers
 from ..layout import indexing, ownership, raw, tools, validator
 from ..layout.errors import UsageError
-from ..modality import NAMES
+from ..modality import NAMES, defaults, get
 from ..thickness import registry
 from . import config, table
 from . import options as app_options
@@ -47,10 +49,11 @@ def options_of(arguments: argparse.Namespace, argv: list[str]) -> app_options.Op
     derived = {
         'output_dir': output_dir,
         'raw_dir': raw_dir,
-        'modalities': tuple(dict.fromkeys(arguments.modality or app_options.MODALITIES[arguments.mode])),
+        'modalities': tuple(dict.fromkeys(arguments.modality or defaults(arguments.mode))),
         'filters': read_filters(arguments.bids_filter_file),
         'derivatives': derivatives or None,
         'thickness_results': thickness_results,
+        **exact_growth(arguments),
         'n_lesions': arguments.new_lesions or arguments.n_lesions,
         'config': config.as_toml(arguments, app_options.version()),
         'command': 'run.py ' + shlex.join(argv),
@@ -61,6 +64,11 @@ def options_of(arguments: argparse.Namespace, argv: list[str]) -> app_options.Op
     besides = [folder for folder in (options.work_dir, options.bids_database_dir) if folder is not None]
     ownership.check_output(output_dir, arguments.bids_dir, raw_dir, besides)
     return with_absolute_paths(options)
+
+
+def exact_growth(arguments: argparse.Namespace) -> dict[str, str | int]:
+    """Return what `--dilate 0` means for the other options of growth; see `lesions.settings.Growth`."""
+    return {'rims': 'grown', 'rim_voxels': 0} if arguments.dilate == 0 else {}
 
 
 def check_folders(arguments: argparse.Namespace) -> None:
@@ -147,7 +155,7 @@ def split_derivatives(arguments: argparse.Namespace) -> tuple[dict[str, Path], d
 
 def check_models(options: app_options.Options) -> None:
     """Raise UsageError if the model is missing, or one for something else."""
-    if options.thickness and 'T1w' not in options.modalities:
+    if options.thickness and not any(get(name).is_measured for name in options.modalities):
         raise UsageError('--thickness measures T1w images, and --modality names none')
     if options.model and len(options.modalities) > 1:
         raise UsageError(
@@ -190,8 +198,12 @@ def check_level(arguments: argparse.Namespace) -> None:
 
 def check_places(arguments: argparse.Namespace) -> None:
     """Raise UsageError if options are given that need another value of `--mode` or `--rims`."""
-    misplaced = {}
-    for spec in app_options.all_specs().values():
+    misplaced, specs = {}, app_options.all_specs()
+    if arguments.mode == 'fill' and arguments.dilate == 0:  # then it needs no other
+        if specs['rim_voxels'].is_given(arguments) and arguments.rim_voxels:
+            raise UsageError('--dilate 0 fills the given mask and nothing else: --rim-voxels contradicts it')
+        specs = {name: spec for name, spec in specs.items() if name not in ('dilate', 'rim_voxels')}
+    for spec in specs.values():
         if spec.is_given(arguments) and (need := spec.unmet(arguments)):
             misplaced.setdefault(need, []).append(spec.name)
     if misplaced:
@@ -200,9 +212,9 @@ def check_places(arguments: argparse.Namespace) -> None:
         )
 
 
-def with_absolute_paths(options):
+def with_absolute_paths(options: app_options.Options) -> app_options.Options:
     """Return options with absolute paths, because nipype changes the working directory."""
-    paths = {name: value.absolute() for name, value in vars(options).items() if isinstance(value, Path)}
+    paths: dict[str, Any] = {name: value.absolute() for name, value in vars(options).items() if isinstance(value, Path)}
     for name in ('derivatives', 'thickness_results'):
         if folders := getattr(options, name):
             paths[name] = {label: folder.absolute() for label, folder in folders.items()}
@@ -211,7 +223,7 @@ def with_absolute_paths(options):
     return replace(options, **paths)
 
 
-def check_running(arguments):
+def check_running(arguments: argparse.Namespace) -> None:
     """Raise UsageError if a folder is in the dataset that must not be, or an option does not go with another."""
     if arguments.output_layout == 'raw':
         if arguments.mode != 'fill':
@@ -241,14 +253,15 @@ def check_synthesis(arguments: argparse.Namespace) -> None:
     ]
     which = [name for name in ('--mask', '--mask-from') if name in synthesis]
     if which and (drawn or len(which) == 2):
-        raise UsageError(f'{", ".join(which + drawn)} contradict each other: lesions are sampled, or a mask is given')
+        names = ', '.join([*which, *drawn])
+        raise UsageError(f'{names} contradict each other: lesions are sampled, or a mask is given')
     if '--new-lesions' in synthesis and '--n-lesions' in synthesis:
         raise UsageError('--new-lesions and --n-lesions both say how many: give one')
     if arguments.mask is not None and not arguments.mask.is_file():
         raise UsageError(f'--mask {arguments.mask} is not a file')
 
 
-def read_filters(path):
+def read_filters(path: Path) -> Any:
     """Read the filter file as pybids filters: null means "no such entity" and "*" any value."""
     if path is None:
         return None
@@ -268,7 +281,7 @@ def read_filters(path):
     return read_keys(content, known, special)
 
 
-def check_filters(content, known, path):
+def check_filters(content: Any, known: Collection[str], path: Path) -> None:
     """Raise UsageError if a filter file is none, or would let one participant's images count as another's."""
     if not isinstance(content, dict):
         raise UsageError(f'--bids-filter-file {path} holds {content!r:.60}, expected an object with keys {known}')
@@ -281,7 +294,7 @@ def check_filters(content, known, path):
                 raise UsageError(f'--bids-filter-file {path}: {key} has {entity}, which is not for filters; use {flag}')
 
 
-def with_long_names(entities, key, path):
+def with_long_names(entities: Any, key: str, path: Path) -> dict[str, Any]:
     """Return the entities of a key of the filter file under pybids' names: `acq`, as in file names, is `acquisition`.
 
     Raises
@@ -307,7 +320,7 @@ def with_long_names(entities, key, path):
     return entities and dict(zip(names, entities.values()))
 
 
-def read_keys(content, known, special):
+def read_keys(content: dict[str, Any], known: Collection[str], special: Any) -> Any:
     """Return the filters of known keys, with pybids queries for null and "*"."""
     return {
         key: {name: any_or_none(value) if value in special.values() else value for name, value in content[key].items()}
@@ -316,14 +329,14 @@ def read_keys(content, known, special):
     }
 
 
-def any_or_none(value):
+def any_or_none(value: Any) -> Any:
     """Return the pybids query for "no such entity" (null) or "any value" ("*")."""
     from bids.layout import Query
 
     return Query.NONE if value is None else Query.ANY
 
 
-def is_valid(options):
+def is_valid(options: app_options.Options) -> bool:
     """Return True if the validator finds no error in the input; log errors, one per line."""
     if validator.find_validator() is None:
         logger.warning('%s is not installed: the dataset is not validated', validator.PROGRAM)
@@ -337,5 +350,5 @@ def is_valid(options):
         logger.error('%s', sentence)
     if errors:
         shown = f', of which {validator.SHOWN} are shown' if len(errors) > validator.SHOWN else ''
-        logger.error('%d error(s)%s: mend them, or use --skip-bids-validation', len(errors), shown)
+        logger.error('%d error(s)%s: fix them, or use --skip-bids-validation', len(errors), shown)
     return not errors

@@ -4,14 +4,19 @@ Files are opened, FLAIR and T1w registered, and brain, bias and tissues found on
 in all of its images, variant by variant.
 """
 
+from __future__ import annotations
+
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import sidecars
 from ..diffusion import models as diffusion_models
 from ..images import anatomy as images_anatomy
 from ..images import nifti, placement, registration, tissues
@@ -19,9 +24,18 @@ from ..images.anatomy import Anatomy
 from ..layout import derivatives as layout_derivatives
 from ..layout import errors, inputs, naming, pairing
 from ..layout import status as layout_status
-from ..lesions import fill, library, settings
+from ..lesions import fill, library, records, settings
+from ..lesions import sampling as lesions_sampling
 from ..lesions import synthesis as lesions_synthesis
 from . import loading, progress
+
+if TYPE_CHECKING:
+    import nibabel as nib
+
+    from ..diffusion.filler import Filler
+    from ..diffusion.registry import DeferredFiller
+    from ..layout.indexing import ForEachSubject
+    from .options import Options
 
 logger = logging.getLogger('bids_lesionfill')
 
@@ -30,7 +44,13 @@ OLD_LESION_SHARE = 0.5  # of a voxel of the working grid that new lesions keep a
 DONOR_PROBLEM = 'skipped: its lesions are those that --mask-from gives to the others'
 
 
-def run(images, models, donor, run_id, options):
+def run(
+    images: Iterable[inputs.Inputs],
+    models: dict[str, DeferredFiller],
+    donor: inputs.Inputs | None,
+    run_id: str,
+    options: Options,
+) -> list[tuple[inputs.Inputs, str, dict[str, Any]]]:
     """Synthesize new lesions in all images of a participant, unless already done.
 
     Parameters
@@ -62,7 +82,7 @@ def run(images, models, donor, run_id, options):
     return results
 
 
-def visits_of(images: Iterable[inputs.Inputs], options, donor=None) -> list['Visit']:
+def visits_of(images: Iterable[inputs.Inputs], options: Options, donor: inputs.Inputs | None = None) -> list[Visit]:
     """Group images by their T1w."""
     by_t1w = {}
     for image in images:
@@ -70,7 +90,9 @@ def visits_of(images: Iterable[inputs.Inputs], options, donor=None) -> list['Vis
     return [Visit(of_visit, options, donor) for of_visit in by_t1w.values()]
 
 
-def with_mask_of(image, owner, opener=loading.open_image):
+def with_mask_of(
+    image: inputs.Inputs, owner: inputs.Inputs, opener: Callable[[Path], nib.Nifti1Image] = loading.open_image
+) -> inputs.Inputs:
     """Return an image without a lesion mask together with the mask of another image of its visit.
 
     A mask may be named as one image alone is (`acq-mprage`), and then the others do not find it.
@@ -83,10 +105,11 @@ def with_mask_of(image, owner, opener=loading.open_image):
     owner = loading.settle(owner, opener)
     flair_file = owner.image_file if owner.modality == 'FLAIR' else owner.flair_file
     on_flair = loading.drawn_on_flair(owner, opener) and owner.drawn_on != 'T1w'
-    if on_flair and image.modality == 'FLAIR':
+    if on_flair and flair_file is not None and image.modality == 'FLAIR':
         flair_img, image_img = opener(flair_file), opener(image.image_file)
         if not placement.same_grid(flair_img, image_img):
-            raise ValueError(f'{owner.lesion_mask_file.name} lies on {flair_file.name}, not on {image.image_file.name}')
+            mask_name = owner.lesion_mask_file.name  # type: ignore[union-attr]
+            raise ValueError(f'{mask_name} lies on {flair_file.name}, not on {image.image_file.name}')
     return replace(
         image,
         lesion_mask_file=owner.lesion_mask_file,
@@ -97,7 +120,15 @@ def with_mask_of(image, owner, opener=loading.open_image):
     )
 
 
-def run_image(visit, image, variant, desc, models, run_id, options):
+def run_image(
+    visit: Visit,
+    image: inputs.Inputs,
+    variant: int,
+    desc: str,
+    models: dict[str, DeferredFiller],
+    run_id: str,
+    options: Options,
+) -> dict[str, Any]:
     """Synthesize one variant of one image; return its status and message."""
     if options.reports_only:
         done = bool(layout_derivatives.read_sidecar(naming.synth_files(options.output_dir, image, desc)['synth']))
@@ -115,7 +146,9 @@ def run_image(visit, image, variant, desc, models, run_id, options):
     return {'status': 'synthesized'}
 
 
-def synthesize_image(visit, image, variant, desc, model, options):
+def synthesize_image(
+    visit: Visit, image: inputs.Inputs, variant: int, desc: str, model: DeferredFiller, options: Options
+) -> float | None:
     """Synthesize lesions in one image and write its derivatives, unless they exist for the same input.
 
     Returns
@@ -123,7 +156,7 @@ def synthesize_image(visit, image, variant, desc, model, options):
     float
         Seconds that it took; None if all was there.
     """
-    image = visit.settle(visit.with_mask(image))
+    image = replace(visit.settle(visit.with_mask(image)), fluid_file=None)  # which is for filling
     files = naming.synth_files(options.output_dir, image, desc)
     layout_derivatives.check_files(image)
     result_options = options.of_result(image.modality) | {'variant': variant} | visit.fingerprint
@@ -147,7 +180,7 @@ def synthesize_image(visit, image, variant, desc, model, options):
 class Visit:
     """A T1w and the images that go with it. What is costly is done once, and when it is first asked for."""
 
-    def __init__(self, images: list[inputs.Inputs], options, donor: inputs.Inputs | None = None):
+    def __init__(self, images: list[inputs.Inputs], options: Options, donor: inputs.Inputs | None = None) -> None:
         self.images, self.options, self.donor = images, options, donor
         self.seed = layout_derivatives.seed_of_path(images[0].t1w_path, options.random_seed)
         self.opener = loading.Opener()
@@ -169,6 +202,20 @@ class Visit:
         if pair not in self.ways:
             self.ways[pair] = loading.way_to_t1w(image, self.opener)
         return self.ways[pair]
+
+    def with_fluid_file(self, image: inputs.Inputs) -> inputs.Inputs:
+        """Return an image with the FLAIR that tells fluid from lesions, if one is to be used and can be read."""
+        if self.options.growth.rims != 'unmixed':
+            return replace(image, fluid_file=None)
+        return loading.with_fluid_file(image, self.opener)
+
+    def flair_on_t1w(self, image: inputs.Inputs) -> Any:
+        """Return the FLAIR that tells fluid from lesions in the world of its T1w (nibabel image); None without."""
+        if image.fluid_file is None:
+            return None
+        to_t1w, _ = self.way_to_t1w(replace(image, flair_file=image.fluid_file))
+        t1w_img, flair_img = self.opener(image.t1w_file), self.opener(image.fluid_file)
+        return flair_img if to_t1w is None else placement.moved(flair_img, to_t1w, t1w_img)
 
     def view(self, image: inputs.Inputs) -> loading.View:
         """Return the masks and the T1w of the visit in the scanner space of an image (from `settle`)."""
@@ -200,7 +247,14 @@ class Visit:
             self.anatomies[key] = self.find_anatomy(image, t1w_img, mask_img, lesion_share, known)
         return self.anatomies[key]
 
-    def find_anatomy(self, image, t1w_img, mask_img, lesion_share, known: Anatomy | None) -> Anatomy:
+    def find_anatomy(
+        self,
+        image: inputs.Inputs,
+        t1w_img: nib.Nifti1Image,
+        mask_img: nib.Nifti1Image | None,
+        lesion_share: float,
+        known: Anatomy | None,
+    ) -> Anatomy:
         """Find the anatomy, with matching tissues of another tool if any; see `images.anatomy.look_at`."""
         tissue_seg_img, source, notes = self.segmentation(image)
         for note in notes:
@@ -211,7 +265,7 @@ class Visit:
         anatomy = images_anatomy.look_at(
             t1w_img, mask_img, brain_mask_img, tissue_seg_img=tissue_seg_img, lesion_share=lesion_share
         )
-        return replace(anatomy, info=anatomy.info | {'WhiteMatterSource': source}) if source else anatomy
+        return replace(anatomy, sources=replace(anatomy.sources, white_matter_source=source)) if source else anatomy
 
     def segmentation(self, image: inputs.Inputs) -> tuple:
         """Read the segmentation of an image, each only once; see `loading.load_segmentation`."""
@@ -223,21 +277,26 @@ class Visit:
 
     # ------------------------------------------------------------------------------------------- filling and thickness
 
-    def fill(self, image: inputs.Inputs, model, report_tiles=None) -> tuple[fill.Filling, loading.View]:
+    def fill(
+        self, image: inputs.Inputs, model: Filler, report_tiles: Callable[[int, int], Any] | None = None
+    ) -> tuple[fill.Filling, loading.View]:
         """Fill an image of the visit (of `settle`), and return from where it was seen."""
         # Before what depends on them is done, and fails in other words.
         nifti.check_image(self.opener(image.t1w_file), 'T1w' if image.tissue_file else 'image')
         nifti.check_image(self.opener(image.image_file), 'image')
         view, options = self.view(image), self.options
         anatomy, notes = None, []
-        if view.lesions.on_grid(view.image_img)[0].any():
+        lesions: Any = view.lesions  # no image without a mask comes here
+        if lesions.on_grid(view.image_img)[0].any():
             anatomy = self.anatomy_with(image, view.lesions_on_t1w, fill.LESION_SHARE)
             anatomy = anatomy if view.from_t1w is None else anatomy.moved(view.from_t1w)
             _, _, notes = self.segmentation(image)
         sampling = options.sampling(layout_derivatives.seed_of(image, options.random_seed), report_tiles)
-        filling = fill.fill(view.image_img, view.lesions, anatomy, model, options.growth, sampling)
+        lesions = lesions if anatomy is None else replace(lesions, flair_img=self.flair_on_t1w(image))
+        filling = fill.fill(view.image_img, lesions, anatomy, model, options.growth, sampling)
         warnings = [*filling.warnings, *notes, *view.notes]
-        return replace(filling, info=filling.info | view.info, warnings=warnings), view
+        record = replace(filling.record, flair_registration=view.registration)
+        return replace(filling, record=record, warnings=warnings), view
 
     def anatomy_to_measure(self, image: inputs.Inputs) -> Anatomy:
         """Return the anatomy in which a T1w is measured before and after filling: one brain mask, one bias field."""
@@ -251,16 +310,16 @@ class Visit:
     # ------------------------------------------------------------------------------------------------------- synthesis
 
     @cached_property
-    def first(self):
+    def first(self) -> inputs.Inputs:
         """The image whose lesions and tissues are those of the visit."""
         return self.settle(self.owner or self.images[0])
 
     @property
-    def owner(self):
+    def owner(self) -> inputs.Inputs | None:
         """The first image that found a lesion mask; None if none did."""
         return next((image for image in self.images if image.lesion_mask_file), None)
 
-    def with_mask(self, image):
+    def with_mask(self, image: inputs.Inputs) -> inputs.Inputs:
         """Return an image with its own lesion mask, or else one of its visit; see `with_mask_of`."""
         if image.lesion_mask_file or self.owner is None:
             return image
@@ -268,12 +327,14 @@ class Visit:
 
     @property
     def anatomy(self) -> Anatomy:
-        """What is free for new lesions; see `images.anatomy.look_at`."""
+        """The space that is free for new lesions; see `images.anatomy.look_at`."""
         lesions_img = loading.lesions_of(self.first, self.choice, self.way_to_t1w(self.first)[0], self.opener)
         lesions = lesions_img and settings.Lesions(lesions_img, threshold=self.choice.threshold)
         return self.anatomy_with(self.first, lesions, OLD_LESION_SHARE)
 
-    def synthesize(self, image: inputs.Inputs, variant: int, model, report_tiles=None):
+    def synthesize(
+        self, image: inputs.Inputs, variant: int, model: Any, report_tiles: Callable[[int, int], Any] | None = None
+    ) -> tuple[lesions_synthesis.Synthesis, loading.View]:
         """Synthesize lesions of a variant in an image (from `settle`): (`Synthesis`, `loading.View`)."""
         view, options, anatomy, new = self.view(image), self.options, self.anatomy, self.new_lesions(variant)
         if view.from_t1w is not None:
@@ -288,40 +349,43 @@ class Visit:
             options.sampling(seed, report_tiles),
             options.lesion_halo,
         )
-        info = synthesis.info | {'LesionSource': self.source}
-        if options.second_visit:
-            info['Visits'] = {'First': image.sources[0], 'Second': 'this image'}
-        return replace(synthesis, info=info | view.info, warnings=[*synthesis.warnings, *view.notes]), view
+        record = replace(
+            synthesis.record,
+            lesion_source=self.source,
+            visits=records.Visits(image.sources[0], 'this image') if options.second_visit else None,
+            flair_registration=view.registration,
+        )
+        return replace(synthesis, record=record, warnings=[*synthesis.warnings, *view.notes]), view
 
     @cached_property
-    def atlas(self):
+    def atlas(self) -> lesions_sampling.Atlas:
         """See `synth.find_places`."""
         return lesions_synthesis.find_places(self.anatomy, library.load_lesion_library())
 
     @cached_property
-    def mask_img(self):
+    def mask_img(self) -> nib.Nifti1Image:
         """The mask that was given, or another patient's."""
         if self.options.new_mask_file:
             mask_img = self.opener(self.options.new_mask_file)
             return placement.beside(mask_img, self.opener(self.first.t1w_file), 'mask of new lesions')
-        donor = self.settle(self.donor)
+        donor = self.settle(self.donor)  # type: ignore[arg-type]
         lesions_img = loading.lesions_of(donor, to_t1w=self.way_to_t1w(donor)[0], opener=self.opener)
         return lesions_synthesis.borrow(self.opener(donor.t1w_file), lesions_img, self.anatomy)
 
     @property
-    def source(self):
-        """Where the lesions come from, in words."""
+    def source(self) -> str:
+        """The origin of the lesions, in words."""
         if self.options.new_mask_file:
             return f'the mask {self.options.new_mask_file.name}'
         return f'sub-{self.donor.subject}, by deformable registration' if self.donor else 'drawn from a library'
 
     @cached_property
-    def fingerprint(self):
-        """What else the result depends on: the bytes of masks that are given, by their hashes."""
-        files = [self.options.new_mask_file] if self.options.new_mask_file else []
+    def fingerprint(self) -> dict[str, list[str]]:
+        """Further inputs of the result: the bytes of masks that are given, by their hashes."""
+        files = [self.options.new_mask_file]
         files += [self.donor.t1w_file, self.donor.lesion_mask_file] if self.donor else []
-        files += [file for file in (self.first.lesion_mask_file, self.first.brain_mask_file) if file]
-        return {'masks': [diffusion_models.sha256_of(file) for file in files]}
+        files += [self.first.lesion_mask_file, self.first.brain_mask_file]
+        return {'masks': [diffusion_models.sha256_of(file) for file in files if file]}
 
     def choose_variant(self, variant: int) -> None:
         """Keep the new lesions of one variant only, and forget those of others."""
@@ -354,13 +418,14 @@ def files_of(segmentation: inputs.Segmentation | None) -> tuple:
     return () if segmentation is None else tuple(segmentation.files)
 
 
-def write_way(view: loading.View, output_dir) -> None:
+def write_way(view: loading.View, output_dir: Path) -> None:
     """Write how FLAIR and T1w of an image were brought together, or remove what an earlier run wrote."""
     text = None if view.to_t1w is None else registration.itk_text(view.to_t1w)
-    layout_derivatives.write_xfm(output_dir, view.image, text, view.registration)
+    about = sidecars.spell(view.registration) if view.registration else {}
+    layout_derivatives.write_xfm(output_dir, view.image, text, about)
 
 
-def find_donor(bids_layout, options, derivatives):
+def find_donor(bids_layout: ForEachSubject, options: Options, derivatives: dict[str, Path]) -> inputs.Inputs:
     """Find the T1w with a lesion mask of the donor participant (`--mask-from`), the first by name.
 
     Raises
@@ -368,21 +433,22 @@ def find_donor(bids_layout, options, derivatives):
     UsageError
         If there is none.
     """
+    label = str(options.mask_from)
     found = pairing.find_inputs(
         bids_layout,
         derivatives,
-        participant_labels=[options.mask_from],
+        participant_labels=[label],
         filters=options.filters,
         mask_labels=options.mask_labels,
         mask_desc=options.mask_desc,
     )
-    usable = [image for image in found[options.mask_from] if not image.problem]
+    usable = [image for image in found[label] if not image.problem]
     if not usable:
         raise errors.UsageError(f'--mask-from: sub-{options.mask_from} has no T1w with a lesion mask')
     return usable[0]
 
 
-def without_donor(found, subject):
+def without_donor(found: dict[str, list[inputs.Inputs]], subject: str | None) -> dict[str, list[inputs.Inputs]]:
     """Return images by subject (dict of lists of inputs.Inputs), those of `--mask-from` set to skip.
 
     Raises

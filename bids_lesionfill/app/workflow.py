@@ -11,15 +11,19 @@ import shutil
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 
 from .. import text_files
 from ..layout import errors
 from ..layout import status as layout_status
+from ..layout.inputs import Inputs
 from . import log, participant, progress
+from .options import Options
 
 logger = logging.getLogger('bids_lesionfill')
 
@@ -30,7 +34,7 @@ NODE_GB, GB_PER_MEGAVOXEL = 3.3, 0.037
 LOST = 'its process ended without a word, as one that is killed does; if memory was short, ' + errors.LESS_MEMORY
 
 
-def run(options):
+def run(options: Options) -> int:
     """Process all participants of `options` (cli.Options) in subprocesses; return the exit code.
 
     The results are those of one process: seeds depend on the image alone. What is there already is not done again; this
@@ -64,7 +68,7 @@ def run(options):
         return code
 
 
-def nipype_settings(options, base_dir):
+def nipype_settings(options: Options, base_dir: Path) -> dict[str, dict[str, Any]]:
     """Return the settings of nipype for a run (dict of dict): its own lines are not shown, but for `--verbose`."""
     level = 'WARNING' if options.verbose else 'CRITICAL'  # its errors are tracebacks
     levels = dict.fromkeys(('workflow_level', 'interface_level', 'utils_level'), level)
@@ -82,7 +86,7 @@ def nipype_settings(options, base_dir):
 
 
 @contextlib.contextmanager
-def settings_for_workers(options, base_dir):
+def settings_for_workers(options: Options, base_dir: Path) -> Iterator[None]:
     """Write the nipype settings to a file that worker processes read when they import nipype."""
     parser = configparser.ConfigParser()
     parser.read_dict(nipype_settings(options, base_dir))
@@ -98,7 +102,7 @@ def settings_for_workers(options, base_dir):
             os.environ['NIPYPE_CONFIG_DIR'] = before
 
 
-def make_base_dir(work_dir, run_id):
+def make_base_dir(work_dir: Path | None, run_id: str) -> Path:
     """Return a new private folder for the nodes of a run; nipype stores environment variables there."""
     if work_dir is None:
         return Path(tempfile.mkdtemp(prefix=f'{FOLDER}_')).resolve()
@@ -107,7 +111,15 @@ def make_base_dir(work_dir, run_id):
     return base_dir
 
 
-def run_nodes(found, donor, options, run_id, base_dir, plugin, plugin_args):
+def run_nodes(
+    found: dict[str, list[Inputs]],
+    donor: Inputs | None,
+    options: Options,
+    run_id: str,
+    base_dir: Path,
+    plugin: str,
+    plugin_args: dict[str, Any],
+) -> None:
     """Run participants as nodes; what went wrong is logged, and seen by the statuses that are not there."""
     flow = build(found, donor, options, run_id, base_dir)
     runner = None
@@ -125,7 +137,7 @@ def run_nodes(found, donor, options, run_id, base_dir, plugin, plugin_args):
             logger.error('nipype: %s; see %s', sentence, base_dir)
 
 
-def end_workers(runner):
+def end_workers(runner: Any) -> None:
     """End the processes of `make_runner` at once: what they write is whole or absent, and is done again."""
     pool = getattr(runner, 'pool', None)
     processes = list((getattr(pool, '_processes', None) or {}).values())
@@ -135,34 +147,34 @@ def end_workers(runner):
         process.join()
 
 
-def start_worker(options):
+def start_worker(options: Options) -> None:
     """Set up the worker process of a node: its log, and its end with the parent process."""
     log.set_up(options, is_worker=True)
     end_with_parent()
 
 
-def end_with_parent():
+def end_with_parent() -> None:
     """End this process when the run that started it is gone, even if that was killed: nobody waits for it then."""
     parent = multiprocessing.parent_process()
     if parent is not None and not any(thread.name == 'end_with_parent' for thread in threading.enumerate()):
 
-        def wait():
+        def wait() -> None:
             parent.join()
             os._exit(1)
 
         threading.Thread(target=wait, name='end_with_parent', daemon=True).start()
 
 
-def make_runner(plugin_args):
+def make_runner(plugin_args: dict[str, Any]) -> Any:
     """Return a nipype `MultiProc` plugin that reports a killed process as failed, not waiting forever."""
     from nipype.pipeline.plugins.multiproc import MultiProcPlugin
 
     class Runner(MultiProcPlugin):
-        def _async_callback(self, future):
+        def _async_callback(self, future: Any) -> None:
             if future.exception() is None:
                 super()._async_callback(future)
 
-        def _get_result(self, taskid):
+        def _get_result(self, taskid: int) -> Any:
             future = self._task_obj[taskid]
             if future.done() and future.exception() is not None:
                 raise future.exception()
@@ -172,29 +184,29 @@ def make_runner(plugin_args):
     return Runner({'mp_context': 'spawn', **plugin_args})
 
 
-def lost(found, options, run_id):
+def lost(found: dict[str, list[Inputs]], options: Options, run_id: str) -> list[str]:
     """List participants without a status; empty if the run was to stop at the first failure."""
     if options.stop_on_first_crash:
         return []
     return [subject for subject in found if not layout_status.has_status(options.output_dir, subject, run_id)]
 
 
-def count_nodes(bar, n_all):
+def count_nodes(bar: Any, n_all: int) -> Callable[[Any, str], None]:
     """Return a callback for nipype that counts finished participants in the bar and the log."""
     started, n_done = time.monotonic(), 0
 
-    def report(node, status):
+    def report(node: Any, status: str) -> None:
         nonlocal n_done
         if status in ('end', 'exception') and '_ses_' not in node.name:
             n_done += 1
             bar.update()
             name, left = node.name.replace('_', '-', 1), progress.time_left(started, n_done, n_all)
-            logger.info('%s is through (%d of %d%s)', name, n_done, n_all, left if n_done < n_all else '')
+            logger.info('%s is done (%d of %d%s)', name, n_done, n_all, left if n_done < n_all else '')
 
     return report
 
 
-def build(found, donor, options, run_id, base_dir):
+def build(found: dict[str, list[Inputs]], donor: Inputs | None, options: Options, run_id: str, base_dir: Path) -> Any:
     """Return a workflow with one independent node per participant.
 
     Where there are several sessions, each is a node of its own, and the participant's, which writes the report, waits
@@ -208,7 +220,7 @@ def build(found, donor, options, run_id, base_dir):
     flow = Workflow('participants', base_dir=str(base_dir))
     n_procs = min(options.omp_nthreads or 1, options.nprocs)
 
-    def add(function, name, output, waits_for=(), **values):
+    def add(function: Callable, name: str, output: str, waits_for: Any = (), **values: Any) -> Any:
         interface = Function([*values, *(node.name for node in waits_for)], [output], function)
         node = Node(interface, name, n_procs=n_procs, mem_gb=memory_gb(values['images']))
         node.inputs.trait_set(**values)
@@ -236,20 +248,22 @@ def build(found, donor, options, run_id, base_dir):
     return flow
 
 
-def memory_gb(images):
+def memory_gb(images: Iterable[Inputs]) -> float:
     """Compute the memory that a process needs for the largest of some images; GB."""
     return NODE_GB + GB_PER_MEGAVOXEL * max((count_voxels(image.image_file) for image in images), default=0) / 1e6
 
 
-def count_voxels(image_file):
-    """Number of voxels of an image, by its header; 0 if it cannot be read, which its participant will say."""
+def count_voxels(image_file: Path) -> int:
+    """Return the number of voxels of an image, by its header; 0 if it cannot be read: its participant says why."""
     try:
         return math.prod(nib.load(image_file).shape)
     except Exception:
         return 0
 
 
-def run_node(subject, images, donor, options, run_id, **sessions):
+def run_node(
+    subject: str, images: 'list[Inputs]', donor: 'Inputs | None', options: 'Options', run_id: str, **sessions: str
+) -> str:
     """Process one participant in a worker; imports are inside because nipype copies it as text."""
     from bids_lesionfill.app import participant, workflow
     from bids_lesionfill.layout import files
@@ -262,7 +276,9 @@ def run_node(subject, images, donor, options, run_id, **sessions):
     return status
 
 
-def run_session_node(subject, session, images, donor, options, run_id):
+def run_session_node(
+    subject: str, session: str | None, images: 'list[Inputs]', donor: 'Inputs | None', options: 'Options', run_id: str
+) -> bool:
     """Process one session in a worker; the node of the participant reports the outcome."""
     from bids_lesionfill.app import participant, workflow
     from bids_lesionfill.layout import files
@@ -278,7 +294,7 @@ def run_session_node(subject, session, images, donor, options, run_id):
     return True
 
 
-def read_plugin(options):
+def read_plugin(options: Options) -> tuple[str, dict[str, Any]]:
     """Name and arguments of nipype's plugin: of `--use-plugin` (YAML), or processes on this machine.
 
     Raises
@@ -287,7 +303,7 @@ def read_plugin(options):
         If the file is none.
     """
     if options.plugin_file is None:
-        plugin_args = {'n_procs': options.nprocs, 'raise_insufficient': False}
+        plugin_args: dict[str, Any] = {'n_procs': options.nprocs, 'raise_insufficient': False}
         if options.mem_gb:
             plugin_args['memory_gb'] = options.mem_gb
         return 'MultiProc', plugin_args
@@ -305,6 +321,6 @@ def read_plugin(options):
         ) from None
 
 
-def clean(work_dir):
+def clean(work_dir: Path) -> None:
     """Remove what runs left in a work folder; other things in it stay."""
     shutil.rmtree(Path(work_dir) / FOLDER, ignore_errors=True)

@@ -4,18 +4,26 @@ The functions take an image and a `lesion_mask` on the same grid and return a ne
 classes at the end make fillers of them (see `registry`).
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
 from scipy import ndimage, sparse
 from scipy.sparse import linalg
 from scipy.spatial import cKDTree
 
 from ..images import masks
-from .filler import Sampling
+from .filler import Record, Sampling
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 SIX_NEIGHBOURS = np.array([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]])
 
 
-def _laplacian_at(voxels, shape):
+def _laplacian_at(voxels: np.ndarray, shape: Sequence[int] | np.ndarray) -> csr_matrix:
     """Return the 6-neighbour Laplacian's rows at `voxels` (flat indices), with zero flux at the borders."""
     coordinates = np.stack(np.unravel_index(voxels, shape), axis=1)
     rows, columns = [], []
@@ -31,13 +39,13 @@ def _laplacian_at(voxels, shape):
     return neighbours - centre
 
 
-def _solve(matrix, right_hand_side, start):
+def _solve(matrix: csr_matrix, right_hand_side: np.ndarray, start: np.ndarray) -> np.ndarray:
     preconditioner = sparse.diags_array(1.0 / matrix.diagonal())
     solution, _ = linalg.cg(matrix, right_hand_side, x0=start, rtol=1e-4, maxiter=400, M=preconditioner)
     return solution
 
 
-def membrane(image, lesion_mask):
+def membrane(image: np.ndarray, lesion_mask: np.ndarray) -> np.ndarray:
     """Fill by the harmonic function with the surrounding values: no curvature (Laplace's equation).
 
     Parameters
@@ -48,7 +56,9 @@ def membrane(image, lesion_mask):
     return _interpolate(image, lesion_mask, biharmonic_energy=False)
 
 
-def biharmonic(image, lesion_mask, bounds=None):
+def biharmonic(
+    image: np.ndarray, lesion_mask: np.ndarray, bounds: tuple[np.ndarray, np.ndarray] | None = None
+) -> np.ndarray:
     """Fill by the surface of least bending, min |Laplacian(u)|^2: `skimage.restoration.inpaint_biharmonic` in 3D.
 
     Solved by conjugate gradients, so that a lesion of 50 ml takes seconds where skimage's direct solver takes hours.
@@ -65,7 +75,9 @@ def biharmonic(image, lesion_mask, bounds=None):
     return _interpolate(image, lesion_mask, biharmonic_energy=True, bounds=bounds)
 
 
-def white_matter_bounds(image, lesion_mask, wm_mask, white_matter, deviations=2.5):
+def white_matter_bounds(
+    image: np.ndarray, lesion_mask: np.ndarray, wm_mask: np.ndarray, white_matter: np.ndarray, deviations: float = 2.5
+) -> tuple[np.ndarray, np.ndarray]:
     """Return bounds of white matter: its local mean plus or minus some robust standard deviations.
 
     Parameters
@@ -85,7 +97,12 @@ def white_matter_bounds(image, lesion_mask, wm_mask, white_matter, deviations=2.
     return white_matter - width, white_matter + width
 
 
-def _interpolate(image, lesion_mask, biharmonic_energy, bounds=None):
+def _interpolate(
+    image: np.ndarray,
+    lesion_mask: np.ndarray,
+    biharmonic_energy: bool,
+    bounds: tuple[np.ndarray, np.ndarray] | None = None,
+) -> np.ndarray:
     filled = np.array(image, dtype=np.float64)
     if not lesion_mask.any():
         return filled.astype(image.dtype)
@@ -108,14 +125,16 @@ def _interpolate(image, lesion_mask, biharmonic_energy, bounds=None):
     return filled.astype(image.dtype)
 
 
-def _healthy_white_matter(lesion_mask, wm_mask):
+def _healthy_white_matter(lesion_mask: np.ndarray, wm_mask: np.ndarray) -> np.ndarray:
     healthy = wm_mask & ~lesion_mask
     if not healthy.any():
         raise ValueError('wm_mask holds no white matter outside the lesions')
     return healthy
 
 
-def local_white_matter(image, lesion_mask, wm_mask, gap_voxels=2, sigma_voxels=3.0):
+def local_white_matter(
+    image: np.ndarray, lesion_mask: np.ndarray, wm_mask: np.ndarray, gap_voxels: int = 2, sigma_voxels: float = 3.0
+) -> np.ndarray:
     """Compute the mean of the white matter around every voxel, at some distance from the lesion.
 
     Normalised convolution: a Gaussian average of the white matter that is at least `gap_voxels` away from the mask,
@@ -153,7 +172,14 @@ def local_white_matter(image, lesion_mask, wm_mask, gap_voxels=2, sigma_voxels=3
     return mean
 
 
-def normal_white_matter(image, lesion_mask, wm_mask, rng, deviation_share=0.5, min_voxels=20):
+def normal_white_matter(
+    image: np.ndarray,
+    lesion_mask: np.ndarray,
+    wm_mask: np.ndarray,
+    rng: np.random.Generator,
+    deviation_share: float = 0.5,
+    min_voxels: int = 20,
+) -> np.ndarray:
     """Fill from the normal distribution of the white matter in the same slice (SLF, Valverde et al. 2014).
 
     Slices are those of the last axis: axial in an image that is close to RAS.
@@ -193,7 +219,14 @@ def normal_white_matter(image, lesion_mask, wm_mask, rng, deviation_share=0.5, m
     return filled
 
 
-def local_white_matter_voxels(image, lesion_mask, wm_mask, rng, radius_voxels=3, min_voxels=50):
+def local_white_matter_voxels(
+    image: np.ndarray,
+    lesion_mask: np.ndarray,
+    wm_mask: np.ndarray,
+    rng: np.random.Generator,
+    radius_voxels: int = 3,
+    min_voxels: int = 50,
+) -> np.ndarray:
     """Fill every lesion with values drawn from the white matter around it (as FSL's, Battaglini et al. 2012).
 
     Parameters
@@ -221,7 +254,7 @@ def local_white_matter_voxels(image, lesion_mask, wm_mask, rng, radius_voxels=3,
     return filled
 
 
-def ants_rule(image, lesion_mask, wm_mask, rng):
+def ants_rule(image: np.ndarray, lesion_mask: np.ndarray, wm_mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Fill dark lesions with values of the adjacent white matter brighter than they are (as ANTs' `LesionFilling`).
 
     A lesion is filled only if its mean is below that of the white matter that touches it (26 neighbours), each voxel
@@ -249,7 +282,15 @@ def ants_rule(image, lesion_mask, wm_mask, rng):
     return filled
 
 
-def patch_match(image, lesion_mask, wm_mask, rng, radius_voxels=2, n_candidates=200, exemplar_share=0.25):
+def patch_match(
+    image: np.ndarray,
+    lesion_mask: np.ndarray,
+    wm_mask: np.ndarray,
+    rng: np.random.Generator,
+    radius_voxels: int = 2,
+    n_candidates: int = 200,
+    exemplar_share: float = 0.25,
+) -> np.ndarray:
     """Fill from the rim inwards with the centres of the patches that look most alike (after Prados et al. 2016).
 
     Every voxel of an onion layer gets the value of the white matter voxel whose patch differs least (mean squared
@@ -284,7 +325,8 @@ def patch_match(image, lesion_mask, wm_mask, rng, radius_voxels=2, n_candidates=
     padded = np.pad(np.where(lesion_mask, image[healthy].mean(), image).astype(np.float32), radius_voxels, mode='edge')
     offsets = np.indices((2 * radius_voxels + 1,) * 3).reshape(3, -1)
 
-    def patches(array, centres):  # (n, 3) voxels of the unpadded volume -> (n, voxels of a patch) of the padded array
+    # (n, 3) voxels of the unpadded volume -> (n, voxels of a patch) of the padded array
+    def patches(array: np.ndarray, centres: np.ndarray) -> np.ndarray:
         corner = np.ravel_multi_index(tuple(centres.T), array.shape)
         return array.ravel()[corner[:, None] + np.ravel_multi_index(tuple(offsets), array.shape)]
 
@@ -314,12 +356,13 @@ class ClassicalFiller:
     """Base of the classical fillers; a subclass says its names and fills one volume."""
 
     name = label = ''  # of the registry; of tables
-    words, references = '', ()  # see `Filler.methods`
+    words = ''  # see `Filler.methods`
+    references: tuple[str, ...] = ()
     sha256 = ''
     has_texture = False
     bright_lesions = True  # whether it fills lesions that are brighter than white matter
 
-    def __init__(self, modality: str | None = None):
+    def __init__(self, modality: str | None = None) -> None:
         self.modality = modality
 
     def filled(
@@ -333,9 +376,9 @@ class ClassicalFiller:
         generators = [np.random.default_rng(seed) for seed in sampling.seeds]
         return np.stack([self.filled(volume, lesion_mask, wm_mask, rng)[lesion_mask] for rng in generators])
 
-    def info(self, sampling: Sampling) -> dict:
+    def record(self, sampling: Sampling) -> Record:
         """Return what the sidecar tells of a filling."""
-        return {'Model': self.name, 'RandomSeed': sampling.seeds[0]}
+        return Record(self.name, random_seed=sampling.seeds[0])
 
     def methods(self) -> tuple[str, tuple[str, ...]]:
         """Return how it fills, for a paper, and the keys of its references."""
@@ -348,7 +391,10 @@ class Biharmonic(ClassicalFiller):
     name = label = 'biharmonic'
     words = 'biharmonic interpolation'
 
-    def filled(self, image, lesion_mask, wm_mask, rng):
+    def filled(
+        self, image: np.ndarray, lesion_mask: np.ndarray, wm_mask: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Return the filled (X, Y, Z) image; see `biharmonic`."""
         return biharmonic(image, lesion_mask)
 
 
@@ -358,7 +404,10 @@ class Membrane(ClassicalFiller):
     name = label = 'membrane'
     words = 'harmonic interpolation'
 
-    def filled(self, image, lesion_mask, wm_mask, rng):
+    def filled(
+        self, image: np.ndarray, lesion_mask: np.ndarray, wm_mask: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Return the filled (X, Y, Z) image; see `membrane`."""
         return membrane(image, lesion_mask)
 
 
@@ -370,7 +419,10 @@ class WhiteMatterNormal(ClassicalFiller):
     words = 'values of a normal distribution of the white matter of each slice (as in SLF; Valverde et al., 2014)'
     references = ('valverde2014',)
 
-    def filled(self, image, lesion_mask, wm_mask, rng):
+    def filled(
+        self, image: np.ndarray, lesion_mask: np.ndarray, wm_mask: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Return the filled (X, Y, Z) image; see `normal_white_matter`."""
         return normal_white_matter(image, lesion_mask, wm_mask, rng)
 
 
@@ -382,7 +434,10 @@ class LocalWhiteMatterVoxels(ClassicalFiller):
     words = 'values sampled from the white matter around each lesion (as in FSL; Battaglini et al., 2012)'
     references = ('battaglini2012',)
 
-    def filled(self, image, lesion_mask, wm_mask, rng):
+    def filled(
+        self, image: np.ndarray, lesion_mask: np.ndarray, wm_mask: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Return the filled (X, Y, Z) image; see `local_white_matter_voxels`."""
         return local_white_matter_voxels(image, lesion_mask, wm_mask, rng)
 
 
@@ -392,7 +447,10 @@ class LocalWhiteMatterMean(ClassicalFiller):
     name, label = 'local-white-matter-mean', 'local white-matter mean'
     words = 'the Gaussian average of the white matter around each voxel'
 
-    def filled(self, image, lesion_mask, wm_mask, rng):
+    def filled(
+        self, image: np.ndarray, lesion_mask: np.ndarray, wm_mask: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Return the filled (X, Y, Z) image; see `local_white_matter`."""
         return local_white_matter(image, lesion_mask, wm_mask)
 
 
@@ -404,7 +462,10 @@ class AntsRule(ClassicalFiller):
     words = 'values of brighter white matter that touches each lesion (as the program LesionFilling of ANTs)'
     bright_lesions = False
 
-    def filled(self, image, lesion_mask, wm_mask, rng):
+    def filled(
+        self, image: np.ndarray, lesion_mask: np.ndarray, wm_mask: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Return the filled (X, Y, Z) image; see `ants_rule`."""
         return ants_rule(image, lesion_mask, wm_mask, rng)
 
 
@@ -416,5 +477,8 @@ class PatchMatch(ClassicalFiller):
     words = 'the centres of similar patches of the white matter (after Prados et al., 2016)'
     references = ('prados2016',)
 
-    def filled(self, image, lesion_mask, wm_mask, rng):
+    def filled(
+        self, image: np.ndarray, lesion_mask: np.ndarray, wm_mask: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Return the filled (X, Y, Z) image; see `patch_match`."""
         return patch_match(image, lesion_mask, wm_mask, rng)

@@ -1,7 +1,7 @@
 """Interface of a filler, and what it is sampled with."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -10,13 +10,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a volume is to be filled."""
+    """Settings of the filling of a volume."""
 
     seeds: tuple[int, ...] = (0,)  # each gives one filling
     num_inference_steps: int | None = None  # the filler's own if not given
     device: str = 'cpu'
     batch_size: int = 8  # tiles at once
     progress: Callable[[int, int], Any] | None = None  # is called with (n_done, n_all)
+    beside_grey: bool = False  # what is darker beside the mask is other tissue that goes on inside it, not lesion
+
+
+@dataclass(frozen=True)
+class Record:
+    """The part of the sidecar of a filling that describes the filler."""
+
+    model: str
+    weights_sha256: str | None = None
+    random_seed: int | None = None
+    num_inference_steps: int | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)  # keys and values of JSON, spelled as in BIDS
 
 
 class Filler(Protocol):
@@ -26,10 +38,21 @@ class Filler(Protocol):
     must be cheap: weights are loaded in `fill`.
     """
 
-    name: str
-    modality: str | None  # of the images that it fills
-    sha256: str  # of its weights; '' if it has none
-    has_texture: bool  # a filling has the noise of tissue; False: it is smooth, and the app adds noise
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def modality(self) -> str | None:
+        """Of the images that it fills."""
+
+    @property
+    def sha256(self) -> str:
+        """Of its weights; '' if it has none."""
+
+    @property
+    def has_texture(self) -> bool:
+        """True if a filling has the noise of tissue; otherwise it is smooth, and the app adds noise."""
 
     def fill(
         self, volume: 'np.ndarray', lesion_mask: 'np.ndarray', wm_mask: 'np.ndarray', sampling: Sampling
@@ -49,8 +72,8 @@ class Filler(Protocol):
         """
         ...
 
-    def info(self, sampling: Sampling) -> dict[str, Any]:
-        """Return what the sidecar tells of a filling; spelled as in BIDS."""
+    def record(self, sampling: Sampling) -> Record:
+        """Return what the sidecar tells of a filling."""
         ...
 
     def methods(self) -> tuple[str, tuple[str, ...]]:

@@ -1,5 +1,7 @@
 """Forms of a model: the classical base, the conditioning channels, and the variable that is diffused."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +13,7 @@ CLIP = 2.0  # what is brighter than twice the white matter is no tissue: the bou
 
 @dataclass(frozen=True)
 class Form:
-    """What the network sees and what it predicts.
+    """Input and output of the network.
 
     `unconditional`: the noisy image alone; the known tissue enters while sampling (RePaint, thesis 3.2).
     `plain`: the thesis' conditional form: noisy image, voided image, mask (Eq. 3.6).
@@ -28,7 +30,7 @@ class Form:
     detail_scale: float = 0.15  # the filled image minus local white matter is shown to the network in these units
     inside_mask_only: bool = True  # noise and loss inside the mask only; the thesis noises and scores whole slices
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.kind not in N_CHANNELS:
             raise ValueError(f'form is {self.kind!r}, expected one of {sorted(N_CHANNELS)}')
         if self.base not in BASES:
@@ -37,20 +39,20 @@ class Form:
             raise ValueError('an unconditional model knows no mask: inside_mask_only must be False')
 
     @property
-    def n_channels(self):
+    def n_channels(self) -> int:
         """Input channels of the network, the noisy image included."""
         return N_CHANNELS[self.kind]
 
     @property
-    def asks_contrast(self):
-        """Whether the contrast of the lesions is part of the condition."""
+    def asks_contrast(self) -> bool:
+        """True if the contrast of the lesions is part of the condition."""
         return self.base == 'lesion' and self.kind in ('prior', 'residual')
 
-    def to_diffusion(self, image, base):
+    def to_diffusion(self, image: np.ndarray, base: np.ndarray) -> np.ndarray:
         """Return the volume that is diffused: the scaled residual on the base, or the image itself."""
         return (image - base) / self.residual_scale if self.kind == 'residual' else image
 
-    def from_diffusion(self, diffused, base):
+    def from_diffusion(self, diffused: np.ndarray, base: np.ndarray) -> np.ndarray:
         """Invert `to_diffusion`."""
         return base + self.residual_scale * diffused if self.kind == 'residual' else diffused
 
@@ -64,7 +66,9 @@ BASES = {
 }
 
 
-def condition(image, lesion_mask, wm_mask, form, contrast=None):
+def condition(
+    image: np.ndarray, lesion_mask: np.ndarray, wm_mask: np.ndarray, form: Form, contrast: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Build the classical base and the conditioning channels of a volume.
 
     Parameters

@@ -3,10 +3,18 @@
 Its weights are not part of this package: the user gives torchvision's AlexNet and the lpips package's linear heads.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 import torch
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's mean and deviation for images in [-1, 1]
 HEAD_CHANNELS = (64, 192, 384, 256, 256)
@@ -15,7 +23,7 @@ WEIGHT_NAMES = [f'features.{layer}.{kind}' for layer in (0, 3, 6, 8, 10) for kin
 WEIGHT_NAMES += [f'lin{i}.model.1.weight' for i in range(len(HEAD_CHANNELS))]
 
 
-def _prepare(images):
+def _prepare(images: torch.Tensor) -> torch.Tensor:
     """Return three channels, at least 64 x 64 pixels (edges replicated to the right and below).
 
     Scaled as for AlexNet.
@@ -27,7 +35,7 @@ def _prepare(images):
     return (images - shift) / scale
 
 
-def _normalise_channels(features):
+def _normalise_channels(features: torch.Tensor) -> torch.Tensor:
     """Scale every pixel's feature vector to length 1."""
     return features / (features.square().sum(dim=1, keepdim=True).sqrt() + 1e-10)
 
@@ -41,7 +49,7 @@ class Lpips(nn.Module):
         Holds all `WEIGHT_NAMES`: torchvision's `features.*` of AlexNet and the lpips package's `lin*`; more is ignored.
     """
 
-    def __init__(self, weights):
+    def __init__(self, weights: dict[str, torch.Tensor]) -> None:
         super().__init__()
         self.features = nn.Sequential(  # as numbered in torchvision
             *(nn.Conv2d(3, 64, kernel_size=11, stride=4, padding=2), nn.ReLU()),
@@ -57,7 +65,7 @@ class Lpips(nn.Module):
         self.requires_grad_(False)
 
     @torch.no_grad()
-    def forward(self, images, others):
+    def forward(self, images: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
         """Compute the distance of each image from its other; no gradients.
 
         Parameters
@@ -71,7 +79,7 @@ class Lpips(nn.Module):
         """
         images, others = _prepare(images), _prepare(others)
         heads = iter([self.get_submodule(f'lin{i}.model') for i in range(len(HEAD_CHANNELS))])
-        distances = 0
+        distances: Any = 0
         for layer in self.features:
             images, others = layer(images), layer(others)
             if isinstance(layer, nn.ReLU):
@@ -80,7 +88,7 @@ class Lpips(nn.Module):
         return distances
 
 
-def load_lpips(weight_files):
+def load_lpips(weight_files: Sequence[Path]) -> Lpips:
     """Load LPIPS from one or more files that together hold its weights.
 
     Parameters

@@ -1,20 +1,29 @@
-"""Find, check and load models: the bundled ones by name, others by folder; and the bundled lesions. Nothing is ever
-downloaded.
+"""Find, check and load models: the bundled ones by name, others by folder.
+
+Nothing is ever downloaded.
 
 A model is a folder: `unet/` and `scheduler/` as diffusers writes them (safetensors only), `plan.json`, `README.md`;
 of synthesis also `lesion_contrasts.json`.
 """
 
+from __future__ import annotations
+
 import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .. import text_files
-from .filler import Sampling
+from .filler import Record, Sampling
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .forms import Form
 
 
-def choose_device(device):
+def choose_device(device: str) -> Any:
     """Return the torch device; `auto` means CUDA if a GPU is available, else the CPU."""
     import torch
 
@@ -36,10 +45,10 @@ class Model:
     name: str
     sha256: str  # of the weights file
     plan: dict
-    form: object  # inpaint.Form
+    form: Form
     tile: tuple  # voxels, as it was trained on
-    unet: object
-    scheduler: object
+    unet: Any  # see `unet.build_unet`
+    scheduler: Any  # of diffusers
     jump_length: int = 8  # of RePaint, for unconditional models
     jump_n_sample: int = 10
     contrasts: tuple | None = None  # of synthesis: volumes (mm3) and contrasts of the lesions it was trained on
@@ -51,26 +60,21 @@ class Model:
         """Modality of the images that it fills or paints into."""
         return self.used_on or self.plan['modality']
 
-    def fill(self, volume, lesion_mask, wm_mask, sampling: Sampling):
+    def fill(self, volume: np.ndarray, lesion_mask: np.ndarray, wm_mask: np.ndarray, sampling: Sampling) -> np.ndarray:
         """Fill the lesions of a volume, once per seed; see `filler.Filler.fill`."""
         from . import inpaint
 
         steps, seeds = self.steps(sampling), list(sampling.seeds)
         arguments = (volume, lesion_mask, wm_mask, self, steps, seeds, sampling.device, sampling.batch_size)
-        return inpaint.fill_volume(*arguments, progress=sampling.progress)
+        return inpaint.fill_volume(*arguments, progress=sampling.progress, beside_grey=sampling.beside_grey)
 
     def steps(self, sampling: Sampling) -> int:
         """Return the number of steps of a sampling."""
         return choose_steps(sampling.num_inference_steps, self.plan['num_inference_steps'], len(sampling.seeds))
 
-    def info(self, sampling: Sampling) -> dict:
+    def record(self, sampling: Sampling) -> Record:
         """Return what the sidecar tells of a filling."""
-        return {
-            'Model': self.name,
-            'WeightsSHA256': self.sha256,
-            'RandomSeed': sampling.seeds[0],
-            'NumInferenceSteps': self.steps(sampling),
-        }
+        return Record(self.name, self.sha256, sampling.seeds[0], self.steps(sampling))
 
     def methods(self) -> tuple[str, tuple[str, ...]]:
         """Return how it fills, for a paper, and the keys of its references; see `describe_models`."""
@@ -131,12 +135,12 @@ def describe_models(
     return f'a pseudo-3D {kind} (Uhr, 2024; {named}),{trained} sampled by {sampled} in {counted}', references
 
 
-def list_models(models_dir=MODELS_DIR):
+def list_models(models_dir: Path = MODELS_DIR) -> dict[str, dict[str, Any]]:
     """List the names and plans of the bundled models: dict of dict."""
     return {path.parent.name: text_files.read_json(path) for path in sorted(models_dir.glob('*/plan.json'))}
 
 
-def find_model(name_or_path, models_dir=MODELS_DIR):
+def find_model(name_or_path: str | Path, models_dir: Path = MODELS_DIR) -> Path:
     """Find the folder of a model.
 
     Raises
@@ -153,12 +157,12 @@ def find_model(name_or_path, models_dir=MODELS_DIR):
     )
 
 
-def read_plan(name_or_path, models_dir=MODELS_DIR):
+def read_plan(name_or_path: str | Path, models_dir: Path = MODELS_DIR) -> dict[str, Any]:
     """Read the plan of a model as a dict; see `find_model`."""
     return text_files.read_json(find_model(name_or_path, models_dir) / 'plan.json')
 
 
-def check_model(name_or_path, task, modality, models_dir=MODELS_DIR):
+def check_model(name_or_path: str | Path, task: str, modality: str, models_dir: Path = MODELS_DIR) -> None:
     """Check that a model has weights and, by its plan, was made for a task and a modality.
 
     Raises
@@ -178,7 +182,7 @@ def check_model(name_or_path, task, modality, models_dir=MODELS_DIR):
         )
 
 
-def license_of(name_or_path, models_dir=MODELS_DIR):
+def license_of(name_or_path: str | Path, models_dir: Path = MODELS_DIR) -> str:
     """Return the licence of a model's weights from its card; 'n/a' if it lists none."""
     card = find_model(name_or_path, models_dir) / 'README.md'
     text = text_files.read_text(card) if card.is_file() else ''
@@ -186,12 +190,12 @@ def license_of(name_or_path, models_dir=MODELS_DIR):
     return ' '.join(said[1].split()) if said else 'n/a'
 
 
-def sha256_of(path):
+def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-def load_model(name_or_path, device='cpu', models_dir=MODELS_DIR):
+def load_model(name_or_path: str | Path, device: str = 'cpu', models_dir: Path = MODELS_DIR) -> Model:
     """Load a model, in single precision.
 
     Parameters
@@ -231,7 +235,7 @@ def load_model(name_or_path, device='cpu', models_dir=MODELS_DIR):
     )
 
 
-def read_contrasts(folder):
+def read_contrasts(folder: Path) -> tuple[np.ndarray, np.ndarray] | None:
     """Read volumes (mm3) and contrasts of a model's training lesions, (n,) arrays; None without."""
     import numpy as np
 

@@ -5,12 +5,24 @@ concatenated to the noisy image (thesis 3.2, Eq. 3.6). `scheduler` is a diffuser
 schedule and says what the network predicts (`prediction_type`: epsilon or v).
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
 import torch
+
+if TYPE_CHECKING:
+    from diffusers import DDIMScheduler
+    from torch import nn
 
 
 def build_scheduler(
-    noise_schedule='linear', prediction_type='epsilon', num_train_timesteps=1000, clip_sample_range=None
-):
+    noise_schedule: str = 'linear',
+    prediction_type: str = 'epsilon',
+    num_train_timesteps: int = 1000,
+    clip_sample_range: float | None = None,
+) -> DDIMScheduler:
     """Build the noise schedule: `DDIMScheduler` of diffusers (thesis 3.2 and table 3.1).
 
     With v-prediction the schedule is rescaled to end in pure noise, and sampling starts there (Lin et al. 2024,
@@ -39,21 +51,35 @@ def build_scheduler(
     )
 
 
-def sample_timesteps(batch_size, num_train_timesteps, share_at_end, generator):
+def sample_timesteps(
+    batch_size: int, num_train_timesteps: int, share_at_end: float, generator: torch.Generator
+) -> torch.Tensor:
     """Sample training time steps uniformly, but `share_at_end` of them are T: the step of one-step sampling."""
     timesteps = torch.randint(0, num_train_timesteps, (batch_size,), generator=generator)
     at_end = torch.rand(batch_size, generator=generator) < share_at_end
     return torch.where(at_end, num_train_timesteps - 1, timesteps)
 
 
-def target_of(scheduler, image, noise, timesteps):
+def target_of(
+    scheduler: DDIMScheduler, image: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+) -> torch.Tensor:
     """Return the target of the network: the noise, or v (Salimans and Ho 2022)."""
     if scheduler.config.prediction_type == 'v_prediction':
         return scheduler.get_velocity(image, noise, timesteps)
     return noise
 
 
-def diffusion_loss(unet, image, conditions, mask, scheduler, timesteps, noise, inside_mask_only=True, counted=None):
+def diffusion_loss(
+    unet: nn.Module,
+    image: torch.Tensor,
+    conditions: torch.Tensor,
+    mask: torch.Tensor,
+    scheduler: DDIMScheduler,
+    timesteps: torch.Tensor,
+    noise: torch.Tensor,
+    inside_mask_only: bool = True,
+    counted: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Compute the squared error of the prediction (Eq. 3.6), inside the mask or over the whole slab.
 
     Parameters
@@ -86,7 +112,7 @@ def diffusion_loss(unet, image, conditions, mask, scheduler, timesteps, noise, i
     return (error * counted).sum(dim=(1, 2, 3, 4)) / counted.sum(dim=(1, 2, 3, 4)).clamp(min=1)
 
 
-def min_snr_weights(scheduler, timesteps, gamma=5.0):
+def min_snr_weights(scheduler: DDIMScheduler, timesteps: torch.Tensor, gamma: float = 5.0) -> torch.Tensor:
     """Return weights of the loss per time step, min(SNR, gamma) (Hang et al. 2023; thesis 3.4), for what is predicted.
 
     SNR(t) is alphas_cumprod / (1 - alphas_cumprod). The weight of the squared error of the noise is divided by SNR,
@@ -108,7 +134,14 @@ def min_snr_weights(scheduler, timesteps, gamma=5.0):
 
 
 @torch.no_grad()
-def sample_ddim(predict, noise, scheduler, num_inference_steps, image=None, start_step=0):
+def sample_ddim(
+    predict: Callable[[torch.Tensor, Any], torch.Tensor],
+    noise: torch.Tensor,
+    scheduler: DDIMScheduler,
+    num_inference_steps: int,
+    image: torch.Tensor | None = None,
+    start_step: int = 0,
+) -> torch.Tensor:
     """Sample deterministically from noise to image (DDIM, Song et al. 2021, eta = 0).
 
     Parameters
@@ -138,19 +171,19 @@ def sample_ddim(predict, noise, scheduler, num_inference_steps, image=None, star
     return noisy_image
 
 
-def check_start(start_step, num_inference_steps):
+def check_start(start_step: int, num_inference_steps: int) -> None:
     """Raise ValueError if a sampling cannot start so many steps before its end."""
     if not 0 <= start_step <= num_inference_steps:
         raise ValueError(f'start_step is {start_step}, expected 0 to {num_inference_steps}, the number of steps')
 
 
-def inference_timesteps(scheduler, num_inference_steps):
+def inference_timesteps(scheduler: DDIMScheduler, num_inference_steps: int) -> torch.Tensor:
     """Return the time steps of a sampling, from noise to image: (num_inference_steps,) int tensor."""
     scheduler.set_timesteps(num_inference_steps)
     return scheduler.timesteps
 
 
-def repaint_schedule(n_steps, jump_length=8, jump_n_sample=10):
+def repaint_schedule(n_steps: int, jump_length: int = 8, jump_n_sample: int = 10) -> list[int]:
     """Return the path of RePaint through the time steps: down, with jumps back up (Lugmayr et al. 2022, appendix B).
 
     At every `jump_length`-th level, counted from 1, the process jumps back `jump_length` steps and comes down again,
@@ -183,17 +216,17 @@ def repaint_schedule(n_steps, jump_length=8, jump_n_sample=10):
 
 @torch.no_grad()
 def sample_repaint(
-    predict,
-    noise,
-    scheduler,
-    num_inference_steps,
-    image,
-    inpaint_mask,
-    generator,
-    jump_length=8,
-    jump_n_sample=10,
-    start_step=0,
-):
+    predict: Callable[[torch.Tensor, Any], torch.Tensor],
+    noise: torch.Tensor,
+    scheduler: DDIMScheduler,
+    num_inference_steps: int,
+    image: torch.Tensor,
+    inpaint_mask: torch.Tensor,
+    generator: torch.Generator | None,
+    jump_length: int = 8,
+    jump_n_sample: int = 10,
+    start_step: int = 0,
+) -> torch.Tensor:
     """Inpaint with an unconditional model (RePaint, Lugmayr et al. 2022, algorithm 1; thesis 3.2).
 
     After every step towards the image the known part is replaced by the known image, noised to that level; jumps
@@ -227,7 +260,7 @@ def sample_repaint(
     n_steps = start_step or num_inference_steps
     known = torch.where(inpaint_mask, 0, image)
 
-    def noised(x, keep, new_noise=None):
+    def noised(x: torch.Tensor, keep: torch.Tensor, new_noise: torch.Tensor | None = None) -> torch.Tensor:
         if new_noise is None:
             new_noise = torch.randn(x.shape, generator=generator).to(x.device)
         return keep.sqrt() * x + (1 - keep).sqrt() * new_noise
@@ -247,7 +280,9 @@ def sample_repaint(
     return noisy_image
 
 
-def split_prediction(prediction, noisy_image, alpha_cumprod, scheduler):
+def split_prediction(
+    prediction: torch.Tensor, noisy_image: torch.Tensor, alpha_cumprod: torch.Tensor, scheduler: DDIMScheduler
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Split a noisy image into the image and the noise that a prediction implies (DDIM, Eq. 12.
 
     V: Salimans and Ho 2022).

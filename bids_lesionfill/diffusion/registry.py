@@ -8,6 +8,7 @@ both before folders of the same name.
 import dataclasses
 import functools
 from pathlib import Path
+from typing import Any
 
 from ..modality import accepts, get
 from ..plugins import Registry
@@ -66,7 +67,7 @@ class DeferredFiller:
         See `load_filler`.
     """
 
-    def __init__(self, name: str | Path, device: str = 'cpu', modality: str | None = None):
+    def __init__(self, name: str | Path, device: str = 'cpu', modality: str | None = None) -> None:
         self.name, self.device, self.modality = name, device, modality
 
     @functools.cached_property
@@ -105,7 +106,7 @@ def check(name: str | Path, task: str, modality: str) -> None:
         if task != 'fill':
             raise ValueError(f'{name!r} fills lesions, expected a model for {task} {modality}')
         return
-    made_for = models.read_plan(name).get('modality')
+    made_for: Any = models.read_plan(name).get('modality')
     models.check_model(name, task, made_for if accepts(modality, task, made_for) else get(modality).name)
 
 

@@ -1,6 +1,11 @@
 """Tiles: plan them over the lesions, sample them together, blend their predictions at every step."""
 
+from __future__ import annotations
+
 import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -8,18 +13,21 @@ from scipy import ndimage
 
 from ..images import masks
 
+if TYPE_CHECKING:
+    from torch import nn
 
-def to_slab(volume):
+
+def to_slab(volume: Any) -> Any:
     """Move axial slices first: (..., X, Y, Z) to (..., slices, height, width)."""
     return np.moveaxis(volume, -1, -3)
 
 
-def from_slab(slab):
+def from_slab(slab: Any) -> Any:
     """Invert `to_slab`."""
     return np.moveaxis(slab, -3, -1)
 
 
-def plan_tiles(lesion_mask, tile):
+def plan_tiles(lesion_mask: np.ndarray, tile: Sequence[int] | np.ndarray) -> list[np.ndarray]:
     """Return corners of tiles that cover the lesions.
 
     Each lesion voxel at least a fifth of a tile from the tile's edge.
@@ -57,19 +65,25 @@ def plan_tiles(lesion_mask, tile):
     return corners
 
 
-def blending_window(tile):
+def blending_window(tile: Sequence[int]) -> np.ndarray:
     """Return the weight of a tile's voxels where tiles overlap: falls towards the edges; (X, Y, Z) float32 array."""
     ramps = [np.minimum(np.arange(1, n + 1), np.arange(n, 0, -1)).clip(max=n // 5 + 1) for n in tile]
     window = np.einsum('x,y,z->xyz', *ramps).astype(np.float32)
     return window / window.max()
 
 
-def autocast(device):
+def autocast(device: torch.device) -> AbstractContextManager:
     """Return the precision context of a device: half on a GPU, where it is faster; single on the CPU."""
     return torch.autocast(device.type, dtype=torch.float16, enabled=device.type == 'cuda')
 
 
-def predict_tiles(unet, tiles, timestep, batch_size, tick=None):
+def predict_tiles(
+    unet: nn.Module,
+    tiles: Sequence[Any],
+    timestep: torch.Tensor,
+    batch_size: int,
+    tick: Callable[[int], Any] | None = None,
+) -> tuple[torch.Tensor, int]:
     """Run a network on tiles, so many at once; on fewer, with a warning, if the memory of the GPU does not hold them.
 
     Parameters
@@ -115,7 +129,17 @@ def predict_tiles(unet, tiles, timestep, batch_size, tick=None):
     return torch.stack(predictions), batch_size
 
 
-def sample_volume(unet, channels, region, corners, tile, noise, sampler, batch_size=8, tick=None):
+def sample_volume(
+    unet: nn.Module,
+    channels: np.ndarray,
+    region: np.ndarray,
+    corners: Sequence[np.ndarray],
+    tile: Sequence[int],
+    noise: torch.Tensor,
+    sampler: Callable[..., torch.Tensor],
+    batch_size: int = 8,
+    tick: Callable[[int], Any] | None = None,
+) -> torch.Tensor:
     """Sample what is diffused (see `Form.to_diffusion`) in a region of a volume, tile by tile.
 
     All tiles take each step together and their predictions are blended before the next one, so that tiles leave no
@@ -154,7 +178,7 @@ def sample_volume(unet, channels, region, corners, tile, noise, sampler, batch_s
     for box in boxes:
         weight[box] += window
 
-    def predict(noisy_image, timestep):
+    def predict(noisy_image: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         nonlocal batch_size
         volume = torch.zeros(slab_shape, device=device)
         volume.view(-1)[voxels] = noisy_image

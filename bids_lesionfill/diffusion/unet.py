@@ -5,12 +5,18 @@ every slice by itself. The pseudo-3D network has a 1D convolution along the slic
 residual block (Fig. 3.6, 3.7); it starts as the identity, so at the start both networks are equal.
 """
 
+from __future__ import annotations
+
 import functools
+from typing import TYPE_CHECKING, Any
 
 from diffusers import UNet2DModel
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 from torch.nn import functional
+
+if TYPE_CHECKING:
+    import torch
 
 SIZES = {
     # Thesis 3.2: six resolutions, two residual blocks each, self-attention at 16x16 (the fifth level of 256x256).
@@ -36,15 +42,16 @@ SIZES['small'] = SIZES['compact'] | {'block_out_channels': (16, 32, 48, 64)}  # 
 class SliceConvolution(nn.Module):
     """A 2D convolution, then a 1D convolution along the slices that starts as the identity (thesis Fig. 3.6)."""
 
-    def __init__(self, spatial):
+    def __init__(self, spatial: nn.Conv2d) -> None:
         super().__init__()
         self.spatial = spatial
         self.along_slices = nn.Conv1d(spatial.out_channels, spatial.out_channels, kernel_size=3, padding=1)
         nn.init.dirac_(self.along_slices.weight)
-        nn.init.zeros_(self.along_slices.bias)
+        nn.init.zeros_(self.along_slices.bias)  # type: ignore[arg-type]
         self.n_slices = 1
 
-    def forward(self, features):
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Convolve (batch * slices, channels, height, width) features within and along the slices."""
         features = self.spatial(features)  # (batch * slices, channels, height, width)
         n, channels, height, width = features.shape
         slabs = features.reshape(n // self.n_slices, self.n_slices, channels, height * width).transpose(1, 2)
@@ -57,11 +64,11 @@ class SlabUNet2D(UNet2DModel):
     """diffusers' `UNet2DModel` on slabs, slice by slice."""
 
     # diffusers saves the arguments of __init__ as the config; a subclass must show the same signature to reload.
-    @functools.wraps(UNet2DModel.__init__)
-    def __init__(self, *args, **kwargs):
+    @functools.wraps(UNet2DModel.__init__)  # type: ignore[misc]
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
 
-    def forward(self, slabs, timesteps):
+    def forward(self, slabs: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """Predict for a slab.
 
         Parameters
@@ -86,8 +93,8 @@ class SlabUNet2D(UNet2DModel):
 class SlabUNetPseudo3D(SlabUNet2D):
     """The pseudo-3D U-Net; slabs of one batch never mix, since the 1D convolutions run within a slab."""
 
-    @functools.wraps(UNet2DModel.__init__)
-    def __init__(self, *args, **kwargs):
+    @functools.wraps(UNet2DModel.__init__)  # type: ignore[misc]
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         for module in self.modules():
             if isinstance(module, ResnetBlock2D):
@@ -95,7 +102,7 @@ class SlabUNetPseudo3D(SlabUNet2D):
                 module.conv2 = SliceConvolution(module.conv2)
 
 
-def build_unet(size, in_channels, pseudo_3d=True, **options):
+def build_unet(size: str, in_channels: int, pseudo_3d: bool = True, **options: Any) -> SlabUNet2D:
     """Build a new network: `size` is a name in `SIZES`, `options` override single arguments of `UNet2DModel`.
 
     Raises
@@ -109,6 +116,6 @@ def build_unet(size, in_channels, pseudo_3d=True, **options):
     return network(in_channels=in_channels, out_channels=1, **(SIZES[size] | options))
 
 
-def count_parameters(unet):
-    """Number of weights."""
+def count_parameters(unet: nn.Module) -> int:
+    """Return the number of weights."""
     return sum(parameter.numel() for parameter in unet.parameters())

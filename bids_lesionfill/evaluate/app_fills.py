@@ -4,12 +4,15 @@ The app is called as its users call it (`fill.fill`), with images and masks, and
 used. What it filled is kept under OUT/fills; with `reuse` it is taken from there.
 """
 
+from __future__ import annotations
+
 import logging
 import re
 import time
 import zlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -19,18 +22,21 @@ from .. import text_files
 from ..images import anatomy, grid, masks, nifti, placement, syn, tissues
 from ..layout import datasets, naming
 from ..layout import files as layout_files
-from ..lesions import fill, settings
+from ..lesions import fill, measures, settings
 from ..lesions import library as lesions_library
-from ..modality import get
+from ..modality import T1W, get
 from ..train import brains
 from . import appeared as evaluate_appeared
 from . import cases, confluent, discriminability, real
+
+if TYPE_CHECKING:
+    import argparse
 
 logger = logging.getLogger('bids_lesionfill.evaluate')
 
 WHITE_MATTER_LEVEL = 1000  # of the images that are made of normalised ones
 ROW = ('modality', 'subject', 'person', 'method', 'family', 'group', 'lesions', 'voxels')
-REAL_COLUMNS = (*ROW, *real.MEASURES, 'seconds')
+REAL_COLUMNS = (*ROW, *measures.MEASURES, 'seconds')
 APPEARED_COLUMNS = (
     *('modality', 'subject', 'lesion', 'volume_ml', 'x', 'y', 'z', 'contrast_first', 'contrast_second', 'verdict'),
     *('counts', 'picture', 'method', 'family', 'error', 'bias', 'error_unfilled', 'error_tissue', 'ratio'),
@@ -41,14 +47,22 @@ MARGIN_VOXELS = 14  # around a brain
 
 
 class Filled(NamedTuple):
-    """What the app made of an image."""
+    """The result of the app for one image."""
 
     filled_img: nib.Nifti1Image
     used_mask_img: nib.Nifti1Image
     seconds: float  # NaN if it was taken from an earlier run
 
 
-def fill_by_app(name, image_img, mask_img, t1w_img, model, steps, options):
+def fill_by_app(
+    name: str,
+    image_img: nib.Nifti1Image,
+    mask_img: nib.Nifti1Image,
+    other_img: nib.Nifti1Image,
+    model: Any,
+    steps: int | None,
+    options: argparse.Namespace,
+) -> Filled:
     """Fill an image by the app with its own seed, or take it from `OUT/fills`: Filled.
 
     Parameters
@@ -56,8 +70,8 @@ def fill_by_app(name, image_img, mask_img, t1w_img, model, steps, options):
     name : str
         Of the files under `OUT/fills`; what cannot be in a file name is replaced.
     image_img, mask_img : nibabel images
-    t1w_img : nibabel image or None
-        For a FLAIR.
+    other_img : nibabel image or None
+        The T1w of a FLAIR, the FLAIR of a T1w.
     model : weights.Model
     steps : int or None
     options : of the command line
@@ -67,11 +81,12 @@ def fill_by_app(name, image_img, mask_img, t1w_img, model, steps, options):
     if options.reuse_fills and filled_file.is_file() and used_file.is_file():
         return Filled(nib.load(filled_file), nib.load(used_file), np.nan)
     started = time.perf_counter()
+    needs_t1w = get(model.modality).needs_t1w
     filling = fill.fill_alone(
         image_img,
-        settings.Lesions(mask_img),
+        settings.Lesions(mask_img, flair_img=None if needs_t1w else other_img),
         model,
-        t1w_img if get(model.modality).needs_t1w else None,
+        other_img if needs_t1w else None,
         sampling=settings.Sampling(steps, device=options.device),
     )
     seconds = time.perf_counter() - started
@@ -81,7 +96,13 @@ def fill_by_app(name, image_img, mask_img, t1w_img, model, steps, options):
     return Filled(nifti.as_loaded(filling.filled_img), filling.used_mask_img, seconds)
 
 
-def classical_fillings(image_img, used_mask_img, wm_mask, fillers, seed):
+def classical_fillings(
+    image_img: nib.Nifti1Image,
+    used_mask_img: nib.Nifti1Image,
+    wm_mask: np.ndarray,
+    fillers: dict[str, Callable],
+    seed: int,
+) -> dict[str, np.ndarray]:
     """Fill the mask that the app used by classical fillers, on the app's working grid: dict of name -> native array.
 
     Parameters
@@ -110,7 +131,9 @@ def classical_fillings(image_img, used_mask_img, wm_mask, fillers, seed):
 # confluent
 
 
-def warped_masks(number, image, tissue_seg, affine, options):
+def warped_masks(
+    number: int, image: np.ndarray, tissue_seg: np.ndarray, affine: np.ndarray, options: argparse.Namespace
+) -> list[tuple[str, np.ndarray]]:
     """Return patients' masks and single lesions in a healthy brain: list of (name, (X, Y, Z) bool array).
 
     Where the brain lies in the template is kept under `OUT/fills`.
@@ -151,7 +174,7 @@ def warped_masks(number, image, tissue_seg, affine, options):
     return found
 
 
-def confluent_cases(number, subject, files, models, options):
+def confluent_cases(number: int, subject: str, files: Any, models: Any, options: argparse.Namespace) -> Iterator[Any]:
     """Yield confluent cases as the app fills them: (case, dict of method -> (filled, seconds)).
 
     The mask is that of a rater, or too tight or ragged (`confluent-tight`).
@@ -169,13 +192,12 @@ def confluent_cases(number, subject, files, models, options):
                 continue
             seen_img = nib.Nifti1Image(np.float32(WHITE_MATTER_LEVEL / 1.5) * (drawn.seen + 1), affine)
             mask_img = nifti.mask_image(drawn.given_mask, seen_img)
-            used_mask, by_app = None, {}
+            used_mask, by_app = np.zeros_like(drawn.given_mask), {}
             for label, model, steps in models:
                 made = fill_by_app(f'{subject}_{name}_{kind}', seen_img, mask_img, None, model, steps, options)
                 values = np.asarray(made.filled_img.get_fdata(dtype=np.float32)) * (1.5 / WHITE_MATTER_LEVEL) - 1
                 by_app[label] = values.astype(np.float32), made.seconds
-                used = np.asarray(made.used_mask_img.dataobj) > 0
-                used_mask = used if used_mask is None else used_mask | used
+                used_mask = used_mask | (np.asarray(made.used_mask_img.dataobj) > 0)
             case = confluent.make_case(drawn, used_mask, kind, f'{subject}_{name}', 'app')
             logger.info(
                 '%s, %s, %s: given %.1f ml, %.1f %% of it fluid, used %.1f ml, %.0f %% of the lesions at fluid',
@@ -189,12 +211,21 @@ def confluent_cases(number, subject, files, models, options):
 # real
 
 
-def measure_patient(person, files, modality, models, fillers, options):
+def measure_patient(
+    person: str,
+    files: Sequence[Path],
+    modality: str,
+    models: list[Any],
+    fillers: dict[str, Callable],
+    options: argparse.Namespace,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Measure one image of a patient after filling by all methods: (rows, dict of Patches)."""
     image_img, t1w_img, mask_img = (nib.load(file) for file in files)
     subject = naming.strip_extension(Path(files[0]).name).rpartition('_')[0]
+    flair_file = Path(str(files[0]).replace('_T1w.', '_FLAIR.'))
+    other_img = nib.load(flair_file) if modality == T1W.name and flair_file.is_file() else t1w_img
     made = {
-        label: fill_by_app(f'{subject}_{modality}', image_img, mask_img, t1w_img, model, steps, options)
+        label: fill_by_app(f'{subject}_{modality}', image_img, mask_img, other_img, model, steps, options)
         for label, model, steps in models
     }
     used_mask_img = next(iter(made.values())).used_mask_img
@@ -228,12 +259,14 @@ def measure_patient(person, files, modality, models, fillers, options):
     for label, filled in fillings.items():
         rng = np.random.default_rng([options.seed, zlib.crc32(subject.encode())])  # every method at the same places
         off = ((image - mean) / deviation for image in (filled, original))
-        patches[label] = discriminability.draw_patches(*off, *grounds, rng)
+        patches[label] = discriminability.draw_patches(*off, *grounds, rng)  # type: ignore[call-arg]
     logger.info('%s %s measured, %d patches', subject, modality, len(next(iter(patches.values())).filled))
     return rows, patches
 
 
-def measure_patients(models, fillers, options):
+def measure_patients(
+    models: dict[str, list[Any]], fillers: dict[str, Callable], options: argparse.Namespace
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Measure all patients of `--patients`, T1w and FLAIR: (rows of measures, rows of AUC)."""
     rows, aucs = [], []
     for modality, of_modality in models.items():
@@ -258,7 +291,7 @@ def measure_patients(models, fillers, options):
     return rows, aucs
 
 
-def summarise_real(rows):
+def summarise_real(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Compute median, minimum and maximum of every measure over images: list of dict."""
     groups = {}
     for row in rows:
@@ -266,7 +299,7 @@ def summarise_real(rows):
     summary = []
     for key, members in groups.items():
         entry = dict(zip(('modality', 'group', 'method', 'family'), key)) | {'images': len(members)}
-        for measure in real.MEASURES:
+        for measure in measures.MEASURES:
             values = np.array([row[measure] for row in members], dtype=float)
             values = values[np.isfinite(values)]
             for name, of in (('', np.median), ('_min', np.min), ('_max', np.max)):
@@ -278,7 +311,7 @@ def summarise_real(rows):
 # appeared
 
 
-def find_follow_ups(folder):
+def find_follow_ups(folder: Path) -> list[tuple[Any, ...]]:
     """Find registered visit pairs in a folder: list of (subject, change mask, brain mask or None, images).
 
     `images` is a dict of modality -> list of files, one per visit, in their order.
@@ -296,7 +329,7 @@ def find_follow_ups(folder):
     return found
 
 
-def read_review(path):
+def read_review(path: Path | None) -> dict[tuple[str, int], bool]:
     """Read the manual review of changes: dict of (subject, lesion) -> True if it counts.
 
     A table with the columns `subject`, `lesion` and `counts` (yes or no).
@@ -306,7 +339,9 @@ def read_review(path):
     return {(row['subject'], int(row['lesion'])): row['counts'] == 'yes' for row in text_files.read_tsv(path)}
 
 
-def compare_visits(folder, models, fillers, options):
+def compare_visits(
+    folder: Path, models: dict[str, list[Any]], fillers: dict[str, Callable], options: argparse.Namespace
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Fill new lesions at follow-up and compare them with the first visit: (rows, picture examples)."""
     rows, examples = [], []
     reviewed = read_review(options.review)
@@ -323,7 +358,7 @@ def compare_visits(folder, models, fillers, options):
         first, second = (nifti.one_volume(img) for img in (first_flair, second_flair))
         # No mask of all lesions exists: bright white matter is an old one.
         middle = np.median(second[wm_mask])
-        wm_mask &= np.abs(second - middle) < 3 * real.robust_deviation(second[wm_mask])
+        wm_mask &= np.abs(second - middle) < 3 * measures.robust_deviation(second[wm_mask])
         wm_mask = ndimage.binary_opening(wm_mask, np.ones((3, 3, 1)))
         labels, changes = evaluate_appeared.find_changes(first, second, changed, wm_mask, voxel_mm)
         appeared = [change.number for change in changes if change.verdict == evaluate_appeared.APPEARED]
@@ -336,11 +371,13 @@ def compare_visits(folder, models, fillers, options):
                 continue
             visit_imgs = [nib.load(path) for path in images[modality][:2]]
             before, after = (nifti.one_volume(img) for img in visit_imgs)
-            fillings, families, used_mask_img = {'unfilled': after}, {'unfilled': 'control'}, None
+            fillings, families = {'unfilled': after}, {'unfilled': 'control'}
+            used_mask_img: Any = None
             for label, model, steps in of_modality:
                 mask_img = nifti.mask_image(lesion_mask, second_flair)
+                other_img = second_flair if modality == T1W.name else t1w_img
                 made = fill_by_app(
-                    f'{subject}_appeared_{modality}', visit_imgs[1], mask_img, t1w_img, model, steps, options
+                    f'{subject}_appeared_{modality}', visit_imgs[1], mask_img, other_img, model, steps, options
                 )
                 used_mask_img = used_mask_img or made.used_mask_img
                 fillings[label], families[label] = made.filled_img.get_fdata(dtype=np.float32), 'model'
@@ -368,13 +405,21 @@ def compare_visits(folder, models, fillers, options):
     return rows, examples
 
 
-def picture_of(row, before, after, fillings, lesion, around, img):
+def picture_of(
+    row: dict[str, Any],
+    before: np.ndarray,
+    after: np.ndarray,
+    fillings: dict[str, np.ndarray],
+    lesion: np.ndarray,
+    around: Any,
+    img: nib.Nifti1Image,
+) -> dict[str, Any]:
     """Return the picture of a new lesion as `evaluation_page.write_page` takes it; white matter at 0.5."""
     box = evaluate_appeared.box_around(lesion, nib.affines.voxel_sizes(img.affine))
     near = around[box]
     part_img = img.slicer[box]
 
-    def on_grid(volume):
+    def on_grid(volume: np.ndarray) -> np.ndarray:
         part = grid.conform(nib.Nifti1Image(np.asarray(volume, dtype=np.float32), part_img.affine), order=1)
         return part.get_fdata(dtype=np.float32)
 
@@ -389,7 +434,7 @@ def picture_of(row, before, after, fillings, lesion, around, img):
     return {'title': title, 'kind': 'appeared', 'mask': mask, 'images': images, 'name': row['picture']}
 
 
-def summarise_appeared(rows):
+def summarise_appeared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Average over the lesions that count, or over all if none is reviewed: list of dict."""
     groups = {}
     for row in rows:
@@ -407,6 +452,6 @@ def summarise_appeared(rows):
     return summary
 
 
-def evaluation_volume(volume_ml):
+def evaluation_volume(volume_ml: float) -> str:
     """Name of the volume class of a lesion."""
     return next(real.volume_name(low, high) for low, high in cases.VOLUMES_ML if low <= volume_ml < high)

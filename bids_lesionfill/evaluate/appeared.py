@@ -5,6 +5,9 @@ the tissue around. Two scans of unchanged tissue differ as well: the same error 
 fill would have. Arrays are `(X, Y, Z)` on one grid.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,21 +33,23 @@ class Change(NamedTuple):
     verdict: str  # of the numbers; a person looks before it counts
 
 
-def tissue_around(lesion_mask, changed_mask, wm_mask, voxel_mm):
+def tissue_around(
+    lesion_mask: np.ndarray, changed_mask: np.ndarray, wm_mask: np.ndarray, voxel_mm: Sequence[float] | np.ndarray
+) -> np.ndarray:
     """Return unchanged white matter 2 to 12 mm from a lesion, or all brain there if it is scarce."""
     distance = ndimage.distance_transform_edt(~lesion_mask, sampling=voxel_mm)
     clear = ~ndimage.binary_dilation(changed_mask, masks.FULL_CONNECTIVITY)
     return (distance > GAP_MM) & (distance <= NEAR_MM) & wm_mask & clear
 
 
-def box_around(lesion_mask, voxel_mm):
+def box_around(lesion_mask: np.ndarray, voxel_mm: Sequence[float] | np.ndarray) -> tuple[slice, ...]:
     """Return slices of the box around a lesion and its comparison tissue."""
     margins = np.ceil(NEAR_MM / np.asarray(voxel_mm)).astype(int) + 3
     bounds = ndimage.find_objects(lesion_mask.astype(np.uint8))[0]
     return tuple(slice(max(side.start - n, 0), side.stop + n) for side, n in zip(bounds, margins))
 
 
-def match(image, reference, mask):
+def match(image: np.ndarray, reference: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Match the median and robust spread of an image to a reference within a mask.
 
     The spread is that of smooth structure, not of noise: noise of the two scans is independent and is compared, not
@@ -67,14 +72,14 @@ def match(image, reference, mask):
     return middles[1] + gain * (image - middles[0])
 
 
-def contrast(image, lesion_mask, around, sign):
+def contrast(image: np.ndarray, lesion_mask: np.ndarray, around: np.ndarray, sign: int) -> float:
     """Compute the contrast of a lesion to the white matter around it, in robust SD of the latter."""
     values = image[around]
     deviation = max(1.4826 * np.median(np.abs(values - np.median(values))), values.std() / 4, 1e-12)
     return float(sign * (image[lesion_mask].mean() - np.median(values)) / deviation)
 
 
-def judge(contrast_first, contrast_second):
+def judge(contrast_first: float, contrast_second: float) -> str:
     """Classify a change from its two contrasts: appeared, grew, vanished or unclear."""
     if contrast_first - contrast_second >= APPEARED_SD:
         return VANISHED
@@ -83,7 +88,15 @@ def judge(contrast_first, contrast_second):
     return APPEARED if abs(contrast_first) <= ABSENT_SD else GREW
 
 
-def find_changes(first, second, changed_mask, wm_mask, voxel_mm, min_voxels=4, sign=1):
+def find_changes(
+    first: np.ndarray,
+    second: np.ndarray,
+    changed_mask: np.ndarray,
+    wm_mask: np.ndarray,
+    voxel_mm: Sequence[float] | np.ndarray,
+    min_voxels: int = 4,
+    sign: int = 1,
+) -> tuple[np.ndarray, list[Change]]:
     """Find and classify the lesions of a change mask: (labels, list of Change).
 
     Parameters
@@ -109,11 +122,19 @@ def find_changes(first, second, changed_mask, wm_mask, voxel_mm, min_voxels=4, s
         contrasts = [contrast(image[box], lesion, around, sign) for image in (first, second)]
         voxel = tuple(int(n) for n in np.rint(np.argwhere(whole).mean(axis=0)))
         volume_ml = float(lesion.sum() * np.prod(voxel_mm) / 1000)
-        changes.append(Change(number, volume_ml, voxel, *contrasts, judge(*contrasts)))
+        changes.append(Change(number, volume_ml, voxel, contrasts[0], contrasts[1], judge(*contrasts)))
     return labels, changes
 
 
-def score(first, filled, second, lesion_mask, changed_mask, wm_mask, voxel_mm):
+def score(
+    first: np.ndarray,
+    filled: np.ndarray,
+    second: np.ndarray,
+    lesion_mask: np.ndarray,
+    changed_mask: np.ndarray,
+    wm_mask: np.ndarray,
+    voxel_mm: Sequence[float] | np.ndarray,
+) -> dict[str, float]:
     """Score a filled follow-up image against the first visit: dict, NaN if unchanged tissue is scarce.
 
     Parameters
@@ -142,7 +163,7 @@ def score(first, filled, second, lesion_mask, changed_mask, wm_mask, voxel_mm):
     matched = match(first, second, around)
     deviation = second[around].std()
 
-    def root_mean_square(image, mask):
+    def root_mean_square(image: np.ndarray, mask: np.ndarray) -> float:
         return float(np.sqrt(np.mean((image[mask] - matched[mask]) ** 2)) / deviation)
 
     error, tissue = root_mean_square(filled, lesion_mask), root_mean_square(second, around)

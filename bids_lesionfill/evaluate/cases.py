@@ -6,7 +6,11 @@ too tight or ragged, and scores count every voxel that the painted lesion touche
 `patient`: all lesions of a patient's mask are moved into the brain and painted; the mask is their half maximum.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -26,7 +30,7 @@ LESION_MASKS_BRAIN_BOX_MM = ((-64.0, -97.3, -52.7), (64.0, 60.0, 69.0))
 
 @dataclass(frozen=True)
 class Unit:
-    """What is scored together: a lesion, or all lesions of a patient. Volumes in ml."""
+    """A case that is scored as a whole: a lesion, or all lesions of a patient. Volumes in ml."""
 
     number: int
     score_mask: np.ndarray  # on the whole grid
@@ -49,7 +53,7 @@ class Case:
     units: tuple
 
 
-def find_ventricles(tissue_seg, depth_voxels=28):
+def find_ventricles(tissue_seg: np.ndarray, depth_voxels: int = 28) -> np.ndarray:
     """Find the lateral and third ventricles: the largest CSF component deeper than any sulcus."""
     brain = ndimage.binary_closing(np.pad(tissue_seg > 0, 6), iterations=6)[6:-6, 6:-6, 6:-6]
     labels, n_parts = ndimage.label(
@@ -58,7 +62,15 @@ def find_ventricles(tissue_seg, depth_voxels=28):
     return labels == 1 + np.bincount(labels.flat)[1:].argmax() if n_parts else np.zeros(tissue_seg.shape, dtype=bool)
 
 
-def scatter_lesions(tissue_seg, ventricles, shapes, rng, n_lesions, min_voxels=8, tries=3000):
+def scatter_lesions(
+    tissue_seg: np.ndarray,
+    ventricles: np.ndarray,
+    shapes: Sequence[np.ndarray],
+    rng: np.random.Generator,
+    n_lesions: int,
+    min_voxels: int = 8,
+    tries: int = 3000,
+) -> np.ndarray:
     """Sample places in white matter for real lesion shapes, cut to it and far from one another.
 
     Most lesions are tiny, most of the lesion volume is not, and a random place mostly touches cortex: shapes are drawn
@@ -116,7 +128,9 @@ def scatter_lesions(tissue_seg, ventricles, shapes, rng, n_lesions, min_voxels=8
     )
 
 
-def grow(lesion_mask, image, wm_mask, dilation, modality='T1w'):
+def grow(
+    lesion_mask: np.ndarray, image: np.ndarray, wm_mask: np.ndarray, dilation: int | str, modality: str = 'T1w'
+) -> np.ndarray:
     """Grow a mask within white matter as the app does.
 
     Parameters
@@ -133,7 +147,14 @@ def grow(lesion_mask, image, wm_mask, dilation, modality='T1w'):
     return lesions_contrasts.grow_to_rim(image, grown, wm_mask, int(rim_voxels or 0), get(modality).lesion_sign == 1)
 
 
-def paint(image, labels, wm_mask, rng, edge_voxels=EDGE_VOXELS, modality='T1w'):
+def paint(
+    image: np.ndarray,
+    labels: np.ndarray,
+    wm_mask: np.ndarray,
+    rng: np.random.Generator,
+    edge_voxels: tuple[float, float] = EDGE_VOXELS,
+    modality: str = 'T1w',
+) -> tuple[np.ndarray, np.ndarray]:
     """Insert lesions, each with its own contrast and one soft edge; return the image and their share."""
     contrasts = [0.0] + [lesions_contrasts.draw_contrast(rng, modality=modality) for _ in range(labels.max())]
     contrasts = np.array(contrasts)
@@ -142,7 +163,7 @@ def paint(image, labels, wm_mask, rng, edge_voxels=EDGE_VOXELS, modality='T1w'):
     return lesions_contrasts.paint_lesion(image, labels > 0, wm_mask, contrast, rng.uniform(*edge_voxels))
 
 
-def tighten(lesion_mask, rng):
+def tighten(lesion_mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Shrink a lesion mask by one voxel or drop half of its border, at random; never leave it empty.
 
     A lesion without a core is ragged always.
@@ -155,7 +176,7 @@ def tighten(lesion_mask, rng):
     return tight
 
 
-def move_lesions(lesion_mask, affine, brain_mask):
+def move_lesions(lesion_mask: np.ndarray, affine: np.ndarray, brain_mask: np.ndarray) -> np.ndarray:
     """Transform a patient's lesions into another brain by aligning the bounding boxes of both brains.
 
     Parameters
@@ -184,7 +205,9 @@ def move_lesions(lesion_mask, affine, brain_mask):
     return share >= 0.5
 
 
-def make_units(labels, touched, lesion_mask, ventricles, tissue_seg):
+def make_units(
+    labels: np.ndarray, touched: np.ndarray, lesion_mask: np.ndarray, ventricles: np.ndarray, tissue_seg: np.ndarray
+) -> tuple[Unit, ...]:
     """Return one unit per label, its part of the touched or filled voxels; deep nuclei count as cortex."""
     places = lesions_places.map_places(ventricles, tissue_seg == tissues.GREY_MATTER)
     names = {place: name for name, place in lesions_places.PLACES.items()}
@@ -203,7 +226,17 @@ def make_units(labels, touched, lesion_mask, ventricles, tissue_seg):
     )
 
 
-def draw_cases(subject, image, tissue_seg, shapes, rng, n_lesions, kind, dilations, modality='T1w'):
+def draw_cases(
+    subject: str,
+    image: np.ndarray,
+    tissue_seg: np.ndarray,
+    shapes: Sequence[np.ndarray],
+    rng: np.random.Generator,
+    n_lesions: int,
+    kind: str,
+    dilations: Sequence[Any],
+    modality: str = 'T1w',
+) -> list[Case]:
     """Synthesize the `clean` or `rim` case of a brain, once per dilation of the mask.
 
     Parameters
@@ -240,7 +273,16 @@ def draw_cases(subject, image, tissue_seg, shapes, rng, n_lesions, kind, dilatio
     return cases
 
 
-def patient_case(subject, image, tissue_seg, lesion_mask, rng, dilation=1, min_voxels=4, modality='T1w'):
+def patient_case(
+    subject: str,
+    image: np.ndarray,
+    tissue_seg: np.ndarray,
+    lesion_mask: np.ndarray,
+    rng: np.random.Generator,
+    dilation: int | str = 1,
+    min_voxels: int = 4,
+    modality: str = 'T1w',
+) -> Case:
     """Synthesize the `patient` case of a brain.
 
     Parameters

@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,7 +24,7 @@ from . import page as evaluate_page
 logger = logging.getLogger('bids_lesionfill.evaluate')
 
 
-def parse_options(argv=None):
+def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line of the evaluation."""
     parser = argparse.ArgumentParser(
         prog='python -m bids_lesionfill.evaluate',
@@ -102,7 +103,7 @@ def parse_options(argv=None):
     return options
 
 
-def find_brains(options):
+def find_brains(options: argparse.Namespace) -> tuple[list[Any], list[str]]:
     """Find the files of the brains to evaluate (see `read_image`) and the label of each brain."""
     if options.participant_label is None:
         if get(options.modality).needs_t1w:
@@ -126,7 +127,7 @@ def find_brains(options):
     return [files for _, *files in images], [label for label, *_ in images]
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     """Evaluate, and write tables and the page; return the exit code."""
     logging.basicConfig(level=logging.INFO, format='%(asctime)s %(message)s')
     options = parse_options(argv)
@@ -164,8 +165,6 @@ def main(argv=None):
         results = [scores.evaluate_brain(job) for job in jobs]
     rows = [row for rows, _ in results for row in rows]
     examples = [example for _, examples in results for example in examples]
-    summary, comparisons = scores.summarise(rows), scores.compare(rows)
-
     info = {
         'seed': options.seed,
         'modality': options.modality,
@@ -179,32 +178,45 @@ def main(argv=None):
         'minutes': f'{(time.monotonic() - started) / 60:.0f}',
         'dilation': {'rim': options.dilate[-1]},
     }
-    diffusion = {named[text]: model for text, model in loaded.items() if isinstance(model, Model)}
-    flat = [name for name, model in diffusion.items() if not model.plan['pseudo_3d']]
-    repaint = [name for name, model in diffusion.items() if methods.is_repaint(model)]
-    conditional = [name for name in diffusion if name not in flat + repaint]
-    layout_files.write_json(options.output_dir / 'evaluation.json', {'info': info, 'summary': without_nan(summary)})
-    layout_files.write_tsv(options.output_dir / 'scores.tsv', rows, [*scores.KEYS, *scores.METRICS])
-    layout_files.write_tsv(options.output_dir / 'summary.tsv', summary, list(summary[0]))
-    layout_files.write_tsv(options.output_dir / 'comparisons.tsv', comparisons, list(comparisons[0]))
-    page = evaluate_page.write_page(
-        options.output_dir,
-        summary,
-        comparisons,
-        examples,
-        info,
-        scores.artefacts_of(examples, repaint, flat, conditional),
-    )
-    logger.info('wrote %s', page)
+    models = {named[text]: model for text, model in loaded.items()}
+    logger.info('wrote %s', write_results(options.output_dir, rows, examples, info, models))
     return 0
 
 
-def count_cases(rows):
-    """Number of scored cases by kind."""
+def write_results(
+    output_dir: Path, rows: list[dict[str, Any]], examples: list[dict[str, Any]], info: dict[str, Any], models: Any
+) -> Path:
+    """Write tables and page of an evaluation; return the path of the page.
+
+    Parameters
+    ----------
+    output_dir : Path
+    rows : list of dict
+        Of `scores.tsv`.
+    examples : list of dict
+    info : dict
+        See `page.write_page`.
+    models : dict of name -> model
+    """
+    summary, comparisons = scores.summarise(rows), scores.compare(rows)
+    diffusion = {name: model for name, model in models.items() if isinstance(model, Model)}
+    flat = [name for name, model in diffusion.items() if not model.plan['pseudo_3d']]
+    repaint = [name for name, model in diffusion.items() if methods.is_repaint(model)]
+    conditional = [name for name in diffusion if name not in flat + repaint]
+    layout_files.write_json(output_dir / 'evaluation.json', {'info': info, 'summary': without_nan(summary)})
+    layout_files.write_tsv(output_dir / 'scores.tsv', rows, [*scores.KEYS, *scores.METRICS])
+    layout_files.write_tsv(output_dir / 'summary.tsv', summary, list(summary[0]))
+    layout_files.write_tsv(output_dir / 'comparisons.tsv', comparisons, list(comparisons[0]))
+    artefacts = scores.artefacts_of(examples, repaint, flat, conditional)
+    return evaluate_page.write_page(output_dir, summary, comparisons, examples, info, artefacts)
+
+
+def count_cases(rows: list[dict[str, Any]]) -> dict[str, int]:
+    """Return the number of scored cases by kind."""
     cases = {(row['kind'], row['subject'], row['unit']) for row in rows}
     return {kind: sum(case[0] == kind for case in cases) for kind in dict.fromkeys(row['kind'] for row in rows)}
 
 
-def without_nan(rows):
+def without_nan(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Replace NaN by None, as JSON has no NaN."""
     return json.loads(json.dumps(rows, default=lambda value: value.item()), parse_constant=lambda _: None)

@@ -6,7 +6,10 @@ matter stay what they are in the truth, while the mask that is handed over laps 
 is scored over everything that the lesion touched and everything that it filled. Arrays are `(X, Y, Z)`, RAS, 1 mm.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -37,7 +40,9 @@ class Drawn(NamedTuple):
     fluid_mask: np.ndarray
 
 
-def unpack_lesions(archive, volume_ml=LARGE_ML, held_out=True):
+def unpack_lesions(
+    archive: dict[str, np.ndarray], volume_ml: tuple[float, float] = LARGE_ML, held_out: bool = True
+) -> list[Any]:
     """Read single lesions from a `lesion-shapes` archive: list of (first voxel, bool array).
 
     Parameters
@@ -59,7 +64,12 @@ def unpack_lesions(archive, volume_ml=LARGE_ML, held_out=True):
     return lesions
 
 
-def gather_lesions(lesions, shape, rng, n_lesions=3):
+def gather_lesions(
+    lesions: Sequence[tuple[np.ndarray, np.ndarray]],
+    shape: Sequence[int] | np.ndarray,
+    rng: np.random.Generator,
+    n_lesions: int = 3,
+) -> np.ndarray:
     """Sample lesions that do not touch into one mask, at their own places: (X, Y, Z) bool array."""
     mask = np.zeros(shape, dtype=bool)
     placed = 0
@@ -73,7 +83,7 @@ def gather_lesions(lesions, shape, rng, n_lesions=3):
     return mask
 
 
-def warp_mask(mask, affine, points_mm, brain_mask):
+def warp_mask(mask: np.ndarray, affine: np.ndarray, points_mm: np.ndarray, brain_mask: np.ndarray) -> np.ndarray:
     """Warp a mask from template space to a brain, thresholded at half a voxel: (X, Y, Z) bool array.
 
     Parameters
@@ -89,7 +99,9 @@ def warp_mask(mask, affine, points_mm, brain_mask):
     return warped
 
 
-def draw_case(image, tissue_seg, warped_mask, rng, tight=False):
+def draw_case(
+    image: np.ndarray, tissue_seg: np.ndarray, warped_mask: np.ndarray, rng: np.random.Generator, tight: bool = False
+) -> Drawn:
     """Insert the lesions of a mask into white matter and delineate them as a rater does: Drawn.
 
     Parameters
@@ -136,7 +148,7 @@ def draw_case(image, tissue_seg, warped_mask, rng, tight=False):
     return Drawn(image, seen, given_mask, touched, labels, at_fluid[1:], wm_mask, fluid_mask)
 
 
-def make_case(drawn, used_mask, kind, subject, dilation):
+def make_case(drawn: Drawn, used_mask: np.ndarray, kind: str, subject: str, dilation: str) -> cases.Case:
     """Return the case of a filler with its own mask, scored where it filled or the lesions touched.
 
     Units are the lesions, those up to 0.1 ml together; their place says whether they touch fluid.
@@ -156,7 +168,7 @@ def make_case(drawn, used_mask, kind, subject, dilation):
     owner = drawn.labels[tuple(nearest)]
     scored = drawn.touched | drawn.given_mask | used_mask
     small = volumes_ml <= SMALL_ML
-    members = [[number] for number in np.flatnonzero(~small)]
+    members: list[Any] = [[number] for number in np.flatnonzero(~small)]
     members += [np.flatnonzero(small & contact) for contact in (drawn.at_fluid, ~drawn.at_fluid)]
     units = []
     for number, of_unit in enumerate((group for group in members if len(group)), start=1):

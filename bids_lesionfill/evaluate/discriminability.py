@@ -5,7 +5,10 @@ compared with the filled patch, and both with each other (the null). Patients ar
 Arrays are `(X, Y, Z)`, RAS, 1 mm.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import ndimage, stats
@@ -27,14 +30,22 @@ class Patches(NamedTuple):
     mask: np.ndarray
 
 
-def ball(radius):
+def ball(radius: int) -> np.ndarray:
     """Return the offsets of the voxels of a ball, (voxels, 3) int array."""
     steps = np.arange(-radius, radius + 1)
     offsets = np.stack(np.meshgrid(steps, steps, steps, indexing='ij'), axis=-1).reshape(-1, 3)
     return offsets[(offsets**2).sum(axis=1) <= radius**2 + 1]
 
 
-def draw_patches(filled, original, filled_mask, untouched_mask, rng, n_patches=60, radius=RADIUS_VOXELS):
+def draw_patches(
+    filled: np.ndarray,
+    original: np.ndarray,
+    filled_mask: np.ndarray,
+    untouched_mask: np.ndarray,
+    rng: np.random.Generator,
+    n_patches: int = 60,
+    radius: int = RADIUS_VOXELS,
+) -> Patches:
     """Draw patches of filled tissue, and patches of the same shape from untouched white matter nearby: Patches.
 
     Parameters
@@ -53,7 +64,7 @@ def draw_patches(filled, original, filled_mask, untouched_mask, rng, n_patches=6
     centres, places = np.argwhere(filled_mask), np.argwhere(untouched_mask)
     found = [np.zeros((0, width, width, width), dtype=np.float32)] * 4
     if not len(centres) or len(places) < 2:
-        return Patches(*found[:3], found[3] > 0)
+        return Patches(*found[:3], found[3] > 0)  # type: ignore[call-arg]
     tree = cKDTree(places)
     padded = [np.pad(array, radius) for array in (filled, original, filled_mask, untouched_mask)]
     drawn = [[], [], [], []]
@@ -78,25 +89,25 @@ def draw_patches(filled, original, filled_mask, untouched_mask, rng, n_patches=6
         mask[inside] = True
         drawn[3].append(mask)
     if not drawn[0]:
-        return Patches(*found[:3], found[3] > 0)
+        return Patches(*found[:3], found[3] > 0)  # type: ignore[call-arg]
     return Patches(*(np.stack(part) for part in drawn))
 
 
-def pair_values(values, mask, axis, lag=1):
+def pair_values(values: np.ndarray, mask: np.ndarray, axis: int, lag: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Return the values of all voxel pairs of a mask, `lag` apart along an axis: two (pairs,) arrays."""
     values, mask = np.moveaxis(values, axis, 0), np.moveaxis(mask, axis, 0)
     both = mask[lag:] & mask[:-lag]
     return values[lag:][both], values[:-lag][both]
 
 
-def correlation(one, other):
+def correlation(one: np.ndarray, other: np.ndarray) -> float:
     """Compute the correlation of two arrays; 0 if one is constant or too short."""
     if len(one) < 3 or np.ptp(one) == 0 or np.ptp(other) == 0:
         return 0.0
     return float(np.corrcoef(one, other)[0, 1])
 
 
-def cooccurrence(values, mask):
+def cooccurrence(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Compute the symmetric grey-level co-occurrence (Haralick et al. 1973) over all axes; sums to 1.
 
     Values are binned to 8 levels from -3 to 3.
@@ -109,7 +120,7 @@ def cooccurrence(values, mask):
     return counts / max(counts.sum(), 1)
 
 
-def features(values, mask):
+def features(values: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     """Compute IBSI radiomics of a patch (Zwanenburg et al. 2020), intensity and texture: dict of float.
 
     Parameters
@@ -141,7 +152,7 @@ def features(values, mask):
     return {name: float(value) for name, value in found.items()}
 
 
-def forest_scores(train, labels, test):
+def forest_scores(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
     """Predict the second class with a forest of 300 trees, from (patches, features) arrays."""
     from sklearn.ensemble import RandomForestClassifier
 
@@ -149,7 +160,7 @@ def forest_scores(train, labels, test):
     return forest.fit(train, labels).predict_proba(test)[:, 1]
 
 
-def network_scores(train, labels, test, n_epochs=15):
+def network_scores(train: np.ndarray, labels: np.ndarray, test: np.ndarray, n_epochs: int = 15) -> np.ndarray:
     """Score of the second class by a small 3D convolutional network.
 
     Parameters
@@ -184,12 +195,12 @@ def network_scores(train, labels, test, n_epochs=15):
             return torch.cat([network(part)[:, 0] for part in torch.from_numpy(test).split(64)]).numpy()
 
 
-def table_of(patches):
+def table_of(patches: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     """Compute the features of every patch, (patches, features) array."""
     return np.array([list(features(*patch).values()) for patch in patches])
 
 
-def stack_of(patches):
+def stack_of(patches: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     """Stack intensities and mask of every patch as channels, (patches, 2, w, w, w) float32 array."""
     return np.stack([np.stack([values, mask]) for values, mask in patches]).astype(np.float32)
 
@@ -197,7 +208,12 @@ def stack_of(patches):
 CLASSIFIERS = {'radiomics': (table_of, forest_scores), 'network': (stack_of, network_scores)}
 
 
-def auc_by_patient(first, second, people, classifier='radiomics'):
+def auc_by_patient(
+    first: Sequence[tuple[np.ndarray, np.ndarray]],
+    second: Sequence[tuple[np.ndarray, np.ndarray]],
+    people: np.ndarray,
+    classifier: str = 'radiomics',
+) -> tuple[float, dict[str, float]]:
     """Compute the leave-one-patient-out ROC AUC of a classifier of two kinds of patches.
 
     Parameters
@@ -233,7 +249,9 @@ def auc_by_patient(first, second, people, classifier='radiomics'):
     return float(np.average(list(by_patient.values()), weights=counts)), by_patient
 
 
-def discriminability(patches, people, classifier='radiomics', auc_null=None):
+def discriminability(
+    patches: Sequence[Patches], people: Sequence[str], classifier: str = 'radiomics', auc_null: float | None = None
+) -> dict[str, Any]:
     """Compute the AUC of filled tissue against untouched white matter, and that of chance: dict.
 
     Parameters

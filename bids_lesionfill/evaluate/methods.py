@@ -1,5 +1,8 @@
 """Fillers that an evaluation compares: classical ones, models, the truth, none."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +12,9 @@ from ..diffusion.filler import Filler, Sampling
 from ..modality import get
 
 
-def skimage_biharmonic(image, lesion_mask, wm_mask, rng):
+def skimage_biharmonic(
+    image: np.ndarray, lesion_mask: np.ndarray, wm_mask: np.ndarray, rng: np.random.Generator | None
+) -> np.ndarray:
     """Fill each region with `skimage.restoration.inpaint_biharmonic`."""
     from skimage.restoration import inpaint_biharmonic
 
@@ -35,7 +40,7 @@ class ModelMethod:
     num_inference_steps: int | None = None
 
     @classmethod
-    def parse(cls, text):
+    def parse(cls, text: str) -> ModelMethod:
         """Parse `NAME_OR_FOLDER` or `NAME_OR_FOLDER@STEPS`."""
         name, at, steps = text.partition('@')
         if at and not (steps.isdecimal() and int(steps)):
@@ -57,11 +62,13 @@ class ModelMethod:
         name = f'{model.name}, {steps} step{"s" if steps > 1 else ""}'
         return name + (' (RePaint)' if is_repaint(model) else '')
 
-    def load(self, device: str, modality: str | None = None):
+    def load(self, device: str, modality: str | None = None) -> tuple[str, bool, Callable, str]:
         """Return the name of the row, whether it is sampled by RePaint, the filler, and the SHA-256 of its weights."""
         model = self.load_model(device, modality)
 
-        def fill(image, lesion_mask, wm_mask, rng):
+        def fill(
+            image: np.ndarray, lesion_mask: np.ndarray, wm_mask: np.ndarray, rng: np.random.Generator
+        ) -> np.ndarray:
             sampling = Sampling((int(rng.integers(2**31)),), self.num_inference_steps, device)
             filled = image.copy()
             filled[lesion_mask] = model.fill(image, lesion_mask, wm_mask, sampling)[0]

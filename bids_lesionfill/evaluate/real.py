@@ -1,43 +1,34 @@
-"""What a fill of a real patient looks like, in numbers: no truth is needed. Pure functions.
+"""Measures of a fill of a real patient that need no ground truth. Pure functions.
 
 Arrays are `(X, Y, Z)`, RAS, 1 mm, so that a voxel is a mm. *Untouched* is what the fill left as it was. The measures
-are those of a reader's complaints: flat patches (grain), patches that are too bright or too dark (mean, glow, dark),
-walls of ventricles that became a gradient (wall), and a rim of lesion around the fill (outline).
+are defined in `lesions.measures`, which the report of a participant shares. White matter is found here by other means
+than the app's.
 """
 
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
-from ..images import masks, tissues
+from ..images import masks
+from ..lesions.measures import (
+    BAR_ML,
+    LOCAL_SIGMA,
+    MIN_VOXELS,
+    Picture,
+    Untouched,
+    drop_specks,
+    local_mean,
+    robust_deviation,
+)
 from ..modality import T1W, get
 
 VOLUMES_ML = ((0.0, 0.1), (0.1, 1.0), (1.0, np.inf))
-BAR_ML = 0.5  # lesions from here on are held to limits of grain; smaller ones have too little inside
-GRAIN_SIGMA, GRAIN_DEPTH, MIN_GRAIN_VOXELS = 1.2, 2, 50
-LOCAL_SIGMA, REACH_MM, MEAN_REACH_MM = 6, 12, 6
-WALL_MM = 2  # from fluid
-TAIL_PERCENT = 0.5
-MIN_FLUID_VOXELS = 20  # a speck of dark voxels is noise, not fluid
-MEASURES = (
-    *('grain', 'grain_inside', 'mean_sd', 'glow', 'dark', 'bright_3sd', 'dark_3sd'),
-    *('wall_between', 'wall_between_elsewhere', 'wall_steepness', 'outline_sd'),
-)
 
 
-class Untouched(NamedTuple):
-    """What the T1w shows outside the filled mask: `(X, Y, Z)` bool arrays."""
-
-    brain: np.ndarray
-    fluid: np.ndarray
-    fluid_seen: np.ndarray  # the same, and what of it was filled but not given
-    white_matter: np.ndarray  # all of it, up to the filled mask
-    inside: np.ndarray  # white matter one voxel from other tissue and three from the filled mask
-    means: np.ndarray  # of fluid, grey and white matter on the T1w
-
-
-def find_untouched(t1w, brain_mask, given_mask, used_mask, max_voxels=40_000):
+def find_untouched(
+    t1w: np.ndarray, brain_mask: np.ndarray, given_mask: np.ndarray, used_mask: np.ndarray, max_voxels: int = 40_000
+) -> Untouched:
     """Find fluid and white matter outside a filled mask, by a mixture of three normal distributions on the T1w.
 
     Parameters
@@ -62,13 +53,15 @@ def find_untouched(t1w, brain_mask, given_mask, used_mask, max_voxels=40_000):
 
     deep = ndimage.binary_erosion(brain_mask, iterations=3)
     values = t1w[deep & ~used_mask]
-    if len(values) < 100:
+    if len(values) < MIN_VOXELS:
         raise ValueError(f'{len(values)} voxels of the brain lie outside the filled mask, expected most of a brain')
     # Vessels after contrast agent are no class.
     values = values[(values > np.percentile(values, 0.5)) & (values < np.percentile(values, 99))]
     sample = np.random.default_rng(0).choice(values, min(max_voxels, len(values)), replace=False)
-    mixture = GaussianMixture(3, random_state=0).fit(sample[:, None].astype(np.float64))
-    fluid_mean, grey_mean, white_mean = means = np.sort(mixture.means_.ravel())
+    sample = sample.astype(np.float64)
+    middle, scale = sample.mean(), sample.std() or 1.0  # the regularisation is absolute: not in units of the image
+    mixture = GaussianMixture(3, random_state=0).fit((sample[:, None] - middle) / scale)
+    fluid_mean, grey_mean, white_mean = means = middle + scale * np.sort(mixture.means_.ravel())
     outside = brain_mask & ~used_mask
     fluid_seen = drop_specks(brain_mask & ~given_mask & (t1w < (fluid_mean + grey_mean) / 2))
     fluid = fluid_seen & outside
@@ -80,58 +73,7 @@ def find_untouched(t1w, brain_mask, given_mask, used_mask, max_voxels=40_000):
     return Untouched(brain_mask, fluid, fluid_seen, white, inside, means)
 
 
-def drop_specks(mask, min_voxels=MIN_FLUID_VOXELS):
-    """Remove the components of a mask (6 neighbours) with fewer than `min_voxels` voxels."""
-    labels, _ = ndimage.label(mask)
-    kept = np.bincount(labels.flat) >= min_voxels
-    kept[0] = False
-    return kept[labels]
-
-
-def robust_deviation(values):
-    """Compute the SD from the median absolute deviation, at least a quarter of the plain SD."""
-    return max(1.4826 * np.median(np.abs(values - np.median(values))), values.std() / 4)
-
-
-def grain(image, region):
-    """Compute the SD of the residual of local smoothing inside a region; see `grains`."""
-    return grains([image], region)[0]
-
-
-def grains(images, region):
-    """Compute the SD of the residual of local smoothing of each image inside a region.
-
-    The Gaussian (1.2 voxels) averages over the region alone, so that its edge leaves no step; what counts lies two
-    voxels and more inside.
-
-    Returns
-    -------
-    list of float; NaN if fewer than 50 voxels count.
-    """
-    if not region.any():
-        return [np.nan] * len(images)
-    box = masks.bounding_box(region, int(4 * GRAIN_SIGMA + 1))
-    part = region[box]
-    inner = ndimage.binary_erosion(part, iterations=GRAIN_DEPTH)
-    if inner.sum() <= MIN_GRAIN_VOXELS:
-        return [np.nan] * len(images)
-    weight = np.maximum(ndimage.gaussian_filter(part.astype(np.float32), GRAIN_SIGMA), 1e-4)
-    found = []
-    for image in images:
-        values = image[box].astype(np.float32)
-        smooth = ndimage.gaussian_filter(np.where(part, values, 0), GRAIN_SIGMA) / weight
-        found.append(float((values - smooth)[inner].std(dtype=np.float64)))
-    return found
-
-
-def local_mean(image, where, sigma=LOCAL_SIGMA):
-    """Compute the Gaussian mean of an image over a mask, and its weight: (X, Y, Z) float32 arrays."""
-    weight = ndimage.gaussian_filter(where.astype(np.float32), sigma)
-    total = ndimage.gaussian_filter(np.where(where, image, 0).astype(np.float32), sigma)
-    return total / np.maximum(weight, 1e-4), weight
-
-
-def owners(given_mask, used_mask):
+def owners(given_mask: np.ndarray, used_mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Assign each filled voxel to the nearest given lesion (26 neighbours): (labels, volumes).
 
     Returns
@@ -146,7 +88,9 @@ def owners(given_mask, used_mask):
     return np.where(used_mask, labels[tuple(nearest)], 0), volumes_ml
 
 
-def group_lesions(given_mask, used_mask, fluid):
+def group_lesions(
+    given_mask: np.ndarray, used_mask: np.ndarray, fluid: np.ndarray
+) -> dict[str, tuple[np.ndarray, int]]:
     """Group filled voxels by lesion volume and contact with fluid: dict of name -> (mask, count).
 
     A lesion is in contact with fluid if it touches it (26 neighbours) as it was given: growing its mask is no contact.
@@ -170,116 +114,19 @@ def group_lesions(given_mask, used_mask, fluid):
     return groups
 
 
-def volume_name(low, high):
+def volume_name(low: float, high: float) -> str:
     """Return the name of a volume class."""
     return f'volume {low:g} to {high:g} ml' if np.isfinite(high) else f'volume over {low:g} ml'
 
 
-def between(image, mask, means):
-    """Compute the share of a mask at 30 to 70 % between fluid and white matter; NaN if it is empty."""
-    low, high = means[0] + np.array((0.3, 0.7)) * (means[2] - means[0])
-    return mean_of((image > low) & (image < high), mask)
-
-
-def wall_faces(image, edge, near, touched):
-    """Return the steps of an image over the faces (6 neighbours) that cross the edge of fluid.
-
-    Parameters
-    ----------
-    image : (X, Y, Z) float array
-    edge : float
-        Intensity between fluid and white matter.
-    near : (X, Y, Z) bool array
-        Where walls are looked for: both voxels of a face lie in it.
-    touched : (X, Y, Z) bool array
-
-    Returns
-    -------
-    at_fill, elsewhere : float arrays
-        Absolute differences over faces with a touched voxel, and over those without.
-    """
-    steps = ([], [])
-    bright = image > edge
-    for axis in range(3):
-        values, above, counted, filled = (np.moveaxis(array, axis, 0) for array in (image, bright, near, touched))
-        crossing = (above[1:] != above[:-1]) & counted[1:] & counted[:-1]
-        at_fill = filled[1:] | filled[:-1]
-        difference = np.abs(values[1:].astype(np.float64) - values[:-1])
-        steps[0].append(difference[crossing & at_fill])
-        steps[1].append(difference[crossing & ~at_fill])
-    return tuple(np.concatenate(part) for part in steps)
-
-
-class Picture:
-    """All that does not depend on the group of lesions: local means, limits, and the masks of walls and rims."""
-
-    def __init__(self, original, used_mask, untouched, modality):
-        self.original, self.used_mask, self.modality = original, used_mask, modality
-        self.inside, self.means = untouched.inside, untouched.means
-        self.deviation = robust_deviation(original[self.inside])
-        self.distance = ndimage.distance_transform_edt(~used_mask)
-        near = self.inside & (self.distance < REACH_MM)
-        near = near if near.any() else self.inside
-        mean, weight = local_mean(original, near)
-        self.known = weight > 0.01
-        self.local_mean, self.off_before = mean, (original - mean) / self.deviation
-        self.tails = np.percentile(self.off_before[near], (TAIL_PERCENT, 100 - TAIL_PERCENT))
-        self.near_fluid = ndimage.binary_dilation(untouched.fluid, iterations=WALL_MM)
-        at_white = ndimage.binary_dilation(self.inside, iterations=3)
-        self.at_wall = self.near_fluid & (at_white | ndimage.binary_dilation(used_mask, iterations=2))
-        self.levels = [np.median(original[mask]) if mask.any() else np.nan for mask in (untouched.fluid, self.inside)]
-        fluid, white = self.levels  # a third of the way no grey matter crosses
-        self.edge = fluid + (white - fluid) / 3
-        elsewhere = self.near_fluid & at_white & ~untouched.fluid & ~used_mask
-        self.between_elsewhere = between(original, elsewhere, self.means)
-        self.steps_elsewhere = wall_faces(original, self.edge, self.at_wall, used_mask)[1]
-        self.grain_of_tissue = grain(original, self.inside)
-        rim = tissues.claim_rim(untouched.white_matter, used_mask, untouched.brain)
-        self.rim = rim & ~used_mask & ~self.near_fluid
-
-    def measure(self, images, region):
-        """Compute all measures of images in a part of the filled mask: list of dict, see `measure_fills`."""
-        box = masks.bounding_box(region, MEAN_REACH_MM + 2)
-        images = [image[box] for image in images]
-        region, near_fluid, known = (array[box] for array in (region, self.near_fluid, self.known))
-        distance = ndimage.distance_transform_edt(~region)
-        tissue, everywhere = region & ~near_fluid & known, region & known
-        beside = mean_of(self.original[box], self.inside[box] & (distance <= MEAN_REACH_MM))
-        outline = self.outline(region, distance, box)
-        pairs = zip(grains(images, region), grains(images, region & ~near_fluid))
-        measured = []
-        for filled, (everything, inside) in zip(images, pairs):
-            off = (filled - self.local_mean[box]) / self.deviation
-            values = {'grain': everything / self.grain_of_tissue, 'grain_inside': inside / self.grain_of_tissue}
-            values['mean_sd'] = (mean_of(filled, tissue) - beside) / float(self.deviation)
-            low, high = self.tails
-            values['glow'], values['dark'] = mean_of(off > high, tissue), mean_of(off < low, tissue)
-            values['bright_3sd'], values['dark_3sd'] = mean_of(off > 3, everywhere), mean_of(off < -3, everywhere)
-            values |= dict.fromkeys(('wall_between', 'wall_between_elsewhere', 'wall_steepness'), np.nan)
-            if self.modality == T1W.name:  # half-way voxels of a FLAIR are as much grey matter's
-                values['wall_between'] = between(filled, region & near_fluid, self.means)
-                values['wall_between_elsewhere'] = self.between_elsewhere
-            steps = wall_faces(filled, self.edge, self.at_wall[box], region)[0]
-            if steps.size and self.steps_elsewhere.size:
-                values['wall_steepness'] = float(np.median(steps) / np.median(self.steps_elsewhere))
-            measured.append(values | {'outline_sd': outline})
-        return measured
-
-    def outline(self, region, distance, box):
-        """Compute the lesion-like contrast of a region's border to white matter 3 to 6 mm away, in SD."""
-        rim, sign = self.rim[box], get(self.modality).lesion_sign
-        touching = ndimage.binary_dilation(region, masks.FULL_CONNECTIVITY) & rim
-        beyond = rim & (distance > 3) & (distance <= 6) & (self.distance[box] > 3)
-        off_before = self.off_before[box]
-        return sign * (mean_of(off_before, touching) - mean_of(off_before, beyond))
-
-
-def mean_of(values, mask):
-    """Compute the mean of values (the share of a condition) in a mask; NaN if the mask is empty."""
-    return float(values[mask].mean()) if mask.any() else np.nan
-
-
-def measure_fills(original, fillings, given_mask, used_mask, untouched, modality):
+def measure_fills(
+    original: np.ndarray,
+    fillings: dict[str, np.ndarray],
+    given_mask: np.ndarray,
+    used_mask: np.ndarray,
+    untouched: Untouched,
+    modality: str,
+) -> list[dict[str, Any]]:
     """Measure fillings of one image by groups of lesions: list of dict.
 
     Parameters
@@ -304,18 +151,20 @@ def measure_fills(original, fillings, given_mask, used_mask, untouched, modality
     """
     box = masks.bounding_box(untouched.brain | used_mask, LOCAL_SIGMA)
     original, given_mask, used_mask = (array[box] for array in (original, given_mask, used_mask))
-    untouched = Untouched(*(array[box] for array in untouched[:-1]), untouched.means)
-    picture = Picture(original, used_mask, untouched, modality)
+    sign = get(modality).lesion_sign
+    picture = Picture(original, used_mask, untouched.cropped(box), sign, modality == T1W.name)
     fillings = {method: filled[box] for method, filled in fillings.items()}
     rows = []
-    for name, (region, n_lesions) in group_lesions(given_mask, used_mask, untouched.fluid_seen).items():
+    for name, (region, n_lesions) in group_lesions(given_mask, used_mask, untouched.fluid_seen[box]).items():
         common = {'group': name, 'lesions': n_lesions, 'voxels': int(region.sum())}
         for method, values in zip(fillings, picture.measure(list(fillings.values()), region)):
             rows.append({'method': method} | common | values)
     return rows
 
 
-def patch_grounds(original, used_mask, untouched):
+def patch_grounds(
+    original: np.ndarray, used_mask: np.ndarray, untouched: Untouched
+) -> tuple[np.ndarray, float, np.ndarray, np.ndarray]:
     """Return the input of `discriminability.draw_patches`: local mean, its SD, and allowed places.
 
     Patches keep a voxel away from fluid and grey matter, filled and untouched ones alike: near them it is the anatomy

@@ -11,6 +11,9 @@ import argparse
 import logging
 import os
 import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -22,7 +25,7 @@ from ..images import anatomy, metrics
 from ..layout import files as layout_files
 from ..modality import get
 from ..train import brains
-from . import app_fills, page
+from . import app_fills, pictures
 from . import cases as evaluate_cases
 from . import methods as evaluate_methods
 
@@ -40,7 +43,7 @@ APP_KINDS = (*app_fills.CONFLUENT_KINDS, 'appeared', 'real')  # filled by the ap
 APP_GROWTH = '1+2'  # of masks, by default in `fill.fill`; see `evaluation_cases.grow`
 
 
-def growth(text):
+def growth(text: str) -> int | str:
     """Parse a mask dilation of the command line: a number of voxels, or `1+2`."""
     parts = text.split('+')
     if len(parts) > 2 or not all(part.isdecimal() for part in parts):
@@ -48,7 +51,7 @@ def growth(text):
     return int(text) if len(parts) == 1 else text
 
 
-def read_image(files):
+def read_image(files: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
     """Read the normalised image and tissue classes of a brain: (T1w, dseg) or (image, T1w, lesion mask)."""
     if len(files) == 2:
         return brains.read_tissues(*files)
@@ -56,7 +59,14 @@ def read_image(files):
     return patient.image, anatomy.normal_appearing(patient)
 
 
-def make_cases(subject, files, shapes, patient_mask_file, options, number):
+def make_cases(
+    subject: str,
+    files: Sequence[Path],
+    shapes: Sequence[np.ndarray],
+    patient_mask_file: Path | None,
+    options: argparse.Namespace,
+    number: int,
+) -> list[evaluate_cases.Case]:
     """Synthesize all cases of one brain: `clean`, `rim` per dilation, `patient`."""
     image, tissue_seg = read_image(files)
     cases = []
@@ -79,7 +89,7 @@ def make_cases(subject, files, shapes, patient_mask_file, options, number):
     return cases
 
 
-def box_around(mask, margin):
+def box_around(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
     """Return slices of the bounding box of a mask plus a margin, at least 11 voxels wide."""
     voxels = np.argwhere(mask)
     low, high = voxels.min(axis=0), voxels.max(axis=0) + 1
@@ -88,7 +98,13 @@ def box_around(mask, margin):
     )
 
 
-def score_unit(case, unit, filled, window, perceptual_distance=None):
+def score_unit(
+    case: evaluate_cases.Case,
+    unit: evaluate_cases.Unit,
+    filled: np.ndarray,
+    window: Any,
+    perceptual_distance: Callable[..., Any] | None = None,
+) -> dict[str, float]:
     """Compute all scores of a filling in one unit of a case, except time: dict, see `METRICS`."""
     box = box_around(unit.score_mask, MARGIN_VOXELS)
     true, test, mask = case.image[box], filled[box], unit.score_mask[box]
@@ -105,7 +121,7 @@ def score_unit(case, unit, filled, window, perceptual_distance=None):
     return scores
 
 
-def evaluate_brain(job):
+def evaluate_brain(job: Sequence[Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Fill and score the cases of one brain by every method: (rows of `scores.tsv`, page examples)."""
     options, number, subject, person, files, shapes, patient_mask_file, n_examples = job
     logging.basicConfig(level=logging.INFO, format='%(asctime)s %(message)s')  # this may be a process of its own
@@ -148,7 +164,9 @@ def evaluate_brain(job):
     return rows, examples
 
 
-def evaluate_confluent(number, subject, person, files, options, n_examples=0):
+def evaluate_confluent(
+    number: int, subject: str, person: str, files: Any, options: argparse.Namespace, n_examples: int = 0
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Score `confluent` cases of a healthy brain, by the app and by classical fillers in its mask."""
     models = models_of(options)['T1w']
     fillers = classical_fillers(options, 'T1w')
@@ -183,7 +201,7 @@ def evaluate_confluent(number, subject, person, files, options, n_examples=0):
     return rows, examples
 
 
-def score_confluent(case, unit, filled):
+def score_confluent(case: evaluate_cases.Case, unit: evaluate_cases.Unit, filled: np.ndarray) -> dict[str, Any]:
     """Compute the scores that the size of one unit of a confluent case allows, see `METRICS`."""
     box = box_around(unit.score_mask, MARGIN_VOXELS)
     true, test, mask = case.image[box], filled[box], unit.score_mask[box]
@@ -196,7 +214,7 @@ def score_confluent(case, unit, filled):
     return scores
 
 
-def models_of(options):
+def models_of(options: argparse.Namespace) -> dict[str, list[Any]]:
     """List the app's models by modality: dict of list of (name of the row, model, steps or None).
 
     A modality for which none is given has the bundled one.
@@ -217,7 +235,7 @@ def models_of(options):
     return models
 
 
-def classical_fillers(options, modality):
+def classical_fillers(options: argparse.Namespace, modality: str) -> dict[str, Callable]:
     """Return the classical fillers for large lesions, by name."""
     left_out = evaluate_methods.NOT_FOR_PATIENTS | evaluate_methods.left_out(modality)
     return {
@@ -227,7 +245,7 @@ def classical_fillers(options, modality):
     }
 
 
-def evaluate_patients(options):
+def evaluate_patients(options: argparse.Namespace) -> None:
     """Write the tables of the kinds that need no healthy brains: `real` and `appeared`."""
     models, fillers = models_of(options), classical_fillers(options, 'FLAIR')
     folder = options.output_dir
@@ -245,11 +263,17 @@ def evaluate_patients(options):
             layout_files.write_tsv(folder / 'appeared_summary.tsv', summary, list(summary[0]))
         families = {row['method']: row['family'] for row in rows}
         for example in examples:
-            png = page.draw_example(example, families)
+            png = pictures.draw_example(example, families)
             layout_files.write_bytes(folder / 'figures' / f'{example["name"]}.png', png)
 
 
-def fill_case(case, methods, options, number, shown=None):
+def fill_case(
+    case: evaluate_cases.Case,
+    methods: Sequence[tuple[str, str, bool, Callable]],
+    options: argparse.Namespace,
+    number: int,
+    shown: Any = None,
+) -> Iterator[Any]:
     """Fill a case by every method that its kind is meant for.
 
     RePaint takes hundreds of passes: it fills the kinds that the options name, and of others the unit that is `shown`.
@@ -275,7 +299,7 @@ def fill_case(case, methods, options, number, shown=None):
         yield name, family, np.where(lesion_mask, filled, case.seen), seconds, scored
 
 
-def groups_of(row):
+def groups_of(row: dict[str, Any]) -> list[str]:
     """List the groups of a row of scores: all, its volume, its place."""
     groups = ['all']
     if row['kind'] != 'patient':
@@ -286,7 +310,7 @@ def groups_of(row):
     return groups
 
 
-def summarise(rows, seed=0):
+def summarise(rows: list[dict[str, Any]], seed: int = 0) -> list[dict[str, Any]]:
     """Compute means and 95 % bootstrap intervals per kind, dilation, group and method: list of dict."""
     rng = np.random.default_rng(seed)
     grouped = {}
@@ -305,7 +329,7 @@ def summarise(rows, seed=0):
     return summary
 
 
-def compare(rows, seed=0, names=METRICS[:-1]):
+def compare(rows: list[dict[str, Any]], seed: int = 0, names: Sequence[str] = METRICS[:-1]) -> list[dict[str, Any]]:
     """Bootstrap paired differences between all methods on the cases that both filled: list of dict."""
     rng = np.random.default_rng(seed)
     values = {}
@@ -324,20 +348,25 @@ def compare(rows, seed=0, names=METRICS[:-1]):
                     pairs = [[found[case][metric] for case in shared] for found in (own, others)]
                     n = int(np.isfinite(pairs).all(axis=0).sum())
                     if n:
-                        difference, low, high = statistics.paired_bootstrap(*pairs, rng, clusters=people)
+                        difference, low, high = statistics.paired_bootstrap(pairs[0], pairs[1], rng, clusters=people)
                         row = (kind, dilation, metric, method, other, difference, low, high, n)
                         names_of_row = 'kind dilation metric method other difference low high n'.split()
                         comparisons.append(dict(zip(names_of_row, row)))
     return comparisons
 
 
-def artefacts_of(examples, repaint_methods, flat_methods, deep_methods):
+def artefacts_of(
+    examples: Sequence[dict[str, Any]],
+    repaint_methods: Sequence[str],
+    flat_methods: Sequence[str],
+    deep_methods: Sequence[str],
+) -> list[dict[str, Any]]:
     """Find the thesis' artefacts (4.1, Fig. 4.3) in the examples: 2D stripes, borders of tight masks."""
     found = []
     clean = next((example for example in examples if example['kind'] == 'clean'), None)
     rim = next((example for example in examples if example['kind'] == 'rim'), None)
     stripes = [[name for name in names if clean and name in clean['images']] for names in (flat_methods, deep_methods)]
-    if all(stripes):
+    if clean and all(stripes):
         shown = ['healthy truth', stripes[0][0], stripes[1][0]]
         caption = (
             'A 2D model fills slice by slice: look for stripes along z. A pseudo-3D model sees the neighbouring slices.'

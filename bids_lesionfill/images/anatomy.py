@@ -1,7 +1,9 @@
 """Anatomy of a T1w image: brain, white matter, tissue classes, intensity scale."""
 
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -12,6 +14,15 @@ from . import grid, masks, nifti, placement, tissues
 RIM_VOXELS = 3  # around a patient's lesions that is not taken for healthy
 
 
+@dataclass(frozen=True)
+class Sources:
+    """Sources of brain mask and white matter."""
+
+    skull_stripped: bool | None = None
+    brain_mask_source: str | None = None
+    white_matter_source: str | None = None
+
+
 class Patient(NamedTuple):
     """A patient's normalised image on the working grid: `(X, Y, Z)` arrays, RAS, 1 mm."""
 
@@ -20,12 +31,14 @@ class Patient(NamedTuple):
     lesion_mask: np.ndarray
 
     @property
-    def wm_mask(self):
+    def wm_mask(self) -> np.ndarray:
         """White matter outside the lesions."""
         return (self.tissue_seg == tissues.WHITE_MATTER) & ~self.lesion_mask
 
 
-def normalise_patient(image_img, t1w_img, lesion_mask):
+def normalise_patient(
+    image_img: nib.Nifti1Image, t1w_img: nib.Nifti1Image, lesion_mask: np.ndarray
+) -> tuple[Patient, grid.Scaling]:
     """Normalise a patient's image by the white matter of the T1w, on the working grid.
 
     Parameters
@@ -59,51 +72,66 @@ def normalise_patient(image_img, t1w_img, lesion_mask):
     return patient._replace(image=np.where(brain_mask, scaling.apply(patient.image), -1)), scaling
 
 
-def normal_appearing(patient):
+def normal_appearing(patient: Patient) -> np.ndarray:
     """Return the tissue segmentation with lesions and a rim around them set to `tissues.EXCLUDED`."""
     near = ndimage.binary_dilation(patient.lesion_mask, masks.FULL_CONNECTIVITY, iterations=RIM_VOXELS)
     return np.where(near & (patient.tissue_seg > 0), tissues.EXCLUDED, patient.tissue_seg)
 
 
-def is_skull_stripped(image):
+def is_skull_stripped(image: np.ndarray) -> bool:
     """Return True if an image, (X, Y, Z) float array at 1 mm, shows only the brain."""
     return tissues.is_skull_stripped(image)
 
 
-def find_white_matter(t1w, lesion_mask, conformed_img, wm_mask_img=None, brain_mask_img=None, tissue_seg_img=None):
-    """Find brain mask and white matter on the working grid, and their sources (for the sidecar)."""
+def find_white_matter(
+    t1w: np.ndarray,
+    lesion_mask: Any,
+    conformed_img: nib.Nifti1Image,
+    wm_mask_img: nib.Nifti1Image | None = None,
+    brain_mask_img: nib.Nifti1Image | None = None,
+    tissue_seg_img: nib.Nifti1Image | None = None,
+) -> tuple[np.ndarray, np.ndarray, Sources]:
+    """Find brain mask and white matter on the working grid, and their `Sources`."""
     if wm_mask_img is not None:
         wm_mask = grid.conform_mask(wm_mask_img, conformed_img)
-        info = {'WhiteMatterSource': 'given', 'SkullStripped': is_skull_stripped(t1w)}
-        return ndimage.binary_dilation(wm_mask, iterations=6), wm_mask, info
-    brain_mask, tissue_seg, info = find_tissues(t1w, lesion_mask, conformed_img, brain_mask_img, tissue_seg_img)
+        sources = Sources(is_skull_stripped(t1w), white_matter_source='given')
+        return ndimage.binary_dilation(wm_mask, iterations=6), wm_mask, sources
+    brain_mask, tissue_seg, sources = find_tissues(t1w, lesion_mask, conformed_img, brain_mask_img, tissue_seg_img)
     wm_mask = tissues.claim_rim((tissue_seg == tissues.WHITE_MATTER) & ~lesion_mask, lesion_mask, brain_mask)
-    return brain_mask, wm_mask, info
+    return brain_mask, wm_mask, sources
 
 
-def find_tissues(t1w, lesion_mask, conformed_img, brain_mask_img=None, tissue_seg_img=None):
-    """Find brain mask and tissues on the working grid, and their sources (for the sidecar).
+def find_tissues(
+    t1w: np.ndarray,
+    lesion_mask: np.ndarray,
+    conformed_img: nib.Nifti1Image,
+    brain_mask_img: nib.Nifti1Image | None = None,
+    tissue_seg_img: nib.Nifti1Image | None = None,
+) -> tuple[np.ndarray, np.ndarray, Sources]:
+    """Find brain mask and tissues on the working grid, and their `Sources`.
 
     A segmentation that is given is also the brain mask, if there is no other: its holes are closed, for tissues that
     it does not name.
     """
-    brain_mask, tissue_seg, _, info = segment(t1w, lesion_mask, conformed_img, brain_mask_img, tissue_seg_img)
-    return brain_mask, tissue_seg, info
+    brain_mask, tissue_seg, _, sources = segment(t1w, lesion_mask, conformed_img, brain_mask_img, tissue_seg_img)
+    return brain_mask, tissue_seg, sources
 
 
-def segment(t1w, lesion_mask, conformed_img, brain_mask_img=None, tissue_seg_img=None):
-    """Return brain mask, tissue segmentation, bias field (None if a segmentation is given) and their sources."""
+def segment(
+    t1w: np.ndarray,
+    lesion_mask: np.ndarray,
+    conformed_img: nib.Nifti1Image,
+    brain_mask_img: nib.Nifti1Image | None = None,
+    tissue_seg_img: nib.Nifti1Image | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, Sources]:
+    """Return brain mask, tissue segmentation, bias field (None if a segmentation is given) and `Sources`."""
     if tissue_seg_img is not None:
         tissue_seg = grid.resample_to(tissue_seg_img, conformed_img, order=0).astype(np.uint8)
         brain_mask = ndimage.binary_fill_holes(ndimage.binary_closing(tissue_seg > 0, iterations=3)) | lesion_mask
         if brain_mask_img is not None:
             brain_mask = grid.conform_mask(brain_mask_img, conformed_img)
-        info = {
-            'SkullStripped': is_skull_stripped(t1w),
-            'BrainMaskSource': 'extent of the tissue segmentation' if brain_mask_img is None else 'given',
-            'WhiteMatterSource': 'given',
-        }
-        return brain_mask, tissue_seg, None, info
+        source = 'extent of the tissue segmentation' if brain_mask_img is None else 'given'
+        return brain_mask, tissue_seg, None, Sources(is_skull_stripped(t1w), source, 'given')
     if brain_mask_img is not None:
         brain_mask = grid.conform_mask(brain_mask_img, conformed_img)
         skull_stripped = bool((t1w[~brain_mask] <= 0.02 * t1w.max()).mean() > 0.99)
@@ -111,18 +139,14 @@ def segment(t1w, lesion_mask, conformed_img, brain_mask_img=None, tissue_seg_img
     else:
         brain_mask, skull_stripped = tissues.find_brain(t1w)
         source = 'foreground of a skull-stripped image' if skull_stripped else 'deepbet'
-    info = {
-        'SkullStripped': skull_stripped,
-        'BrainMaskSource': source,
-        'WhiteMatterSource': 'mixture of three normal distributions on the bias-corrected T1w',
-    }
+    sources = Sources(skull_stripped, source, 'mixture of three normal distributions on the bias-corrected T1w')
     bias_field = tissues.find_bias(t1w, brain_mask)
-    return brain_mask, tissues.classify(t1w, brain_mask, lesion_mask, bias_field), bias_field, info
+    return brain_mask, tissues.classify(t1w, brain_mask, lesion_mask, bias_field), bias_field, sources
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What the T1w of a visit shows, on its working grid (1 mm, RAS): `(X, Y, Z)` arrays.
+    """Brain, white matter and intensities of the T1w of a visit, on its working grid (1 mm, RAS): `(X, Y, Z)` arrays.
 
     Found once for a visit; filling, synthesis and thickness are handed it.
     """
@@ -131,7 +155,7 @@ class Anatomy:
     brain_mask: np.ndarray
     tissue_seg: np.ndarray  # old lesions are white matter
     old_lesions: np.ndarray  # bool
-    info: dict = field(default_factory=dict)  # where brain and white matter come from, for the sidecar
+    sources: Sources = Sources()
     bias_field: np.ndarray | None = None  # float32; None if tissues were found by another tool
 
     @property
@@ -139,7 +163,7 @@ class Anatomy:
         """White matter outside the old lesions."""
         return (self.tissue_seg == tissues.WHITE_MATTER) & ~self.old_lesions
 
-    def moved(self, transform: np.ndarray) -> 'Anatomy':
+    def moved(self, transform: np.ndarray) -> Anatomy:
         """Return the anatomy with its world moved by a (4, 4) transform; no voxel is resampled."""
         return replace(self, grid_img=placement.moved(self.grid_img, transform, self.grid_img))
 
@@ -149,8 +173,13 @@ class Anatomy:
 
 
 def look_at(
-    t1w_img, lesion_mask_img=None, brain_mask_img=None, mask_threshold=0.5, tissue_seg_img=None, lesion_share=0.5
-):
+    t1w_img: nib.Nifti1Image,
+    lesion_mask_img: nib.Nifti1Image | None = None,
+    brain_mask_img: nib.Nifti1Image | None = None,
+    mask_threshold: float = 0.5,
+    tissue_seg_img: nib.Nifti1Image | None = None,
+    lesion_share: float = 0.5,
+) -> Anatomy:
     """Find brain and white matter in a T1w; see `Anatomy`.
 
     Parameters
@@ -172,34 +201,45 @@ def look_at(
     """
     plain_img = nifti.plain(t1w_img, 'T1w')
     grid_img = grid.conform(plain_img)
-    t1w = grid_img.get_fdata(dtype=np.float32)
+    t1w = above_background(plain_img, grid_img)
     old_lesions = np.zeros(grid_img.shape, dtype=bool)
     if lesion_mask_img is not None:  # by way of the T1w's own voxels, on which a mask without a place lies
         old_mask = placement.mask_on_grid(lesion_mask_img, t1w_img, mask_threshold)
         old_lesions = grid.conform_mask(nifti.mask_image(old_mask, plain_img), grid_img, threshold=lesion_share)
-    brain_mask, tissue_seg, bias_field, info = segment(t1w, old_lesions, grid_img, brain_mask_img, tissue_seg_img)
+    brain_mask, tissue_seg, bias_field, sources = segment(t1w, old_lesions, grid_img, brain_mask_img, tissue_seg_img)
     tissue_seg = np.where(old_lesions & brain_mask, tissues.WHITE_MATTER, tissue_seg)
-    return Anatomy(grid_img, brain_mask, tissue_seg, old_lesions, info, bias_field)
+    return Anatomy(grid_img, brain_mask, tissue_seg, old_lesions, sources, bias_field)
 
 
-def look_again(anatomy: Anatomy, t1w_img, lesion_mask_img, lesion_share: float) -> Anatomy:
+def above_background(plain_img: nib.Nifti1Image, grid_img: nib.Nifti1Image) -> np.ndarray:
+    """Return a T1w on its working grid as tissues are found in it: background zero; (X, Y, Z) float32 array.
+
+    A constant that was added to the image changes nothing (`grid.background_level`).
+    """
+    level_img = grid.without_background(plain_img)
+    return (grid_img if level_img is plain_img else grid.conform(level_img)).get_fdata(dtype=np.float32)
+
+
+def look_again(
+    anatomy: Anatomy, t1w_img: nib.Nifti1Image, lesion_mask_img: nib.Nifti1Image, lesion_share: float
+) -> Anatomy:
     """Find the tissues of a T1w again with other lesions left out of the fit; brain and bias stay. See `look_at`."""
     old_lesions = np.zeros(anatomy.brain_mask.shape, dtype=bool)
     if lesion_mask_img is not None:
         old_mask = placement.mask_on_grid(lesion_mask_img, t1w_img)
         old_lesions = grid.conform_mask(nifti.mask_image(old_mask, t1w_img), anatomy.grid_img, threshold=lesion_share)
-    t1w = anatomy.grid_img.get_fdata(dtype=np.float32)
+    t1w = above_background(nifti.plain(t1w_img, 'T1w'), anatomy.grid_img)
     tissue_seg = tissues.classify(t1w, anatomy.brain_mask, old_lesions, anatomy.bias_field)
     tissue_seg = np.where(old_lesions & anatomy.brain_mask, tissues.WHITE_MATTER, tissue_seg)
     return replace(anatomy, tissue_seg=tissue_seg, old_lesions=old_lesions)
 
 
-def from_white_matter(image_img, wm_mask_img):
+def from_white_matter(image_img: nib.Nifti1Image, wm_mask_img: nib.Nifti1Image) -> Anatomy:
     """Return the anatomy of an image whose white matter (above zero) is given, also beneath its lesions."""
     grid_img = grid.conform(nifti.plain(image_img, 'image'))
-    brain_mask, wm_mask, info = find_white_matter(grid_img.get_fdata(dtype=np.float32), None, grid_img, wm_mask_img)
+    brain_mask, wm_mask, sources = find_white_matter(grid_img.get_fdata(dtype=np.float32), None, grid_img, wm_mask_img)
     tissue_seg = np.where(wm_mask, tissues.WHITE_MATTER, 0).astype(np.uint8)
-    return Anatomy(grid_img, brain_mask, tissue_seg, np.zeros_like(wm_mask), info)
+    return Anatomy(grid_img, brain_mask, tissue_seg, np.zeros_like(wm_mask), sources)
 
 
 def on_grid(anatomy: Anatomy, img: nib.Nifti1Image) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,8 @@ The working grid has the image's own axes in RAS+ order, 1 mm voxels and no rota
 flipped and reordered, never interpolated.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import nibabel as nib
@@ -14,6 +16,7 @@ from nibabel.processing import resample_from_to
 # around brains is (niimath: down to -80 of 900), z-scored tissue is in 40 % of its voxels.
 SHARE_OF_BRIGHT = 0.1
 MAX_SHARE_NEGATIVE = 0.05
+COMMON_SHARE, AIR_SHARE = 0.5, 0.2  # of the outermost voxels of an image, see `background_level`
 SPIKE = 10  # times the 99th percentile of what is positive
 SIZE_TOLERANCE_MM = 0.005  # a voxel that differs from 1 mm by less over 200 voxels shifts by less than one voxel
 
@@ -25,16 +28,16 @@ class Scaling:
     slope: float
     intercept: float
 
-    def apply(self, intensities):
+    def apply(self, intensities: np.ndarray) -> np.ndarray:
         """Return normalised intensities."""
         return np.asarray(intensities * self.slope + self.intercept, dtype=np.float32)
 
-    def invert(self, normalised):
+    def invert(self, normalised: np.ndarray) -> np.ndarray:
         """Return the image's own intensities, float64."""
         return (np.asarray(normalised, dtype=np.float64) - self.intercept) / self.slope
 
 
-def white_matter_scaling(image, wm_mask):
+def white_matter_scaling(image: np.ndarray, wm_mask: np.ndarray) -> Scaling:
     """Return the scaling that puts the white matter median at +0.5 and background (zero) at -1.
 
     One hot voxel changes nothing.
@@ -55,7 +58,7 @@ def white_matter_scaling(image, wm_mask):
     return Scaling(slope=1.5 / median, intercept=-1.0)
 
 
-def check_intensities(image, name):
+def check_intensities(image: np.ndarray, name: str) -> None:
     """Raise ValueError if an image is a CT, or is below zero where there is tissue, as after z-scoring.
 
     Parameters
@@ -80,7 +83,7 @@ def check_intensities(image, name):
         )
 
 
-def is_ct(image):
+def is_ct(image: np.ndarray) -> bool:
     """Return True if an image, (X, Y, Z) float array, has the numbers of a CT: air at -1000, soft tissue above 0."""
     air = image < -900
     if not 0.05 < air.mean() < 0.99 or image.max() < 50:
@@ -88,7 +91,7 @@ def is_ct(image):
     return np.percentile(image[air], 90) < -950 and -100 < np.median(image[image > -200]) < 150
 
 
-def without_spikes(image):
+def without_spikes(image: np.ndarray) -> np.ndarray:
     """Return an image, bounded where a voxel is far brighter or darker than any tissue: interpolation would spread it.
 
     Parameters
@@ -102,7 +105,37 @@ def without_spikes(image):
     return np.clip(image, -bound, bound)
 
 
-def working_grid(img):
+def background_level(image: np.ndarray) -> float:
+    """Find the intensity of the background where an image ends: 0 in most images, more if a constant was added.
+
+    The value that more than half of the outermost voxels have; else, with noise in the air, the lowest permille of the
+    image, if a good part of the outermost voxels is close to that. An image that ends in tissue has no background: 0.
+    It moves with the image: that of `image + c` is `c` more.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float array
+        On its own grid: resampling adds zeros around.
+    """
+    surface = np.concatenate([image.take(end, axis).ravel() for axis in range(3) for end in (0, -1)])
+    values, counts = np.unique(surface, return_counts=True)
+    if counts.max() > COMMON_SHARE * surface.size:
+        return float(values[counts.argmax()])
+    low, high = np.percentile(image, (0.1, 99))
+    is_air = (surface < low + SHARE_OF_BRIGHT * (high - low)).mean() > AIR_SHARE
+    return float(low) if is_air else 0.0
+
+
+def without_background(img: nib.Nifti1Image) -> nib.Nifti1Image:
+    """Return an image whose background is zero (`background_level`), nothing below; itself if it is so already."""
+    values = np.nan_to_num(img.get_fdata(dtype=np.float32, caching='unchanged'), posinf=0, neginf=0)
+    level = background_level(values.reshape(img.shape[:3]))
+    if level == 0:
+        return img
+    return nib.Nifti1Image(np.maximum(values - np.float32(level), 0), img.affine)
+
+
+def working_grid(img: nib.Nifti1Image) -> tuple[tuple[int, ...], np.ndarray]:
     """Return shape and affine of the working grid of an image: its own axes, RAS+, 1 mm."""
     canonical = nib.as_closest_canonical(img)
     sizes = np.array(nib.affines.voxel_sizes(canonical.affine))
@@ -118,7 +151,7 @@ def working_grid(img):
     )
 
 
-def conform(img, order=3):
+def conform(img: nib.Nifti1Image, order: int = 3) -> nib.Nifti1Image:
     """Resample an image to its working grid; only flipped and reordered if it has 1 mm voxels.
 
     Parameters
@@ -134,7 +167,9 @@ def conform(img, order=3):
     return resample_from_to(canonical, (shape, affine), order=order)
 
 
-def conform_mask(img, target_img, label=None, threshold=0.5):
+def conform_mask(
+    img: nib.Nifti1Image, target_img: nib.Nifti1Image, label: int | None = None, threshold: float = 0.5
+) -> np.ndarray:
     """Resample a mask or a label to the grid of `target_img`, by trilinear share of the voxel.
 
     Parameters
@@ -156,7 +191,7 @@ def conform_mask(img, target_img, label=None, threshold=0.5):
     return resample_to(share, target_img, order=1) > threshold
 
 
-def touched_by(mask_img, target_img):
+def touched_by(mask_img: nib.Nifti1Image, target_img: nib.Nifti1Image) -> np.ndarray:
     """Return voxels of a grid that are a little (5 %) inside a mask, or hold the centre of one of its voxels.
 
     Bool array.
@@ -173,7 +208,7 @@ def touched_by(mask_img, target_img):
     return touched
 
 
-def resample_to(img, target_img, order):
+def resample_to(img: nib.Nifti1Image, target_img: nib.Nifti1Image, order: int) -> np.ndarray:
     """Resample an image to another image's grid, by world coordinates; float32 array, zero outside.
 
     Grids that differ by flips and the order of axes alone are reordered, not interpolated.

@@ -3,6 +3,8 @@
 Everywhere a mask is a bool array on the image's grid, True = lesion = to be filled.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy import ndimage
 
@@ -10,22 +12,22 @@ FULL_CONNECTIVITY = np.ones((3, 3, 3), dtype=bool)  # 26 neighbours: lesions tha
 THICKEST_STEP_MM = 2  # growth takes no step along an axis whose voxels are longer
 
 
-def label_lesions(lesion_mask):
-    """Number the connected lesions (26 neighbours); return the labels (int array) and their count."""
+def label_lesions(lesion_mask: np.ndarray) -> tuple[np.ndarray, int]:
+    """Label the connected lesions (26 neighbours); return the labels (int array) and their count."""
     return ndimage.label(lesion_mask, structure=FULL_CONNECTIVITY)
 
 
-def widen(box, margin_voxels):
+def widen(box: Sequence[slice], margin_voxels: int) -> tuple[slice, ...]:
     """Return a box (slices) with a margin on every side, cut at the lower borders as slicing cuts at the upper ones."""
     return tuple(slice(max(side.start - margin_voxels, 0), side.stop + margin_voxels) for side in box)
 
 
-def bounding_box(mask, margin_voxels):
+def bounding_box(mask: np.ndarray, margin_voxels: int) -> tuple[slice, ...]:
     """Return the box (slices) around a mask that is not empty, with a margin; see `widen`."""
     return widen(ndimage.find_objects(mask.astype(np.uint8))[0], margin_voxels)
 
 
-def split_lesions(lesion_mask, min_voxels=1):
+def split_lesions(lesion_mask: np.ndarray, min_voxels: int = 1) -> list[np.ndarray]:
     """Return connected lesions of a mask, each cropped to its bounding box (thesis 3.3, *Mask Generation*).
 
     Parameters
@@ -44,8 +46,8 @@ def split_lesions(lesion_mask, min_voxels=1):
     return [lesion for lesion in lesions if lesion.sum() >= min_voxels]
 
 
-def largest_lesions(lesion_mask, n_largest):
-    """Number the largest connected lesions by falling volume, from 1; (X, Y, Z) int array, 0 in all smaller ones."""
+def largest_lesions(lesion_mask: np.ndarray, n_largest: int) -> np.ndarray:
+    """Label the largest connected lesions by falling volume, from 1; (X, Y, Z) int array, 0 in all smaller ones."""
     labels, n_lesions = label_lesions(lesion_mask)
     falling = np.argsort(-np.bincount(labels.flat)[1:], kind='stable')[:n_largest]
     number = np.zeros(n_lesions + 1, dtype=int)
@@ -53,7 +55,7 @@ def largest_lesions(lesion_mask, n_largest):
     return number[labels]
 
 
-def one_step(voxel_sizes_mm):
+def one_step(voxel_sizes_mm: Sequence[float] | np.ndarray) -> np.ndarray:
     """Return the neighbours that one step of growth takes: 26, but within the slice where slices are thick.
 
     A rim of a millimetre that a rater missed is no reason to take all of the next slice, 5 mm away.
@@ -73,7 +75,9 @@ def one_step(voxel_sizes_mm):
     return structure
 
 
-def dilate_within(lesion_mask, wm_mask, n_voxels=1, structure=FULL_CONNECTIVITY):
+def dilate_within(
+    lesion_mask: np.ndarray, wm_mask: np.ndarray, n_voxels: int = 1, structure: np.ndarray = FULL_CONNECTIVITY
+) -> np.ndarray:
     """Grow a lesion mask by `n_voxels`, but only into white matter.
 
     A tight annotation leaves a rim of lesion that shows as a border after filling (thesis 3.5, *Mask Dilation*).
@@ -92,7 +96,9 @@ def dilate_within(lesion_mask, wm_mask, n_voxels=1, structure=FULL_CONNECTIVITY)
     return grown
 
 
-def grow_while_dark(lesion_mask, wm_mask, darker, threshold, n_voxels=2):
+def grow_while_dark(
+    lesion_mask: np.ndarray, wm_mask: np.ndarray, darker: np.ndarray, threshold: float, n_voxels: int = 2
+) -> np.ndarray:
     """Grow a lesion mask, shell by shell, into the white matter that is as dark as a lesion's rim.
 
     Raters draw lesions too tight. Where their edge is soft, what is left of it in the image spoils a fill more than
@@ -119,7 +125,7 @@ def grow_while_dark(lesion_mask, wm_mask, darker, threshold, n_voxels=2):
     return grown
 
 
-def restrict_to_white_matter(lesion_mask, wm_mask):
+def restrict_to_white_matter(lesion_mask: np.ndarray, wm_mask: np.ndarray) -> np.ndarray:
     """Keep the connected lesions that lie in white matter or touch it; drop the others whole.
 
     A lesion is kept or dropped as a whole, not voxel by voxel: on a T1w image dark lesions are often classified
@@ -141,13 +147,13 @@ def restrict_to_white_matter(lesion_mask, wm_mask):
     return touching[labels]
 
 
-def random_orientation(lesion, rng):
+def random_orientation(lesion: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return one of the 48 flips and quarter turns of a lesion, drawn at random."""
     lesion = lesion.transpose(rng.permutation(3))
     return lesion[tuple(slice(None, None, int(rng.choice((-1, 1)))) for _ in range(3))]
 
 
-def random_ellipsoid(rng, radii_voxels=(1.5, 8.0)):
+def random_ellipsoid(rng: np.random.Generator, radii_voxels: tuple[float, float] = (1.5, 8.0)) -> np.ndarray:
     """Return a filled ellipsoid with random radii.
 
     The 3D form of the thesis' random circles (3.3, *Mask Generation*).
@@ -158,7 +164,7 @@ def random_ellipsoid(rng, radii_voxels=(1.5, 8.0)):
     return (x / radii[0]) ** 2 + (y / radii[1]) ** 2 + (z / radii[2]) ** 2 <= 1
 
 
-def place(lesion, centre, shape):
+def place(lesion: np.ndarray, centre: Sequence[int] | np.ndarray, shape: Sequence[int] | np.ndarray) -> np.ndarray:
     """Return a mask of `shape` that holds `lesion` (a cropped bool array) centred on voxel `centre`.
 
     Cut at the borders.
@@ -172,8 +178,15 @@ def place(lesion, centre, shape):
 
 
 def sample_training_mask(
-    wm_mask, lesions, rng, ellipsoid_share=0.5, max_lesions=3, min_voxels=6, tries=20, radii_voxels=(1.5, 8.0)
-):
+    wm_mask: np.ndarray,
+    lesions: Sequence[np.ndarray],
+    rng: np.random.Generator,
+    ellipsoid_share: float = 0.5,
+    max_lesions: int = 3,
+    min_voxels: int = 6,
+    tries: int = 20,
+    radii_voxels: tuple[float, float] = (1.5, 8.0),
+) -> np.ndarray:
     """Draw lesions at random places of the white matter (the thesis' *mixture*, without registration).
 
     Parameters
@@ -205,7 +218,7 @@ def sample_training_mask(
     ellipsoids = rng.random() < ellipsoid_share
     wanted = rng.integers(1, max_lesions + 1)
     for _ in range(tries if len(centres) else 0):
-        lesion = random_ellipsoid(rng, radii_voxels) if ellipsoids else lesions[rng.integers(len(lesions))]
+        lesion = random_ellipsoid(rng, radii_voxels) if ellipsoids else lesions[int(rng.integers(len(lesions)))]
         lesion = place(random_orientation(lesion, rng), centres[rng.integers(len(centres))], wm_mask.shape) & wm_mask
         if lesion.sum() >= min_voxels:
             mask |= lesion

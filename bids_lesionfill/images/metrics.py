@@ -1,8 +1,11 @@
-"""How good is a fill: image quality by two definitions, the border and texture it leaves, and intervals over cases.
+"""Measures of a fill: image quality by two definitions, the border and texture it leaves, and intervals over cases.
 
 M1 is the thesis' definition (3.5, table 3.3; axial slices), M2 that of the BraTS inpainting challenge (volumes).
 Scores of M1 and M2 must never be compared with each other. At the end: what readers find, against guessing.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -11,22 +14,22 @@ from skimage.metrics import structural_similarity
 DATA_RANGE = 2.0  # normalised images run from -1 to 1
 
 
-def mean_squared_error(image_true, image_test, mask):
+def mean_squared_error(image_true: np.ndarray, image_test: np.ndarray, mask: np.ndarray) -> float:
     """Return mean squared difference over the mask; arrays of any one shape."""
     return float(np.mean((image_true[mask] - image_test[mask]) ** 2))
 
 
-def peak_signal_to_noise_ratio(mse, data_range):
+def peak_signal_to_noise_ratio(mse: Any, data_range: Any) -> float:
     """Return PSNR in dB; equal images get the finite value of an MSE of 1e-12, a data range of 0 gives NaN."""
     return float(10 * np.log10(data_range**2 / max(mse, 1e-12))) if data_range > 0 else np.nan
 
 
-def similarity_map(image_true, image_test):
+def similarity_map(image_true: np.ndarray, image_test: np.ndarray) -> np.ndarray:
     """Return SSIM at every pixel of one slice (7x7 uniform window, data range 2); (H, W) arrays, H and W at least 7."""
     return structural_similarity(image_true, image_test, data_range=DATA_RANGE, full=True)[1]
 
 
-def region_scores(image_true, image_test, mask):
+def region_scores(image_true: np.ndarray, image_test: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     """Return M1 of a volume by region: MSE, PSNR and SSIM per axial slice, averaged over the slices that have a mask.
 
     The thesis' table 3.3: inside the mask, outside of it and over the whole slice.
@@ -57,7 +60,7 @@ def region_scores(image_true, image_test, mask):
     }
 
 
-def slice_scores(image_true, image_test, mask):
+def slice_scores(image_true: np.ndarray, image_test: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     """Return M1 of a volume.
 
     MSE, PSNR and SSIM inside the mask per axial slice, averaged over the slices that have a mask.
@@ -75,7 +78,9 @@ def slice_scores(image_true, image_test, mask):
     return {metric: scores[f'{metric}_in'] for metric in ('mse', 'psnr', 'ssim')}
 
 
-def brats_scores(image_true, image_test, mask, window=None):
+def brats_scores(
+    image_true: np.ndarray, image_test: np.ndarray, mask: np.ndarray, window: Sequence[float] | np.ndarray | None = None
+) -> dict[str, float]:
     """Return M2 of a volume.
 
     MSE, PSNR and 3D SSIM inside the mask, as in the BraTS inpainting challenge (Kofler et al. 2023).
@@ -109,12 +114,12 @@ def brats_scores(image_true, image_test, mask, window=None):
     return {'mse': mse, 'psnr': psnr, 'ssim': float(ssim_map[mask].mean())}
 
 
-def brats_window(image_true, mask):
+def brats_window(image_true: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Return the 0.5 and 99.5 percentiles of a volume outside the mask, which M2 scales to 0 and 1."""
     return np.percentile(image_true[~mask], (0.5, 99.5))
 
 
-def _face_differences(image, one, other):
+def _face_differences(image: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Return absolute differences over the faces (6-neighbours) between a voxel of `one` and a voxel of `other`."""
     differences = []
     for axis in range(image.ndim):
@@ -124,7 +129,7 @@ def _face_differences(image, one, other):
     return np.concatenate(differences)
 
 
-def border_ratio(image, lesion_mask, wm_mask, reach_voxels=5):
+def border_ratio(image: np.ndarray, lesion_mask: np.ndarray, wm_mask: np.ndarray, reach_voxels: int = 5) -> float:
     """Measure how much of the lesion's border is visible; needs no truth.
 
     1: as much contrast as in white matter nearby.
@@ -150,7 +155,7 @@ def border_ratio(image, lesion_mask, wm_mask, reach_voxels=5):
     return float(border.mean() / nearby.mean()) if border.size and nearby.any() else np.nan
 
 
-def texture_ratio(image_true, image_test, mask):
+def texture_ratio(image_true: np.ndarray, image_test: np.ndarray, mask: np.ndarray) -> float:
     """Return standard deviation inside the mask against the truth's: below 1 the fill is too smooth.
 
     Parameters

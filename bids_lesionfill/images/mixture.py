@@ -6,6 +6,8 @@ saves such a fit is stopping early, and where it stops is left to rounding. With
 9.2 and 10.2) the same iteration has an end that is good, and is followed to it.
 """
 
+from typing import Any
+
 import numpy as np
 
 N_BINS = 1000
@@ -17,7 +19,7 @@ TOLERANCE = 1e-7  # of means and deviations, in standard deviations of the brain
 MAX_ITERATIONS = 5000  # 28 to 155 are needed on brains
 
 
-def fit(intensities, means):
+def fit(intensities: np.ndarray, means: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Fit three normal distributions by expectation maximisation, to the end.
 
     Parameters
@@ -48,7 +50,7 @@ def fit(intensities, means):
     return shares[order], offset + scale * means[order], scale * np.sqrt(variances[order])
 
 
-def histogram(intensities):
+def histogram(intensities: np.ndarray) -> tuple[np.ndarray, np.ndarray, Any, Any]:
     """Return levels in standard deviations from the mean, the share of each, mean and deviation; free of units.
 
     Returns
@@ -66,7 +68,7 @@ def histogram(intensities):
     return (levels - mean) / deviation, weights, low + step * mean, step * deviation
 
 
-def borders(shares, means, deviations):
+def borders(shares: np.ndarray, means: np.ndarray, deviations: np.ndarray) -> list[float]:
     """Return the two intensities between neighbouring classes, where the next one becomes more probable."""
     found = []
     for lower, upper in ((0, 1), (1, 2)):

@@ -2,6 +2,7 @@
 
 import contextlib
 import zlib
+from collections.abc import Iterator
 
 import nibabel as nib
 import numpy as np
@@ -15,7 +16,7 @@ GEOMETRY = (  # fields of a NIfTI header
 SMALLEST_VOXEL_MM, LARGEST_IMAGE_MM = 0.05, 1000  # beyond, the unit is not mm, or memory would not hold it at 1 mm
 
 
-def check_image(img, name):
+def check_image(img: nib.Nifti1Image, name: str) -> None:
     """Raise ValueError, with what was got and expected, if an image is not a volume of real numbers on a real grid."""
     shape, dtype, name = img.shape, img.get_data_dtype(), called(img, name)
     if len([n for n in shape[3:] if n != 1]) or len(shape) < 3 or min(shape[:3]) < 2:
@@ -32,14 +33,14 @@ def check_image(img, name):
         )
 
 
-def called(img, name):
+def called(img: nib.Nifti1Image, name: str) -> str:
     """Return the name of an image in a message, with its file name if it has one."""
     path = img.get_filename()
     return name if path is None else f'{name} {str(path).rpartition("/")[2]}'
 
 
 @contextlib.contextmanager
-def reading(img):
+def reading(img: nib.Nifti1Image) -> Iterator[None]:
     """Turn errors of an image whose data cannot be read into a message that names its file."""
     try:
         yield
@@ -47,13 +48,13 @@ def reading(img):
         raise ValueError(f'{called(img, "image")} is damaged, its data cannot be read: {error}') from None
 
 
-def one_volume(img):
+def one_volume(img: nib.Nifti1Image) -> np.ndarray:
     """Return the volume of a 3D image, or of a 4D image with one volume: (X, Y, Z) float32 array, scaled."""
     with reading(img):
         return img.get_fdata(dtype=np.float32, caching='unchanged').reshape(img.shape[:3])
 
 
-def plain(img, name):
+def plain(img: nib.Nifti1Image, name: str) -> nib.Nifti1Image:
     """Return an image as one volume of finite floats without spikes; ValueError if it is none."""
     check_image(img, name)
     values = np.nan_to_num(one_volume(img), posinf=0, neginf=0)
@@ -61,7 +62,7 @@ def plain(img, name):
     return nib.Nifti1Image(grid.without_spikes(values), img.affine)
 
 
-def with_affine(img, affine, is_placed=True):
+def with_affine(img: nib.Nifti1Image, affine: np.ndarray, is_placed: bool = True) -> nib.Nifti1Image:
     """Return an image with another affine; `is_placed` is what `has_place` returns for the result."""
     data = np.asanyarray(img.dataobj)
     placed = nib.Nifti1Image(data, affine, dtype=data.dtype)  # nibabel asks for it where it is int64
@@ -70,7 +71,7 @@ def with_affine(img, affine, is_placed=True):
     return placed
 
 
-def mask_image(mask, img):
+def mask_image(mask: np.ndarray, img: nib.Nifti1Image) -> nib.Nifti1Image:
     """Return a bool array as an uint8 image on the grid of an image."""
     mask_img = nib.Nifti1Image(mask.astype(np.uint8), img.affine)
     mask_img.header.set_xyzt_units('mm')
@@ -80,7 +81,7 @@ def mask_image(mask, img):
     return mask_img
 
 
-def stored_values(img):
+def stored_values(img: nib.Nifti1Image) -> tuple[np.ndarray, float, float]:
     """Return values as they stand in the file, and their scaling: (array, slope, intercept)."""
     if nib.is_proxy(img.dataobj):
         with reading(img):
@@ -88,7 +89,7 @@ def stored_values(img):
     return np.array(img.dataobj), 1.0, 0.0
 
 
-def with_stored_values(img, stored, slope, intercept):
+def with_stored_values(img: nib.Nifti1Image, stored: np.ndarray, slope: float, intercept: float) -> nib.Nifti1Image:
     """Return an image with the header of `img` whose *stored* values are given.
 
     Written as they are, read back scaled.
@@ -100,12 +101,12 @@ def with_stored_values(img, stored, slope, intercept):
     return stored_img
 
 
-def copy_image(img):
+def copy_image(img: nib.Nifti1Image) -> nib.Nifti1Image:
     """Copy an image, ready to be written with the same bytes of data."""
     return with_stored_values(img, *stored_values(img))
 
 
-def paste(img, values, mask):
+def paste(img: nib.Nifti1Image, values: np.ndarray, mask: np.ndarray) -> nib.Nifti1Image:
     """Return an image that has `values` inside the mask and, outside, the stored values of `img` bit for bit.
 
     Parameters
@@ -123,6 +124,6 @@ def paste(img, values, mask):
     return with_stored_values(img, stored, slope, intercept)
 
 
-def as_loaded(img):
+def as_loaded(img: nib.Nifti1Image) -> nib.Nifti1Image:
     """Return an image as a reader of its file would see it, with scaled values."""
     return type(img).from_bytes(img.to_bytes())

@@ -2,6 +2,7 @@
 
 import nibabel as nib
 import numpy as np
+from nibabel.spatialimages import HeaderDataError
 
 from . import grid, nifti
 
@@ -13,7 +14,7 @@ NO_PLACE = (
 )
 
 
-def mask_on_grid(lesion_mask_img, image_img, threshold=0.5):
+def mask_on_grid(lesion_mask_img: nib.Nifti1Image, image_img: nib.Nifti1Image, threshold: float = 0.5) -> np.ndarray:
     """Return a lesion mask as a bool array on the grid of an image; see `is_lesion` for its values.
 
     If only one of the two headers says where it lies, the mask lies on the voxels of the image.
@@ -38,7 +39,7 @@ def mask_on_grid(lesion_mask_img, image_img, threshold=0.5):
     return resampled
 
 
-def is_lesion(values, threshold=0.5, name='lesion mask'):
+def is_lesion(values: np.ndarray, threshold: float = 0.5, name: str = 'lesion mask') -> np.ndarray:
     """Return where the values of a mask are lesions.
 
     Whole numbers above zero, or probabilities of at least `threshold`.
@@ -72,7 +73,7 @@ def is_lesion(values, threshold=0.5, name='lesion mask'):
     return values >= threshold
 
 
-def notes_on_place(image_img, lesion_mask_img):
+def notes_on_place(image_img: nib.Nifti1Image, lesion_mask_img: nib.Nifti1Image) -> list[str]:
     """Return warnings on where the headers place an image and its mask: list of sentences."""
     notes = [NO_PLACE] if has_place(lesion_mask_img) != has_place(image_img) else []
     for name, img in (('image', image_img), ('lesion mask', lesion_mask_img)):
@@ -90,20 +91,20 @@ def notes_on_place(image_img, lesion_mask_img):
     return notes
 
 
-def forms_apart_mm(img):
+def forms_apart_mm(img: nib.Nifti1Image) -> float:
     """Return the largest distance of a corner of the image by sform and by qform; 0 if one of them is not set."""
     if not isinstance(img, nib.Nifti1Pair) or not (img.header['sform_code'] and img.header['qform_code']):
         return 0.0
     try:
         forms = img.header.get_sform(), img.header.get_qform()
-    except (ValueError, nib.spatialimages.HeaderDataError):  # a broken qform: the sform makes up for it
+    except (ValueError, HeaderDataError):  # a broken qform: the sform makes up for it
         return 0.0
     corners = [corner * (np.array(img.shape[:3]) - 1) for corner in np.ndindex(2, 2, 2)]
     sform, qform = (nib.affines.apply_affine(form, corners) for form in forms)
     return float(np.linalg.norm(sform - qform, axis=1).max())
 
 
-def follows_qform(img, image_img):
+def follows_qform(img: nib.Nifti1Image, image_img: nib.Nifti1Image) -> bool:
     """Return True if an image lies where the qform puts another, whose sform is used and puts it elsewhere.
 
     So does a mask that was drawn in a program which takes the qform: it is meant on the voxels of the other.
@@ -114,12 +115,12 @@ def follows_qform(img, image_img):
     return on_qform and not np.allclose(img.affine, image_img.affine, atol=1e-3)
 
 
-def has_place(img):
+def has_place(img: nib.Nifti1Image) -> bool:
     """Return False if neither sform nor qform is set (nibabel then falls back to a default affine)."""
     return not isinstance(img, nib.Nifti1Pair) or bool(img.header['sform_code'] or img.header['qform_code'])
 
 
-def beside(img, image_img, name):
+def beside(img: nib.Nifti1Image, image_img: nib.Nifti1Image, name: str) -> nib.Nifti1Image:
     """Return an image with the affine of a reference: if only one header sets one, or it `follows_qform`.
 
     Raises
@@ -140,7 +141,9 @@ def beside(img, image_img, name):
     return nifti.with_affine(img, image_img.affine)
 
 
-def t1w_on_grid(tissue_img, image_img, conformed_img):
+def t1w_on_grid(
+    tissue_img: nib.Nifti1Image, image_img: nib.Nifti1Image, conformed_img: nib.Nifti1Image
+) -> nib.Nifti1Image:
     """Return the T1w of a session on the working grid (`conformed_img`) of another image of it.
 
     (X, Y, Z) float32 array.
@@ -158,7 +161,7 @@ def t1w_on_grid(tissue_img, image_img, conformed_img):
     return t1w
 
 
-def sizes_along(img, target_img):
+def sizes_along(img: nib.Nifti1Image, target_img: nib.Nifti1Image) -> np.ndarray:
     """Return size of the voxels of an image along the axes of another, mm; (3,) array."""
     turn = nib.orientations.ornt_transform(nib.io_orientation(img.affine), nib.io_orientation(target_img.affine))
     sizes_mm = np.empty(3)
@@ -166,7 +169,14 @@ def sizes_along(img, target_img):
     return sizes_mm
 
 
-def on_grid(image, hole, values, conformed_img, target_img, order=3):
+def on_grid(
+    image: np.ndarray,
+    hole: np.ndarray,
+    values: np.ndarray,
+    conformed_img: nib.Nifti1Image,
+    target_img: nib.Nifti1Image,
+    order: int = 3,
+) -> np.ndarray:
     """Return the conformed image with `values` in its hole, on the grid of the image it came from.
 
     (X, Y, Z) float32.
@@ -176,12 +186,12 @@ def on_grid(image, hole, values, conformed_img, target_img, order=3):
     return grid.resample_to(nib.Nifti1Image(filled, conformed_img.affine), target_img, order)
 
 
-def same_grid(img, other):
+def same_grid(img: nib.Nifti1Image, other: nib.Nifti1Image) -> bool:
     """Return True if two images share a grid."""
     return img.shape[:3] == other.shape[:3] and np.allclose(img.affine, other.affine, atol=1e-3)
 
 
-def moved(img, transform, target_img):
+def moved(img: nib.Nifti1Image, transform: np.ndarray, target_img: nib.Nifti1Image) -> nib.Nifti1Image:
     """Return an image whose affine is transformed by a (4, 4) matrix into the world of another; None stays None.
 
     If the header of the other says nothing of its place, nor does that of the result: both are meant in the world that
@@ -190,6 +200,6 @@ def moved(img, transform, target_img):
     return None if img is None else nifti.with_affine(img, transform @ img.affine, has_place(target_img))
 
 
-def laid_over(img, transform, target_img):
+def laid_over(img: nib.Nifti1Image, transform: np.ndarray, target_img: nib.Nifti1Image) -> np.ndarray:
     """Transform an image by a (4, 4) matrix and resample it to the grid of another; (X, Y, Z) float32 array."""
     return grid.resample_to(moved(nifti.plain(img, 'image'), transform, target_img), target_img, order=1)

@@ -3,17 +3,26 @@
 Arrays are `(X, Y, Z)`; world is RAS, mm.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+
 SHRINK_MM = (8, 4)  # voxels of the pyramid
 UNIT_MM = 60  # about a brain's radius: in it turning, scaling and shifting by 1 move a brain alike, as L-BFGS needs
 
 
-def affine_to_template(t1w, brain_mask, affine, template, template_affine):
+def affine_to_template(
+    t1w: np.ndarray, brain_mask: np.ndarray, affine: np.ndarray, template: np.ndarray, template_affine: np.ndarray
+) -> np.ndarray:
     """Register a subject's T1w to a template, affinely (correlation of intensities; SimpleITK).
 
     Every voxel is used and one thread adds up, so the same images give the same bytes.
@@ -66,7 +75,7 @@ def affine_to_template(t1w, brain_mask, affine, template, template_affine):
     return to_template
 
 
-def use_every_voxel(method, shrink_mm, fixed_image):
+def use_every_voxel(method: sitk.ImageRegistrationMethod, shrink_mm: Sequence[float], fixed_image: sitk.Image) -> None:
     """Configure dense sampling, linear interpolation and a multi-resolution pyramid (voxel sizes in mm)."""
     import SimpleITK
 
@@ -78,7 +87,7 @@ def use_every_voxel(method, shrink_mm, fixed_image):
 
 
 @contextmanager
-def one_thread():
+def one_thread() -> Iterator[None]:
     """Limit SimpleITK to one thread; the registration's own setting does not reach its metric."""
     import SimpleITK
 
@@ -90,7 +99,9 @@ def one_thread():
         SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(n_threads)
 
 
-def rigid(moving, moving_affine, fixed, fixed_affine):
+def rigid(
+    moving: np.ndarray, moving_affine: np.ndarray, fixed: np.ndarray, fixed_affine: np.ndarray
+) -> tuple[np.ndarray, tuple[float, float]]:
     """Register two images of one head, rigidly, of any contrast (Mattes mutual information; SimpleITK).
 
     It starts from the headers, or from the centres of mass where these tell more. Every voxel is used and one thread
@@ -148,7 +159,7 @@ def rigid(moving, moving_affine, fixed, fixed_affine):
     return np.linalg.inv(to_moving), (before, after)
 
 
-def mutual_information(shrink_mm, fixed_image):
+def mutual_information(shrink_mm: Sequence[float], fixed_image: sitk.Image) -> sitk.ImageRegistrationMethod:
     """Return a registration method that measures Mattes mutual information on a pyramid (voxel sizes in mm)."""
     import SimpleITK
 
@@ -158,7 +169,7 @@ def mutual_information(shrink_mm, fixed_image):
     return method
 
 
-def information_between(fixed_image, moving_image, transform):
+def information_between(fixed_image: sitk.Image, moving_image: sitk.Image, transform: sitk.Transform) -> float:
     """Return mutual information of two ITK images, 0 where they do not overlap."""
     import SimpleITK
 
@@ -173,7 +184,7 @@ def information_between(fixed_image, moving_image, transform):
         return 0.0
 
 
-def largest_shift_mm(to_fixed, volume, affine):
+def largest_shift_mm(to_fixed: np.ndarray, volume: np.ndarray, affine: np.ndarray) -> float:
     """Return the largest shift that a transform gives a corner of the box around the nonzero voxels; mm."""
     voxels = np.argwhere(volume > 0.02 * volume.max())
     low, high = voxels.min(axis=0), voxels.max(axis=0)
@@ -182,7 +193,7 @@ def largest_shift_mm(to_fixed, volume, affine):
     return float(np.linalg.norm(nib.affines.apply_affine(to_fixed, world) - world, axis=1).max())
 
 
-def itk_text(to_fixed):
+def itk_text(to_fixed: np.ndarray) -> str:
     """Return a transform of the world (RAS, mm) as the text of an ITK transform file.
 
     As ITK and ANTs want it: in LPS, and from points of the fixed image to points of the moving one, with which the
@@ -197,7 +208,7 @@ def itk_text(to_fixed):
     )
 
 
-def from_itk_text(text):
+def from_itk_text(text: str) -> np.ndarray:
     """Invert `itk_text`."""
     (line,) = [line for line in text.splitlines() if line.startswith('Parameters:')]
     values = np.array(line.split()[1:], dtype=np.float64)
@@ -205,7 +216,7 @@ def from_itk_text(text):
     return np.linalg.inv(to_lps @ nib.affines.from_matvec(values[:9].reshape(3, 3), values[9:]) @ to_lps)
 
 
-def to_itk(volume, affine):
+def to_itk(volume: np.ndarray, affine: np.ndarray) -> sitk.Image:
     """Return an array as a SimpleITK image whose physical space is the world of nibabel (RAS, not LPS).
 
     In `UNIT_MM`.
@@ -220,7 +231,14 @@ def to_itk(volume, affine):
     return image
 
 
-def from_template(volume, template_affine, to_template, shape, affine, order=1):
+def from_template(
+    volume: np.ndarray,
+    template_affine: np.ndarray,
+    to_template: np.ndarray,
+    shape: Sequence[int] | np.ndarray,
+    affine: np.ndarray,
+    order: int = 1,
+) -> np.ndarray:
     """Resample a volume of the template's space to a subject's grid; float32 array, zero outside.
 
     Parameters
@@ -238,7 +256,7 @@ def from_template(volume, template_affine, to_template, shape, affine, order=1):
     )
 
 
-def halve(volume, start):
+def halve(volume: np.ndarray, start: Any) -> np.ndarray:
     """Downsample a volume to twice the voxel size: means of 2 x 2 x 2 voxels; float32 array.
 
     Parameters
@@ -252,7 +270,7 @@ def halve(volume, start):
     return padded.reshape(x, 2, y, 2, z, 2).mean(axis=(1, 3, 5), dtype=np.float32)
 
 
-def double(displacement, shape, start):
+def double(displacement: np.ndarray, shape: Sequence[int] | np.ndarray, start: Any) -> np.ndarray:
     """Upsample a displacement field of a halved grid (`halve`) to the full one, in its voxels.
 
     Parameters
@@ -273,7 +291,7 @@ def double(displacement, shape, start):
     return 2 * np.stack(doubled, axis=-1)
 
 
-def displaced_points(mask, displacement, to_world):
+def displaced_points(mask: np.ndarray, displacement: np.ndarray, to_world: np.ndarray) -> np.ndarray:
     """Return the world coordinates of the voxels of a mask after a displacement; (voxels, 3) array, mm.
 
     Parameters
@@ -286,7 +304,7 @@ def displaced_points(mask, displacement, to_world):
     return nib.affines.apply_affine(to_world, np.argwhere(mask) + displacement[mask])
 
 
-def sample(volume, affine, points_mm, order):
+def sample(volume: np.ndarray, affine: np.ndarray, points_mm: np.ndarray, order: int) -> np.ndarray:
     """Interpolate a volume at points of its world, zero outside; (points,) array of its type."""
     voxels = nib.affines.apply_affine(np.linalg.inv(affine), points_mm)
     return ndimage.map_coordinates(volume, voxels.T, order=order)

@@ -3,6 +3,8 @@
 Classes are those of `tissues`: 1 CSF, 2 grey matter, 3 white matter.
 """
 
+from typing import Any
+
 import numpy as np
 
 from .tissues import CSF, GREY_MATTER, SMALLEST_WM_SHARE, WHITE_MATTER
@@ -26,7 +28,7 @@ NAMES = {  # of classes, in `dseg.tsv`
 }
 
 
-def from_freesurfer(labels):
+def from_freesurfer(labels: np.ndarray) -> np.ndarray:
     """Return tissue classes of FreeSurfer's labels; lesions and hypointensities are white matter. uint8 array.
 
     Parameters
@@ -42,7 +44,7 @@ def from_freesurfer(labels):
     return tissue_seg
 
 
-def from_table(labels, table):
+def from_table(labels: np.ndarray, table: Any) -> np.ndarray:
     """Return tissue classes by the names that a table gives to labels; what is none of the three is 0. uint8 array.
 
     Parameters
@@ -60,7 +62,7 @@ def from_table(labels, table):
     return tissue_seg
 
 
-def by_intensity(labels, t1w):
+def by_intensity(labels: np.ndarray, t1w: np.ndarray) -> np.ndarray:
     """Return tissue classes of three unnamed labels: the darker on a T1w, the more fluid. uint8 array.
 
     FSL, fMRIPrep and ANTs count in different orders; on a T1w CSF is darkest and white matter brightest.
@@ -80,7 +82,7 @@ def by_intensity(labels, t1w):
     return tissue_seg
 
 
-def most_probable(probabilities):
+def most_probable(probabilities: np.ndarray) -> np.ndarray:
     """Return the most probable tissue where their sum is at least one half; uint8 array.
 
     Parameters
@@ -91,7 +93,7 @@ def most_probable(probabilities):
     return np.where(probabilities.sum(axis=0) >= 0.5, probabilities.argmax(axis=0) + 1, 0).astype(np.uint8)
 
 
-def check_fit(tissue_seg, t1w):
+def check_fit(tissue_seg: np.ndarray, t1w: np.ndarray) -> None:
     """Raise ValueError, with what was got, if tissue classes are not those of a T1w.
 
     White matter has to be there and to be brighter than grey matter, which has to be brighter than CSF if there is any:

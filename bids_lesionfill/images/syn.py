@@ -1,8 +1,10 @@
-"""Where one brain lies in another: affine, then symmetric normalisation (SyN) by antspyx, which writes to files."""
+"""Registration of one brain to another: affine, then symmetric normalisation (SyN) by antspyx, with files."""
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +13,7 @@ from . import registration
 SYN_ITERATIONS = (40, 20)  # at 4 and 2 mm
 
 
-def import_ants():
+def import_ants() -> Any:
     """Import antspyx with one thread: several add up in another order, and a rerun would give other bytes.
 
     Raises
@@ -27,7 +29,14 @@ def import_ants():
     return ants
 
 
-def find_in(t1w, brain_mask, affine, template, template_affine, start=(0, 0, 0)):
+def find_in(
+    t1w: np.ndarray,
+    brain_mask: np.ndarray,
+    affine: np.ndarray,
+    template: np.ndarray,
+    template_affine: np.ndarray,
+    start: Sequence[float] | np.ndarray = (0, 0, 0),
+) -> tuple[np.ndarray, dict[str, Any]]:
     """Find a brain in a template, or in another brain: affine, then SyN.
 
     The same images give the same bytes.
@@ -64,7 +73,7 @@ def find_in(t1w, brain_mask, affine, template, template_affine, start=(0, 0, 0))
     return points_mm, {'TemplateScale': round(scale, 3), 'LargestDisplacementVoxels': round(largest, 1)}
 
 
-def deform(fixed, moving, start):
+def deform(fixed: np.ndarray, moving: np.ndarray, start: Sequence[float] | np.ndarray) -> np.ndarray:
     """Register two brains that overlap by symmetric normalisation (SyN, Avants et al. 2008; antspyx) at 2 mm.
 
     Parameters

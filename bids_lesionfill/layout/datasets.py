@@ -1,6 +1,7 @@
 """Files of training datasets: healthy brains, patients, lesion masks."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..modality import T1W
@@ -10,7 +11,7 @@ from . import indexing, naming
 logger = logging.getLogger('bids_lesionfill')
 
 
-def find_training(bids_dir, split):
+def find_training(bids_dir: Path, split: str) -> list[tuple[Path, Path]]:
     """Find the T1w images of a dataset's split with their tissue segmentations.
 
     Parameters
@@ -29,8 +30,12 @@ def find_training(bids_dir, split):
     FileNotFoundError
         If there is none.
     """
+    table = Path(bids_dir) / 'participants.tsv'
+    rows = read_tsv(table) if table.is_file() else []
+    if not any('split' in row for row in rows):
+        columns = ', '.join(rows[0]) if rows else 'it is not there or empty'
+        raise FileNotFoundError(f'{table} has no column split (train, validation): {columns}')
     layout = indexing.open_layout(bids_dir, indexing.find_derivatives(bids_dir).values())
-    rows = read_tsv(Path(bids_dir) / 'participants.tsv')
     chosen = [row['participant_id'].removeprefix('sub-') for row in rows if row.get('split') == split]
     pairs = []
     for subject in chosen:
@@ -46,13 +51,13 @@ def find_training(bids_dir, split):
     return pairs
 
 
-def find_people(bids_dir):
+def find_people(bids_dir: Path) -> dict[str, str]:
     """Map every participant to a person by `rescan_of` in `participants.tsv`: dict of str."""
     rows = read_tsv(Path(bids_dir) / 'participants.tsv')
     return {row['participant_id']: row.get('rescan_of') or row['participant_id'] for row in rows}
 
 
-def find_lesion_masks(folder):
+def find_lesion_masks(folder: Path) -> list[Path]:
     """Find the lesion masks below a folder, sorted by name, to take shapes from.
 
     Raises
@@ -66,13 +71,13 @@ def find_lesion_masks(folder):
     return mask_files
 
 
-def split_lesion_masks(mask_files):
+def split_lesion_masks(mask_files: Sequence[Path]) -> tuple[Sequence[Path], Sequence[Path]]:
     """Split masks into those for training and the last fifth, held out for validation."""
     held_out = max(1, len(mask_files) // 5)
     return mask_files[:-held_out], mask_files[-held_out:]
 
 
-def find_patients(bids_dir, modality):
+def find_patients(bids_dir: Path, modality: str) -> list[tuple[str, Path, Path, Path]]:
     """Find images of patients with their T1w and lesion mask, to learn synthesis from.
 
     Parameters

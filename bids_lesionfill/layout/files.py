@@ -1,5 +1,7 @@
 """Files: write atomically, lock folders, read tables, check what is read."""
 
+from __future__ import annotations
+
 import contextlib
 import csv
 import fcntl
@@ -13,9 +15,16 @@ import shlex
 import time
 import uuid
 import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from . import errors
+
+if TYPE_CHECKING:
+    import nibabel as nib
+
+    from .inputs import Inputs
 
 logger = logging.getLogger('bids_lesionfill')
 
@@ -25,7 +34,7 @@ ANNEX_POINTER = b'/annex/objects/'  # what a file of git-annex begins with whose
 # -------------------------------------------------------------------------------------------------- writing outputs
 
 
-def write_bytes(path, data):
+def write_bytes(path: str | Path, data: bytes) -> None:
     """Write a file that is whole or absent, with its folders."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,17 +52,17 @@ def write_bytes(path, data):
 TEMPORARY = re.compile(r'\..+\.\d+-[0-9a-f]{8}\.tmp')  # what `temporary_name` gives
 
 
-def temporary_name(path):
+def temporary_name(path: Path) -> Path:
     """Return a temporary path alongside a file, with a name that no other process has."""
     return path.with_name(f'.{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp')
 
 
-def write_json(path, content):
+def write_json(path: Path, content: Any) -> None:
     """Write indented JSON."""
     write_bytes(path, (json.dumps(content, indent=2) + '\n').encode())
 
 
-def write_tsv(path, rows, columns):
+def write_tsv(path: Path, rows: list[dict[str, Any]], columns: Iterable[str]) -> None:
     """Write a table (list of dicts) as BIDS TSV; missing values are `n/a`."""
     text = io.StringIO()
     writer = csv.writer(text, delimiter='\t', lineterminator='\n')
@@ -64,12 +73,12 @@ def write_tsv(path, rows, columns):
     write_bytes(path, text.getvalue().encode())
 
 
-def write_image(path, img):
+def write_image(path: Path, img: nib.Nifti1Image) -> None:
     """Write a NIfTI image as it is (stored values, scaling), compressed, with the same bytes for the same image."""
     write_bytes(path, gzip.compress(img.to_bytes(), compresslevel=6, mtime=0))
 
 
-def check_links(output_dir, bids_dir):
+def check_links(output_dir: Path, bids_dir: str | Path) -> None:
     """Raise UsageError if a folder in the output is a link into the dataset, which is never written to."""
     output_dir, bids_dir = Path(output_dir).resolve(), Path(bids_dir).resolve()
     for folder, names, _ in os.walk(output_dir):
@@ -81,7 +90,7 @@ def check_links(output_dir, bids_dir):
                 )
 
 
-def check_folders(output_dir, subjects):
+def check_folders(output_dir: Path, subjects: dict[str, list[Inputs]]) -> None:
     """Raise UsageError if what is to be the folder of a participant is a file."""
     for folder in (Path(output_dir) / f'sub-{subject}' for subject in subjects):
         if folder.exists() and not folder.is_dir():
@@ -89,7 +98,7 @@ def check_folders(output_dir, subjects):
 
 
 @contextlib.contextmanager
-def lock(folder, shared=False, quiet=False):
+def lock(folder: Path, shared: bool = False, quiet: bool = False) -> Iterator[None]:
     """Hold a folder, for oneself or with others who share it; wait until it is free, and say so unless `quiet`.
 
     The lock is one of the system (flock) on the folder itself: no file is left behind, and it ends with the process,
@@ -103,14 +112,14 @@ def lock(folder, shared=False, quiet=False):
                 fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
             except BlockingIOError:
                 if not quiet:
-                    logger.info('another run is at work in %s: waiting for it', folder)
+                    logger.info('another run writes to %s: waiting for it', folder)
                 fcntl.flock(descriptor, kind)
         yield
     finally:
         os.close(descriptor)
 
 
-def remove_leftovers(output_dir, older_than_seconds=3600):
+def remove_leftovers(output_dir: Path, older_than_seconds: int = 3600) -> None:
     """Delete temporary files of killed runs: all if no other run holds the folder (see `lock`), else old ones."""
     descriptor, alone = os.open(output_dir, os.O_RDONLY), False
     try:
@@ -126,7 +135,7 @@ def remove_leftovers(output_dir, older_than_seconds=3600):
         os.close(descriptor)
 
 
-def check_content(path):
+def check_content(path: str | Path) -> None:
     """Raise ValueError, with a sentence that names it, if a file has no content here or cannot be read.
 
     DataLad and git-annex leave a link to nowhere, or a file that holds the path of its content, until that is fetched.
@@ -146,7 +155,7 @@ def check_content(path):
         raise ValueError(f'{path} is {kind}: fetch its content, with DataLad by: datalad get {shlex.quote(str(path))}')
 
 
-def open_image(path):
+def open_image(path: str | Path) -> nib.Nifti1Image:
     """Open an image file, of which the header is read.
 
     Raises
@@ -155,10 +164,11 @@ def open_image(path):
         If that is not possible; the sentence names the file.
     """
     import nibabel as nib  # here: `--help` must not wait for it
+    from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError
 
     check_content(path)
-    damaged = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError)
     try:
         return nib.load(path)
-    except (OSError, EOFError, ValueError, zlib.error, *damaged) as error:
+    except (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError) as error:
         raise ValueError(f'{Path(path).name} cannot be read as an image: {error}') from None

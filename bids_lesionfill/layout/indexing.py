@@ -1,11 +1,15 @@
 """Index of a BIDS dataset and its derivatives, by pybids."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import logging
 import os
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .. import text_files
 from . import errors, naming, tools
@@ -16,7 +20,7 @@ logger = logging.getLogger('bids_lesionfill')
 # ---------------------------------------------------------------------------------------------------- finding inputs
 
 
-def find_derivatives(bids_dir, left_out=()):
+def find_derivatives(bids_dir: str | Path, left_out: Iterable[str | Path] = ()) -> dict[str, Path]:
     """Find described folders in `derivatives/`, except those in `left_out` and the app's own."""
     folders = []
     left_out = {Path(folder).resolve() for folder in left_out}
@@ -40,7 +44,7 @@ def find_derivatives(bids_dir, left_out=()):
     return {folder.name: folder for folder in folders}
 
 
-def read_description(folder, is_derivative=True):
+def read_description(folder: str | Path, is_derivative: bool = True) -> Any:
     """Read `dataset_description.json`; check `GeneratedBy` if the dataset is a derivative.
 
     Raises
@@ -61,7 +65,7 @@ def read_description(folder, is_derivative=True):
     return description
 
 
-def open_layout(bids_dir, derivatives=(), database_dir=None):
+def open_layout(bids_dir: str | Path, derivatives: Iterable[str | Path] = (), database_dir: Path | None = None) -> Any:
     """Index a BIDS dataset and folders of derivatives (validation off: many derivatives have names of their own).
 
     An index that is in `database_dir` is used as it is; else it is written there, in a folder for each dataset.
@@ -73,7 +77,7 @@ def open_layout(bids_dir, derivatives=(), database_dir=None):
     """
     from bids import BIDSLayout, BIDSLayoutIndexer
 
-    def index(folder, **options):
+    def index(folder: str | Path, **options: Any) -> Any:
         indexer = BIDSLayoutIndexer(validate=False, index_metadata=False)
         database = database_dir and Path(database_dir, index_name(folder))
         return BIDSLayout(folder, validate=False, indexer=indexer, database_path=database, **options)
@@ -92,7 +96,7 @@ def open_layout(bids_dir, derivatives=(), database_dir=None):
     return layout
 
 
-def index_name(folder):
+def index_name(folder: str | Path) -> str:
     """Name of the folder of a dataset's index; the inode tells datasets apart that are all `/data` in a container."""
     folder = Path(folder)
     identity = f'{folder.absolute()}\n{folder.resolve()}\n{folder.stat().st_ino}'
@@ -107,18 +111,19 @@ class IndexedFile:
     filename: str
     entities: dict
 
-    def get_entities(self):
+    def get_entities(self) -> dict[str, Any]:
+        """Return the entities, as a file of pybids does."""
         return self.entities
 
 
 class ForEachSubject:
     """An index that is asked once for all participants: hundreds of questions, one for each, take pybids minutes."""
 
-    def __init__(self, layout, participant_labels=None):
+    def __init__(self, layout: Any, participant_labels: Collection[str] | None = None) -> None:
         self.layout, self.root, self.answers, self.files = layout, layout.root, {}, {}
         self.chosen = {'subject': list(participant_labels)} if participant_labels else {}
 
-    def get(self, subject, **query):
+    def get(self, subject: str, **query: Any) -> list[IndexedFile]:
         """Return the files of one participant, as `BIDSLayout.get`."""
         key = repr(sorted(query.items()))
         if key not in self.answers:
@@ -132,6 +137,6 @@ class ForEachSubject:
         return self.answers[key].get(subject, [])
 
 
-def list_participants(bids_dir):
+def list_participants(bids_dir: str | Path) -> list[str]:
     """List the participants that have a folder in a raw dataset: list of sub-... names."""
     return sorted(path.name for path in Path(bids_dir).glob('sub-*') if path.is_dir())

@@ -29,9 +29,10 @@ class Inputs:
     flair_file: Path | None = None  # of a T1w: the FLAIR (or T2w, ...) of its session, on which the mask may be drawn
     segmentation: 'Segmentation | None' = None  # tissue classes of the T1w, by another tool
     sibling_files: tuple = ()  # other T1w that share the lesion mask, which may be drawn on one of them
+    fluid_file: Path | None = None  # of a T1w: the FLAIR of its session, which tells fluid from lesions as dark
 
     @property
-    def modality(self):
+    def modality(self) -> str:
         """The suffix of the file: `T1w`, `FLAIR`, ..."""
         return self.name.rpartition('_')[2]
 
@@ -41,25 +42,24 @@ class Inputs:
         return of_file(self.name).name
 
     @property
-    def drawn_on(self):
+    def drawn_on(self) -> str:
         """Modality of the image on which the mask was drawn, if that was not the T1w itself."""
         path = self.image_file if self.tissue_file else self.flair_file
         return 'FLAIR' if path is None else naming.suffix_of(path.name)
 
     @property
-    def t1w_file(self):
+    def t1w_file(self) -> Path:
         """The T1w that shows the white matter: the image itself, or that of its session."""
         return self.tissue_file or self.image_file
 
     @property
-    def t1w_path(self):
+    def t1w_path(self) -> str:
         """Path of `t1w_file` in the dataset."""
         return str(PurePosixPath(self.relative_path).with_name(self.t1w_file.name))
 
-    @property
-    def flair_uri(self):
-        """BIDS URI of `flair_file`."""
-        return f'bids:raw:{PurePosixPath(self.relative_path).with_name(self.flair_file.name)}'
+    def uri_beside(self, path: Path) -> str:
+        """Return the BIDS URI of a raw file in the folder of the image."""
+        return f'bids:raw:{PurePosixPath(self.relative_path).with_name(path.name)}'
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,30 @@
-"""Which images a file could be for, by the entities that its name has."""
+"""Images that a file may belong to, by the entities of its name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from . import naming
 
+if TYPE_CHECKING:
+    from .indexing import IndexedFile
 
-def names_of(file):
+
+def names_of(file: IndexedFile) -> dict[str, str]:
     """Return those entities of a file that distinguish images: dict."""
     entities = file.get_entities()
     return {key: entities[key] for key in naming.IMAGE_KEYS if key in entities}
 
 
-def meant_by(names, images):
+def meant_by(names: dict[str, Any], images: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the images (dicts of entities) that match all the entities of a file."""
     return [image for image in images if all(image.get(key) == value for key, value in names.items())]
 
 
-def meant_images(file, images, files):
+def meant_images(
+    file: IndexedFile, images: Sequence[dict[str, Any]], files: Sequence[IndexedFile]
+) -> list[dict[str, Any]]:
     """Return the images (dicts of entities) that a file could belong to.
 
     One that names just what the file does is meant alone, if each of the others has a file that names more
@@ -28,7 +38,9 @@ def meant_images(file, images, files):
     return exact if exact and all(any(meant_by(n, [image]) for n in more) for image in others) else meant
 
 
-def own_files(image, images, files):
+def own_files(
+    image: dict[str, Any], images: Sequence[dict[str, Any]], files: Sequence[IndexedFile]
+) -> list[IndexedFile]:
     """List the files that can belong to this image alone, those with the most entities first.
 
     Parameters

@@ -6,7 +6,9 @@ and, where paths say nothing (all datasets are `/data` in a container; one was m
 
 import hashlib
 import os
+from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlparse
 
 from .. import text_files
@@ -15,13 +17,14 @@ from .errors import UsageError
 from .naming import APP_NAME
 
 ELSE = 'nothing was written; name a new folder'
+ELSE_FILE = 'nothing was written; name a new file, or remove it'
 # What may lie in a folder that counts as empty: version control, file systems, and what a shell or a scheduler logs.
 BESIDES = ('.git', '.gitattributes', '.gitignore', '.gitmodules', '.datalad', '.snapshot', '.DS_Store', 'lost+found')
 LOGS = ('.log', '.out', '.err')
 GROUP_FILES = ('group.html', 'group_reproducibility', 'phenotype')  # what `group` wrote alone into a new folder
 
 
-def check_output(output_dir, bids_dir, raw_dir=None, others=()):
+def check_output(output_dir: Path, bids_dir: Path, raw_dir: Path | None = None, others: Iterable[Path] = ()) -> None:
     """Raise UsageError unless the output folder is empty or new, or ours of the same dataset.
 
     Parameters
@@ -53,7 +56,7 @@ def check_output(output_dir, bids_dir, raw_dir=None, others=()):
         )
 
 
-def check_raw(raw_dir, output_dir, others):
+def check_raw(raw_dir: Path, output_dir: Path, others: Iterable[Path]) -> None:
     """Raise UsageError unless the folder of a raw dataset is empty, or was written by `--output-layout raw`."""
     description = describe(raw_dir)
     if description is not None and not is_ours(description, 'raw'):
@@ -68,7 +71,7 @@ def check_raw(raw_dir, output_dir, others):
         )
 
 
-def describe(folder):
+def describe(folder: Path) -> Any:
     """Return `dataset_description.json` of a folder; None if it has none. UsageError if it cannot be read."""
     path = Path(folder, 'dataset_description.json')
     if not os.path.lexists(path):
@@ -79,19 +82,19 @@ def describe(folder):
         raise UsageError(f'whose folder OUTPUT_DIR {folder} is cannot be told: {error}') from None
 
 
-def makers_of(description):
+def makers_of(description: Any) -> list[str]:
     """Return the names in `GeneratedBy`, the last maker last; list of str."""
     entries = description.get('GeneratedBy')
     entries = entries if isinstance(entries, list) else []
     return [str(entry.get('Name')) for entry in entries if isinstance(entry, dict)]
 
 
-def is_ours(description, dataset_type):
+def is_ours(description: Any, dataset_type: str) -> bool:
     """Tell whether a dataset was made by this app last, and is of a type (`derivative` or `raw`)."""
     return makers_of(description)[-1:] == [APP_NAME] and description.get('DatasetType') == dataset_type
 
 
-def refuse_foreign(folder, description=None):
+def refuse_foreign(folder: Path, description: Any = None) -> None:
     """Raise UsageError with a sentence that says whose a folder is."""
     if description is None:
         first = min(path.name for path in Path(folder).iterdir())
@@ -103,7 +106,7 @@ def refuse_foreign(folder, description=None):
     raise UsageError(f'OUTPUT_DIR {folder} {whose}: {ELSE}')
 
 
-def is_empty(folder, others=()):
+def is_empty(folder: Path, others: Iterable[Path] = ()) -> bool:
     """Tell whether a folder is not there, or holds no file of anybody but what is in `others`, `BESIDES` and `LOGS`."""
     folder, others = Path(folder), [Path(other).resolve() for other in others]
     if not folder.is_dir():
@@ -117,12 +120,12 @@ def is_empty(folder, others=()):
     return True
 
 
-def is_citation(path):
+def is_citation(path: Path) -> bool:
     """Tell whether a file is what `--boilerplate-only` writes, which describes no dataset."""
     return path.parent.name == 'logs' and path.name in ('CITATION.md', 'CITATION.bib')
 
 
-def is_of_group(folder):
+def is_of_group(folder: Path) -> bool:
     """Tell whether a folder holds the tables and the page of the group level of this app, and nothing else."""
     page = Path(folder, 'group.html')
     strange = [path.name for path in Path(folder).iterdir() if not path.name.startswith(GROUP_FILES)]
@@ -132,14 +135,14 @@ def is_of_group(folder):
 # ------------------------------------------------------------------------------------------------- the same dataset
 
 
-def source_of(description):
+def source_of(description: Any) -> Path | None:
     """Return the folder that a derivative of this app was made from, as it was called then; None if it does not say."""
     links = description.get('DatasetLinks')
     link = links.get('raw') if isinstance(links, dict) else None
     return Path(unquote(urlparse(link).path)) if isinstance(link, str) and link.startswith('file:') else None
 
 
-def is_same_dataset(description, made_from, bids_dir):
+def is_same_dataset(description: Any, made_from: Path, bids_dir: Path) -> bool:
     """Tell whether a dataset is the one that an output was made from.
 
     The same folder is the same dataset, whatever has changed in it. If the path or (in a container, where every dataset
@@ -149,7 +152,7 @@ def is_same_dataset(description, made_from, bids_dir):
     same_path = made_from == bids_dir.resolve()
     noted = description.get('SourceImages')
     noted = noted if isinstance(noted, dict) else {}
-    images = noted.get('Sha256')
+    images: Any = noted.get('Sha256')
     if same_path and noted.get('Inode') in (None, bids_dir.stat().st_ino):
         return True
     found = {name: hash_of(bids_dir / name) for name in images} if isinstance(images, dict) else {}
@@ -157,7 +160,7 @@ def is_same_dataset(description, made_from, bids_dir):
     return any(images[name] == value for name, value in found.items()) if found else same_path
 
 
-def note_source(bids_dir, n_images=5):
+def note_source(bids_dir: Path, n_images: int = 5) -> dict[str, Any]:
     """Return what tells a dataset from others of its path, for `dataset_description.json`: see `is_same_dataset`."""
     bids_dir, images = Path(bids_dir), {}
     for folder in sorted(bids_dir.glob('sub-*')):
@@ -169,7 +172,7 @@ def note_source(bids_dir, n_images=5):
     return {'Inode': bids_dir.stat().st_ino, 'Sha256': images}
 
 
-def hash_of(path, n_bytes=2**18):
+def hash_of(path: Path, n_bytes: int = 2**18) -> str | None:
     """Return the SHA-256 of the beginning of a file with its size; None if it is not there, or not fetched."""
     try:
         with open(path, 'rb') as file:
@@ -183,7 +186,7 @@ def hash_of(path, n_bytes=2**18):
 # ------------------------------------------------------------------------------------- folders that are no BIDS dataset
 
 
-def check_folder(folder, mark, keys, made_by, never=None):
+def check_folder(folder: Path, mark: str, keys: Collection[str], made_by: str, never: str | None = None) -> None:
     """Raise UsageError unless a folder is empty or new, or holds what a program of ours wrote.
 
     Parameters
@@ -214,3 +217,49 @@ def check_folder(folder, mark, keys, made_by, never=None):
             f'OUT {folder} holds files of others ({first}, ...) and no {mark} by {made_by}: nothing is replaced there; '
             f'{ELSE}'
         )
+
+
+# ----------------------------------------------------------------------------------------------- files without a folder
+
+
+def record_of(path: str | Path) -> Any:
+    """Return the path of the JSON file beside an image that says what was written with it."""
+    path = Path(path)
+    return path.with_name(f'{path.name.removesuffix(".gz").removesuffix(".nii")}.json')
+
+
+def check_single(paths: Iterable[Path], record: Any, may_replace: bool = False) -> None:
+    """Raise UsageError if one of some files, or their record, is there and was not written by us as it stands.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        To be written.
+    record : Path
+        See `record_of`; its `FilesSHA256` knows what was written.
+    may_replace : bool
+        False: what we wrote is not replaced either.
+    """
+    written = set()
+    if os.path.lexists(record):
+        try:
+            content = text_files.read_json(record)
+        except (OSError, text_files.UnreadableError):
+            content = {}
+        if makers_of(content)[-1:] != [APP_NAME]:
+            raise UsageError(f'{record} is there and was not written by {APP_NAME}: {ELSE_FILE}')
+        written = set(hashes_in(record).values())
+    for path in (path for path in paths if os.path.lexists(path)):
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() not in written:
+            raise UsageError(f'{path} is there and was not written by {APP_NAME} as it stands: {ELSE_FILE}')
+        if not may_replace:
+            raise UsageError(f'{path} is there already; use --overwrite')
+
+
+def hashes_in(record: Any) -> Any:
+    """Return the SHA-256 of the files that a record knows, by name; empty if it cannot be read or knows none."""
+    try:
+        hashes = text_files.read_json(record).get('FilesSHA256')
+    except (OSError, text_files.UnreadableError):
+        return {}
+    return {name: value for name, value in hashes.items() if isinstance(value, str)} if isinstance(hashes, dict) else {}

@@ -1,18 +1,18 @@
 """Pairing rules: lesion mask, brain mask and segmentation of each image."""
 
+from __future__ import annotations
+
 import json
 import logging
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ..modality import FLAIR, T1W, get
-from . import errors, indexing, inputs, meaning, naming, segmentations, tools
+from . import ambiguity, errors, indexing, inputs, meaning, naming, segmentations, tools
 
 logger = logging.getLogger('bids_lesionfill')
-
-
-class AmbiguousMaskError(ValueError):
-    """Several lesion masks fit one image."""
 
 
 OTHER_SUFFIXES = ('PD', 'PDT2', 'T2star', 'T2starw', 'DIR')  # on which raters may draw, beside the modalities
@@ -20,7 +20,7 @@ OTHER_SUFFIXES = ('PD', 'PDT2', 'T2star', 'T2starw', 'DIR')  # on which raters m
 
 @dataclass(frozen=True)
 class Candidates:
-    """What a participant has that may belong to an image."""
+    """Files of a participant that may belong to an image."""
 
     rivals: dict  # suffix -> entities (list of dict) of all images, of all sessions
     masks: list  # lesion masks, BIDS files
@@ -29,16 +29,16 @@ class Candidates:
 
 
 def find_inputs(
-    layout,
-    derivatives,
-    modality=T1W.name,
-    participant_labels=None,
-    session_labels=None,
-    filters=None,
-    mask_labels=naming.MASK_LABELS,
-    mask_desc=None,
-    needs_mask=True,
-):
+    layout: Any,
+    derivatives: dict[str, Path],
+    modality: str = T1W.name,
+    participant_labels: Collection[str] | None = None,
+    session_labels: Collection[str] | None = None,
+    filters: dict[str, dict[str, Any]] | None = None,
+    mask_labels: Sequence[str] = naming.MASK_LABELS,
+    mask_desc: str | None = None,
+    needs_mask: bool = True,
+) -> dict[str, list[inputs.Inputs]]:
     """Pair every image with its lesion mask and, unless it is a T1w, with a T1w, by entities.
 
     Parameters
@@ -73,7 +73,7 @@ def find_inputs(
     if missing:
         raise errors.UsageError(f'participants {missing} are not in the dataset, which has {subjects}')
 
-    def images_of(subject, suffix, every_session=False):
+    def images_of(subject: str, suffix: str, every_session: bool = False) -> list[indexing.IndexedFile]:
         query = {'subject': subject, 'suffix': suffix, 'extension': naming.NIFTI, 'scope': 'raw'}
         chosen = filters.get(suffix.lower(), {})
         if every_session:
@@ -107,24 +107,26 @@ def find_inputs(
     return found
 
 
-def one_of_each_name(images):
+def one_of_each_name(images: list[inputs.Inputs]) -> list[inputs.Inputs]:
     """Return images (list of Inputs), of those with one name (`.nii` beside `.nii.gz`) the first, with its problem."""
     by_name = {}
     for image in images:
         by_name.setdefault(image.image_file.with_name(image.name), []).append(image)
     return [
-        twins[0] if len(twins) == 1 else replace(twins[0], problem=twins_problem(twin.image_file for twin in twins))
+        twins[0]
+        if len(twins) == 1
+        else replace(twins[0], problem=ambiguity.twins_problem(twin.image_file for twin in twins))
         for twins in by_name.values()
     ]
 
 
-def twins_problem(paths):
-    """Return a sentence for files that differ by `.gz` alone."""
-    first, *others = sorted(paths)
-    return f'{" and ".join(path.name for path in (first, *others))} are two files of one name: remove one'
-
-
-def lesion_masks_of(layout, subject, mask_filter, mask_labels=naming.MASK_LABELS, mask_desc=None):
+def lesion_masks_of(
+    layout: indexing.ForEachSubject,
+    subject: str,
+    mask_filter: dict[str, Any],
+    mask_labels: Sequence[str] = naming.MASK_LABELS,
+    mask_desc: str | None = None,
+) -> list[indexing.IndexedFile]:
     """Return all lesion masks of a subject, in derivatives and beside the image (`lesion_kind`).
 
     Those in a space in which no image of the subject is, as that of a template, are left out.
@@ -165,7 +167,7 @@ def lesion_masks_of(layout, subject, mask_filter, mask_labels=naming.MASK_LABELS
     return [mask for kinds in alike.values() for mask in kinds[min(kinds)]]
 
 
-def image_spaces(layout, subject):
+def image_spaces(layout: indexing.ForEachSubject, subject: str) -> set[str]:
     """Return what a mask may call the spaces of a subject's images: their suffixes and `space-`, in small letters."""
     names = [image.filename for image in layout.get(subject=subject, extension=naming.NIFTI, scope='raw')]
     names = [name for name in names if naming.lesion_kind(name) is None]
@@ -173,13 +175,15 @@ def image_spaces(layout, subject):
     return {space.casefold() for space in spaces | {naming.suffix_of(name) for name in names}}
 
 
-def modality_of_space(filename):
+def modality_of_space(filename: str) -> str | None:
     """Return the suffix of the image in whose space a file is, by its name: T1w, FLAIR, T2w; None if it names none."""
     space = naming.name_entities(filename).get('space', '')
     return naming.space_of(filename) or {name.casefold(): name for name in OTHER_SUFFIXES}.get(space.casefold())
 
 
-def masks_in_space(image, images, masks):
+def masks_in_space(
+    image: dict[str, Any], images: Sequence[dict[str, Any]], masks: list[indexing.IndexedFile]
+) -> list[indexing.IndexedFile]:
     """Return the lesion masks that lie in the space of an image: a raw image may be in that of a template (ATLAS).
 
     Parameters
@@ -199,7 +203,15 @@ def masks_in_space(image, images, masks):
     return own or (unnamed if all(other.get('space') for other in images) else [])
 
 
-def pair(image, candidates, layout, roots, needs_mask=True, tool_masks=True, tool_labels=True):
+def pair(  # noqa: C901 - one rule after the other, for one image; in parts they would hand on eight values
+    image: indexing.IndexedFile,
+    candidates: Candidates,
+    layout: indexing.ForEachSubject,
+    roots: dict[str, Path],
+    needs_mask: bool = True,
+    tool_masks: bool = True,
+    tool_labels: bool = True,
+) -> inputs.Inputs:
     """Return an image with its lesion mask, its T1w or (of a T1w) FLAIR, and tissue classes; or why it cannot be used.
 
     Parameters
@@ -213,7 +225,7 @@ def pair(image, candidates, layout, roots, needs_mask=True, tool_masks=True, too
     relative_path = Path(image.path).relative_to(Path(layout.root)).as_posix()
     name = naming.strip_extension(image.filename)
     sources = [f'bids:raw:{relative_path}']
-    lesion_mask_file = tissue_file = flair_file = mask_space = None
+    lesion_mask_file = tissue_file = flair_file = mask_space = fluid_file = None
     problem, lesion_labels, mask_names, siblings = '', (), {}, []
     is_t1w, t1w_images = entities['suffix'] == T1W.suffix, rivals[T1W.suffix]
     same_space = [rival for rival in rivals[entities['suffix']] if rival.get('space') == entities.get('space')]
@@ -227,18 +239,20 @@ def pair(image, candidates, layout, roots, needs_mask=True, tool_masks=True, too
             lesion_mask_file, mask_names = Path(mask.path), meaning.names_of(mask)
         elif tool_masks:
             lesion_mask_file, lesion_labels = tool_mask_of(entities, rivals[entities['suffix']], roots, name)
-    except AmbiguousMaskError as error:
+    except ambiguity.AmbiguousMaskError as error:
         problem = str(error)
     else:
         if lesion_mask_file is not None:
             mask_space = modality_of_space(lesion_mask_file.name)
             if mask_space == FLAIR.suffix and not is_t1w and entities['suffix'] != FLAIR.suffix:
-                logger.warning('%s is taken as if it was drawn on %s', lesion_mask_file.name, name)
+                logger.warning('%s is treated as delineated on %s', lesion_mask_file.name, name)
             sources.append(naming.uri(lesion_mask_file, roots, layout.root))
         elif needs_mask:
             problem = inputs.NO_MASK
     tissue_entities = entities
     if is_t1w:
+        flairs = closest(entities, of_visit(entities, candidates.others.get(FLAIR.suffix, [])))
+        fluid_file = Path(flairs[0].path) if flairs else None
         if lesion_mask_file is not None and mask_space != T1W.suffix and not lesion_labels:
             drawn_on = candidates.others.get(mask_space or FLAIR.suffix, [])
             flair = choose_flair(entities, mask_names, drawn_on, name)
@@ -279,29 +293,32 @@ def pair(image, candidates, layout, roots, needs_mask=True, tool_masks=True, too
         flair_file,
         segmentation,
         tuple(Path(file.path) for file in siblings),
+        fluid_file,
     )
 
 
-def of_visit(image, files):
+def of_visit(image: dict[str, Any], files: Sequence[indexing.IndexedFile]) -> list[indexing.IndexedFile]:
     """Return the files of the session and space of an image (its entities), ordered by name."""
     keys = ('session', 'space')
     alike = [file for file in files if all(file.get_entities().get(key) == image.get(key) for key in keys)]
     return sorted(alike, key=lambda file: file.filename)
 
 
-def may_hold_lesions_of(mask, suffix):
+def may_hold_lesions_of(mask: indexing.IndexedFile, suffix: str) -> bool:
     """Return False for a mask in the space of another image than this one, T1w and FLAIR of its visit."""
     return naming.space_of(mask.filename) in (None, suffix, T1W.suffix, FLAIR.suffix)
 
 
-def tool_mask_of(image_entities, all_images, roots, name):
+def tool_mask_of(
+    image_entities: dict[str, Any], all_images: Sequence[dict[str, Any]], roots: dict[str, Path], name: str
+) -> tuple[Path | None, tuple[int, ...]]:
     """Return the lesion mask that a tool wrote for the visit of an image, and which labels are lesions; or (None, ()).
 
     It serves all T1w of the visit.
 
     Raises
     ------
-    AmbiguousMaskError
+    ambiguity.AmbiguousMaskError
         If the visit has several images of another modality.
     """
     own = tools.find_lesion_masks(roots.values(), image_entities['subject'], image_entities.get('session'))
@@ -310,16 +327,18 @@ def tool_mask_of(image_entities, all_images, roots, name):
     path, labels = choose_own(own, image_entities['suffix'])
     meant = meaning.meant_by({'session': image_entities.get('session')}, all_images)
     if len(meant) > 1 and image_entities['suffix'] != T1W.suffix:
-        raise several_images(path, image_entities, meant, name)
+        raise ambiguity.several_images(path, image_entities, meant, name)
     return path, labels
 
 
-def choose_own(own, suffix):
+def choose_own(own: Sequence[Any], suffix: str) -> tuple[Path, tuple[int, ...]]:
     """Choose a tool's mask in the image's space, else the first: (path, labels that are lesions)."""
     return next((found for found in own if naming.space_of(found[0].name) == suffix), own[0])
 
 
-def choose_t1w(image_entities, t1w_images, name):
+def choose_t1w(
+    image_entities: dict[str, Any], t1w_images: Sequence[indexing.IndexedFile], name: str
+) -> indexing.IndexedFile | None:
     """Choose the best-fitting T1w of an image's session, the first by name if tied; None without."""
     best = closest(image_entities, t1w_images)
     if len(best) > 1:
@@ -328,7 +347,9 @@ def choose_t1w(image_entities, t1w_images, name):
     return next(iter(best), None)
 
 
-def choose_flair(t1w_entities, mask_names, flair_images, name):
+def choose_flair(
+    t1w_entities: dict[str, Any], mask_names: dict[str, str], flair_images: Sequence[indexing.IndexedFile], name: str
+) -> indexing.IndexedFile | None:
     """Choose the FLAIR of a T1w's session that its mask was probably delineated on; None without.
 
     It is the one with most of what the mask names, then the one that fits the T1w best, then the first by name.
@@ -340,7 +361,9 @@ def choose_flair(t1w_entities, mask_names, flair_images, name):
     return next(iter(best), None)
 
 
-def closest(image_entities, files, first_of_all=()):
+def closest(
+    image_entities: dict[str, Any], files: Sequence[indexing.IndexedFile], first_of_all: Any = ()
+) -> list[indexing.IndexedFile]:
     """Return the files of an image's session that share the most entities with it, by name.
 
     What neither names is in common. Entities in `first_of_all` (dict) count before all others.
@@ -355,7 +378,13 @@ def closest(image_entities, files, first_of_all=()):
     return in_common[max(in_common)] if in_common else []
 
 
-def choose_mask(image_entities, all_images, masks, name, roots=None):
+def choose_mask(
+    image_entities: dict[str, Any],
+    all_images: Sequence[dict[str, Any]],
+    masks: list[indexing.IndexedFile],
+    name: str,
+    roots: dict[str, Path] | None = None,
+) -> indexing.IndexedFile | None:
     """Return the mask that fits an image best; None if there is none.
 
     A mask fits if the entities that it names (session, acquisition, run) are those of the image. One that names
@@ -369,7 +398,7 @@ def choose_mask(image_entities, all_images, masks, name, roots=None):
 
     Raises
     ------
-    AmbiguousMaskError
+    ambiguity.AmbiguousMaskError
         If two fit equally well, or one fits images of several visits; it names the files, and what to do.
     """
     fitting = {}
@@ -382,7 +411,7 @@ def choose_mask(image_entities, all_images, masks, name, roots=None):
     for space in (image_entities['suffix'], None):
         best = [mask for mask in best if naming.space_of(mask.filename) == space] or best
     if len(best) > 1:
-        raise several_masks(best, name, roots or {})
+        raise ambiguity.several_masks(best, name, roots or {})
     mask = best[0]
     meant = meaning.meant_images(mask, all_images, masks)
     is_shared = roots is not None and image_entities['suffix'] == T1W.suffix
@@ -390,90 +419,28 @@ def choose_mask(image_entities, all_images, masks, name, roots=None):
         if roots is None:
             words = f'{name} among them: name the mask by session, run and acquisition, as the image'
             whose = f'{len(meant)} images of sub-{image_entities["subject"]}'
-            raise AmbiguousMaskError(f'{mask.filename} fits {whose}, {words}')
-        raise several_images(mask.path, image_entities, meant, name)
+            raise ambiguity.AmbiguousMaskError(f'{mask.filename} fits {whose}, {words}')
+        raise ambiguity.several_images(mask.path, image_entities, meant, name)
     return mask
 
 
-def choose_mask_on_flair(t1w_entities, flair_images, masks, name, roots):
+def choose_mask_on_flair(
+    t1w_entities: dict[str, Any],
+    flair_images: Sequence[dict[str, Any]],
+    masks: list[indexing.IndexedFile],
+    name: str,
+    roots: dict[str, Path],
+) -> indexing.IndexedFile | None:
     """Return the mask that names a FLAIR of a T1w's visit and is in its space; None if none does.
 
     Raises
     ------
-    AmbiguousMaskError
+    ambiguity.AmbiguousMaskError
         If there are several.
     """
     on_flair = [mask for mask in masks if naming.space_of(mask.filename) == FLAIR.suffix]
     flairs = meaning.meant_by({'session': t1w_entities.get('session')}, flair_images)
     best = [mask for flair in flairs for mask in meaning.own_files(flair, flair_images, on_flair)]
     if len(best) > 1:
-        raise several_masks(best, name, roots)
+        raise ambiguity.several_masks(best, name, roots)
     return next(iter(best), None)
-
-
-def several_images(mask_file, image, meant, name):
-    """Return what to raise where a lesion mask fits several images; it says how one is chosen.
-
-    Parameters
-    ----------
-    mask_file : path
-    image : dict
-        Entities of the image that is to be filled.
-    meant : list of dict
-        Entities of all images that the mask fits.
-    name : str
-        Of the image.
-    """
-    path, whose = Path(mask_file), f'sub-{image["subject"]}, {name} among them'
-    sessions = {other.get('session') for other in meant}
-    if len(sessions) > 1:
-        visit = '_'.join([f'sub-{image["subject"]}'] + [f'ses-{image["session"]}'] * bool(image.get('session')))
-        named = path.name.replace(f'sub-{image["subject"]}', visit, 1)
-        return AmbiguousMaskError(
-            f'{path.name} fits {len(meant)} images of {whose}, of {len(sessions)} sessions: rename it after the visit '
-            f'whose lesions it shows (of this one: {named})'
-        )
-    differing = [key for key in naming.SCAN_KEYS if len({other.get(key) for other in meant}) > 1]
-    chosen = {image['suffix'].lower(): {key: plain(image.get(key)) for key in differing}}
-    return AmbiguousMaskError(
-        f'{path.name} fits {len(meant)} images of {whose}: choose one with --bids-filter-file FILE, for this one '
-        f'with {json.dumps(chosen)} in FILE'
-    )
-
-
-def plain(value):
-    """Return the value of an entity as JSON has it: pybids keeps the zeros of `run-02` in a number of its own."""
-    return value if isinstance(value, str | None) else int(value)
-
-
-def several_masks(masks, name, roots):
-    """Return what to raise where several lesion masks fit an image equally: it names them, and how one is chosen."""
-    names = [mask.filename for mask in masks]
-    if len({naming.strip_extension(str(mask.path)) for mask in masks}) == 1:
-        return AmbiguousMaskError(twins_problem(Path(mask.path) for mask in masks))
-    if len(set(names)) < len(names):  # of two raters, each in a derivative of their own
-        names = [str(mask.path) for mask in masks]
-    return AmbiguousMaskError(
-        f'{len(masks)} lesion masks fit {name}: {", ".join(sorted(names))}; choose {way_to_choose(masks, roots)}'
-    )
-
-
-def way_to_choose(masks, roots):
-    """Return the option that tells lesion masks apart, with the value that takes the last by name; in words."""
-    masks = sorted(masks, key=lambda mask: str(mask.path))
-    entities = [naming.name_entities(mask.filename) for mask in masks]
-    kinds = [
-        {'desc': of.get('desc'), 'label': of.get('label'), 'suffix': naming.suffix_of(mask.filename)}
-        | {key: mask.get_entities().get(key) for key in naming.IMAGE_KEYS}
-        for of, mask in zip(entities, masks, strict=True)
-    ]
-    differing = [key for key in kinds[-1] if sum(kind[key] == kinds[-1][key] for kind in kinds) == 1]
-    folders = [next((root for root in roots.values() if Path(m.path).is_relative_to(root)), None) for m in masks]
-    if 'desc' in differing and kinds[-1]['desc']:
-        return f'with --mask-desc {kinds[-1]["desc"]}'
-    if None not in folders and folders.count(folders[-1]) == 1:
-        return f'with --derivatives {folders[-1]}'
-    if differing:
-        wanted = json.dumps({'lesion_mask': {differing[0]: plain(kinds[-1][differing[0]])}})
-        return f'with --bids-filter-file FILE, and {wanted} in FILE'
-    return 'by moving the others out of the dataset'

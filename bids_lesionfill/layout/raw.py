@@ -4,14 +4,21 @@ What was not filled is linked, or copied in a container, where links would lead 
 always writes are in `derivatives/bids_lesionfill`, and tell what was done.
 """
 
+from __future__ import annotations
+
 import gzip
 import logging
 import os
 import shutil
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .. import text_files
 from . import derivatives, files, indexing, naming
+
+if TYPE_CHECKING:
+    from .inputs import Inputs
 
 logger = logging.getLogger('bids_lesionfill')
 
@@ -20,7 +27,7 @@ LEFT_OUT = ('derivatives', 'sourcedata', 'code', '.git', '.datalad', '.bidsignor
 DERIVATIVES = Path('derivatives', naming.APP_NAME)
 
 
-def write_top(raw_dir, bids_dir, version):
+def write_top(raw_dir: Path, bids_dir: Path, version: str) -> None:
     """Write what describes the dataset: as in the one it comes from, with a word on what was done."""
     description = indexing.read_description(bids_dir, is_derivative=False)
     made_by = {'Name': naming.APP_NAME, 'Version': version, 'Description': 'lesions of T1w or FLAIR images were filled'}
@@ -39,7 +46,14 @@ def write_top(raw_dir, bids_dir, version):
         files.write_bytes(Path(raw_dir, 'README.md'), f'# {description["Name"]}\n'.encode())
 
 
-def write_participant(raw_dir, bids_dir, output_dir, subject, images, session_labels=()):
+def write_participant(
+    raw_dir: Path,
+    bids_dir: Path,
+    output_dir: Path,
+    subject: str,
+    images: Sequence[Inputs],
+    session_labels: Collection[str] = (),
+) -> None:
     """Write one participant: filled images where there are any, and links to all else.
 
     Parameters
@@ -72,7 +86,7 @@ def write_participant(raw_dir, bids_dir, output_dir, subject, images, session_la
     write_participants(raw_dir, bids_dir)
 
 
-def files_of(bids_dir, subject, session_labels=()):
+def files_of(bids_dir: Path, subject: str, session_labels: Collection[str] = ()) -> dict[str, Path]:
     """Return the files of a participant in the dataset, of the sessions asked for: dict of relative path -> path."""
     found = {}
     for path in sorted((bids_dir / f'sub-{subject}').rglob('*')):
@@ -84,14 +98,14 @@ def files_of(bids_dir, subject, session_labels=()):
     return found
 
 
-def sidecar_content(original, filled):
+def sidecar_content(original: Path, filled: Path) -> dict[str, Any]:
     """Return the sidecar of a filled image: that of the original, if there is one, with what was done."""
     content = text_files.read_json(original) if original.is_file() else {}
     about = derivatives.read_sidecar(filled)
     return {'SkullStripped': about['SkullStripped']} | content | {'LesionsFilled': about.get('Lesions', 0)}
 
 
-def remove_participant(raw_dir, bids_dir, subject, session_labels=()):
+def remove_participant(raw_dir: Path, bids_dir: Path, subject: str, session_labels: Collection[str] = ()) -> None:
     """Remove what `write_participant` wrote of a participant, who failed: other tools would take it for done.
 
     Files that have no counterpart in the dataset are not the app's and stay.
@@ -108,7 +122,7 @@ def remove_participant(raw_dir, bids_dir, subject, session_labels=()):
     write_participants(raw_dir, bids_dir)
 
 
-def write_filled(original, target, filled):
+def write_filled(original: Path, target: Path, filled: Path) -> None:
     """Write a filled image under its original's name, compressed if the original is."""
     if original.name.endswith('.gz'):
         place(filled, target)
@@ -116,7 +130,7 @@ def write_filled(original, target, filled):
         files.write_bytes(target, gzip.decompress(filled.read_bytes()))
 
 
-def write_participants(raw_dir, bids_dir):
+def write_participants(raw_dir: Path, bids_dir: Path) -> None:
     """Write the rows of `participants.tsv` whose participants are there."""
     table = Path(bids_dir, 'participants.tsv')
     if not table.is_file():
@@ -128,12 +142,12 @@ def write_participants(raw_dir, bids_dir):
         files.write_bytes(Path(raw_dir, 'participants.tsv'), '\n'.join([first, *rows, '']).encode())
 
 
-def in_container():
+def in_container() -> bool:
     """Return True if the app runs in a container, where links would lead out and files are copied."""
     return bool(derivatives.container()) or 'IS_DOCKER_8395080871' in os.environ
 
 
-def place(source, target):
+def place(source: Path, target: Path) -> None:
     """Link a file (copy it in a container), atomically replacing the target; broken links stay links."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = files.temporary_name(target)

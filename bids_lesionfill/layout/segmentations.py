@@ -1,16 +1,23 @@
 """Pairing rules for what other tools found on a T1w: brain masks and tissue segmentations."""
 
+from __future__ import annotations
+
 import logging
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..modality import T1W
 from ..text_files import read_tsv
 from . import inputs, meaning, naming, tools
 
+if TYPE_CHECKING:
+    from .indexing import ForEachSubject, IndexedFile
+
 logger = logging.getLogger('bids_lesionfill')
 
 
-def brain_masks_of(layout, subject):
+def brain_masks_of(layout: ForEachSubject, subject: str) -> list[IndexedFile]:
     """Return the brain masks of a subject's T1w images among the derivatives."""
     return [
         mask
@@ -24,7 +31,7 @@ def brain_masks_of(layout, subject):
 FREESURFER_DESCS = ('aseg', 'aparcaseg', 'aparcdktaseg', 'synthseg', 'fastsurfer', 'freesurfer', 'samseg')
 
 
-def segmentations_of(layout, subject, tissue_filter):
+def segmentations_of(layout: ForEachSubject, subject: str, tissue_filter: dict[str, Any]) -> list[IndexedFile]:
     """Return a subject's tissue segmentations, except template-space and lesion ones: BIDS files.
 
     Parameters
@@ -45,14 +52,22 @@ def segmentations_of(layout, subject, tissue_filter):
     ]
 
 
-def choose_brain_mask(t1w_entities, t1w_images, masks):
+def choose_brain_mask(
+    t1w_entities: dict[str, Any], t1w_images: Sequence[dict[str, Any]], masks: list[IndexedFile]
+) -> Path | None:
     """Choose the `desc-brain_mask` (path) of a T1w with the most entities; None if none or tied."""
     own = meaning.own_files(t1w_entities, t1w_images, masks)
     best = [mask for mask in own if len(meaning.names_of(mask)) == len(meaning.names_of(own[0]))]
     return Path(best[0].path) if len(best) == 1 else None
 
 
-def choose_segmentation(t1w_entities, t1w_images, files, roots, tool_files=True):
+def choose_segmentation(
+    t1w_entities: dict[str, Any],
+    t1w_images: Sequence[dict[str, Any]],
+    files: Sequence[IndexedFile],
+    roots: dict[str, Path],
+    tool_files: bool = True,
+) -> inputs.Segmentation | None:
     """Choose the segmentation of a T1w, FreeSurfer labels (with lesions) before three classes.
 
     Parameters
@@ -92,7 +107,9 @@ def choose_segmentation(t1w_entities, t1w_images, files, roots, tool_files=True)
     return next(iter(labels + classes + threes), None)
 
 
-def tool_labels_of(t1w_entities, t1w_images, roots):
+def tool_labels_of(
+    t1w_entities: dict[str, Any], t1w_images: Sequence[dict[str, Any]], roots: dict[str, Path]
+) -> list[tuple[Path, str]]:
     """Label files of tools for the visit of a T1w, as `tool_outputs.find_labels`; none if it has several T1w."""
     subject, session = t1w_entities['subject'], t1w_entities.get('session')
     own = tools.find_labels(roots.values(), subject, session)
@@ -103,12 +120,12 @@ def tool_labels_of(t1w_entities, t1w_images, roots):
     return own
 
 
-def n_of_visit(image, images):
+def n_of_visit(image: dict[str, Any], images: Sequence[dict[str, Any]]) -> int:
     """Count the images of an image's session."""
     return len(meaning.meant_by({'session': image.get('session')}, images))
 
 
-def label_table(path, roots):
+def label_table(path: str | Path, roots: dict[str, Path]) -> Any:
     """Read the label table of a `dseg`, next to it or at the top of its dataset; None without."""
     path = Path(path)
     tops = [Path(root) for root in roots.values() if path.absolute().is_relative_to(Path(root).absolute())]

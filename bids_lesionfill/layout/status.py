@@ -6,7 +6,9 @@ import os
 import time
 import traceback
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from .. import text_files
 from . import errors, files, inputs, naming
@@ -14,12 +16,12 @@ from . import errors, files, inputs, naming
 logger = logging.getLogger('bids_lesionfill')
 
 
-def new_run_id():
+def new_run_id() -> str:
     """Return a new identifier of a run, sortable by time."""
     return f'{time.strftime("%Y%m%d-%H%M%S")}_{uuid.uuid4()}'
 
 
-def note_crash(error, name, subject, run_id, output_dir):
+def note_crash(error: BaseException, name: str, subject: str, run_id: str, output_dir: Path) -> str:
     """Write the traceback of the current exception to the participant's log; return the error as one line."""
     sentence = errors.in_words(error)
     logger.error('%s: %s', name, sentence)
@@ -32,13 +34,13 @@ def note_crash(error, name, subject, run_id, output_dir):
     return sentence
 
 
-def note_seconds(seconds, name, subject, run_id, output_dir):
+def note_seconds(seconds: float, name: str, subject: str, run_id: str, output_dir: Path) -> None:
     """Write how long the work on an image took to the participant's log."""
     path = naming.log_dir(output_dir, subject, run_id) / f'time-{name}.json'
     files.write_json(path, {'seconds': round(seconds, 1)})
 
 
-def read_seconds(output_dir, subject, name):
+def read_seconds(output_dir: Path, subject: str, name: str) -> float | None:
     """Return how long the work on an image took in the latest run that did it (s); None if that is not known."""
     found = sorted(Path(output_dir, f'sub-{subject}').glob(f'log/*/time-{name}.json'))
     try:
@@ -48,7 +50,7 @@ def read_seconds(output_dir, subject, name):
         return None
 
 
-def write_config(output_dir, subject, run_id, text):
+def write_config(output_dir: Path, subject: str, run_id: str, text: str) -> None:
     """Write the options of a run to a participant's log."""
     if text:
         files.write_bytes(naming.log_dir(output_dir, subject, run_id) / 'config.toml', text.encode())
@@ -73,18 +75,18 @@ def latest_status(log_dir: Path) -> Path | None:
     return next((path for run in runs if (path := Path(log_dir, run, 'status.json')).is_file()), None)
 
 
-def has_status(output_dir, subject, run_id):
+def has_status(output_dir: Path, subject: str, run_id: str) -> bool:
     """Return True if a participant finished in a run, successfully or not."""
     return (naming.log_dir(output_dir, subject, run_id) / 'status.json').is_file()
 
 
-def read_status(output_dir, subject, run_id):
+def read_status(output_dir: Path, subject: str, run_id: str) -> str:
     """Read the status of a participant in a run; `failed` if the run did not finish."""
     path = naming.log_dir(output_dir, subject, run_id) / 'status.json'
     return read_statuses([path])[0]['status'] if path.is_file() else 'failed'
 
 
-def read_statuses(paths):
+def read_statuses(paths: Iterable[Path]) -> list[dict[str, Any]]:
     """Read files of `write_status`, one dict per file; status `failed` if a file is damaged."""
     statuses = []
     for path in paths:

@@ -1,13 +1,22 @@
 """Tables of thickness and of the group level: write, read, remove."""
 
+from __future__ import annotations
+
 import logging
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .. import text_files
 from ..modality import get
 from ..text_files import read_tsv
 from . import derivatives, naming
 from . import files as layout_files
+
+if TYPE_CHECKING:
+    import nibabel as nib
+
+    from .inputs import Inputs
 
 logger = logging.getLogger('bids_lesionfill')
 
@@ -21,7 +30,9 @@ MORPH_COLUMNS = {
 }
 
 
-def write_thickness(path, engine, rows, info, sources):
+def write_thickness(
+    path: Path, engine: str, rows: list[dict[str, Any]], info: dict[str, Any], sources: Sequence[str]
+) -> None:
     """Write an engine's rows to a thickness table, alongside other engines', and `info` to its sidecar.
 
     The sidecar is written last: it says, by `Engines`, which rows are whole.
@@ -32,23 +43,23 @@ def write_thickness(path, engine, rows, info, sources):
     layout_files.write_json(naming.sidecar(path), about | description | {'Engines': about['Engines'] | {engine: info}})
 
 
-def whole_rows(path):
+def whole_rows(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Read the complete rows of a thickness table, and the engines in its sidecar."""
     engines = derivatives.read_sidecar(path).get('Engines')
     engines = engines if isinstance(engines, dict) else {}
     try:
         rows = read_tsv(path) if path.is_file() else []
     except text_files.UnreadableError as error:
-        logger.warning('%s; it is left out', error)
+        logger.warning('%s; the file is ignored', error)
         rows = []
     rows = [row for row in rows if isinstance(engines.get(row.get('engine')), dict)]
     if not all(isinstance(row.get('thickness_mm'), float | None) and isinstance(row.get('name'), str) for row in rows):
-        logger.warning('%s holds thickness that is no number (saved by a spreadsheet?): it is left out', path)
+        logger.warning('%s has values that are not numbers (saved by a spreadsheet?): the file is ignored', path)
         rows = []
     return rows, engines
 
 
-def drop_thickness(path, engine):
+def drop_thickness(path: Path, engine: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Remove an engine from a table's sidecar; return the sidecar and the other engines' rows."""
     kept = [row for row in read_tsv(path) if row['engine'] != engine] if path.is_file() else []
     kept = [row | {name: int(row[name]) for name in ('index', 'n_voxels') if row[name] is not None} for row in kept]
@@ -58,7 +69,7 @@ def drop_thickness(path, engine):
     return about, kept
 
 
-def remove_thickness(output_dir, inputs):
+def remove_thickness(output_dir: Path, inputs: Inputs) -> None:
     """Remove what was measured on a filled T1w that is about to be filled anew."""
     if not get(inputs.modality).needs_t1w:
         files = naming.thickness_files(output_dir, inputs)
@@ -67,7 +78,7 @@ def remove_thickness(output_dir, inputs):
             path.unlink(missing_ok=True)
 
 
-def write_dseg(path, seg_img, sources, source):
+def write_dseg(path: Path, seg_img: nib.Nifti1Image, sources: Sequence[str], source: str) -> None:
     """Write tissue classes."""
     layout_files.write_image(path, seg_img)
     layout_files.write_json(
@@ -75,12 +86,12 @@ def write_dseg(path, seg_img, sources, source):
     )
 
 
-def thickness_done(path, engine):
+def thickness_done(path: Path, engine: str) -> dict[str, Any]:
     """Return an engine's entry in a thickness table's sidecar; empty if it has none or no table."""
     return derivatives.read_sidecar(path).get('Engines', {}).get(engine, {}) if path.is_file() else {}
 
 
-def read_thickness(folders):
+def read_thickness(folders: Iterable[Path]) -> list[dict[str, Any]]:
     """Read all thickness tables below folders, of this and of other runs.
 
     What an engine measured on a scan comes from one folder: the first that has both the original and the filled image,
@@ -110,7 +121,7 @@ def read_thickness(folders):
     return chosen
 
 
-def thickness_in(folder):
+def thickness_in(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
     """Read thickness tables below a folder: dict of (scan, engine) -> dict of desc -> dict."""
     found = {}
     for path in sorted(Path(folder).glob('sub-*/**/anat/*_seg-DK_desc-*_morph.tsv')):
@@ -163,7 +174,7 @@ PHENOTYPE_COLUMNS = {
 }
 
 
-def with_interval(name, description):
+def with_interval(name: str, description: str) -> dict[str, dict[str, str]]:
     """Return the columns of a mean over participants, in percent, and of the ends of its interval."""
     low, high = 'lower end of its 95 % bootstrap interval over participants', 'upper end of it; n/a for fewer than four'
     words = {'percent': description, 'low': low, 'high': high}
@@ -193,7 +204,12 @@ REGION_ERROR_COLUMNS = {
 }
 
 
-def write_group(output_dir, scan_rows, error_rows, region_rows):
+def write_group(
+    output_dir: Path,
+    scan_rows: list[dict[str, Any]],
+    error_rows: list[dict[str, Any]],
+    region_rows: list[dict[str, Any]],
+) -> None:
     """Write the tables of the group level."""
     output_dir = Path(output_dir)
     layout_files.write_tsv(output_dir / 'phenotype' / 'thickness.tsv', scan_rows, PHENOTYPE_COLUMNS)

@@ -6,7 +6,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from .naming import lesion_kind
 
@@ -33,12 +35,12 @@ PLAIN_WORDS = {
 }
 
 
-def find_validator():
+def find_validator() -> str | None:
     """Find the validator, next to this Python or on the PATH; None if it is not installed."""
     return shutil.which(PROGRAM, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')]))
 
 
-def find_errors(bids_dir, participant_labels=(), validator=None):
+def find_errors(bids_dir: Path, participant_labels: Collection[str] = (), validator: str | None = None) -> list[str]:
     """List the errors of a dataset for the participants to be read: one sentence per finding.
 
     Parameters
@@ -57,7 +59,7 @@ def find_errors(bids_dir, participant_labels=(), validator=None):
     with tempfile.TemporaryDirectory() as folder:
         view = Path(folder, 'view')
         build_view(bids_dir, view, participant_labels)
-        command = [validator or find_validator(), str(view), '--format', 'json', '--ignoreWarnings']
+        command = [str(validator or find_validator()), str(view), '--format', 'json', '--ignoreWarnings']
         result = subprocess.run(command, capture_output=True, encoding='utf-8', errors='replace')
     try:
         issues = json.loads(result.stdout)['issues']
@@ -71,7 +73,7 @@ def find_errors(bids_dir, participant_labels=(), validator=None):
     ]
 
 
-def build_view(bids_dir, view, participant_labels=()):
+def build_view(bids_dir: Path, view: Path, participant_labels: Collection[str] = ()) -> None:
     """Link a dataset's top-level files and `anat` of participants into a folder, without copying."""
     bids_dir = Path(bids_dir).resolve()
     view.mkdir()
@@ -86,12 +88,12 @@ def build_view(bids_dir, view, participant_labels=()):
         link.symlink_to(path)
 
 
-def is_lesion_mask(issue):
+def is_lesion_mask(issue: dict[str, Any]) -> bool:
     """Return True if a finding is about the name of a lesion mask next to the image."""
     return lesion_kind(Path(issue.get('location') or '').name) is not None
 
 
-def in_words(issue, messages):
+def in_words(issue: dict[str, Any], messages: dict[str, str]) -> str:
     """Format a finding as one sentence: file, problem and, in brackets, the validator's code."""
     code, detail = issue['code'], ' '.join((issue.get('issueMessage') or '').split())
     words = PLAIN_WORDS.get(code) or ' '.join(messages.get(code, 'is not as BIDS wants it').split())

@@ -1,4 +1,4 @@
-"""What an output folder holds of a participant: its images, read back from their sidecars, and the table of all images.
+"""Content of an output folder for a participant: images, read from their sidecars, and the table of all images.
 
 A run that does some images of a participant tells of the others, too, in its report and in `images.tsv`.
 """

@@ -1,5 +1,10 @@
 """Lesions painted into tissue: healthy tissue, so that the truth beneath is known, or as the start of a synthesis."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 from scipy import ndimage
 
@@ -8,8 +13,17 @@ from ..images import grid, masks
 from ..modality import get
 from . import sampling
 
+if TYPE_CHECKING:
+    import nibabel as nib
 
-def contrast_of(image, lesion_mask, wm_mask):
+    from ..diffusion.models import Model
+    from ..images.anatomy import Anatomy
+    from .synthesis import NewLesions
+
+
+def contrast_of(
+    image: np.ndarray, lesion_mask: np.ndarray, wm_mask: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Compute how much brighter each lesion is than surrounding white matter, on its mean voxel.
 
     Parameters
@@ -70,7 +84,14 @@ def lesion_sign(image: np.ndarray, lesion_mask: np.ndarray, wm_mask: np.ndarray,
     return 1 if (image[box][known] - level[known] / share[known]).mean() > 0 else -1
 
 
-def grow_to_rim(image, lesion_mask, wm_mask, rim_voxels=2, bright_lesions=False, deviations=2.5):
+def grow_to_rim(
+    image: np.ndarray,
+    lesion_mask: np.ndarray,
+    wm_mask: np.ndarray,
+    rim_voxels: int = 2,
+    bright_lesions: bool = False,
+    deviations: float = 2.5,
+) -> np.ndarray:
     """Grow a lesion mask into the rim of its lesions that it missed; see `masks.grow_while_dark`.
 
     What counts as rim is `deviations` (robust standard deviations of the white matter) darker than the white matter
@@ -98,7 +119,7 @@ def grow_to_rim(image, lesion_mask, wm_mask, rim_voxels=2, bright_lesions=False,
 MIN_OWN_LESIONS = 10  # from here on a patient's own lesions say how new ones look
 
 
-def draw_strengths(rng, n_lesions, intensity):
+def draw_strengths(rng: np.random.Generator, n_lesions: int, intensity: Any) -> np.ndarray:
     """Return a quantile for each lesion: the requested one, or a random one each ('auto')."""
     if intensity == 'auto':
         return rng.uniform(0.05, 0.95, n_lesions)
@@ -107,7 +128,9 @@ def draw_strengths(rng, n_lesions, intensity):
     return np.full(n_lesions, float(intensity))
 
 
-def choose_halo(lesion_halo, image, anatomy, model, min_lesions=MIN_OWN_LESIONS):
+def choose_halo(
+    lesion_halo: Any, image: np.ndarray, anatomy: Anatomy, model: Model, min_lesions: int = MIN_OWN_LESIONS
+) -> float:
     """Choose the share of contrast left 1 mm outside a new lesion: given, the patient's or usual.
 
     Raises
@@ -126,7 +149,9 @@ def choose_halo(lesion_halo, image, anatomy, model, min_lesions=MIN_OWN_LESIONS)
     return get(model.modality).halo_share
 
 
-def contrast_volume(image, hole, anatomy, new, model):
+def contrast_volume(
+    image: np.ndarray, hole: np.ndarray, anatomy: Anatomy, new: NewLesions, model: Model
+) -> tuple[np.ndarray | None, str]:
     """Choose how much brighter than white matter each new lesion is, and describe the reference.
 
     Lesions are as those of their size, the patient's own if there are enough; see `synthesis.choose_contrasts`.
@@ -153,7 +178,7 @@ def contrast_volume(image, hole, anatomy, new, model):
     return np.where(hole, np.append(0, contrasts)[numbers], 0).astype(np.float32), source
 
 
-def nearest_numbers(mask_img, grid_img):
+def nearest_numbers(mask_img: nib.Nifti1Image, grid_img: nib.Nifti1Image) -> np.ndarray:
     """Find the number of the nearest lesion at every voxel of a grid; (X, Y, Z) int array."""
     labels = grid.resample_to(mask_img, grid_img, order=0).astype(int)
     if not labels.any():
@@ -162,14 +187,16 @@ def nearest_numbers(mask_img, grid_img):
     return labels[tuple(nearest)]
 
 
-def volumes_of(new):
+def volumes_of(new: NewLesions) -> np.ndarray:
     """Compute the volume of each new lesion by number, in mm3."""
     labels = np.asarray(new.mask_img.dataobj)
     voxel_mm3 = abs(np.linalg.det(new.mask_img.affine[:3, :3]))
     return np.bincount(labels.flat, minlength=len(new.strengths) + 1)[1:] * voxel_mm3
 
 
-def reference_contrasts(image, lesion_mask, wm_mask, model, min_lesions=MIN_OWN_LESIONS):
+def reference_contrasts(
+    image: np.ndarray, lesion_mask: np.ndarray, wm_mask: np.ndarray, model: Model, min_lesions: int = MIN_OWN_LESIONS
+) -> tuple[tuple[np.ndarray, np.ndarray], str]:
     """Return ((volumes in mm3, contrasts), words) of real lesions, the patient's or the model's.
 
     Parameters
@@ -210,7 +237,7 @@ COARSE_INTENSITIES = {
 }
 
 
-def draw_contrast(rng, lowest=0.15, modality='T1w'):
+def draw_contrast(rng: np.random.Generator, lowest: float = 0.15, modality: str = 'T1w') -> float:
     """Sample the contrast of a lesion from that of real, visible ones (at least `lowest`).
 
     It is how much darker than white matter a lesion is: below zero where lesions are bright (FLAIR).
@@ -221,14 +248,20 @@ def draw_contrast(rng, lowest=0.15, modality='T1w'):
     percentiles, contrasts = list(table.keys()), list(table.values())
     start = np.interp(lowest, contrasts, percentiles)
     contrast = float(np.interp(rng.uniform(start, max(percentiles)), percentiles, contrasts))
-    return -get(modality).lesion_sign * contrast
+    return -get(modality).lesion_sign * contrast  # type: ignore[operator]
 
 
 SIMILAR_LESIONS = 20  # those of about one size, of which a quantile is taken
 LEAST_CONTRAST = {1: 0.1, -1: 0.0}  # bright lesions (FLAIR) stay bright; dark ones (T1w) may be hardly seen
 
 
-def choose_contrasts(volumes, strengths, known_volumes, known_contrasts, sign):
+def choose_contrasts(
+    volumes: Sequence[float] | np.ndarray,
+    strengths: np.ndarray,
+    known_volumes: np.ndarray,
+    known_contrasts: np.ndarray,
+    sign: Any,
+) -> np.ndarray:
     """Choose contrasts of new lesions as quantiles of those of real lesions of similar size.
 
     Parameters
@@ -254,7 +287,9 @@ def choose_contrasts(volumes, strengths, known_volumes, known_contrasts, sign):
     return sign * contrasts
 
 
-def match_contrast(image, lesion_mask, wm_mask, contrast, edge_voxels=0.8):
+def match_contrast(
+    image: np.ndarray, lesion_mask: np.ndarray, wm_mask: np.ndarray, contrast: np.ndarray, edge_voxels: float = 0.8
+) -> np.ndarray:
     """Shift the intensities of every lesion so that its mean contrast is the one asked for.
 
     A network that was trained on few patients paints lesions that are a fifth too faint (benchmarks/intensity.md).
@@ -287,7 +322,9 @@ def match_contrast(image, lesion_mask, wm_mask, contrast, edge_voxels=0.8):
 HALO_LENGTH_MM, HALO_REACH_MM = 1.2, 4.0
 
 
-def halo_shares(image, lesion_mask, wm_mask, min_voxels=3, min_contrast=0.1):
+def halo_shares(
+    image: np.ndarray, lesion_mask: np.ndarray, wm_mask: np.ndarray, min_voxels: int = 3, min_contrast: float = 0.1
+) -> np.ndarray:
     """Compute the share of each lesion's contrast that is left in the white matter that touches it.
 
     Parameters
@@ -315,7 +352,13 @@ def halo_shares(image, lesion_mask, wm_mask, min_voxels=3, min_contrast=0.1):
     return outside[usable] / inside[usable]
 
 
-def fade_out(image, lesion_mask, wm_mask, share, voxel_mm=(1, 1, 1)):
+def fade_out(
+    image: np.ndarray,
+    lesion_mask: np.ndarray,
+    wm_mask: np.ndarray,
+    share: float,
+    voxel_mm: Sequence[float] | np.ndarray = (1, 1, 1),
+) -> np.ndarray:
     """Fade new lesions into surrounding white matter as real ones do; keep their mean contrast.
 
     Parameters
@@ -345,7 +388,9 @@ def fade_out(image, lesion_mask, wm_mask, share, voxel_mm=(1, 1, 1)):
     return match_contrast((image + halo).astype(image.dtype), lesion_mask, wm_mask, contrast)
 
 
-def coarse_lesion(image, lesion_mask, lesion_intensities, intensity='median'):
+def coarse_lesion(
+    image: np.ndarray, lesion_mask: np.ndarray, lesion_intensities: np.ndarray, intensity: float | str = 'median'
+) -> np.ndarray:
     """Insert a lesion of one intensity, the start of SDEdit (Meng et al. 2022; thesis 3.2).
 
     Parameters
@@ -371,7 +416,9 @@ def coarse_lesion(image, lesion_mask, lesion_intensities, intensity='median'):
     return np.where(lesion_mask, value, image).astype(image.dtype)
 
 
-def paint_lesion(image, lesion_mask, wm_mask, contrast, edge_voxels):
+def paint_lesion(
+    image: np.ndarray, lesion_mask: np.ndarray, wm_mask: np.ndarray, contrast: float | np.ndarray, edge_voxels: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Darken a soft-edged lesion in a T1w image; return the image and the lesion share per voxel.
 
     Parameters

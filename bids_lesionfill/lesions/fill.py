@@ -1,24 +1,31 @@
 """One image, T1w or FLAIR: place the anatomy, restrict and grow the mask, sample, paste back. No files."""
 
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+from .. import sidecars
 from ..diffusion import models, registry
 from ..diffusion.filler import Filler
 from ..images import anatomy as images_anatomy
 from ..images import grid, masks, nifti, placement
 from ..images.anatomy import Anatomy
 from ..modality import get
-from . import checks, contrasts, tables, unmixing
+from . import checks, contrasts, fluids, measures, tables, unmixing
 from . import texture as textures
+from .records import FillRecord
 from .settings import DEFAULT_GROWTH, DEFAULT_SAMPLING, Growth, Lesions, Sampling
 
 TISSUE_ABOVE = 0.5  # of white matter: the darkest lesions are brighter, fluid is darker
 TEXTURE_STREAM = 1  # of random numbers, apart from those of the model
+# In the record, see `measures.look_at`, `measures.place_of_mask` and `measures.left_behind`.
+RECORD_NAMES = {'grain': 'fill_grain', 'glow': 'fill_glow', 'wall': 'fill_wall', 'outline': 'fill_outline'}
+RECORD_NAMES |= {'step': 'mask_step', 'step_moved': 'mask_step_moved', 'left': 'lesion_left'}
 LESION_SHARE = 0.05  # of a voxel of the working grid that is no longer healthy
 
 
@@ -28,119 +35,42 @@ class Filling:
 
     filled_img: nib.Nifti1Image  # as it is to be written: stored values and the input's scaling
     used_mask_img: nib.Nifti1Image  # uint8, on the image's grid
-    sd_img: nib.Nifti1Image = None  # float32, standard deviation over samples, in units of the image
+    sd_img: nib.Nifti1Image | None = None  # float32, standard deviation over samples, in units of the image
     lesions: list = field(default_factory=list)  # one dict per lesion, see `describe_lesions`
-    info: dict = field(default_factory=dict)  # what the sidecar says
+    record: FillRecord = FillRecord()  # for the sidecar
     warnings: list = field(default_factory=list)  # sentences
-
-
-def fill_lesions(
-    image_img,
-    lesion_mask_img,
-    *,
-    tissue_img=None,
-    model='fill-T1w',
-    modality=None,
-    wm_mask_img=None,
-    dilate=1,
-    rim_voxels=2,
-    rims='unmixed',
-    rim_img=None,
-    texture='sampled',
-    num_inference_steps=None,
-    n_samples=1,
-    device='auto',
-    seed=0,
-):  # the Python interface: many arguments, each of them optional
-    """Fill the lesions of an image with healthy tissue.
-
-    Parameters
-    ----------
-    image_img : nibabel image, 3D (or 4D with one volume)
-        T1w, or FLAIR with a model for FLAIR; with or without skull, any orientation and voxel size.
-    lesion_mask_img : nibabel image
-        Above zero = lesion; another grid in the same world space is resampled.
-    tissue_img : nibabel image, optional
-        The T1w in which brain and white matter are found, in the same world space; the image itself if not given.
-        All modalities but T1w need it, unless `wm_mask_img` is given.
-    model : str, path or Filler
-        The name of a bundled model or of another filler (`biharmonic`, ...; see `diffusion.registry`), a model folder,
-        or a loaded filler.
-    modality : str, optional
-        What the image is (`modality.MODALITIES`); that which the model was made for if not given.
-    wm_mask_img : nibabel image, optional
-        White matter, above zero; found by a mixture model if not given.
-    rims : {'unmixed', 'grown'}
-        What is done with the rims of lesions, which masks miss: the share of lesion in each voxel is estimated and
-        taken out, and fluid inside the mask stays (`unmixing`); or the mask grows into them by `dilate` and
-        `rim_voxels`.
-    rim_img : nibabel image, optional
-        A FLAIR of the session, on which a T1w's rims are seen better.
-    dilate : int
-        Voxels that the mask grows into white matter (thesis 3.5); within the slice where slices are thicker than 2 mm.
-    rim_voxels : int
-        Voxels that it may grow further, into white matter as dark (FLAIR: bright) as the rim of a lesion that the mask
-        missed; see `inpaint.grow_to_rim`.
-    texture : {'sampled', 'mean'}
-        Fill with a sample, which has the noise of this image's white matter (`texture`), or with the smooth estimate of
-        the mean.
-    num_inference_steps : int, optional
-        DDIM steps; the model's default if not given.
-    n_samples : int
-        More than one: the mean of so many samples is filled in.
-    device : {'auto', 'cpu', 'cuda'}
-    seed : int
-
-    Returns
-    -------
-    nibabel image
-        On the grid of `image_img`, with its header; equal outside the mask that was used.
-
-    Raises
-    ------
-    ValueError
-        If an image cannot be used; the sentence says why.
-    FileNotFoundError
-        If the model is not found.
-    """
-    if modality is not None:
-        model = registry.load_filler(model, models.choose_device(device), modality)
-    lesions = Lesions(lesion_mask_img, rim_img=rim_img)
-    growth = Growth(dilate, rim_voxels, rims)
-    sampling = Sampling(num_inference_steps, n_samples, seed, device, texture=texture)
-    return nifti.as_loaded(fill_alone(image_img, lesions, model, tissue_img, wm_mask_img, growth, sampling).filled_img)
 
 
 def fill_alone(
     image_img: nib.Nifti1Image,
     lesions: Lesions,
     model: str | Filler,
-    tissue_img: nib.Nifti1Image | None = None,
+    t1w_img: nib.Nifti1Image | None = None,
     wm_mask_img: nib.Nifti1Image | None = None,
     growth: Growth = DEFAULT_GROWTH,
     sampling: Sampling = DEFAULT_SAMPLING,
 ) -> Filling:
-    """Fill an image whose anatomy nobody has found yet; arguments as of `fill_lesions` and `fill`."""
+    """Fill an image whose anatomy nobody has found yet; arguments as of `interface.fill_lesions` and `fill`."""
     nifti.check_image(image_img, 'image')
     if not lesions.on_grid(image_img)[0].any():
-        return fill(image_img, lesions, None, model, growth, sampling)
+        return fill(image_img, lesions, None, model, growth, sampling)  # type: ignore[arg-type]  # it is not asked
     model = registry.load_filler(model, models.choose_device(sampling.device))
-    if get(model.modality).needs_t1w and tissue_img is None and wm_mask_img is None:
+    if get(model.modality).needs_t1w and t1w_img is None and wm_mask_img is None:
         raise ValueError(
-            f'model {model.name} fills {model.modality} images: it needs their T1w (tissue_img) or wm_mask_img'
+            f'model {model.name} fills {model.modality} images: it needs their T1w (t1w_img) or wm_mask_img'
         )
-    anatomy = find_anatomy(image_img, lesions, tissue_img, wm_mask_img)
+    anatomy = find_anatomy(image_img, lesions, t1w_img, wm_mask_img)
     return fill(image_img, lesions, anatomy, model, growth, sampling)
 
 
 def find_anatomy(
     image_img: nib.Nifti1Image,
     lesions: Lesions,
-    tissue_img: nib.Nifti1Image | None = None,
+    t1w_img: nib.Nifti1Image | None = None,
     wm_mask_img: nib.Nifti1Image | None = None,
 ) -> Anatomy:
     """Find brain and white matter in the T1w of an image, or in the image itself, in its world space."""
-    t1w_img = image_img if tissue_img is None else placement.beside(tissue_img, image_img, 'T1w')
+    t1w_img = image_img if t1w_img is None else placement.beside(t1w_img, image_img, 'T1w')
     if wm_mask_img is not None:
         return images_anatomy.from_white_matter(t1w_img, wm_mask_img)
     given_mask, kept_mask = lesions.on_grid(image_img)
@@ -171,7 +101,7 @@ class Scene(NamedTuple):
 
 
 class Hole(NamedTuple):
-    """What is filled, and the image around it."""
+    """The region to fill, and the image around it."""
 
     used_mask: np.ndarray  # (X, Y, Z) bool, own grid
     mask: np.ndarray  # (X, Y, Z) bool, working grid
@@ -220,40 +150,52 @@ def fill(
     given_mask, kept_mask = lesions.on_grid(image_img)
     if not given_mask.any():
         return copy_without_lesions(image_img, given_mask, kept_mask)
+    if anatomy is None:
+        raise ValueError('a lesion is to be filled, and no anatomy is given: see `images.anatomy.look_at`')
     if model.has_texture:
         sampling = replace(sampling, texture="the filler's own")
     scene = place_anatomy(image_img, given_mask, kept_mask, anatomy, get(model.modality).lesion_sign)
     hole = grow_mask(scene, lesions, growth)
     notes = placement.notes_on_place(image_img, lesions.mask_img)
-    info = describe_hole(scene, hole, growth) | anatomy.info
+    record = replace(describe_hole(scene, hole, growth), **asdict(anatomy.sources))
     if not scene.is_t1w:
-        info['SkullStripped'] = images_anatomy.is_skull_stripped(scene.image)
+        record = replace(record, skull_stripped=images_anatomy.is_skull_stripped(scene.image))
     if not hole.used_mask.any():
         notes = ['No lesion touches white matter: the output is a copy of the input.', *notes]
-        notes += checks.warnings_of(checks.check_filling(info, [], model.modality))
+        notes += checks.warnings_of(checks.check_filling(record, [], model.modality))
         return Filling(
-            nifti.copy_image(image_img), nifti.mask_image(hole.used_mask, image_img), info=info, warnings=notes
+            nifti.copy_image(image_img), nifti.mask_image(hole.used_mask, image_img), record=record, warnings=notes
         )
     sampled = sample(scene, hole, model, sampling)
     filled, sd_img = to_own_grid(image_img, scene, hole, sampled, sampling)
-    return describe(image_img, scene, hole, (filled, sd_img), info | about(model, sampling, sampled), notes, model)
+    record = about(record, model, sampling, sampled)
+    return describe(image_img, scene, hole, (filled, sd_img), record, notes, model)
 
 
-def copy_without_lesions(image_img, given_mask, kept_mask):
+def copy_without_lesions(image_img: nib.Nifti1Image, given_mask: np.ndarray, kept_mask: np.ndarray) -> Filling:
     """Return the image as it is, since its mask has no lesion that is to be filled: Filling."""
-    info = {'LesionVoxelsGiven': 0, 'LesionVoxelsUsed': 0, 'LesionVoxelsKept': int(kept_mask.sum()), 'Lesions': 0}
-    image = grid.conform(nifti.plain(image_img, 'image')).get_fdata()
-    info['SkullStripped'] = images_anatomy.is_skull_stripped(image)
     reason = 'All lesions are to be kept' if kept_mask.any() else 'The lesion mask is empty'
     return Filling(
         nifti.copy_image(image_img),
         nifti.mask_image(given_mask, image_img),
-        info=info,
+        record=record_of_copy(image_img, int(kept_mask.sum())),
         warnings=[f'{reason}: the output is a copy of the input.'],
     )
 
 
-def place_anatomy(image_img, given_mask, kept_mask, anatomy, usual_sign=None) -> Scene:
+def record_of_copy(image_img: nib.Nifti1Image, n_kept: int = 0) -> FillRecord:
+    """Record that an image has no lesion to be filled, but so many voxels of lesions that are kept."""
+    image = grid.conform(nifti.plain(image_img, 'image')).get_fdata(dtype=np.float32)
+    return FillRecord(0, 0, n_kept, lesions=0, skull_stripped=images_anatomy.is_skull_stripped(image))
+
+
+def place_anatomy(
+    image_img: nib.Nifti1Image,
+    given_mask: np.ndarray,
+    kept_mask: np.ndarray,
+    anatomy: Anatomy,
+    usual_sign: int | None = None,
+) -> Scene:
     """Resample an image to its working grid (1 mm, RAS), and its visit's anatomy to both grids.
 
     White matter is where the mask may grow, and its median sets the scale.
@@ -275,7 +217,7 @@ def grow_mask(scene: Scene, lesions: Lesions, growth: Growth) -> Hole:
     """Restrict the mask to lesions that touch white matter, and let it reach the rims that it missed: Hole."""
     used_mask = masks.restrict_to_white_matter(scene.given_mask, scene.native_wm)
     if growth.rims == 'unmixed' and used_mask.any():
-        mix = find_shares(scene, used_mask, lesions.rim_img)
+        mix = find_shares(scene, used_mask, lesions.flair_img)
         tissue = unmixing.tissue_alone(scene.plain_img.get_fdata(dtype=np.float32), mix)
         image = grid.conform(nib.Nifti1Image(tissue, scene.plain_img.affine)).get_fdata(dtype=np.float32)
         return Hole(mix.touched, to_working_grid(mix.filled, scene), tissue, image, mix)
@@ -293,35 +235,46 @@ def grow_mask(scene: Scene, lesions: Lesions, growth: Growth) -> Hole:
     return Hole(used_mask, hole, tissue, image)
 
 
-def to_working_grid(mask, scene: Scene):
+def to_working_grid(mask: np.ndarray, scene: Scene) -> np.ndarray:
     """Return the voxels of the working grid that a mask on the image's own grid touches."""
     return grid.touched_by(nifti.mask_image(mask, scene.plain_img), scene.grid_img)
 
 
-def describe_hole(scene: Scene, hole: Hole, growth: Growth) -> dict:
-    """Return what the sidecar records of the mask that is used."""
-    return {
-        'LesionVoxelsGiven': int(scene.given_mask.sum()),
-        'LesionVoxelsUsed': int(hole.used_mask.sum()),
-        'LesionVoxelsKept': int(scene.kept_mask.sum()),
-        'LesionSign': scene.lesion_sign,
-        **tables.describe_mask(scene.given_mask, hole.used_mask, scene.plain_img, scene.brain_mask, scene.grid_img),
-        **(
-            {'Dilation': growth.dilate, 'RimVoxels': growth.rim_voxels}
-            if hole.mix is None
-            else unmixing.describe(hole.mix, scene.given_mask)
-        ),
-    }
+def describe_hole(scene: Scene, hole: Hole, growth: Growth) -> FillRecord:
+    """Record the mask that is used, which lesions are filled, and which voxels cannot be filled."""
+    given_mask = scene.given_mask
+    labels, n_filled = tables.label_filled(given_mask, hole.used_mask)
+    dropped = given_mask & (labels == 0)
+    if hole.mix is None:
+        record = FillRecord(dilation=growth.dilate, rim_voxels=growth.rim_voxels)
+    else:
+        record = sidecars.read(FillRecord, unmixing.describe(hole.mix, given_mask))
+    brain = grid.conform_mask(nifti.mask_image(scene.brain_mask, scene.grid_img), scene.plain_img, threshold=0.05)
+    return replace(
+        record,
+        lesion_voxels_given=int(given_mask.sum()),
+        lesion_voxels_used=int(hole.used_mask.sum()),
+        lesion_voxels_kept=int(scene.kept_mask.sum()),
+        lesion_sign=scene.lesion_sign,
+        lesions=n_filled,
+        lesions_dropped=masks.label_lesions(dropped)[1],
+        lesion_voxels_dropped=int(dropped.sum()),
+        lesion_voxels_outside_brain=int((given_mask & ~brain).sum()),
+        brain_volume_ml=tables.brain_volume_ml(scene.brain_mask),
+    )
 
 
-def sample(scene: Scene, hole: Hole, model, sampling: Sampling) -> Sampled:
+def sample(scene: Scene, hole: Hole, model: Filler, sampling: Sampling) -> Sampled:
     """Sample healthy tissue on tiles that cover the hole, once for each seed."""
     scaling = grid.white_matter_scaling(hole.image, scene.wm_mask & ~hole.mask)
-    values = model.fill(scaling.apply(hole.image), hole.mask, scene.wm_mask, sampling.of_filler())
+    of_filler = replace(sampling.of_filler(), beside_grey=hole.mix is not None and not hole.mix.tight)
+    values = model.fill(scaling.apply(hole.image), hole.mask, scene.wm_mask, of_filler)
     return Sampled(scaling.invert(values), float(1.5 / scaling.slope))
 
 
-def to_own_grid(image_img, scene: Scene, hole: Hole, sampled: Sampled, sampling: Sampling):
+def to_own_grid(
+    image_img: nib.Nifti1Image, scene: Scene, hole: Hole, sampled: Sampled, sampling: Sampling
+) -> tuple[np.ndarray, nib.Nifti1Image | None]:
     """Resample the mean sample to the image's own grid, inside the mask only, with its texture.
 
     Returns
@@ -348,37 +301,79 @@ def to_own_grid(image_img, scene: Scene, hole: Hole, sampled: Sampled, sampling:
     return filled, sd_img
 
 
-def about(model, sampling: Sampling, sampled: Sampled) -> dict:
-    """Return what the sidecar records of the model and how it was sampled."""
-    return {
-        **model.info(sampling.of_filler()),
-        'NumSamples': sampling.n_samples,
-        'Device': models.choose_device(sampling.device),
-        'Texture': sampling.texture,
-        'WhiteMatterMedian': sampled.white_matter,
-    }
+def about(record: FillRecord, model: Filler, sampling: Sampling, sampled: Sampled) -> FillRecord:
+    """Add the model and how it was sampled to a record."""
+    return replace(
+        record,
+        **asdict(model.record(sampling.of_filler())),
+        num_samples=sampling.n_samples,
+        device=models.choose_device(sampling.device),
+        texture=sampling.texture,
+        white_matter_median=sampled.white_matter,
+    )
 
 
-def describe(image_img, scene: Scene, hole: Hole, result, info, notes, model) -> Filling:
+def describe(
+    image_img: nib.Nifti1Image,
+    scene: Scene,
+    hole: Hole,
+    result: tuple[np.ndarray, nib.Nifti1Image | None],
+    record: FillRecord,
+    notes: list[str],
+    model: Filler,
+) -> Filling:
     """Write the filled values as the image stores them; describe each lesion and check the whole: Filling."""
     filled, sd_img = result
     before, used_mask, native_wm = nifti.one_volume(image_img), hole.used_mask, scene.native_wm
-    info = info | {
-        'VoxelsChanged': int((filled != before)[used_mask].sum()),
-        'WhiteMatterDeviation': tables.deviation_of(before, native_wm & ~used_mask),
-    }
+    record = replace(
+        record,
+        voxels_changed=int((filled != before)[used_mask].sum()),
+        white_matter_deviation=tables.deviation_of(before, native_wm & ~used_mask),
+    )
     filled_img = nifti.paste(image_img, filled, used_mask)
     after = nifti.one_volume(nifti.as_loaded(filled_img))
-    faint_below = checks.FAINT_BELOW_SD * (info['WhiteMatterDeviation'] or 0)
+    faint_below = checks.FAINT_BELOW_SD * (record.white_matter_deviation or 0)
     seen = (get(model.modality).lesion_sign or scene.lesion_sign) * before
     lesions = tables.describe_lesions(
         *(before, after, scene.given_mask, used_mask, native_wm, image_img.affine), seen, faint_below
     )
-    warnings = notes + checks.warnings_of(checks.check_filling(info, lesions, model.modality))
-    return Filling(filled_img, nifti.mask_image(used_mask, image_img), sd_img, lesions, info, warnings)
+    looks = look_at(scene, hole, filled_img, model.modality)
+    measured: dict[str, Any] = {RECORD_NAMES[name]: round(value, 3) for name, value in looks.whole.items()}
+    record = replace(record, **measured)
+    lesions = tables.with_looks(lesions, looks)
+    warnings = notes + checks.warnings_of(checks.check_filling(record, lesions, model.modality))
+    return Filling(filled_img, nifti.mask_image(used_mask, image_img), sd_img, lesions, record, warnings)
 
 
-def add_texture(tissue, filled, hole, wm_mask, img, seed):
+def look_at(scene: Scene, hole: Hole, filled_img: nib.Nifti1Image, modality: str | None) -> measures.Seen:
+    """Measure grain, glow, walls and outline of a filling on the working grid; nothing where they cannot be told."""
+    plain_img, grid_img = scene.plain_img, scene.grid_img
+    given, used = (
+        grid.conform_mask(nifti.mask_image(mask, plain_img), grid_img) for mask in (scene.given_mask, hole.used_mask)
+    )
+    numbers = tables.number_lesions(scene.given_mask, hole.used_mask).astype(np.int32)
+    labels = grid.resample_to(nib.Nifti1Image(numbers, plain_img.affine), grid_img, order=0).astype(np.int32)
+    labels = np.where(used, labels, 0)
+    if not labels.any():  # lesions between the voxels of the working grid
+        return measures.Seen({}, {})
+    try:
+        untouched = measures.see_untouched(scene.t1w, scene.brain_mask, scene.wm_mask, given, used)
+    except ValueError:  # a brain without contrast, or filled as a whole
+        return measures.Seen({}, {})
+    filled = grid.conform(nifti.plain(nifti.as_loaded(filled_img), 'filled image')).get_fdata(dtype=np.float32)
+    sign = get(modality).lesion_sign or scene.lesion_sign
+    seen = measures.look_at(scene.image, filled, labels, untouched, sign, scene.is_t1w)
+    tissue_mask = scene.brain_mask & (scene.t1w > untouched.means[:2].mean())
+    steps = measures.place_of_mask(scene.image, given & used, scene.wm_mask, tissue_mask, sign)
+    left = measures.left_behind(filled, given, scene.wm_mask) if sign > 0 else np.nan
+    more = {'step': steps[0], 'step_moved': steps[1], 'left': left}
+    known = {name: float(value) for name, value in more.items() if np.isfinite(value)}
+    return measures.Seen(seen.whole | known, seen.lesions)
+
+
+def add_texture(
+    tissue: np.ndarray, filled: np.ndarray, hole: np.ndarray, wm_mask: np.ndarray, img: nib.Nifti1Image, seed: int
+) -> np.ndarray:
     """Return a filling of the mean with the texture of white matter; see `texture.add_texture`.
 
     Parameters
@@ -398,14 +393,15 @@ def add_texture(tissue, filled, hole, wm_mask, img, seed):
     back = nib.orientations.ornt_transform([[0, 1], [1, 1], [2, 1]], to_ras)
     voxel_mm = nib.affines.voxel_sizes(img.affine)[np.argsort(to_ras[:, 0])]
     arrays = [nib.orientations.apply_orientation(array, to_ras) for array in (tissue, filled, hole, wm_mask)]
-    sampled = nib.orientations.apply_orientation(textures.add_texture(*arrays, rng, voxel_mm), back)
+    sampled = nib.orientations.apply_orientation(textures.add_texture(*arrays, rng, voxel_mm), back)  # type: ignore[call-arg]
     return np.where(hole, sampled, filled)
 
 
-def find_shares(scene: Scene, lesion_mask, rim_img=None):
+def find_shares(scene: Scene, lesion_mask: np.ndarray, flair_img: nib.Nifti1Image | None = None) -> unmixing.Unmixing:
     """Estimate shares of fluid and lesion on an image's own grid (`unmixing.Unmixing`).
 
-    Fluid is found on the T1w: on the image's own grid if it is one, else on the working grid.
+    Fluid is found on the T1w: on the image's own grid if it is one, else on the working grid. A FLAIR, in the world
+    space of the image, tells it from lesions that are as dark.
     """
     plain_img, grid_img, native_wm = scene.plain_img, scene.grid_img, scene.native_wm
     image = plain_img.get_fdata(dtype=np.float32)
@@ -413,15 +409,14 @@ def find_shares(scene: Scene, lesion_mask, rim_img=None):
     # A brain mask may end too early: what a rater delineated there, as bright as tissue, is tissue.
     brain |= lesion_mask & (image > TISSUE_ABOVE * np.median(image[native_wm & ~lesion_mask]))
     voxel_mm = nib.affines.voxel_sizes(plain_img.affine)
-    if scene.is_t1w and rim_img is None:
-        return unmixing.unmix(image, lesion_mask, native_wm, brain, voxel_mm)
     if scene.is_t1w:
-        shares = unmixing.unmix(image, lesion_mask, native_wm, brain, voxel_mm)
-        flair_img = nifti.plain(placement.beside(rim_img, plain_img, 'FLAIR'), 'FLAIR')
-        flair = grid.resample_to(flair_img, plain_img, order=3)
-        csf = unmixing.level_in_fluid(flair, shares.fluid, brain)
-        evidence = unmixing.unmix(flair, lesion_mask, native_wm, brain, voxel_mm, shares.fluid, csf).lesion
-        return unmixing.unmix(image, lesion_mask, native_wm, brain, voxel_mm, evidence=evidence)
+        solid = None
+        if flair_img is not None:
+            shares = unmixing.unmix(image, lesion_mask, native_wm, brain, voxel_mm)
+            flair_img = nifti.plain(placement.beside(flair_img, plain_img, 'FLAIR'), 'FLAIR')
+            flair = grid.resample_to(flair_img, plain_img, order=1)
+            solid = fluids.solid_on_flair(flair, shares.fluid, native_wm, lesion_mask, brain)
+        return unmixing.unmix(image, lesion_mask, native_wm, brain, voxel_mm, solid=solid)
     conformed_mask = grid.conform_mask(nifti.mask_image(lesion_mask, plain_img), grid_img)
     fluid = unmixing.unmix(scene.t1w, conformed_mask, scene.wm_mask, scene.brain_mask).fluid
     # A voxel that is larger than those of the T1w sees the average of them: a Gaussian of its width.
@@ -429,6 +424,5 @@ def find_shares(scene: Scene, lesion_mask, rim_img=None):
     fluid = ndimage.gaussian_filter(fluid, wider_mm / 2.355)
     fluid = np.clip(grid.resample_to(nib.Nifti1Image(fluid, grid_img.affine), plain_img, order=1), 0, 1)
     fluid = np.where(brain, fluid, 1)
-    return unmixing.unmix(
-        image, lesion_mask, native_wm, brain, voxel_mm, fluid, unmixing.level_in_fluid(image, fluid, brain)
-    )
+    level = fluids.level_in_fluid(image, fluid, brain)
+    return unmixing.unmix(image, lesion_mask, native_wm, brain, voxel_mm, (fluid, level))

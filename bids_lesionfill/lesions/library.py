@@ -1,5 +1,8 @@
 """Library of real lesion shapes, bundled with the package."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,17 +32,17 @@ class LesionLibrary:
     affine: np.ndarray
 
     @property
-    def volumes(self):
+    def volumes(self) -> np.ndarray:
         """Voxels (mm3) of every lesion, (n,) int array."""
         return np.array([shape.sum() for shape in self.shapes])
 
 
-def pack_shapes(shapes):
+def pack_shapes(shapes: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Pack bool arrays as bits: (bits of all of them, uint8; their (n, 3) sizes)."""
     return np.concatenate([np.packbits(shape) for shape in shapes]), np.array([s.shape for s in shapes], dtype=np.int16)
 
 
-def unpack_shapes(bits, sizes):
+def unpack_shapes(bits: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
     """Unpack bool arrays; the inverse of `pack_shapes`."""
     n_voxels = sizes.astype(int).prod(axis=1)
     pieces = np.split(bits, np.cumsum(-(-n_voxels // 8))[:-1])
@@ -49,7 +52,7 @@ def unpack_shapes(bits, sizes):
 LESIONS_DIR = Path(__file__).parent
 
 
-def load_lesion_library(name='ljubljana', lesions_dir=LESIONS_DIR):
+def load_lesion_library(name: str = 'ljubljana', lesions_dir: Path = LESIONS_DIR) -> LesionLibrary:
     """Load a bundled library of lesions: a `lesion_masks.LesionLibrary`.
 
     Raises

@@ -1,10 +1,17 @@
 """Places of lesions: periventricular, juxtacortical, infratentorial, deep."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 from nibabel.affines import apply_affine
 from scipy import ndimage
 
 from ..images import masks, registration, tissues
+
+if TYPE_CHECKING:
+    from .library import LesionLibrary
 
 VENTRICLES_MM = (4, 10)  # around the template's ventricles: CSF is a ventricle's, enlarged ventricles end
 # No lateral ventricle: fissure between the hemispheres and third ventricle, cisterns behind; (low, high) corners.
@@ -12,12 +19,12 @@ MIDLINE_MM = (((-3, -99, -99), (3, 99, 99)), ((-13, -99, -99), (13, -31, 99)))
 NUCLEI_BOX_MM = ((-33, -34, -14), (33, 22, 24))  # grey matter in it is deep nuclei (or insula's edge), not cortex
 
 
-def inside_box(points_mm, box_mm):
+def inside_box(points_mm: np.ndarray, box_mm: tuple[tuple[int, ...], tuple[int, ...]]) -> np.ndarray:
     """Return True for each of the points (..., 3) that lies between two corners."""
     return np.all((points_mm > np.array(box_mm[0])) & (points_mm < np.array(box_mm[1])), axis=-1)
 
 
-def is_infratentorial(points_mm):
+def is_infratentorial(points_mm: np.ndarray) -> bool | np.ndarray:
     """Return True for points of the template below the tentorium: brain stem or cerebellum.
 
     No tissue segmentation tells the cerebellum from the brain, so this is a surface in the space of the library, read
@@ -39,7 +46,9 @@ def is_infratentorial(points_mm):
     return cerebellum | brain_stem
 
 
-def locate(library, tissue_seg, voxel_to_template):
+def locate(
+    library: LesionLibrary, tissue_seg: np.ndarray, voxel_to_template: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Compute places and lesion frequency on a participant's grid.
 
     Parameters
@@ -57,7 +66,7 @@ def locate(library, tissue_seg, voxel_to_template):
     ventricles : (X, Y, Z) bool array
     """
 
-    def on_subject(volume):
+    def on_subject(volume: np.ndarray) -> np.ndarray:
         return registration.from_template(volume, library.affine, voxel_to_template, tissue_seg.shape, np.eye(4))
 
     distance = ndimage.distance_transform_edt(library.ventricles == 0, sampling=np.diag(library.affine)[:3])
@@ -77,7 +86,9 @@ PLACES = {'infratentorial': 1, 'periventricular': 2, 'juxtacortical': 3, 'deep':
 PERIVENTRICULAR_VOXELS = 3
 
 
-def find_lateral_ventricles(tissue_seg, expected, near, far):
+def find_lateral_ventricles(
+    tissue_seg: np.ndarray, expected: np.ndarray, near: np.ndarray, far: np.ndarray
+) -> np.ndarray:
     """Find the lateral ventricles: the components of CSF at their expected location.
 
     Parameters
@@ -100,7 +111,9 @@ def find_lateral_ventricles(tissue_seg, expected, near, far):
     return ((met > 0) & (10 * met >= met.max()))[parts]
 
 
-def map_places(ventricles, cortex, infratentorial=None):
+def map_places(
+    ventricles: np.ndarray, cortex: np.ndarray, infratentorial: np.ndarray | bool | None = None
+) -> np.ndarray:
     """Map each voxel to the place (`PLACES`) of a lesion that reaches it; the first one counts.
 
     Parameters
@@ -123,7 +136,7 @@ def map_places(ventricles, cortex, infratentorial=None):
     return places
 
 
-def place_of(lesion_mask, places):
+def place_of(lesion_mask: np.ndarray, places: np.ndarray) -> int:
     """Place of a lesion (a value of `PLACES`) on a map of `map_places`.
 
     `infratentorial` if most of it lies there, else `periventricular` or `juxtacortical` if any of it does, else `deep`.
@@ -134,7 +147,9 @@ def place_of(lesion_mask, places):
     return next((place for place in (PLACES['periventricular'], PLACES['juxtacortical']) if counts[place]), 4)
 
 
-def voxels_beside_white_matter(lesion_mask, tissue_seg, ribbon=None):
+def voxels_beside_white_matter(
+    lesion_mask: np.ndarray, tissue_seg: np.ndarray, ribbon: np.ndarray | None = None
+) -> dict[str, int]:
     """Return how far a lesion mask reaches out of white matter, and into the cortex: what makes it juxtacortical.
 
     The mask is dilated by one voxel along the axes and laid over the tissue classes of the *filled* image: in the

@@ -6,11 +6,16 @@ its direction to them), else turned and flipped at a place drawn by how often le
 Arrays are `(X, Y, Z)`, RAS, 1 mm; the space of the library is called *template*.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 from scipy import ndimage
 
 from ..images import masks
 from . import places as lesions_places
+from .library import LesionLibrary
 
 LARGE_VOXELS = 1000  # lesions from here on are confluent ones, shaped by the anatomy around them
 AVOID_VOXELS = 3  # that new lesions keep away from old ones
@@ -24,7 +29,7 @@ HALVINGS = 3  # of the volume of a lesion for which there is no place
 PULL_VOXELS = 2  # how much more a voxel at the ventricles belongs to a shape beside it, so that no sliver is left
 
 
-def deform(shape, linear, rng, strength=0.25):
+def deform(shape: Any, linear: np.ndarray, rng: np.random.Generator, strength: float = 0.25) -> np.ndarray:
     """Rotate, scale and bend a shape; return its signed distance in voxels, positive inside.
 
     The displacement is Gaussian noise, smoothed by a quarter of the shape's extent (1.5 to 8 voxels).
@@ -56,7 +61,13 @@ def deform(shape, linear, rng, strength=0.25):
     return ndimage.map_coordinates(distance, points, order=1, cval=distance.min())
 
 
-def cut(level, centre, free, volume, pull=None):
+def cut(
+    level: np.ndarray,
+    centre: Sequence[int] | np.ndarray,
+    free: np.ndarray,
+    volume: np.ndarray,
+    pull: np.ndarray | None = None,
+) -> tuple[tuple[slice, ...], np.ndarray]:
     """Cut a lesion, one component, from a signed distance: `volume` highest free white-matter voxels.
 
     Parameters
@@ -101,13 +112,19 @@ def cut(level, centre, free, volume, pull=None):
     return box, lesion if lesion.sum() >= 0.75 * volume else nothing
 
 
-def largest_part(mask):
+def largest_part(mask: np.ndarray) -> np.ndarray:
     """Return the largest connected component of a mask that is not empty."""
     parts, _ = masks.label_lesions(mask)
     return parts == 1 + np.bincount(parts.flat)[1:].argmax()
 
 
-def draw_volumes(library, rng, n_lesions=None, load_ml=None, locations=tuple(lesions_places.PLACES)):
+def draw_volumes(
+    library: LesionLibrary,
+    rng: np.random.Generator,
+    n_lesions: int | None = None,
+    load_ml: float | None = None,
+    locations: Sequence[str] = tuple(lesions_places.PLACES),
+) -> tuple[np.ndarray, np.ndarray]:
     """Sample number, volumes and places of lesions: those of one library patient, varied.
 
     Counts, volumes and load of a patient depend on each other, so a patient is drawn: any, or one of the three who come
@@ -171,7 +188,7 @@ def draw_volumes(library, rng, n_lesions=None, load_ml=None, locations=tuple(les
     return np.maximum(np.rint(drawn), MIN_VOXELS).astype(int)[order], library.places[own][order]
 
 
-def scale_to(volumes, total):
+def scale_to(volumes: np.ndarray, total: float) -> np.ndarray:
     """Scale volumes to a sum with none below `MIN_VOXELS`; the larger ones compensate."""
     small = np.zeros(len(volumes), dtype=bool)
     while True:
@@ -182,36 +199,38 @@ def scale_to(volumes, total):
         small |= new
 
 
-def away_from(avoid, wm_mask, avoid_voxels=AVOID_VOXELS):
+def away_from(avoid: np.ndarray, wm_mask: np.ndarray, avoid_voxels: int = AVOID_VOXELS) -> np.ndarray:
     """Return white matter more than a number of voxels away from a mask; (X, Y, Z) bool array."""
     return wm_mask & ~masks.dilate_within(avoid, np.ones_like(avoid), avoid_voxels)
 
 
+@dataclass(frozen=True)
+class Atlas:
+    """Frequency of lesions, registered to one anatomy; see `places.locate`."""
+
+    library: LesionLibrary
+    places: np.ndarray  # (X, Y, Z) int
+    frequency: np.ndarray  # (X, Y, Z) float
+    voxel_to_template: np.ndarray  # (4, 4), voxel to world of the template
+
+
 def draw_lesion_mask(
-    library,
-    wm_mask,
-    places,
-    frequency,
-    voxel_to_template,
-    rng,
-    n_lesions=None,
-    load_ml=None,
-    locations=tuple(lesions_places.PLACES),
-    avoid=None,
-    avoid_voxels=AVOID_VOXELS,
-    strength=0.25,
-):
+    atlas: Atlas,
+    wm_mask: np.ndarray,
+    rng: np.random.Generator,
+    n_lesions: int | None = None,
+    load_ml: float | None = None,
+    locations: Sequence[str] = tuple(lesions_places.PLACES),
+    avoid: np.ndarray | None = None,
+    avoid_voxels: int = AVOID_VOXELS,
+    strength: float = 0.25,
+) -> np.ndarray:  # many arguments: what is to be drawn, each of them optional
     """Draw new lesions into the white matter of a brain.
 
     Parameters
     ----------
-    library : LesionLibrary
+    atlas : Atlas
     wm_mask : (X, Y, Z) bool array
-    places : (X, Y, Z) int array
-    frequency : (X, Y, Z) float array
-        Both as of `locate`.
-    voxel_to_template : (4, 4) array
-        Voxel to world of the template.
     rng : numpy.random.Generator
     n_lesions : int, optional
     load_ml : float, optional
@@ -233,7 +252,7 @@ def draw_lesion_mask(
     ValueError
         See `draw_volumes`; if so many lesions, or such a load (within 10 %), find no place; if none does.
     """
-    volumes, wanted_places = draw_volumes(library, rng, n_lesions, load_ml, locations)
+    volumes, wanted_places = draw_volumes(atlas.library, rng, n_lesions, load_ml, locations)
     allowed = [lesions_places.PLACES[name] for name in locations]
     labels = np.zeros(wm_mask.shape, dtype=int)
     free = wm_mask.copy() if avoid is None else away_from(avoid, wm_mask, avoid_voxels)
@@ -248,9 +267,7 @@ def draw_lesion_mask(
             volumes[rank:] = np.rint(scale_to(volumes[rank:], left))
         for halvings in range(HALVINGS + 1):
             volume = max(volumes[rank] >> halvings, MIN_VOXELS)
-            box, lesion = place_lesion(
-                library, volume, place, allowed, free, places, frequency, voxel_to_template, rng, strength
-            )
+            box, lesion = place_lesion(atlas, volume, place, allowed, free, rng, strength)
             if lesion.any():
                 break
         else:
@@ -273,7 +290,15 @@ def draw_lesion_mask(
     return labels
 
 
-def place_lesion(library, volume, place, allowed, free, places, frequency, voxel_to_template, rng, strength):
+def place_lesion(
+    atlas: Atlas,
+    volume: np.ndarray,
+    place: int,
+    allowed: Sequence[int],
+    free: np.ndarray,
+    rng: np.random.Generator,
+    strength: float,
+) -> tuple[tuple[slice, ...], np.ndarray]:
     """Place one lesion: try shapes and places until one fits, later in any allowed place.
 
     Returns
@@ -281,11 +306,13 @@ def place_lesion(library, volume, place, allowed, free, places, frequency, voxel
     box : slices
     lesion : bool array of the box, empty if nothing fits
     """
+    library, places, voxel_to_template = atlas.library, atlas.places, atlas.voxel_to_template
     at_ventricles = place == lesions_places.PLACES['periventricular']
     near_ventricles = places == place if at_ventricles else None
     at_home = at_ventricles or volume >= LARGE_VOXELS
     candidates = similar_lesions(library, volume, place)
-    centres, chances = None, None
+    centres: np.ndarray | None = None
+    chances = np.empty(0)
     for attempt in range(TRIES):
         if attempt == TRIES // 2:
             at_home, centres = False, None
@@ -307,7 +334,7 @@ def place_lesion(library, volume, place, allowed, free, places, frequency, voxel
             if centres is None:
                 centres = np.flatnonzero(free)
                 centres = centres[np.isin(places.ravel()[centres], accepted)]
-                chances = np.cumsum(frequency.ravel()[centres].astype(float) + 0.5)  # nowhere is quite impossible
+                chances = np.cumsum(atlas.frequency.ravel()[centres].astype(float) + 0.5)  # nowhere is quite impossible
             if not len(centres):
                 continue
             drawn = np.searchsorted(chances, rng.random() * chances[-1], side='right')
@@ -318,7 +345,7 @@ def place_lesion(library, volume, place, allowed, free, places, frequency, voxel
     return (slice(0, 0),) * 3, np.zeros((0, 0, 0), dtype=bool)
 
 
-def similar_lesions(library, volume, place):
+def similar_lesions(library: LesionLibrary, volume: np.ndarray, place: int) -> np.ndarray:
     """Find library lesions of similar volume in the same place (any place if large); indices."""
     volumes = library.volumes
     candidates = np.flatnonzero((library.places == place) | (min(volume, volumes.max()) >= LARGE_VOXELS))

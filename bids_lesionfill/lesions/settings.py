@@ -12,16 +12,24 @@ from ..images import placement
 
 @dataclass(frozen=True)
 class Growth:
-    """How far the mask of a lesion reaches beyond the one that was given."""
+    """Growth of the given mask.
+
+    `dilate=0` means the given mask and nothing else: rims are neither unmixed nor grown into.
+    """
 
     dilate: int = 1  # voxels into white matter
     rim_voxels: int = 2  # further voxels, into white matter as dark (FLAIR: bright) as a rim
     rims: str = 'unmixed'  # or 'grown'
 
+    def __post_init__(self) -> None:
+        if self.dilate == 0:
+            object.__setattr__(self, 'rims', 'grown')
+            object.__setattr__(self, 'rim_voxels', 0)
+
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the network is sampled."""
+    """Sampling of the network."""
 
     num_inference_steps: int | None = None  # DDIM steps; those of the model if None
     n_samples: int = 1
@@ -40,7 +48,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class MaskChoice:
-    """Which voxels and lesions of a mask file are meant."""
+    """Selection of voxels and lesions of a mask file."""
 
     threshold: float = 0.5  # of probabilities
     labels: tuple = ()  # values that are lesions to be filled; all if empty
@@ -54,7 +62,7 @@ class Lesions:
     mask_img: Any  # what is to be filled; of a synthesis: the lesions that the patient has
     kept_mask_img: Any = None  # lesions that stay, and are not taken for white matter
     threshold: float = 0.5  # of probabilities
-    rim_img: Any = None  # a FLAIR of the session, on which the rims of the lesions of a T1w are seen better
+    flair_img: Any = None  # in the world space of a T1w: it tells fluid from lesions as dark as fluid
 
     def on_grid(self, image_img: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return the lesions to be filled and those that stay, on the grid of an image: (X, Y, Z) bool arrays."""

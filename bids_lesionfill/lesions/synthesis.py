@@ -4,8 +4,11 @@
 image of the visit, T1w or FLAIR.
 """
 
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -16,27 +19,18 @@ from ..images import anatomy as images_anatomy
 from ..images import grid, masks, nifti, placement, registration, syn
 from ..images.anatomy import Anatomy
 from ..modality import get
-from . import checks, contrasts, sampling, tables
+from . import checks, contrasts, recognition, sampling, tables
 from . import library as lesions_library
 from . import places as lesions_places
+from .records import SynthesisRecord
 from .settings import DEFAULT_SAMPLING, Lesions, Sampling
 
 MARGIN_VOXELS = 4  # around a brain that is registered
 
 
 @dataclass(frozen=True)
-class Atlas:
-    """Where lesions are in general, brought to one anatomy; see `lesion_masks.locate`."""
-
-    library: lesions_library.LesionLibrary
-    places: np.ndarray
-    frequency: np.ndarray
-    voxel_to_template: np.ndarray
-
-
-@dataclass(frozen=True)
 class NewLesions:
-    """Where new lesions lie, and how strong each is."""
+    """Masks and contrasts of new lesions."""
 
     mask_img: nib.Nifti1Image  # uint8, 0 and the number of each lesion from 1; any grid in the world space of the T1w
     strengths: np.ndarray  # (n,) quantile (0 to 1) of the contrast of each lesion, by number
@@ -52,96 +46,75 @@ class Synthesis:
     new_mask_img: nib.Nifti1Image  # uint8, the new ones alone
     changed_mask_img: nib.Nifti1Image  # uint8, the new ones with their halo: the voxels that may have changed
     lesions: list = field(default_factory=list)  # one dict per new lesion, see `fill.describe_lesions`
-    info: dict = field(default_factory=dict)  # what the sidecar says
+    record: SynthesisRecord = SynthesisRecord()  # for the sidecar
     warnings: list = field(default_factory=list)  # sentences
 
 
-def synthesize_lesions(
-    image_img,
-    lesion_mask_img=None,
-    *,
-    t1w_img=None,
-    new_mask_img=None,
-    model='synth-FLAIR',
-    n_lesions=None,
-    lesion_load_ml=None,
-    lesion_locations=tuple(lesions_places.PLACES),
-    lesion_intensity='auto',
-    lesion_halo='auto',
-    num_inference_steps=None,
-    device='auto',
-    seed=0,
-):  # the Python interface: many arguments, each of them optional
-    """Synthesize new lesions in an image, and return it with their mask.
+class Wanted(NamedTuple):
+    """Request for new lesions."""
 
-    Parameters
-    ----------
-    image_img : nibabel image, 3D (or 4D with one volume)
-        FLAIR, or T1w with a model for T1w; with or without skull, any orientation and voxel size.
-    lesion_mask_img : nibabel image, optional
-        The lesions that the patient has (above zero); they stay, and new ones keep away from them.
-    t1w_img : nibabel image, optional
-        The T1w in which brain and white matter are found, in the same world space. A FLAIR needs it.
-    new_mask_img : nibabel image, optional
-        Where the new lesions are to be (above zero); drawn if not given.
-    model : str, path or weights.Model
-        A bundled name, a model folder, or a loaded model.
-    n_lesions, lesion_load_ml : optional
-        How many lesions, how much; if neither is given, as a patient of the lesion library has.
-    lesion_locations : subset of {'periventricular', 'juxtacortical', 'deep', 'infratentorial'}
-    lesion_intensity : float or 'auto'
-        Quantile (0 to 1) of the contrast of lesions of the same size, the patient's own or those that the model was
-        trained on: 1 is the brightest (FLAIR) or darkest (T1w). `auto` draws one for each lesion.
-    lesion_halo : float or 'auto'
-        Share (0 to 1) of the contrast that is left 1 mm outside a lesion; it fades out within 4 mm. `auto`: as
-        around the patient's own lesions; 0: nothing outside `mask_img` changes.
-    num_inference_steps : int, optional
-        DDIM steps; the model's default if not given.
-    device : {'auto', 'cpu', 'cuda'}
-    seed : int
+    mask_img: nib.spatialimages.SpatialImage | None = None  # where they are to be; drawn if None
+    n_lesions: int | None = None  # if neither this nor `load_ml` is given: as a patient of the lesion library has
+    load_ml: float | None = None
+    locations: tuple[str, ...] = tuple(lesions_places.PLACES)
+    intensity: float | str = 'auto'
+    halo: float | str = 'auto'
+    mask_threshold: float = 0.5  # of `mask_img`, if it holds probabilities
 
-    Returns
-    -------
-    synth_img : nibabel image
-        On the grid of `image_img`, with its header; equal outside `mask_img` and the halo around it.
-    mask_img : nibabel image
-        The new lesions.
+
+def paint_alone(
+    image_img: nib.spatialimages.SpatialImage,
+    t1w_img: nib.spatialimages.SpatialImage | None,
+    lesions: Lesions | None,
+    wanted: Wanted,
+    model: models.Model,
+    sampling: Sampling,
+) -> Synthesis:
+    """Synthesize lesions in an image whose anatomy nobody has found yet; see `interface.synthesize_lesions`.
 
     Raises
     ------
     ValueError
-        If an image cannot be used, or so many lesions find no place; the sentence says why.
-    FileNotFoundError
-        If the model is not found.
+        If an image cannot be used, so many lesions find no place, or the image looks like a T1w and the model is for
+        something else.
     """
-    device = models.choose_device(device)
-    if not isinstance(model, models.Model):
-        model = models.load_model(model, device)
     if get(model.modality).needs_t1w and t1w_img is None:
         raise ValueError(f'model {model.name} paints into {model.modality} images: it needs their T1w (t1w_img)')
-    anatomy = images_anatomy.look_at(image_img if t1w_img is None else t1w_img, lesion_mask_img)
-    rng = np.random.default_rng(seed)
-    if new_mask_img is None:
+    anatomy = images_anatomy.look_at(
+        image_img if t1w_img is None else t1w_img,
+        None if lesions is None else lesions.mask_img,
+        mask_threshold=0.5 if lesions is None else lesions.threshold,
+    )
+    if t1w_img is not None:
+        image = grid.resample_to(nifti.plain(image_img, 'image'), anatomy.grid_img, order=1)
+        recognition.check_tissues(image, anatomy, get(model.modality))
+    rng = np.random.default_rng(sampling.seed)
+    if wanted.mask_img is None:
         atlas = find_places(anatomy, lesions_library.load_lesion_library())
-        new = draw(anatomy, atlas, rng, lesion_intensity, n_lesions, lesion_load_ml, lesion_locations)
+        new = draw(anatomy, atlas, rng, wanted.intensity, wanted.n_lesions, wanted.load_ml, wanted.locations)
     else:
-        new = given(new_mask_img, rng, lesion_intensity)
-    lesions = None if lesion_mask_img is None else Lesions(lesion_mask_img)
-    sampling = Sampling(num_inference_steps, seed=seed, device=device)
-    painted = paint(image_img, anatomy, new, model, lesions, sampling, lesion_halo)
-    return nifti.as_loaded(painted.synth_img), painted.new_mask_img
+        new = given(wanted.mask_img, rng, wanted.intensity, wanted.mask_threshold)
+    return paint(image_img, anatomy, new, model, lesions, sampling, wanted.halo)
 
 
-def find_places(anatomy, library):
+def find_places(anatomy: Anatomy, library: lesions_library.LesionLibrary) -> sampling.Atlas:
     """Register a lesion library's atlas to an anatomy, by an affine from the T1w to its template."""
     affine = anatomy.grid_img.affine
     t1w = anatomy.grid_img.get_fdata(dtype=np.float32)
     to_template = registration.affine_to_template(t1w, anatomy.brain_mask, affine, library.template, library.affine)
     places, frequency, _ = lesions_places.locate(library, anatomy.tissue_seg, to_template @ affine)
-    return Atlas(library, places, frequency, to_template @ affine)
+    return sampling.Atlas(library, places, frequency, to_template @ affine)
 
 
-def draw(anatomy, atlas, rng, intensity='auto', n_lesions=None, load_ml=None, locations=tuple(lesions_places.PLACES)):
+def draw(
+    anatomy: Anatomy,
+    atlas: sampling.Atlas,
+    rng: np.random.Generator,
+    intensity: float | str = 'auto',
+    n_lesions: int | None = None,
+    load_ml: float | None = None,
+    locations: Sequence[str] = tuple(lesions_places.PLACES),
+) -> NewLesions:
     """Draw new lesions into white matter, apart from each other and from the old ones: NewLesions.
 
     Raises
@@ -150,16 +123,7 @@ def draw(anatomy, atlas, rng, intensity='auto', n_lesions=None, load_ml=None, lo
         See `lesion_masks.draw_lesion_mask`.
     """
     labels = sampling.draw_lesion_mask(
-        atlas.library,
-        anatomy.wm_mask,
-        atlas.places,
-        atlas.frequency,
-        atlas.voxel_to_template,
-        rng,
-        n_lesions,
-        load_ml,
-        locations,
-        avoid=anatomy.old_lesions,
+        atlas, anatomy.wm_mask, rng, n_lesions, load_ml, locations, avoid=anatomy.old_lesions
     )
     names = {value: name for name, value in lesions_places.PLACES.items()}
     places = [
@@ -170,7 +134,9 @@ def draw(anatomy, atlas, rng, intensity='auto', n_lesions=None, load_ml=None, lo
     return NewLesions(number_image(labels, anatomy.grid_img), strengths, tuple(places))
 
 
-def given(mask_img, rng, intensity='auto', mask_threshold=0.5):
+def given(
+    mask_img: nib.Nifti1Image, rng: np.random.Generator, intensity: float | str = 'auto', mask_threshold: float = 0.5
+) -> NewLesions:
     """Return NewLesions from a mask; raise ValueError if it is no mask, or empty."""
     nifti.check_image(mask_img, 'mask of new lesions')
     labels, n_lesions = masks.label_lesions(placement.mask_on_grid(mask_img, mask_img, mask_threshold))
@@ -179,7 +145,7 @@ def given(mask_img, rng, intensity='auto', mask_threshold=0.5):
     return NewLesions(number_image(labels, mask_img), contrasts.draw_strengths(rng, n_lesions, intensity))
 
 
-def borrow(t1w_img, lesion_mask_img, anatomy):
+def borrow(t1w_img: nib.Nifti1Image, lesion_mask_img: nib.Nifti1Image, anatomy: Anatomy) -> nib.Nifti1Image:
     """Transfer another patient's lesions by deformable registration, in free white matter; uint8 image.
 
     As in the thesis (3.3, *Mask Generation*). Lesions of which less than 3 voxels are left are dropped.
@@ -214,7 +180,7 @@ def borrow(t1w_img, lesion_mask_img, anatomy):
     return nifti.mask_image(kept[lesions], anatomy.grid_img)
 
 
-def number_image(labels, img):
+def number_image(labels: np.ndarray, img: nib.Nifti1Image) -> nib.Nifti1Image:
     """Return numbered lesions as an image on the grid of another image."""
     return nib.Nifti1Image(labels.astype(np.int32), img.affine)
 
@@ -256,7 +222,7 @@ def paint(
         The old lesions: they stay, and are in `mask_img`.
     sampling : Sampling
     lesion_halo : float or 'auto'
-        See `synthesize_lesions`.
+        See `interface.synthesize_lesions`.
 
     Returns
     -------
@@ -281,31 +247,31 @@ def paint(
     halo_share = contrasts.choose_halo(lesion_halo, image, anatomy, model)
     grey = placement.on_grid(scaling.invert(image), hole, scaling.invert(values), anatomy.grid_img, canvas.plain_img)
     synth_img, changed_mask = paste_lesions(image_img, canvas, grey, halo_share, scaling.invert(limits))
-    info = {
-        'Model': model.name,
-        'WeightsSHA256': model.sha256,
-        'RandomSeed': sampling.seed,
-        'NumInferenceSteps': steps,
-        'Device': sampling.device,
-        'HaloShare': round(halo_share, 3),
-        'ContrastReference': source,
-        **describe_canvas(image_img, synth_img, canvas, changed_mask, anatomy),
-    }
+    record = replace(
+        describe_canvas(image_img, synth_img, canvas, changed_mask, anatomy),
+        model=model.name,
+        weights_sha256=model.sha256,
+        random_seed=sampling.seed,
+        num_inference_steps=steps,
+        device=sampling.device,
+        halo_share=round(halo_share, 3),
+        contrast_reference=source,
+    )
     if get(model.modality).needs_t1w:
-        info['SkullStripped'] = images_anatomy.is_skull_stripped(canvas.raw)
-    rows = describe_new(image_img, synth_img, canvas, new, info, model.modality)
+        record = replace(record, skull_stripped=images_anatomy.is_skull_stripped(canvas.raw))
+    rows = describe_new(image_img, synth_img, canvas, new, record.white_matter_deviation, model.modality)
     return Synthesis(
         synth_img,
         nifti.mask_image(canvas.old_mask | canvas.new_mask, image_img),
         nifti.mask_image(canvas.new_mask, image_img),
         nifti.mask_image(changed_mask, image_img),
         rows,
-        info,
-        canvas.notes + checks.warnings_of(checks.check_synthesis(info, rows, model.modality)),
+        record,
+        canvas.notes + checks.warnings_of(checks.check_synthesis(record, rows, model.modality)),
     )
 
 
-def place_lesions(image_img, anatomy: Anatomy, new: NewLesions, lesions: Lesions | None) -> Canvas:
+def place_lesions(image_img: nib.Nifti1Image, anatomy: Anatomy, new: NewLesions, lesions: Lesions | None) -> Canvas:
     """Resample old and new lesions to the image's grid, and image and new ones to the anatomy's."""
     plain_img, grid_img = nifti.plain(image_img, 'image'), anatomy.grid_img
     old_mask = np.zeros(plain_img.shape, dtype=bool)
@@ -327,7 +293,9 @@ def place_lesions(image_img, anatomy: Anatomy, new: NewLesions, lesions: Lesions
     return Canvas(plain_img, old_mask, new_mask, wm_mask, raw, hole, scaling, notes)
 
 
-def paste_lesions(image_img, canvas: Canvas, grey, halo_share: float, limits):
+def paste_lesions(
+    image_img: nib.Nifti1Image, canvas: Canvas, grey: np.ndarray, halo_share: float, limits: np.ndarray
+) -> tuple[nib.Nifti1Image, np.ndarray]:
     """Write painted values as the image stores them, inside the new lesions and their halo only.
 
     Parameters
@@ -355,26 +323,35 @@ def paste_lesions(image_img, canvas: Canvas, grey, halo_share: float, limits):
     return nifti.paste(image_img, painted, changed_mask), changed_mask
 
 
-def describe_canvas(image_img, synth_img, canvas: Canvas, changed_mask, anatomy: Anatomy) -> dict:
-    """Return what the sidecar records of the lesions, the scale and the anatomy."""
+def describe_canvas(
+    image_img: nib.Nifti1Image, synth_img: nib.Nifti1Image, canvas: Canvas, changed_mask: np.ndarray, anatomy: Anatomy
+) -> SynthesisRecord:
+    """Record the lesions, the scale and the anatomy."""
     before, after = nifti.one_volume(image_img), nifti.one_volume(nifti.as_loaded(synth_img))
-    return {
-        'LesionVoxelsOld': int(canvas.old_mask.sum()),
-        'LesionVoxelsNew': int(canvas.new_mask.sum()),
-        'Lesions': masks.label_lesions(canvas.new_mask)[1],
-        'VoxelsChanged': int(differs(after, before).sum()),
-        'WhiteMatterMedian': float(1.5 / canvas.scaling.slope),
-        'WhiteMatterDeviation': tables.deviation_of(before, canvas.wm_mask & ~changed_mask),
-        'BrainVolumeMl': round(float(anatomy.brain_mask.sum()) / 1000, 1),
-        'NewLesionsTouchingOld': tables.count_touching(canvas.new_mask, canvas.old_mask),
-        **anatomy.info,
-    }
+    return SynthesisRecord(
+        lesion_voxels_old=int(canvas.old_mask.sum()),
+        lesion_voxels_new=int(canvas.new_mask.sum()),
+        lesions=masks.label_lesions(canvas.new_mask)[1],
+        voxels_changed=int(differs(after, before).sum()),
+        white_matter_median=float(1.5 / canvas.scaling.slope),
+        white_matter_deviation=tables.deviation_of(before, canvas.wm_mask & ~changed_mask),
+        brain_volume_ml=tables.brain_volume_ml(anatomy.brain_mask),
+        new_lesions_touching_old=tables.count_touching(canvas.new_mask, canvas.old_mask),
+        **asdict(anatomy.sources),
+    )
 
 
-def describe_new(image_img, synth_img, canvas: Canvas, new: NewLesions, info: dict, modality: str) -> list[dict]:
+def describe_new(
+    image_img: nib.Nifti1Image,
+    synth_img: nib.Nifti1Image,
+    canvas: Canvas,
+    new: NewLesions,
+    deviation: Any,
+    modality: str,
+) -> list[dict]:
     """Return one row per new lesion; see `tables.describe_lesions`."""
     before, after = nifti.one_volume(image_img), nifti.one_volume(nifti.as_loaded(synth_img))
-    faint_below = checks.FAINT_BELOW_SD * (info['WhiteMatterDeviation'] or 0)
+    faint_below = checks.FAINT_BELOW_SD * (deviation or 0)
     free_mask = canvas.wm_mask & ~canvas.new_mask & ~canvas.old_mask
     lesion_sign = checks.sign(modality) or contrasts.lesion_sign(after, canvas.new_mask, free_mask)
     rows = tables.describe_lesions(
@@ -385,7 +362,7 @@ def describe_new(image_img, synth_img, canvas: Canvas, new: NewLesions, info: di
     return with_places(rows, new)
 
 
-def with_places(lesions, new):
+def with_places(lesions: list[dict[str, Any]], new: NewLesions) -> list[dict[str, Any]]:
     """Add its `place` to each row of `fill.describe_lesions`: that of the drawn lesion whose centre is nearest.
 
     Parameters
@@ -406,17 +383,19 @@ def with_places(lesions, new):
     return rows
 
 
-def differs(values, others):
+def differs(values: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Return True where two arrays differ; NaN in both counts as equal."""
     return (values != others) & ~(np.isnan(values) & np.isnan(others))
 
 
-def limits_of(image, mask):
+def limits_of(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Compute the 0.1 % and 99.9 % quantiles of the intensities in a mask; (2,) float64 array."""
     return np.quantile(image[mask], (0.001, 0.999))
 
 
-def mask_notes(new, new_mask, outside, wm_mask, img):
+def mask_notes(
+    new: NewLesions, new_mask: np.ndarray, outside: np.ndarray, wm_mask: np.ndarray, img: nib.Nifti1Image
+) -> list[str]:
     """List sentences about the new lesions, to be read before trusting the image.
 
     Parameters
@@ -443,7 +422,14 @@ def mask_notes(new, new_mask, outside, wm_mask, img):
     return notes
 
 
-def sample(image, hole, wm_mask, contrast, model, sampling: Sampling):
+def sample(
+    image: np.ndarray,
+    hole: np.ndarray,
+    wm_mask: np.ndarray,
+    contrast: Any,
+    model: models.Model,
+    sampling: Sampling,
+) -> np.ndarray:
     """Sample new lesions by DDIM, at their contrast, or by SDEdit if unconditional (thesis 3.2).
 
     Returns
@@ -458,7 +444,15 @@ def sample(image, hole, wm_mask, contrast, model, sampling: Sampling):
     return sample_at_contrast(image, hole, wm_mask, contrast, model, sampling, start_step)
 
 
-def sample_at_contrast(image, hole, wm_mask, contrast, model, sampling: Sampling, start_step: int = 0):
+def sample_at_contrast(
+    image: np.ndarray,
+    hole: np.ndarray,
+    wm_mask: np.ndarray,
+    contrast: Any,
+    model: models.Model,
+    sampling: Sampling,
+    start_step: int = 0,
+) -> np.ndarray:
     """Sample the voxels of a hole; lesions of a model that takes a contrast then get exactly that.
 
     Arguments as of `inpaint.fill_volume`; steps and device of the sampling are chosen already.
@@ -470,7 +464,7 @@ def sample_at_contrast(image, hole, wm_mask, contrast, model, sampling: Sampling
     from ..diffusion import inpaint  # with torch, which takes seconds: only where something is painted
 
     values = inpaint.fill_volume(
-        *(image, hole, wm_mask, model, sampling.num_inference_steps, [sampling.seed]),
+        *(image, hole, wm_mask, model, sampling.num_inference_steps, [sampling.seed]),  # type: ignore[arg-type]
         *(sampling.device, sampling.batch_size, start_step, contrast, sampling.progress),
     )[0]
     if not model.form.asks_contrast:

@@ -1,35 +1,65 @@
 """Table of the lesions of an image: volumes, places, means before and after."""
 
+from typing import Any
+
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from ..images import grid, masks, nifti
+from ..images import masks
 
 
-def describe_mask(given_mask, used_mask, img, brain_mask, conformed_img):
-    """Describe a mask for the sidecar: lesions that are filled, and voxels that cannot be filled."""
-    dropped = given_mask & ~used_mask
-    brain = grid.conform_mask(nifti.mask_image(brain_mask, conformed_img), img, threshold=0.05)
-    return {
-        'Lesions': masks.label_lesions(given_mask & used_mask)[1],
-        'LesionsDropped': masks.label_lesions(dropped)[1],
-        'LesionVoxelsDropped': int(dropped.sum()),
-        'LesionVoxelsOutsideBrain': int((given_mask & ~brain).sum()),
-        'BrainVolumeMl': round(float(brain_mask.sum()) / 1000, 1),  # the working grid has 1 mm
-    }
+def brain_volume_ml(brain_mask: np.ndarray) -> float:
+    """Compute the volume of a brain on the working grid, which has 1 mm; ml."""
+    return round(float(brain_mask.sum()) / 1000, 1)
 
 
-def deviation_of(image, mask):
+def deviation_of(image: np.ndarray, mask: np.ndarray) -> float | None:
     """Compute the robust standard deviation of an image in a mask; None if the mask is empty."""
     values = image[mask]
     return float(1.4826 * np.median(np.abs(values - np.median(values)))) if values.size else None
 
 
-def describe_lesions(before, after, given_mask, used_mask, wm_mask, affine, seen, faint_below=0):
-    """Describe each connected lesion of the given mask that was filled, one row each, largest first.
+def label_filled(given_mask: np.ndarray, used_mask: np.ndarray) -> tuple[np.ndarray, int]:
+    """Label the lesions of the given mask of which any voxel was filled, whole; return labels (0 elsewhere), count.
+
+    A lesion stays one where the middle of it is fluid, which is not filled.
+    """
+    labels, n_lesions = masks.label_lesions(given_mask)
+    is_filled = np.zeros(n_lesions + 1, dtype=bool)
+    is_filled[labels[used_mask]] = True
+    is_filled[0] = False
+    renumbered = np.where(is_filled, np.cumsum(is_filled), 0)
+    return renumbered[labels], int(is_filled.sum())
+
+
+def number_lesions(given_mask: np.ndarray, used_mask: np.ndarray) -> np.ndarray:
+    """Return numbers of the lesions of the given mask that were filled, largest first; (X, Y, Z) int array.
 
     What the mask grew by counts to the nearest lesion, so that lesions which meet when grown are still told apart.
+    """
+    labels, n_lesions = label_filled(given_mask, used_mask)
+    if not n_lesions:
+        return labels
+    nearest = ndimage.distance_transform_edt(labels == 0, return_distances=False, return_indices=True)
+    labels = np.where(used_mask, labels[tuple(nearest)], 0)
+    n_voxels = np.bincount(labels.flat, minlength=n_lesions + 1)[1:]
+    numbers = np.zeros(n_lesions + 1, dtype=labels.dtype)
+    numbers[1 + np.argsort(-n_voxels, kind='stable')] = np.arange(1, n_lesions + 1)
+    return numbers[labels]
+
+
+def describe_lesions(
+    before: np.ndarray,
+    after: np.ndarray,
+    given_mask: np.ndarray,
+    used_mask: np.ndarray,
+    wm_mask: np.ndarray,
+    affine: np.ndarray,
+    seen: np.ndarray,
+    faint_below: float = 0,
+) -> list[dict[str, Any]]:
+    """Describe each connected lesion of the given mask that was filled, one row each, as `number_lesions`.
 
     Parameters
     ----------
@@ -44,14 +74,12 @@ def describe_lesions(before, after, given_mask, used_mask, wm_mask, affine, seen
     Returns
     -------
     list of dict
-        `label`, `volume_mm3` (filled), `x_mm`, `y_mm`, `z_mm` (centre of mass, world), `mean_before`, `mean_after`,
-        `mean_surrounding` (white matter within three voxels), `mean_touching` and `mean_beyond` (white matter that
-        touches the lesion; and the next three voxels), `faint_percent`. Means of white matter are those of `before`;
-        NaN where there is none.
+        `label`, `volume_mm3` (filled), `given_volume_mm3`, `x_mm`, `y_mm`, `z_mm` (centre of mass, world),
+        `mean_before`, `mean_after`, `mean_surrounding` (white matter within three voxels), `mean_touching` and
+        `mean_beyond` (white matter that touches the lesion; and the next three voxels), `faint_percent`. Means of
+        white matter are those of `before`; NaN where there is none.
     """
-    labels, _ = masks.label_lesions(given_mask & used_mask)
-    nearest = ndimage.distance_transform_edt(labels == 0, return_distances=False, return_indices=True)
-    labels = np.where(used_mask, labels[tuple(nearest)], 0)
+    labels = number_lesions(given_mask, used_mask)
     voxel_mm3 = abs(np.linalg.det(affine[:3, :3]))
     healthy = wm_mask & ~used_mask
     rows = []
@@ -65,7 +93,9 @@ def describe_lesions(before, after, given_mask, used_mask, wm_mask, affine, seen
         x, y, z = nib.affines.apply_affine(affine, centre)
         rows.append(
             {
+                'label': number,
                 'volume_mm3': lesion.sum() * voxel_mm3,
+                'given_volume_mm3': (lesion & given_mask[box]).sum() * voxel_mm3,
                 'x_mm': x,
                 'y_mm': y,
                 'z_mm': z,
@@ -77,24 +107,38 @@ def describe_lesions(before, after, given_mask, used_mask, wm_mask, affine, seen
                 'faint_percent': 100 * mean_of(faint, lesion & given_mask[box]) if near.any() else np.nan,
             }
         )
-    rows.sort(key=lambda row: -row['volume_mm3'])
-    return [
-        {'label': number} | {name: rounded(name, float(value)) for name, value in row.items()}
-        for number, row in enumerate(rows, start=1)
-    ]
+    return [{name: rounded(name, value) for name, value in row.items()} for row in rows]
 
 
-def rounded(name, value):
-    """Round a number for the table: to 0.001, means (in image units) to seven digits."""
-    return float(f'{value:.7g}') if name.startswith('mean_') else round(value, 3)
+def with_looks(lesions: list[dict[str, Any]], seen: Any) -> list[dict[str, Any]]:
+    """Add to each row what was seen of its filling (`measures.Seen`), NaN where the lesion is too small to tell."""
+    looks = []
+    for row in lesions:
+        of_lesion = seen.lesions.get(row['label'], {})
+        looks.append(
+            row
+            | {
+                'grain': round(of_lesion.get('grain', np.nan), 3),
+                'glow_percent': round(100 * of_lesion.get('glow', np.nan), 3),
+                'wall_steepness': round(of_lesion.get('wall', np.nan), 3),
+            }
+        )
+    return looks
 
 
-def mean_of(image, mask):
+def rounded(name: str, value: float) -> float:
+    """Round a number for the table: to 0.001, means (in image units) to seven digits; a label is an int."""
+    if name == 'label':
+        return int(value)
+    return float(f'{value:.7g}') if name.startswith('mean_') else round(float(value), 3)
+
+
+def mean_of(image: np.ndarray, mask: np.ndarray) -> float:
     """Compute the mean of an image in a mask; NaN if the mask is empty."""
     return image[mask].mean() if mask.any() else np.nan
 
 
-def count_touching(new_mask, old_mask):
+def count_touching(new_mask: np.ndarray, old_mask: np.ndarray) -> int:
     """Return the number of new lesions that touch an old one; (X, Y, Z) bool arrays."""
     labels, _ = masks.label_lesions(new_mask)
     touched = labels[ndimage.binary_dilation(old_mask, masks.FULL_CONNECTIVITY)]

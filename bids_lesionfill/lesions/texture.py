@@ -10,6 +10,8 @@ Leclaire 2017, doi:10.1137/16M1109047, eq. 3.3)::
 `g` is a stationary Gaussian field with autocovariance C, `z_known` the known residual in units of `sd`.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy import fft, ndimage, sparse
 from scipy.sparse import linalg
@@ -29,7 +31,14 @@ MOST_GAIN = 4.0  # of the power that the subtracted trend had
 NUGGET = 0.02  # of the variance; conditions the linear system
 
 
-def add_texture(image, mean, hole, wm_mask, rng, voxel_mm=(1.0, 1.0, 1.0)):
+def add_texture(
+    image: np.ndarray,
+    mean: np.ndarray,
+    hole: np.ndarray,
+    wm_mask: np.ndarray,
+    rng: np.random.Generator,
+    voxel_mm: Sequence[float] | np.ndarray = (1.0, 1.0, 1.0),
+) -> np.ndarray:
     """Return an image whose hole is filled with a sample: the trend of the mean filling plus texture.
 
     Parameters
@@ -75,12 +84,12 @@ def add_texture(image, mean, hole, wm_mask, rng, voxel_mm=(1.0, 1.0, 1.0)):
     return filled
 
 
-def bounding_box(mask):
+def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
     """Return the slices of the smallest box that holds a mask."""
     return ndimage.find_objects(mask.astype(np.uint8))[0]
 
 
-def smooth_within(values, mask, sigma):
+def smooth_within(values: np.ndarray, mask: np.ndarray, sigma: Sequence[float] | np.ndarray) -> np.ndarray:
     """Return the Gaussian mean of the values inside a mask; zero where the mask is too far away; float32.
 
     Parameters
@@ -95,7 +104,7 @@ def smooth_within(values, mask, sigma):
     return np.where(weight > 1e-6, total / np.maximum(weight, 1e-6), 0)
 
 
-def interior_of(known, residual, voxel_mm):
+def interior_of(known: np.ndarray, residual: np.ndarray, voxel_mm: Sequence[float] | np.ndarray) -> np.ndarray:
     """Return white matter that lies deep and holds no outlier; of a thin slab a smaller margin is kept.
 
     The margin is counted in the plane of the finest voxels: a neighbouring thick slice is further away than that.
@@ -112,7 +121,7 @@ def interior_of(known, residual, voxel_mm):
     return interior
 
 
-def robust_deviation(values):
+def robust_deviation(values: np.ndarray) -> float:
     """Return the standard deviation of a normal distribution with the 90th percentile of the absolute values.
 
     Of few grey levels the median absolute value may be zero.
@@ -120,7 +129,7 @@ def robust_deviation(values):
     return np.percentile(np.abs(values), 90) / 1.645
 
 
-def local_deviation(residual, interior, sigma):
+def local_deviation(residual: np.ndarray, interior: np.ndarray, sigma: np.ndarray) -> np.ndarray:
     """Return the local standard deviation of a residual, drawn to that of all white matter where little is near.
 
     Parameters
@@ -139,7 +148,7 @@ def local_deviation(residual, interior, sigma):
     return np.sqrt((square + prior * (residual[interior] ** 2).mean()) / (share + prior))
 
 
-def estimate_covariance(residual, mask, max_lag=MAX_LAG):
+def estimate_covariance(residual: np.ndarray, mask: np.ndarray, max_lag: int = MAX_LAG) -> np.ndarray:
     """Return the stationary autocovariance of a residual inside a mask, positive semidefinite.
 
     The correlation of all pairs of mask voxels at a lag (sum of products over mean sum of squares of these pairs),
@@ -173,7 +182,7 @@ def estimate_covariance(residual, mask, max_lag=MAX_LAG):
     return make_valid(covariance)
 
 
-def make_valid(covariance):
+def make_valid(covariance: np.ndarray) -> np.ndarray:
     """Return an autocovariance near the given one, with the same variance and (nearly) no negative spectrum.
 
     By alternating projections on nonnegative spectra and on arrays with the same support and the same values within
@@ -189,7 +198,7 @@ def make_valid(covariance):
     return valid * variance_of(covariance) / variance_of(valid)
 
 
-def restore_trend(covariance, sigma):
+def restore_trend(covariance: np.ndarray, sigma: np.ndarray) -> np.ndarray:
     """Return the autocovariance of noise before its Gaussian mean was subtracted.
 
     The trend of the mean filling holds no noise, that of white matter does. The spectrum of the residual is therefore
@@ -209,31 +218,31 @@ def restore_trend(covariance, sigma):
     return make_valid(restored[lags] * lag_taper(max_lag))
 
 
-def residual_variance(covariance, sigma):
+def residual_variance(covariance: np.ndarray, sigma: np.ndarray) -> float:
     """Return the variance that noise of this autocovariance keeps when its Gaussian mean is subtracted."""
     shape = [2 * (covariance.shape[0] - 1)] * 3
     passed = gaussian_transfer(sigma, shape)
     return float((np.maximum(spectrum_of(covariance, shape), 0) * (1 - passed) ** 2).mean())
 
 
-def gaussian_transfer(sigma, shape):
+def gaussian_transfer(sigma: np.ndarray, shape: Sequence[int] | np.ndarray) -> np.ndarray:
     """Return the transfer function of a Gaussian, `sigma` in voxels per axis, on the frequencies of a periodic grid."""
     angular = np.meshgrid(*[2 * np.pi * fft.fftfreq(n) for n in shape], indexing='ij', sparse=True)
     return np.exp(-0.5 * sum((s * w) ** 2 for s, w in zip(sigma, angular)))
 
 
-def variance_of(covariance):
+def variance_of(covariance: np.ndarray) -> float:
     """Return the value at lag zero."""
     return float(covariance[tuple(n // 2 for n in covariance.shape)])
 
 
-def lag_taper(max_lag):
+def lag_taper(max_lag: int) -> np.ndarray:
     """Return a window over lags, one up to half of `max_lag`, then falling to zero as a cosine."""
     lag = np.sqrt(sum(n.astype(float) ** 2 for n in np.ogrid[(slice(-max_lag, max_lag + 1),) * 3]))
     return 0.5 + 0.5 * np.cos(np.pi * np.clip(2 * lag / (max_lag + 0.5) - 1, 0, 1))
 
 
-def spectrum_of(covariance, shape):
+def spectrum_of(covariance: np.ndarray, shape: Sequence[int] | np.ndarray) -> np.ndarray:
     """Return the spectrum of an autocovariance on a periodic grid of the given shape."""
     max_lag = covariance.shape[0] // 2
     kernel = np.zeros(shape, dtype=covariance.dtype)
@@ -241,7 +250,7 @@ def spectrum_of(covariance, shape):
     return fft.fftn(kernel).real
 
 
-def gaussian_field(covariance, shape, rng):
+def gaussian_field(covariance: np.ndarray, shape: Sequence[int] | np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Draw a stationary Gaussian field of zero mean: white noise filtered by the root of the spectrum.
 
     Parameters
@@ -266,7 +275,7 @@ def gaussian_field(covariance, shape, rng):
     return field[tuple(slice(n) for n in shape)]
 
 
-def mean_square(half, shape):
+def mean_square(half: np.ndarray, shape: Sequence[int] | np.ndarray) -> float:
     """Return the mean of squares over a whole spectrum of which `rfftn` gives one half."""
     weight = np.full(half.shape[-1], 2.0)
     weight[0] = 1
@@ -275,7 +284,9 @@ def mean_square(half, shape):
     return np.einsum('xyz,xyz,z', half, half, weight, dtype=np.float64) / np.prod(shape)
 
 
-def sample_given(known_values, hole, shell, covariance, rng):
+def sample_given(
+    known_values: np.ndarray, hole: np.ndarray, shell: np.ndarray, covariance: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
     """Draw a Gaussian field inside a hole, given its values in a shell of known voxels.
 
     Parameters
@@ -300,14 +311,14 @@ def sample_given(known_values, hole, shell, covariance, rng):
     return np.where(hole, field, 0)
 
 
-def nugget_of(covariance):
+def nugget_of(covariance: np.ndarray) -> float:
     """Return the variance to add so that the linear system of kriging is positive definite and well conditioned."""
     max_lag = covariance.shape[0] // 2
     lowest = spectrum_of(covariance, [4 * max_lag] * 3).min()
     return NUGGET * variance_of(covariance) + max(-lowest, 0)
 
 
-def kriging(values, known, targets, covariance):
+def kriging(values: np.ndarray, known: np.ndarray, targets: np.ndarray, covariance: np.ndarray) -> np.ndarray:
     """Return the simple-kriging estimate at target voxels, of zero mean, from values at known voxels.
 
     Parameters

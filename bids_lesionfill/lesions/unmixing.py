@@ -7,17 +7,17 @@ the rim the lesion is subtracted, so that the image's own noise stays. Arrays ar
 distances in mm.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import ndimage, optimize, special
 
 from ..images import masks
+from . import fluids
 
-FLUID_BELOW = 0.3  # of the way from fluid to white matter: darker is fluid. The darkest lesions lie at 0.4
-LEAST_FLUID_ML = 0.3  # outside the mask: ventricles and the space around the brain are larger, black holes smaller
-WALL_MM = 1.8  # how far from fluid a voxel may be partly fluid
-THIN_FLUID, THIN_MM = 0.4, 4.0  # share of fluid of a thin horn, and how far from fluid it may end
 DRAWN_MM = 0.5  # softness of the edge of a lesion that the mask alone shows
 SIGMAS_MM = (0.8, 0.4)  # at which lesions are seen to depart from their usual profile: coarse to fine
 EDGES_MM = (1.0, 0.8)  # widths of the Gaussian of `soft_distance`: the first evens out ragged masks
@@ -25,6 +25,7 @@ MARGIN_MM = 20  # around the lesions, of the box that is worked on
 REACH_MM = 4.0  # of rims; beyond, white matter is trusted
 # Shares of lesion from which on a voxel counts as lesion; as touched by it; and is not trusted when it is unmixed.
 REPLACED, TOUCHED, TRUSTED = 0.5, 0.1, 0.2
+TOO_TIGHT = 0.55  # mean share of lesion just outside of masks from which on they are drawn too tightly
 
 
 class Unmixing(NamedTuple):
@@ -35,24 +36,33 @@ class Unmixing(NamedTuple):
     white_matter: np.ndarray  # local level
     contrast: np.ndarray  # local level of the lesion minus that of white matter
     csf: float  # level of fluid
+    tight: bool = False  # masks are drawn too tightly: lesions reach beyond them
 
     @property
-    def touched(self):
+    def touched(self) -> np.ndarray:
         """Tissue that holds lesion, much or little: every voxel that changes; (X, Y, Z) bool array."""
         return (self.lesion > TOUCHED) & (self.fluid < 1)
 
     @property
-    def filled(self):
+    def filled(self) -> np.ndarray:
         """Tissue of which too much is lesion to be trusted when that is taken out; (X, Y, Z) bool array."""
         return (self.lesion > TRUSTED) & (self.fluid < 1)
 
     @property
-    def replaced(self):
+    def replaced(self) -> np.ndarray:
         """Tissue that is mostly lesion; (X, Y, Z) bool array."""
         return (self.lesion > REPLACED) & (self.fluid < 1)
 
 
-def unmix(image, lesion_mask, wm_mask, brain_mask, voxel_mm=(1, 1, 1), fluid=None, csf=None, evidence=None):
+def unmix(
+    image: np.ndarray,
+    lesion_mask: np.ndarray,
+    wm_mask: np.ndarray,
+    brain_mask: np.ndarray,
+    voxel_mm: Sequence[float] | np.ndarray = (1, 1, 1),
+    fluid: tuple[np.ndarray, float] | None = None,
+    solid: np.ndarray | None = None,
+) -> Unmixing:
     """Estimate shares of fluid and lesion around a lesion mask.
 
     Parameters
@@ -62,89 +72,140 @@ def unmix(image, lesion_mask, wm_mask, brain_mask, voxel_mm=(1, 1, 1), fluid=Non
         Lesions as drawn; white matter outside of them, with their rims; the brain.
     voxel_mm : sequence of 3 floats
         Size of the voxels.
-    fluid : (X, Y, Z) float array, optional
-        Share of fluid, where another image shows it better (a T1w for a FLAIR); found in this one, a T1w, if not given.
-    csf : float, optional
-        Level of fluid in this image; needed with `fluid`.
-    evidence : (X, Y, Z) float array, optional
-        Share of lesion that another image shows (a FLAIR for a T1w): the rim lies where it says.
+    fluid : (X, Y, Z) float array and float, optional
+        Share of fluid, where another image shows it better (a T1w for a FLAIR), and its level in this image; both are
+        found in this image, a T1w, if not given.
+    solid : (X, Y, Z) bool array, optional
+        Where another image (a FLAIR) shows that no fluid is, as dark as it may be on this one.
 
     Returns
     -------
     Unmixing
     """
     image = np.asarray(image, dtype=np.float32)
-    core = None
+    core: Any = None
     if fluid is None:
-        csf, core = fluid_core(image, lesion_mask, brain_mask, wm_mask, voxel_mm)
+        csf, core = fluids.fluid_core(image, lesion_mask, brain_mask, wm_mask, voxel_mm, solid)
+        share = (core | ~brain_mask).astype(np.float32)
+    else:
+        share, csf = fluid
     # Only the box around the lesions is worked on.
     margin = tuple(int(np.ceil(MARGIN_MM / size)) for size in voxel_mm)
     low, high = np.argwhere(lesion_mask).min(axis=0), np.argwhere(lesion_mask).max(axis=0) + 1
     box = tuple(slice(max(a - m, 0), b + m) for a, b, m in zip(low, high, margin))
-    arrays = (image, lesion_mask, wm_mask, brain_mask, fluid, evidence)
-    cut = [None if array is None else array[box] for array in arrays]
-    found = unmix_box(*cut, csf, None if core is None else core[box], voxel_mm)
+    solid = np.zeros_like(brain_mask) if solid is None else solid
+    own = None if core is None else (core[box], ~solid[box])
+    *found, tight = unmix_box(
+        image[box], lesion_mask[box], wm_mask[box], brain_mask[box], share[box], csf, own, voxel_mm
+    )
     whole = [np.zeros(image.shape, dtype=np.float32) for _ in range(4)]
-    whole[0][:] = (core | ~brain_mask) if fluid is None else fluid
+    whole[0][:] = share
     for array, part in zip(whole, found):
         array[box] = part
-    return Unmixing(*whole, csf)
+    return Unmixing(whole[0], whole[1], whole[2], whole[3], csf, tight)
 
 
-def unmix_box(image, lesion_mask, wm_mask, brain_mask, fluid, evidence, csf, core, voxel_mm):
-    """Compute `Unmixing` fields, except fluid level, in a box around the lesions; see `unmix`."""
+def unmix_box(
+    image: np.ndarray,
+    lesion_mask: np.ndarray,
+    wm_mask: np.ndarray,
+    brain_mask: np.ndarray,
+    fluid: np.ndarray,
+    csf: float,
+    own: tuple[np.ndarray, np.ndarray] | None,
+    voxel_mm: Sequence[float] | np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]:  # what `unmix` knows: eight things
+    """Compute `Unmixing` fields, except fluid level, in a box around the lesions, in their order; see `unmix`.
+
+    `own` is None, or what the image itself shows to be fluid, and where fluid may be.
+    """
     drawn = lesion_mask
     distance = soft_distance(lesion_mask, voxel_mm, EDGES_MM[0])
     far = wm_mask & (distance <= -REACH_MM)
     white_matter = local_level(image, far if far.any() else wm_mask & ~lesion_mask, voxel_mm)
     difference = image - white_matter
-    if core is not None:
+    if own is not None:
+        core, may_be_fluid = own
         # Without knowing the rim: the lesion as it is beyond the wall, its edge as soft as that of most.
-        beyond = lesion_mask & ~near(core, WALL_MM, voxel_mm)
+        beyond = lesion_mask & ~fluids.near(core, fluids.WALL_MM, voxel_mm)
         guess = special.ndtr(distance / 0.8).astype(np.float32)
         contrast = local_contrast(difference, guess, beyond if beyond.any() else lesion_mask, voxel_mm)
-        fluid = fluid_share(image, core, csf, white_matter + guess * contrast, brain_mask, voxel_mm)
-    lesion, contrast = lesion_share(difference, distance, wm_mask, lesion_mask, fluid, voxel_mm, evidence)
-    if evidence is None:  # again, from the edge that was found
-        lesion_mask = lesion_mask | ((lesion > REPLACED) & (fluid < REPLACED))
-        distance = soft_distance(lesion_mask, voxel_mm, EDGES_MM[1])
-        lesion, contrast = lesion_share(difference, distance, wm_mask, lesion_mask, fluid, voxel_mm)
+        tissue = white_matter + guess * contrast
+        fluid = fluids.fluid_share(image, core, csf, tissue, brain_mask, voxel_mm, may_be_fluid)
+    lesion, contrast = lesion_share(difference, distance, wm_mask, lesion_mask, fluid, voxel_mm)
+    # Again, from the edge that was found.
+    reach_mm = reach_beyond(lesion, distance, wm_mask & ~lesion_mask)
+    if reach_mm > 0:
+        grey = brain_mask & (fluid < REPLACED) & ~wm_mask & ~lesion_mask
+        wm_mask = wm_mask | dark_rims(grey, lesion_mask, distance, reach_mm, voxel_mm)
+    lesion_mask = lesion_mask | ((lesion > REPLACED) & (fluid < REPLACED))
+    distance = soft_distance(lesion_mask, voxel_mm, EDGES_MM[1])
+    lesion, contrast = lesion_share(difference, distance, wm_mask, lesion_mask, fluid, voxel_mm)
     tissue = white_matter + lesion * contrast
-    if core is not None:
-        fluid = fluid_share(image, core, csf, tissue, brain_mask, voxel_mm)
+    if own is not None:
+        fluid = fluids.fluid_share(image, core, csf, tissue, brain_mask, voxel_mm, may_be_fluid)
     else:
-        agreed = np.minimum(fluid, own_fluid(image, tissue, csf))
+        agreed = np.minimum(fluid, fluids.own_fluid(image, tissue, csf))
         fluid = np.where((drawn | (lesion > TOUCHED)) & brain_mask, agreed, fluid)
-    return fluid, lesion, white_matter, contrast
+    return fluid, lesion, white_matter, contrast, reach_mm > 0
 
 
-def own_fluid(image, tissue, csf):
-    """Return the most fluid that a voxel can hold by this image, where another image says how much it holds.
-
-    Inside a lesion the two may differ, by a shift or by thicker slices: what looks like tissue here is none of the
-    other's fluid, else a bright lesion would stay on the wall, or a dark wall be drawn that is not in the image.
+def reach_beyond(lesion: Any, distance: np.ndarray, white_matter: np.ndarray) -> float:
+    """Measure how far lesions reach beyond their masks: as far as most of the white matter there is lesion.
 
     Parameters
     ----------
-    image, tissue : (X, Y, Z) float array
-        What a voxel is, and what it would be without fluid.
-    csf : float
+    lesion, distance : (X, Y, Z) float array
+        Share of lesion; see `soft_distance`, mm.
+    white_matter : (X, Y, Z) bool array
+        Outside of the masks.
 
     Returns
     -------
-    (X, Y, Z) float32 array, 0 to 1
+    float
+        In mm, by halves; 0 if masks hold their lesions.
     """
-    way = csf - tissue
-    way = np.where(np.abs(way) < 1e-6, 1e-6, way)
-    return np.clip((image - tissue) / way / (1 - FLUID_BELOW), 0, 1).astype(np.float32)
+    outside, n_bins = white_matter & (distance > -REACH_MM), int(2 * REACH_MM)
+    bins = np.floor(-distance[outside] * 2).astype(int).clip(0, n_bins - 1)
+    counts, shares = (np.bincount(bins, weights, minlength=n_bins) for weights in (None, lesion[outside]))
+    mostly = shares > TOO_TIGHT * np.maximum(counts, 1)
+    within = int(np.argmin(np.append(mostly | (counts == 0), False)))  # an empty bin says nothing
+    return within / 2 if mostly[:within].any() else 0.0
 
 
-def without_lesion(image, mix):
+def dark_rims(
+    grey: Any, lesion_mask: np.ndarray, distance: np.ndarray, reach_mm: float, voxel_mm: Sequence[float] | np.ndarray
+) -> np.ndarray:
+    """Find rims as dark as grey matter, which a classifier takes for it, where masks are drawn too tightly.
+
+    What is nearer to the mask than to grey matter further away is taken for rim.
+
+    Parameters
+    ----------
+    grey, lesion_mask : (X, Y, Z) bool array
+        Tissue that is no white matter, outside the mask; lesions as drawn.
+    distance : (X, Y, Z) float array
+        See `soft_distance`, mm.
+    reach_mm : float
+        See `reach_beyond`.
+    voxel_mm : sequence of 3 floats
+
+    Returns
+    -------
+    (X, Y, Z) bool array
+    """
+    further = grey & (distance <= -reach_mm - 1)
+    to_mask = ndimage.distance_transform_edt(~lesion_mask, sampling=voxel_mm)
+    to_grey = ndimage.distance_transform_edt(~further, sampling=voxel_mm) if further.any() else np.inf
+    return grey & ~further & (to_mask < to_grey)
+
+
+def without_lesion(image: np.ndarray, mix: Unmixing) -> np.ndarray:
     """Subtract the lesion, ``v - (1 - f) a c``, and keep the noise; (X, Y, Z) float array."""
     return np.where(mix.touched, image - (1 - mix.fluid) * mix.lesion * mix.contrast, image)
 
 
-def tissue_alone(image, mix, reach_voxels=3):
+def tissue_alone(image: np.ndarray, mix: Unmixing, reach_voxels: int = 3) -> np.ndarray:
     """Prepare a filler's input: no rims, and white matter instead of fluid next to the filled region.
 
     It would take the wall of a ventricle for a slope that goes on into the lesion.
@@ -165,7 +226,7 @@ def tissue_alone(image, mix, reach_voxels=3):
     return np.where(beside, mix.white_matter, without_lesion(image, mix)).astype(np.float32)
 
 
-def blend(image, filled, mix):
+def blend(image: np.ndarray, filled: np.ndarray, mix: Unmixing) -> np.ndarray:
     """Blend filled tissue (mostly lesion) with the image without its lesion (little lesion).
 
     Parameters
@@ -187,7 +248,7 @@ def blend(image, filled, mix):
     return np.where(mix.touched & ~deeper, mixed, image)
 
 
-def describe(mix, given_mask):
+def describe(mix: Unmixing, given_mask: np.ndarray) -> dict[str, int]:
     """Describe an unmixing for the sidecar: numbers of voxels."""
     return {
         'LesionVoxelsReplaced': int(mix.replaced.sum()),
@@ -196,22 +257,9 @@ def describe(mix, given_mask):
     }
 
 
-def level_in_fluid(image, fluid, brain_mask):
-    """Compute the fluid level of an image with known fluid shares: the median of voxels all fluid."""
-    whole = brain_mask & (fluid > 0.99)
-    inner = ndimage.binary_erosion(whole)
-    inner = inner if inner.any() else whole
-    return float(np.median(image[inner])) if inner.any() else 0.0
-
-
-def near(mask, reach_mm, voxel_mm):
-    """Find voxels whose centre is within a distance of one of a mask; (X, Y, Z) bool array."""
-    if not mask.any():
-        return np.zeros_like(mask)
-    return ndimage.distance_transform_edt(~mask, sampling=voxel_mm) <= reach_mm
-
-
-def average(values, weights, sigma_mm, voxel_mm):
+def average(
+    values: np.ndarray, weights: np.ndarray, sigma_mm: float, voxel_mm: Sequence[float] | np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Compute the weighted Gaussian average (normalised convolution) of values, and its weight."""
     sigma = np.divide(sigma_mm, voxel_mm)
     weight = ndimage.gaussian_filter(weights.astype(np.float32), sigma, truncate=3)
@@ -219,7 +267,12 @@ def average(values, weights, sigma_mm, voxel_mm):
     return total / np.maximum(weight, 1e-6), weight
 
 
-def local_level(image, trusted, voxel_mm, sigmas_mm=(12, 6, 3)):
+def local_level(
+    image: np.ndarray,
+    trusted: np.ndarray,
+    voxel_mm: Sequence[float] | np.ndarray,
+    sigmas_mm: Sequence[int] = (12, 6, 3),
+) -> np.ndarray:
     """Estimate tissue level around every voxel by Gaussian average, wider where trusted data are few.
 
     Parameters
@@ -247,7 +300,13 @@ def local_level(image, trusted, voxel_mm, sigmas_mm=(12, 6, 3)):
     return level
 
 
-def local_contrast(difference, share, trusted, voxel_mm, sigma_mm=3.0):
+def local_contrast(
+    difference: np.ndarray,
+    share: Any,
+    trusted: np.ndarray,
+    voxel_mm: Sequence[float] | np.ndarray,
+    sigma_mm: float = 3.0,
+) -> np.ndarray:
     """Estimate lesion contrast per voxel: ``difference = share * contrast`` in a Gaussian window.
 
     Where no lesion is near, that of all lesions.
@@ -274,7 +333,9 @@ def local_contrast(difference, share, trusted, voxel_mm, sigma_mm=3.0):
     return (trust * mean + (1 - trust) * overall).astype(np.float32)
 
 
-def soft_distance(lesion_mask, voxel_mm, sigma_mm=EDGES_MM[0]):
+def soft_distance(
+    lesion_mask: np.ndarray, voxel_mm: Sequence[float] | np.ndarray, sigma_mm: float = EDGES_MM[0]
+) -> np.ndarray:
     """Compute the signed distance to the edge of a ragged (rater's) mask; mm, positive inside.
 
     Every lesion is blurred and scaled so that its middle is inside; at a straight edge, the probit of a blurred mask is
@@ -300,65 +361,7 @@ def soft_distance(lesion_mask, voxel_mm, sigma_mm=EDGES_MM[0]):
     return (sigma_mm * special.ndtri(np.clip(share, 3e-7, 1 - 3e-7))).astype(np.float32)
 
 
-def fluid_core(image, lesion_mask, brain_mask, wm_mask, voxel_mm):
-    """Find the fluid level and the fluid voxels: dark, and connected to fluid outside the mask.
-
-    A black hole inside white matter is no fluid, as dark as it may be: nothing connects it to a ventricle or a sulcus.
-
-    Parameters
-    ----------
-    image : (X, Y, Z) float array, a T1w
-    lesion_mask, brain_mask, wm_mask : (X, Y, Z) bool array
-    voxel_mm : sequence of 3 floats
-
-    Returns
-    -------
-    csf : float
-    core : (X, Y, Z) bool array
-    """
-    white_matter = float(np.median(image[wm_mask & ~lesion_mask]))
-    relative = image / white_matter
-    outside = brain_mask & ~lesion_mask
-    csf = 0.3  # on most T1w images; then the middle of what is two mm inside fluid
-    for _ in range(3):
-        dark = outside & (relative < csf + FLUID_BELOW * (1 - csf))
-        deep = ndimage.distance_transform_edt(dark, sampling=voxel_mm) > 2
-        deep = deep if deep.any() else dark
-        csf = float(np.median(relative[deep])) if deep.any() else csf
-    dark = brain_mask & (relative < csf + FLUID_BELOW * (1 - csf))
-    labels, n_parts = ndimage.label(dark & ~lesion_mask)
-    volumes_ml = np.bincount(labels.flat, minlength=n_parts + 1) * np.prod(voxel_mm) / 1000
-    seeds = (volumes_ml >= LEAST_FLUID_ML)[labels] & (labels > 0)
-    core = ndimage.binary_propagation(seeds, mask=dark) if seeds.any() else seeds
-    return csf * white_matter, core
-
-
-def fluid_share(image, core, csf, tissue, brain_mask, voxel_mm):
-    """Estimate the fluid share of every voxel at the wall of fluid: fluid or the expected tissue.
-
-    Parameters
-    ----------
-    image : (X, Y, Z) float array
-    core, brain_mask : (X, Y, Z) bool array
-    csf : float
-    tissue : (X, Y, Z) float array
-        What the voxel would be without fluid.
-    voxel_mm : sequence of 3 floats
-
-    Returns
-    -------
-    (X, Y, Z) float32 array: 1 in fluid and outside the brain, 0 away from fluid
-    """
-    share = np.clip((tissue - image) / np.maximum(tissue - csf, 1e-6), 0, 1)
-    # The roof of a ventricle, a thin horn: partly fluid all through, and one with what is fluid.
-    body = ndimage.binary_propagation(core, mask=core | (share > THIN_FLUID) & near(core, THIN_MM, voxel_mm))
-    # A point spread function cannot carry fluid farther than this: what is darker there is lesion.
-    most = 1.5 * ndimage.gaussian_filter(body.astype(np.float32), np.divide(0.8, voxel_mm))
-    share = np.where(near(body, WALL_MM, voxel_mm), np.minimum(share, np.where(body, 1, most)), 0)
-    return np.where(core | ~brain_mask, 1, share).astype(np.float32)
-
-
-def by_depth(difference, tissue, away):
+def by_depth(difference: np.ndarray, tissue: np.ndarray, away: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Compute usual difference to white matter and its deviation, by depth below its surface.
 
     At its surface white matter is partly grey matter: darker, and more so here than there. That is no lesion.
@@ -384,7 +387,9 @@ def by_depth(difference, tissue, away):
     return usual[depth], deviation[depth]
 
 
-def visibility(difference, contrast, lesion_mask, tissue, away):
+def visibility(
+    difference: np.ndarray, contrast: np.ndarray, lesion_mask: np.ndarray, tissue: np.ndarray, away: np.ndarray
+) -> np.ndarray:
     """Return how far the image, not the mask alone, says where a lesion is: 0 where its contrast drowns in noise.
 
     Of a lesion that is not to be seen, or is bright among dark ones, noise and anatomy over its contrast would be taken
@@ -410,11 +415,19 @@ def visibility(difference, contrast, lesion_mask, tissue, away):
     return np.clip(sign * contrast / noise - 1, 0, 1)
 
 
-def lesion_share(difference, distance, wm_mask, lesion_mask, fluid, voxel_mm, evidence=None, sigmas_mm=SIGMAS_MM):
+def lesion_share(
+    difference: np.ndarray,
+    distance: np.ndarray,
+    wm_mask: np.ndarray,
+    lesion_mask: np.ndarray,
+    fluid: Any,
+    voxel_mm: Sequence[float] | np.ndarray,
+    sigmas_mm: tuple[float, float] = SIGMAS_MM,
+) -> tuple[np.ndarray, np.ndarray]:
     """Estimate the share of lesion in the tissue of every voxel, and the contrast of the lesion.
 
     First the profile that the lesions of this image have on average, falling monotonously with the distance to the edge
-    of the mask (or with the share that another image shows): it says how far masks are off and how soft lesions end.
+    of the mask: it says how far masks are off and how soft lesions end.
     Then what this lesion departs from it, coarse and then fine, shrunk by as much as white matter far from lesions
     departs from its own level (empirical Bayes): noise is not taken for lesion.
 
@@ -428,7 +441,6 @@ def lesion_share(difference, distance, wm_mask, lesion_mask, fluid, voxel_mm, ev
     fluid : (X, Y, Z) float array
         Share of fluid; voxels that have any take no part in the estimates.
     voxel_mm : sequence of 3 floats
-    evidence : (X, Y, Z) float array, optional
     sigmas_mm : sequence of floats
         Of the smoothing.
 
@@ -441,15 +453,14 @@ def lesion_share(difference, distance, wm_mask, lesion_mask, fluid, voxel_mm, ev
     band = distance > max(-REACH_MM, distance.min())
     away = seen & ~band
     difference = difference - np.where(lesion_mask, 0, by_depth(difference, tissue, away)[0])
-    coordinate = distance if evidence is None else 2 * REACH_MM * (evidence - 0.5)
-    bins = np.clip(np.rint((coordinate + REACH_MM) * 4), 0, 8 * REACH_MM).astype(int)
+    bins = np.clip(np.rint((distance + REACH_MM) * 4), 0, 8 * REACH_MM).astype(int)
     n_bins = bins.max() + 1
     used = seen & band
 
-    def per_bin(values):
+    def per_bin(values: np.ndarray) -> np.ndarray:
         return np.bincount(bins[used], values[used], minlength=n_bins)
 
-    share = special.ndtr(distance / 0.8).astype(np.float32) if evidence is None else evidence
+    share = special.ndtr(distance / 0.8).astype(np.float32)
     for _ in range(3):
         contrast = local_contrast(difference, share, seen & lesion_mask, voxel_mm)
         products, squares = per_bin(contrast * difference), per_bin(contrast**2)
@@ -472,7 +483,7 @@ def lesion_share(difference, distance, wm_mask, lesion_mask, fluid, voxel_mm, ev
         gain = np.divide(spread, spread + noise_share, out=np.zeros_like(rest), where=spread > 0)
         departure = np.divide(gain * rest, contrast, out=np.zeros_like(rest), where=contrast != 0)
         share = np.clip(np.maximum(share + departure * band, inner), 0, 1).astype(np.float32)
-    drawn = special.ndtr(distance / DRAWN_MM) if evidence is None else evidence
+    drawn = special.ndtr(distance / DRAWN_MM)
     visible = visibility(difference, contrast, lesion_mask, tissue, away)
     share = (visible * share + (1 - visible) * drawn).astype(np.float32)
     # A wall is tissue that is partly fluid, one voxel thick; thicker is cortex.

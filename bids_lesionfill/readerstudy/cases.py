@@ -3,11 +3,18 @@
 Arrays are `(X, Y, Z)` on the image's own grid.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import nibabel as nib
 import numpy as np
 
 from ..images import anatomy, grid, masks, nifti, placement
 from ..lesions import contrasts, settings, synthesis
+
+if TYPE_CHECKING:
+    from ..diffusion.models import Model
 
 # Of the header a reader's image keeps grid and data type, and the scaling. All else may name a patient or a day.
 KEPT_HEADER = [
@@ -16,7 +23,16 @@ KEPT_HEADER = [
 ]
 
 
-def draw_case(image_img, t1w_img, lesion_mask_img, model, num_inference_steps, rng, n_largest=10, device='cpu'):
+def draw_case(
+    image_img: nib.Nifti1Image,
+    t1w_img: nib.Nifti1Image,
+    lesion_mask_img: nib.Nifti1Image,
+    model: Model,
+    num_inference_steps: int,
+    rng: np.random.Generator,
+    n_largest: int = 10,
+    device: str = 'cpu',
+) -> tuple[nib.Nifti1Image, list[dict[str, Any]], dict[str, Any]]:
     """Sample one patient's blinded image with one lesion replaced, one of the largest (thesis 3.5).
 
     Parameters
@@ -56,7 +72,7 @@ def draw_case(image_img, t1w_img, lesion_mask_img, model, num_inference_steps, r
     return blind(case_img), describe_lesions(labels, image_img.affine), drawn
 
 
-def describe_lesions(labels, affine):
+def describe_lesions(labels: np.ndarray, affine: np.ndarray) -> list[dict[str, Any]]:
     """Return the table of numbered lesions.
 
     Each one's point nearest to its centre of mass (mm, world) and its volume.
@@ -71,7 +87,16 @@ def describe_lesions(labels, affine):
     return rows
 
 
-def replace_lesion(image_img, lesion, lesion_mask, t1w_img, model, num_inference_steps, seed, device='cpu'):
+def replace_lesion(
+    image_img: nib.Nifti1Image,
+    lesion: np.ndarray,
+    lesion_mask: np.ndarray,
+    t1w_img: nib.Nifti1Image,
+    model: Model,
+    num_inference_steps: int,
+    seed: int,
+    device: str = 'cpu',
+) -> nib.Nifti1Image:
     """Return the image with one lesion voided and synthesized anew; all else keeps its stored values, bit for bit.
 
     Parameters
@@ -110,7 +135,7 @@ def replace_lesion(image_img, lesion, lesion_mask, t1w_img, model, num_inference
     return nifti.paste(image_img, painted, lesion)
 
 
-def draw_contrast(brain, hole, model, seed):
+def draw_contrast(brain: anatomy.Patient, hole: np.ndarray, model: Model, seed: int) -> np.ndarray:
     """Sample a contrast for the replaced lesion from those of the patient's other lesions of its size; (X, Y, Z)."""
     others = brain.lesion_mask & ~hole
     reference, _ = contrasts.reference_contrasts(brain.image, others, brain.wm_mask, model)
@@ -119,7 +144,7 @@ def draw_contrast(brain, hole, model, seed):
     return np.where(hole, contrasts.choose_contrasts([hole.sum()], strengths, *reference, sign), 0).astype(np.float32)
 
 
-def blind(img):
+def blind(img: nib.Nifti1Image) -> nib.Nifti1Image:
     """Return an image with a new header that keeps grid, data type and scaling, but no word, date or extension."""
     header = type(img.header)()
     for field in KEPT_HEADER:

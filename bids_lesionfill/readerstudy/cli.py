@@ -9,8 +9,10 @@ import argparse
 import itertools
 import logging
 import secrets
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import nibabel as nib
@@ -33,7 +35,7 @@ CONFIDENCES = range(1, 6)
 SCORES = ('readers', 'confidences', 'agreement', 'answers')  # what `score` writes into `scores.json`
 
 
-def make(options):
+def make(options: argparse.Namespace) -> None:
     """Write a study: what readers are given into `options.study_dir`, the key into `options.key_dir`.
 
     Raises
@@ -62,7 +64,7 @@ def make(options):
             continue
         try:
             images = [nib.load(path) for path in files]
-            case_img, rows, drawn = readerstudy_cases.draw_case(
+            case_img, rows, drawn = readerstudy_cases.draw_case(  # type: ignore[call-arg]
                 *images, model, steps, rng, options.n_largest, models.choose_device(options.device)
             )
         except Exception as error:  # one bad patient never stops the others
@@ -81,7 +83,7 @@ def make(options):
     logger.info('%d cases are in %s; keep %s from the readers', len(cases), options.study_dir, options.key_dir)
 
 
-def write_papers(study_dir, key_dir, key):
+def write_papers(study_dir: Path, key_dir: Path, key: dict[str, Any]) -> None:
     """Write instructions, an empty form, the key, and its seal: its SHA-256, which is all of it that readers have."""
     environment = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True)
     template = environment.from_string(Path(__file__).with_name(TEMPLATE).read_text(encoding='utf-8'))
@@ -93,7 +95,7 @@ def write_papers(study_dir, key_dir, key):
     layout_files.write_bytes(study_dir / 'key.sha256', seal.encode())
 
 
-def load_model(options):
+def load_model(options: argparse.Namespace) -> models.Model:
     """Load the model on its device; it must be one that synthesizes the modality."""
     try:
         model = models.load_model(options.model, models.choose_device(options.device))
@@ -105,7 +107,7 @@ def load_model(options):
     return model
 
 
-def find_patients(options):
+def find_patients(options: argparse.Namespace) -> list[tuple[str, Path, Path, Path]]:
     """Find patients as `datasets.find_patients`, of the participants asked for."""
     if not (options.bids_dir / 'dataset_description.json').is_file():
         raise errors.UsageError(f'BIDS_DIR {options.bids_dir} has no dataset_description.json: it is no BIDS dataset')
@@ -116,7 +118,7 @@ def find_patients(options):
     return [patient for patient in patients if not wanted or patient[0] in wanted]
 
 
-def read_key(study_dir, key_dir):
+def read_key(study_dir: Path, key_dir: Path) -> dict[str, Any]:
     """Read the key; UsageError if it is not the one that was sealed when the study was made."""
     key_file, seal_file = key_dir / 'key.json', study_dir / 'key.sha256'
     for path in (key_file, seal_file):
@@ -128,7 +130,7 @@ def read_key(study_dir, key_dir):
     return text_files.read_json(key_file)
 
 
-def check_scores(key_dir):
+def check_scores(key_dir: Path) -> None:
     """Raise UsageError if scores beside the key are there that `score` did not write: they are not replaced."""
     table, content = key_dir / 'scores.tsv', key_dir / 'scores.json'
     try:
@@ -141,7 +143,7 @@ def check_scores(key_dir):
         raise errors.UsageError(f'{table} is not by `score`, and is not replaced: move it, or the key')
 
 
-def read_form(path, cases):
+def read_form(path: Path, cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Read a reader's answers by case: dict of dict with `lesion`, `confidence` (None where missing) and `hit`.
 
     Raises
@@ -175,7 +177,7 @@ def read_form(path, cases):
     return {case: answers.get(case, unanswered) for case in cases}
 
 
-def compare(one, other):
+def compare(one: dict[str, dict[str, Any]], other: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Compare two readers: cases that both hit, in which both name one lesion, and Cohen's kappa of the hits."""
     hits = [[row['hit'] for row in answers.values()] for answers in (one, other)]
     same = [one[case]['lesion'] == other[case]['lesion'] for case in one if one[case]['lesion'] is not None]
@@ -184,7 +186,7 @@ def compare(one, other):
     return {'both_hit': sum(map(all, zip(*hits))), 'same_lesion': sum(same), 'kappa': kappa}
 
 
-def score(options):
+def score(options: argparse.Namespace) -> None:
     """Set the readers' answers against guessing: tables beside the key, so that STUDY_DIR stays blind, and Markdown.
 
     Raises
@@ -211,7 +213,7 @@ def score(options):
         if (hits := [row['hit'] for row in rows.values() if row['confidence'] == level])
     ]
     agreement = [
-        {'readers': pair} | compare(*(answers[reader] for reader in pair))
+        {'readers': pair} | compare(answers[pair[0]], answers[pair[1]])
         for pair in itertools.combinations(answers, 2)
     ]
     layout_files.write_tsv(options.key_dir / 'scores.tsv', readers, list(readers[0]))
@@ -220,7 +222,9 @@ def score(options):
     print(to_markdown(readers, confidences, agreement))
 
 
-def to_markdown(readers, confidences, agreement):
+def to_markdown(
+    readers: Sequence[dict[str, Any]], confidences: Sequence[dict[str, Any]], agreement: Sequence[dict[str, Any]]
+) -> str:
     """Format the results of `score` as Markdown."""
     lines = ['| reader | hits | 95 % interval | hits by chance | p of guessing |', '|---|---|---|---|---|']
     lines += [
@@ -245,7 +249,7 @@ def to_markdown(readers, confidences, agreement):
     return '\n'.join(lines)
 
 
-def parse_options(argv=None):
+def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line of the reader study."""
     parser = argparse.ArgumentParser(
         prog='python -m bids_lesionfill.readerstudy',
@@ -280,7 +284,7 @@ def parse_options(argv=None):
     return options
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     """Make or score a study; return the exit code."""
     logging.basicConfig(level=logging.INFO, format='%(asctime)s %(message)s')
     options = parse_options(argv)

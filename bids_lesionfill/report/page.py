@@ -3,9 +3,12 @@
 import base64
 import functools
 import json
+import math
 import re
+from collections.abc import Sequence
 from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import markupsafe
@@ -14,6 +17,7 @@ import numpy as np
 from ..layout import files
 
 OUTLINE_COLOUR = '#ffa000'  # orange on grey: seen in protan, deutan and tritan colour blindness
+GIVEN_COLOUR = '#40b4ff'  # blue: told from the orange in all three, too
 TEMPLATE = 'report.html.jinja'
 
 STATUS_LOOKS = {'filled': 'good', 'synthesized': 'good', 'failed': 'bad'}
@@ -24,7 +28,7 @@ COLUMN_TITLES = {
 UNITS = {'_mm3': 'mm³', '_mm': 'mm', '_ml': 'ml', '_percent': '%', '_voxels': 'voxels', '_voxel': 'voxel', '_s': 's'}
 
 
-def write_participant(path, participant):
+def write_participant(path: Path, participant: dict[str, Any]) -> None:
     """Write a participant's page, one self-contained HTML file; it is whole or absent.
 
     Parameters
@@ -35,11 +39,11 @@ def write_participant(path, participant):
         list of dicts with `name`, `status` and any of `output`, `message`, `warnings`, `checks` (list of
         verdict.Check), `figures`, `lesions`, `summary`, `provenance`.
     """
-    html = page_template().render(participant=participant, outline_colour=OUTLINE_COLOUR)
+    html = page_template().render(participant=participant, outline_colour=OUTLINE_COLOUR, given_colour=GIVEN_COLOUR)
     files.write_bytes(path, html.encode())
 
 
-def read_key(path):
+def read_key(path: Path) -> str | None:
     """Return the `key` with which a page was written, which tells what is in it; None if there is no page."""
     try:
         with open(path, encoding='utf-8') as file:
@@ -50,7 +54,7 @@ def read_key(path):
 
 
 @functools.cache
-def page_template():
+def page_template() -> jinja2.Template:
     """Return the template of the page; all inserted values are escaped."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -65,21 +69,21 @@ def page_template():
     return environment.get_template(TEMPLATE)
 
 
-def data_uri(png):
+def data_uri(png: bytes) -> str:
     """Return a picture as a data URI that holds its bytes."""
     return f'data:image/png;base64,{base64.b64encode(png).decode("ascii")}'
 
 
-def linked(sentence, number, figures):
+def linked(sentence: str, number: int, figures: Sequence[dict[str, Any]]) -> str:
     """Return a sentence with lesions linked to their picture in image `number`, or to their table row."""
     pictured = {figure['name'] for figure in figures or ()}
 
-    def link(match):
+    def link(match: re.Match) -> str:
         label = match[0]
         place = f'lesion-{label}' if f'lesion-{label}' in pictured else f'row-{label}'
         return f'<a href="#image-{number}-{place}">{label}</a>'
 
-    def links(match):
+    def links(match: re.Match) -> str:
         return match[1] + re.sub(r'\d+', link, match[2])
 
     # Safe: what is put in is escaped first, and only numbers become links.
@@ -87,17 +91,17 @@ def linked(sentence, number, figures):
     return markupsafe.Markup(re.sub(r'\b(Lesions? )(\d+(?:, \d+)*)', links, escaped))  # noqa: S704
 
 
-def status_look(status):
+def status_look(status: str) -> str:
     """Return the badge of a status: `good`, `bad` or `neutral`."""
     return STATUS_LOOKS.get(status, 'neutral')
 
 
-def as_json(value):
+def as_json(value: dict[str, Any]) -> str:
     """Return indented JSON; unsupported types (paths, numpy numbers) become text."""
     return json.dumps(value, indent=2, ensure_ascii=False, default=str)
 
 
-def readable(value):
+def readable(value: Any) -> str:
     """Return a summary value as text with a reasonable number of digits; `n/a` if unknown."""
     if isinstance(value, (bool, np.bool_)):
         return 'yes' if value else 'no'
@@ -108,12 +112,12 @@ def readable(value):
     return 'n/a' if value is None or isinstance(value, Real) else str(value)
 
 
-def is_number(value):
+def is_number(value: Any) -> bool:
     """Return True if a value is a finite int or float, of Python or numpy."""
-    return isinstance(value, Real) and not isinstance(value, (bool, np.bool_)) and bool(np.isfinite(value))
+    return isinstance(value, Real) and not isinstance(value, (bool, np.bool_)) and math.isfinite(value)
 
 
-def decimals_for(numbers):
+def decimals_for(numbers: Sequence[float]) -> int:
     """Return the number of decimals to show: 0 for whole or large numbers, more for small ones."""
     if all(number == round(number) for number in numbers):
         return 0
@@ -121,12 +125,12 @@ def decimals_for(numbers):
     return next((decimals for bound, decimals in ((200, 0), (10, 1), (1, 2), (0.01, 4)) if largest >= bound), 6)
 
 
-def number_text(number, decimals):
+def number_text(number: float, decimals: int) -> str:
     """Return a number as text with fixed decimals; never `-0.0`."""
     return f'{round(float(number), decimals) + 0.0:.{decimals}f}' if decimals else str(round(number))
 
 
-def lesion_table(lesions):
+def lesion_table(lesions: list[dict[str, Any]]) -> dict[str, list[Any]]:
     """Return rows of lesions as a printable table, with all keys in order of appearance.
 
     Returns
@@ -137,10 +141,13 @@ def lesion_table(lesions):
     """
     keys = list(dict.fromkeys(key for lesion in lesions for key in lesion))
     columns = [lesion_cells([lesion.get(key) for lesion in lesions]) for key in keys]
-    return {'titles': [column_title(key) for key in keys], 'rows': list(zip(*columns, strict=True))}
+    titles = [column_title(key) for key in keys]
+    if 'given_volume_mm3' in keys:
+        titles[keys.index('volume_mm3')] = 'Filled volume (mm³)'
+    return {'titles': titles, 'rows': list(zip(*columns, strict=True))}
 
 
-def lesion_cells(values):
+def lesion_cells(values: Sequence[Any]) -> list[Any]:
     """Return the cells of one column, all with the same number of decimals."""
     numbers = [value for value in values if is_number(value)]
     decimals = decimals_for(numbers) if numbers else 0
@@ -150,12 +157,12 @@ def lesion_cells(values):
     ]
 
 
-def text_cell(text):
+def text_cell(text: Any) -> Any:
     """Return a cell without a number; an unknown value is not sorted."""
     return text, '' if text == 'n/a' else text
 
 
-def column_title(key):
+def column_title(key: str) -> str:
     """Return a column title: `mean_before` gives 'Mean before', `volume_mm3` 'Volume (mm³)'."""
     suffix = next((suffix for suffix in UNITS if key.endswith(suffix)), '')
     words = key.removesuffix(suffix).replace('_', ' ')

@@ -1,17 +1,43 @@
 """Contents of the report of a participant: figures, summaries, messages."""
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
 import nibabel as nib
 import numpy as np
 
-from .. import text_files
+from .. import sidecars, text_files
 from ..images import nifti, placement, registration
 from ..layout import derivatives, naming
-from ..lesions import checks
+from ..lesions import checks, records
+
+if TYPE_CHECKING:
+    from ..layout.inputs import Inputs
 
 PICTURED_VARIANTS = 3  # of a synthesis; the others are in the tables
 
 
-def status_message(pages, missing):
+class Other(NamedTuple):
+    """Another image of the visit, to be shown beside the one that was filled."""
+
+    modality: str
+    image_file: Path
+    filled_file: Path | None  # None if it was not filled
+
+
+class Known(NamedTuple):
+    """What a picture shows beside the files of an image."""
+
+    given_mask: np.ndarray | None = None  # (X, Y, Z) bool, on the image's own grid
+    other: Other | None = None
+
+
+NOTHING = Known()
+
+
+def status_message(pages: list[dict[str, Any]], missing: set[str]) -> str:
     """Return a message that lists failures of a participant's images and its missing modalities."""
     sentences = [
         f'{page["name"]}: {page["message"]}' if len(pages) > 1 else page['message']
@@ -21,7 +47,7 @@ def status_message(pages, missing):
     return '; '.join(sentences + [f'no {modality} image' for modality in sorted(missing)])
 
 
-def describe_image(image, desc, output_dir):
+def describe_image(image: Inputs, desc: str, output_dir: Path) -> dict[str, Any]:
     """Return what the report says of a filled image, or one with new lesions, read back from the files.
 
     All but the pictures, see `figures_of`.
@@ -32,7 +58,8 @@ def describe_image(image, desc, output_dir):
     lesions = text_files.read_tsv(files['lesions'])
     unchanged = is_fill and not lesions
     voxel_ml = abs(np.linalg.det(nib.load(after_file).affine[:3, :3])) / 1000
-    volumes = fill_volumes(info, voxel_ml) if is_fill else {'synthesized_volume_ml': volume_ml(lesions)}
+    record = read_record(info, is_fill)
+    volumes = fill_volumes(record, voxel_ml) if is_fill else {'synthesized_volume_ml': volume_ml(lesions)}
     from . import thickness
 
     return {
@@ -42,14 +69,20 @@ def describe_image(image, desc, output_dir):
         'message': (' '.join(info.get('Warnings', [])) or info.get('Description', '')) if unchanged else '',
         'lesions': lesions,
         'volumes': volumes,
-        'summary': fill_summary(image, lesions, info, volumes) if is_fill else synth_summary(image, lesions, info),
+        'changed_voxels': shown(record.voxels_changed, 0),
+        'summary': fill_summary(image, lesions, record, volumes) if is_fill else synth_summary(image, lesions, record),
         'warnings': info.get('Warnings', []),
-        'checks': (checks.check_filling if is_fill else checks.check_synthesis)(info, lesions, image.contrast),
+        'checks': (checks.check_filling if is_fill else checks.check_synthesis)(record, lesions, image.contrast),
         'provenance': info,
     }
 
 
-def files_of(image, desc, output_dir):
+def read_record(info: dict, is_fill: bool) -> Any:
+    """Return the record of a filled image, or of one with new lesions, from the content of its sidecar."""
+    return sidecars.read(records.FillRecord if is_fill else records.SynthesisRecord, info)
+
+
+def files_of(image: Inputs, desc: str, output_dir: Path) -> tuple[dict[str, Path], Path]:
     """Return the files of an image (dict of name -> path), and the main one of them."""
     if desc == 'filled':
         files = naming.output_files(output_dir, image)
@@ -58,7 +91,9 @@ def files_of(image, desc, output_dir):
     return files, files['synth']
 
 
-def figures_of(image, desc, output_dir, pictured=True):
+def figures_of(
+    image: Inputs, desc: str, output_dir: Path, pictured: bool = True, known: Known = NOTHING
+) -> list[dict[str, Any]]:
     """Draw the pictures of an image, of its files; see `pictures.fill_figures`.
 
     Parameters
@@ -69,57 +104,117 @@ def figures_of(image, desc, output_dir, pictured=True):
         `filled`, `synth`, `synth2`.
     pictured : bool
         False: only the first variant shows how FLAIR and T1w were brought together.
+    known : Known
+        The mask that was given, and another image of the visit, of a filling.
     """
     is_fill = desc == 'filled'
     files, after_file = files_of(image, desc, output_dir)
     mask_file = files['used_mask' if is_fill else 'new_mask']
-    info = derivatives.read_sidecar(after_file) if is_fill else {}
+    record = read_record(derivatives.read_sidecar(after_file) if is_fill else {}, is_fill)
     lesions = text_files.read_tsv(files['lesions'])
-    figures = draw_figures(image, after_file, mask_file, lesions, info) if pictured else []
+    way = way_between(image, output_dir)
+    figures = draw_figures(image, (after_file, mask_file), lesions, record, known, way) if pictured else []
     return figures + (draw_overlay(image, mask_file, output_dir) if desc in ('filled', 'synth', 'synth1') else [])
 
 
-def fill_volumes(info, voxel_ml):
+def fill_volumes(record: Any, voxel_ml: float) -> dict[str, float | None]:
     """Return the volumes of the mask that was given and of what was filled; ml, None where they are not known."""
-    counts = {'given_volume_ml': 'LesionVoxelsGiven', 'filled_volume_ml': 'LesionVoxelsUsed'}
-    return {
-        name: None if info.get(count) is None else round(float(info[count] * voxel_ml), 3)
-        for name, count in counts.items()
-    }
+    counts = {'given_volume_ml': record.lesion_voxels_given, 'filled_volume_ml': record.lesion_voxels_used}
+    return {name: None if n is None else round(float(n * voxel_ml), 3) for name, n in counts.items()}
 
 
-def draw_figures(image, after_file, mask_file, lesions, info):
-    """Plot an image before and after, unusual lesions (`info`) first; see `pictures.fill_figures`."""
-    paths = {'before': image.image_file, 'after': after_file, 'mask': mask_file}
-    canonical = {name: nib.as_closest_canonical(nib.load(path)) for name, path in paths.items()}
-    affine, volumes = canonical['before'].affine, {name: nifti.one_volume(img) for name, img in canonical.items()}
-    to_voxel = np.linalg.inv(affine)
+def draw_figures(
+    image: Inputs,
+    made_files: tuple[Path, Path],
+    lesions: list[dict[str, Any]],
+    record: Any,
+    known: Known,
+    way: np.ndarray,
+) -> list[dict[str, Any]]:
+    """Plot an image before and after, unusual lesions (by their record) first; see `pictures.fill_figures`.
+
+    Parameters
+    ----------
+    image : layout.Inputs
+    made_files : (path, path)
+        The image that was made, and the mask that was used.
+    lesions : list of dict
+    record : FillRecord or SynthesisRecord
+    known : Known
+    way : (4, 4) array
+        See `way_between`.
+    """
+    canonical = [nib.as_closest_canonical(nib.load(path)) for path in (image.image_file, *made_files)]
+    before_img, (before, after, mask) = canonical[0], map(nifti.one_volume, canonical)
+    voxel_sizes_mm, to_voxel = nib.affines.voxel_sizes(before_img.affine), np.linalg.inv(before_img.affine)
     located = [
         row
         | {
             'label': int(row['label']),
-            'suspicion': checks.suspicion(row, info, image.contrast),
-            'reason': checks.reason(row, info, image.contrast),
+            'suspicion': checks.suspicion(row, record, image.contrast),
+            'reason': checks.reason(row, record, image.contrast),
             'centre_voxel': tuple(
                 int(v) for v in np.rint(nib.affines.apply_affine(to_voxel, [row['x_mm'], row['y_mm'], row['z_mm']]))
             ),
         }
         for row in lesions
     ]
-    from . import pictures  # with matplotlib, which takes seconds
+    from . import closeup, pictures  # with matplotlib, which takes seconds
 
-    return pictures.fill_figures(
-        volumes['before'], volumes['mask'] > 0, volumes['after'], nib.affines.voxel_sizes(affine), located
-    )
+    given = known.given_mask
+    if given is not None:
+        given = in_ras(given, nib.load(image.image_file))
+    both = closeup.Masks(mask > 0, given)
+    figures = pictures.fill_figures(before, both.used, after, voxel_sizes_mm, located, both.given)
+    if isinstance(record, records.FillRecord) and located:
+        beside = show_beside(known.other, before_img, way)
+        worst = max(located, key=lambda row: (max(row['suspicion'], 1), row['volume_mm3']))
+        before, after = np.nan_to_num(before), np.nan_to_num(after)
+        figures.insert(1, closeup.closeup(before, after, both, voxel_sizes_mm, worst, image.modality, beside))
+    return figures
 
 
-def draw_overlay(image, mask_file, output_dir):
+def in_ras(mask: np.ndarray, img: nib.Nifti1Image) -> np.ndarray:
+    """Return a mask on the voxels of an image in the order of `as_closest_canonical`; bool array."""
+    mask_img = nifti.mask_image(mask, img)
+    return np.asarray(nib.as_closest_canonical(mask_img).dataobj) > 0
+
+
+def show_beside(other: Other | None, image_img: nib.Nifti1Image, way: np.ndarray) -> Any:
+    """Read another image of the visit on the voxels of this one: closeup.Beside; None if there is none to be read."""
+    from . import closeup
+
+    if other is None:
+        return None
+    try:
+        files = (other.image_file, other.filled_file)
+        imgs = [None if path is None else nib.as_closest_canonical(nib.load(path)) for path in files]
+        is_resampled = not (np.allclose(way, np.eye(4)) and placement.same_grid(imgs[0], image_img))
+        volumes: list[Any] = [
+            img
+            and (placement.laid_over(img, way, image_img) if is_resampled else np.nan_to_num(nifti.one_volume(img)))
+            for img in imgs
+        ]
+        return closeup.Beside(other.modality, volumes[0], volumes[1], is_resampled)
+    except (OSError, ValueError):  # a picture less
+        return None
+
+
+def way_between(image: Inputs, output_dir: Path) -> np.ndarray:
+    """Return the (4, 4) transform from the world of the other image of a visit to that of this one, if registered."""
+    xfm_file = naming.xfm_file(output_dir, image)
+    if not xfm_file.is_file():
+        return np.eye(4)
+    to_t1w = registration.from_itk_text(xfm_file.read_text(encoding='utf-8'))
+    return np.linalg.inv(to_t1w) if image.tissue_file else to_t1w
+
+
+def draw_overlay(image: Inputs, mask_file: Path, output_dir: Path) -> list[dict[str, Any]]:
     """Plot an overlay of FLAIR and T1w if they had to be registered; else nothing."""
     xfm_file, other_file = naming.xfm_file(output_dir, image), image.tissue_file or image.flair_file
     if not xfm_file.is_file() or other_file is None:
         return []
-    to_t1w = registration.from_itk_text(xfm_file.read_text(encoding='utf-8'))
-    to_image = np.linalg.inv(to_t1w) if image.tissue_file else to_t1w
+    to_image = way_between(image, output_dir)
     image_img, mask_img = (nib.as_closest_canonical(nib.load(path)) for path in (image.image_file, mask_file))
     from . import pictures
 
@@ -132,56 +227,64 @@ def draw_overlay(image, mask_file, output_dir):
     )
 
 
-def fill_summary(image, lesions, info, volumes):
+def fill_summary(image: Inputs, lesions: list[dict[str, Any]], record: Any, volumes: dict[str, Any]) -> dict[str, Any]:
     """Return the summary of a filling for the report."""
     return {
         'Modality': image.modality,
         'Lesions filled': len(lesions),
-        **({'Lesions not filled': info['LesionsDropped']} if info.get('LesionsDropped') else {}),
+        **({'Lesions not filled': record.lesions_dropped} if record.lesions_dropped else {}),
         'Volume of the given mask (ml)': volumes['given_volume_ml'],
         'Volume filled (ml)': volumes['filled_volume_ml'],
-        'Voxels changed': info.get('VoxelsChanged', 0),
-        **({'Voxels of lesions kept': info['LesionVoxelsKept']} if info.get('LesionVoxelsKept') else {}),
+        'Voxels changed': shown(record.voxels_changed, 0),
+        **({'Voxels of lesions kept': record.lesion_voxels_kept} if record.lesion_voxels_kept else {}),
         'Lesion mask': image.lesion_mask_file.name if image.lesion_mask_file else 'n/a',
-        **tissue_summary(image, info),
-        'Mask grown by (voxels)': info.get('Dilation', 'n/a'),
-        'Then into missed rims by at most (voxels)': info.get('RimVoxels', 'n/a'),
-        **sampling_summary(info),
+        **tissue_summary(image, record),
+        'Mask grown by (voxels)': shown(record.dilation),
+        'Then into missed rims by at most (voxels)': shown(record.rim_voxels),
+        **sampling_summary(record),
     }
 
 
-def synth_summary(image, lesions, info):
+def synth_summary(image: Inputs, lesions: list[dict[str, Any]], record: Any) -> dict[str, Any]:
     """Return the summary of a synthesis for the report."""
     return {
         'Modality': image.modality,
         'New lesions': len(lesions),
         'Volume of new lesions (ml)': volume_ml(lesions),
-        'Voxels of old lesions': info.get('LesionVoxelsOld', 0),
-        'Voxels changed': info.get('VoxelsChanged', 0),
-        'Lesions come from': info.get('LesionSource', 'n/a'),
-        'Contrast is that of': info.get('ContrastReference', 'n/a'),
-        'Share of it that is left 1 mm outside': info.get('HaloShare', 'n/a'),
-        **tissue_summary(image, info),
-        **sampling_summary(info),
+        'Voxels of old lesions': shown(record.lesion_voxels_old, 0),
+        'Voxels changed': shown(record.voxels_changed, 0),
+        'Lesions come from': shown(record.lesion_source),
+        'Contrast is that of': shown(record.contrast_reference),
+        'Share of it that is left 1 mm outside': shown(record.halo_share),
+        **tissue_summary(image, record),
+        **sampling_summary(record),
     }
 
 
-def volume_ml(lesions):
+def shown(value: Any, otherwise: Any = 'n/a') -> Any:
+    """Return a value of a record as the report shows it: `otherwise` if it is not known."""
+    return otherwise if value is None else value
+
+
+def volume_ml(lesions: list[dict[str, Any]]) -> float:
+    """Return the summed volume of some lesions, ml."""
     return round(sum(row['volume_mm3'] for row in lesions) / 1000, 2)
 
 
-def tissue_summary(image, info):
+def tissue_summary(image: Inputs, record: Any) -> dict[str, str]:
+    """Return where brain and white matter come from, for the summary."""
     return {
-        'Brain mask': info.get('BrainMaskSource', 'n/a'),
-        'White matter': info.get('WhiteMatterSource', 'n/a'),
+        'Brain mask': shown(record.brain_mask_source),
+        'White matter': shown(record.white_matter_source),
         'White matter found in': image.t1w_file.name,
     }
 
 
-def sampling_summary(info):
+def sampling_summary(record: Any) -> dict[str, Any]:
+    """Return how the network was sampled, for the summary."""
     return {
-        'Model': info.get('Model', 'n/a'),
-        'Steps': info.get('NumInferenceSteps', 'n/a'),
-        'Seed': info.get('RandomSeed', 'n/a'),
-        'Device': info.get('Device', 'n/a'),
+        'Model': shown(record.model),
+        'Steps': shown(record.num_inference_steps),
+        'Seed': shown(record.random_seed),
+        'Device': shown(record.device),
     }

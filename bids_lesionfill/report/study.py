@@ -13,8 +13,8 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from .. import statistics
-from ..lesions import checks
+from .. import sidecars, statistics
+from ..lesions import checks, records
 from . import page, pictures
 
 TEMPLATE = 'study.html.jinja'
@@ -83,7 +83,8 @@ def describe_image(name: str, desc: str, modality: str, info: dict, lesions: lis
 
 def given_ml(info: dict, used_ml: float) -> float | None:
     """Return the volume of the mask as it was given (ml), from voxel counts of a sidecar and the volume it grew to."""
-    given, used = info.get('LesionVoxelsGiven'), info.get('LesionVoxelsUsed')
+    record = sidecars.read(records.FillRecord, info)
+    given, used = record.lesion_voxels_given, record.lesion_voxels_used
     if given == 0:
         return 0.0
     return given * used_ml / used if given and used else None
@@ -91,11 +92,12 @@ def given_ml(info: dict, used_ml: float) -> float | None:
 
 def worst_first(lesions: list[dict], info: dict, modality: str) -> list[int]:
     """Return the labels of lesions in the order in which reports picture them: most unusual, then most changed."""
+    record = sidecars.read(records.FillRecord, info)
     worths = {
-        int(row['label']): pictures.worth_a_picture(row | {'suspicion': checks.suspicion(row, info, modality)})
+        int(row['label']): pictures.worth_a_picture(row | {'suspicion': checks.suspicion(row, record, modality)})
         for row in lesions
     }
-    return sorted(worths, key=worths.get, reverse=True)
+    return sorted(worths, key=lambda label: worths[label], reverse=True)
 
 
 def thumbnail(before_png: bytes, after_png: bytes) -> bytes:
@@ -172,7 +174,7 @@ def merge_ratings(rows: list[dict]) -> list[dict]:
     return [latest[key] for key in sorted(latest)]
 
 
-def text_of(value) -> str:
+def text_of(value: float | str | None) -> str:
     """Return a cell of a table as text on one line; empty if unknown. Whole numbers were perhaps labels such as `2`."""
     if value is None or value == 'n/a':
         return ''
@@ -203,7 +205,7 @@ def agreement(ratings: list[dict]) -> list[dict]:
         images = sorted(by_rater[one].keys() & by_rater[other].keys())
         if images:
             pair = [[by_rater[rater][image] for image in images] for rater in (one, other)]
-            agree = int(np.sum(np.equal(*pair)))
+            agree = int(np.sum(np.equal(pair[0], pair[1])))
             found.append({'raters': (one, other), 'n': len(images), 'agree': agree})
             found[-1]['kappa'] = statistics.cohen_kappa(*pair)
     return found
@@ -247,6 +249,6 @@ def jpeg_uri(jpeg: bytes) -> str:
     return f'data:image/jpeg;base64,{base64.b64encode(jpeg).decode("ascii")}'
 
 
-def number(value, decimals: int = 2) -> str:
+def number(value: float | None, decimals: int = 2) -> str:
     """Return a number with fixed decimals; empty if it is not known."""
     return f'{value:.{decimals}f}' if page.is_number(value) else ''

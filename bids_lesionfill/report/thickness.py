@@ -1,5 +1,11 @@
 """Report section on cortical thickness."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
 from ..layout import naming
@@ -8,8 +14,11 @@ from ..thickness import reproducibility
 from ..thickness import tables as thickness_tables
 from ..thickness.tables import REGIONS
 
+if TYPE_CHECKING:
+    from ..layout.inputs import Inputs
 
-def describe_thickness(image, output_dir):
+
+def describe_thickness(image: Inputs, output_dir: Path) -> list[dict[str, Any]]:
     """Read an image's thickness tables for the report; return a list with one dict per engine.
 
     `engine`, `sentence` and `regions`: rows of region, before, after, change and whether it exceeds the noise.
@@ -22,7 +31,7 @@ def describe_thickness(image, output_dir):
     return [describe_engine(engine, tables) for engine in engines]
 
 
-def describe_engine(engine, tables):
+def describe_engine(engine: str, tables: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Return one engine's part of the report.
 
     A region exceeds the noise if its error is above the floor of all regions; a hemisphere, whose mean is far less
@@ -57,7 +66,7 @@ def describe_engine(engine, tables):
     return {'engine': engine, 'sentence': sentence, 'regions': rows}
 
 
-def global_sentence(before, after, again):
+def global_sentence(before: np.ndarray, after: np.ndarray, again: np.ndarray) -> str:
     """Return a sentence on global means and errors of filling and, if there is one, of the rerun."""
     old, new, rerun = (values[:2].mean() for values in (before, after, again))
     error, noise = (known(reproducibility.error_percent(old, other), '%') for other in (new, rerun))
@@ -69,7 +78,7 @@ def global_sentence(before, after, again):
     )
 
 
-def floor_sentence(verdicts, floor):
+def floor_sentence(verdicts: Sequence[Any], floor: float) -> str:
     """Return a sentence: number of regions that exceed the noise floor, and number expected by chance."""
     if np.isnan(floor):
         return 'No rerun was measured, so there is no noise floor to compare with.'
@@ -82,6 +91,6 @@ def floor_sentence(verdicts, floor):
     )
 
 
-def known(value, unit):
+def known(value: float | np.ndarray, unit: str) -> str:
     """Return a measured value with its unit, or `n/a`."""
     return 'n/a' if np.isnan(value) else f'{value:.3f} {unit}'

@@ -1,1 +1,1 @@
-"""score"""
+"""Score predicted lesion masks against the truth."""

@@ -5,8 +5,10 @@ import logging
 import math
 import shlex
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from .. import text_files
 from ..layout import errors
@@ -19,7 +21,7 @@ OK, SOME_FAILED, USAGE = 0, 1, 2
 SCORED = 'scored'
 
 
-def build_parser():
+def build_parser() -> argparse.ArgumentParser:
     """Return the command line."""
     parser = argparse.ArgumentParser(
         prog='python -m bids_lesionfill.score',
@@ -95,7 +97,7 @@ def build_parser():
     return parser
 
 
-def share(text):
+def share(text: str) -> float:
     """Read a number above 0 and up to 1."""
     value = float(text)
     if not 0 < value <= 1:
@@ -103,7 +105,7 @@ def share(text):
     return value
 
 
-def not_negative(text):
+def not_negative(text: str) -> float:
     """Read a finite number from 0 on."""
     value = float(text)
     if not (math.isfinite(value) and value >= 0):
@@ -111,7 +113,7 @@ def not_negative(text):
     return value
 
 
-def count(text):
+def count(text: str) -> int:
     """Read a whole number from 0 on."""
     value = int(text)
     if value < 0:
@@ -119,7 +121,7 @@ def count(text):
     return value
 
 
-def edges(text):
+def edges(text: str) -> tuple[float, ...]:
     """Read rising numbers above 0, separated by commas."""
     values = tuple(float(part) for part in text.split(','))
     if any(not 0 < value < math.inf for value in values) or list(values) != sorted(set(values)):
@@ -127,7 +129,7 @@ def edges(text):
     return values
 
 
-def main(argv):
+def main(argv: list[str]) -> int:
     """Score a prediction; return 0, 1 (some scans were not scored) or 2 (usage)."""
     options = build_parser().parse_args(argv)
     logging.basicConfig(format='%(levelname)s %(message)s', stream=sys.stderr, level=logging.INFO)
@@ -143,7 +145,7 @@ def main(argv):
         return SOME_FAILED
 
 
-def check(options):
+def check(options: argparse.Namespace) -> None:
     """Raise UsageError if the folders do not fit."""
     given = [options.truth, options.prediction, options.images, options.baseline_truth, options.baseline_prediction]
     given = [folder for folder in given if folder is not None]
@@ -155,7 +157,7 @@ def check(options):
     outputs.check_output_dir(options.out, [options.truth, options.prediction, *given[2:]])
 
 
-def find(options):
+def find(options: argparse.Namespace) -> tuple[list[cases.Case], list[tuple[cases.Case, cases.Case]]]:
     """Find the scans, and of each pair of visits the baseline: (list of Case, list of (baseline Case, Case))."""
     choice = cases.Choice(options.truth_desc, options.prediction_desc, options.lesions, options.space)
     found = cases.find_cases(options.truth, options.prediction, choice, options.images)
@@ -177,7 +179,7 @@ def find(options):
     return found, pairs
 
 
-def score(options, found, command):
+def score(options: argparse.Namespace, found: Any, command: str) -> int:
     """Score all scans and pairs, and write what was found; return an exit code."""
     from . import page, tables
 
@@ -206,7 +208,7 @@ def score(options, found, command):
         detection += tables.detection_rows(own, options.volume_edges_ml, participant=name)
     settings = settings_of(options)
     version = read_version()
-    about = {'Command': command, 'Settings': settings, 'Group': summary}
+    about: dict[str, Any] = {'Command': command, 'Settings': settings, 'Group': summary}
     about['Detection'] = [row for row in detection if row['participant_id'] == tables.ALL]
     about |= {'Scans': scans, 'Changes': changes}
     outputs.write_summary(options.out, about, version)
@@ -220,8 +222,9 @@ def score(options, found, command):
         outputs.remove_table(options.out, 'changes')
     missed = [row for row in lesions if not row['detected_iou']]
     false = [row for row in false_lesions if row['false_iou']]
-    content = {'version': version, 'command': command, 'settings': settings, 'scans': scans, 'summary': summary}
-    content |= {'detection': detection, 'changes': changes, 'n_missed': len(missed), 'n_false': len(false)}
+    content: dict[str, Any] = {'version': version, 'command': command, 'settings': settings, 'scans': scans}
+    content |= {'summary': summary, 'detection': detection, 'changes': changes}
+    content |= {'n_missed': len(missed), 'n_false': len(false)}
     content['missed'] = picture(missed, options.pictures, found, options, 'lesion')
     content['wrong'] = picture(false, options.pictures // 2, found, options, 'predicted lesion')
     page.write(options.out / outputs.PAGE, content)
@@ -230,30 +233,30 @@ def score(options, found, command):
     return OK if len(scored) == len(scans) else SOME_FAILED
 
 
-def read_version():
+def read_version() -> str:
     """Return the version of the app."""
     from importlib import metadata
 
     return metadata.version('bids_lesionfill')
 
 
-def score_case(case, options):
+def score_case(case: cases.Case, options: argparse.Namespace) -> tuple[Any, ...]:
     """Score one scan; see `tables.score_scan`."""
-    from . import tables
+    from . import loading, tables
 
-    loaded = cases.load(case, options.mask_threshold)
+    loaded = loading.load(case, options.mask_threshold)
     known = text_files.read_tsv(case.table_file) if case.table_file else ()
     return tables.score_scan(loaded, options.min_volume_mm3, options.min_iou, options.volume_edges_ml, known)
 
 
-def score_pairs(pairs, options):
+def score_pairs(pairs: list[tuple[cases.Case, cases.Case]], options: argparse.Namespace) -> list[dict[str, Any]]:
     """Score the changes of each pair of visits; rows, see `tables.CHANGES`."""
-    from . import tables
+    from . import loading, tables
 
     rows = []
     for before, after in pairs:
         try:
-            truths, predictions, voxel_mm3 = cases.load_pair(before, after, options.mask_threshold)
+            truths, predictions, voxel_mm3 = loading.load_pair(before, after, options.mask_threshold)
         except ValueError as error:
             logger.warning('%s and %s: %s', before.scan, after.scan, error)
             continue
@@ -267,9 +270,11 @@ def score_pairs(pairs, options):
     return rows
 
 
-def picture(rows, n_largest, found, options, kind):
+def picture(
+    rows: list[dict[str, Any]], n_largest: int, found: Iterable[cases.Case], options: argparse.Namespace, kind: str
+) -> list[dict[str, Any]]:
     """Picture the largest of some lesions: list of dict with `title`, `caption`, `pictures`; none without images."""
-    from . import page
+    from . import loading, page
 
     chosen = sorted(rows, key=lambda row: -row['volume_mm3'])[:n_largest]
     by_scan = {case.scan: case for case in found}
@@ -278,7 +283,7 @@ def picture(rows, n_largest, found, options, kind):
         case = by_scan[scan]
         if not case.images:
             continue
-        loaded = cases.load(case, options.mask_threshold)
+        loaded = loading.load(case, options.mask_threshold)
         for number, row in enumerate(chosen):
             if row['scan'] == scan:
                 outlines = {'truth': loaded.truth} if kind == 'lesion' else {'prediction': loaded.prediction}
@@ -289,7 +294,7 @@ def picture(rows, n_largest, found, options, kind):
     return [entries[number] for number in sorted(entries) if entries[number]['pictures']]
 
 
-def describe(row, kind):
+def describe(row: dict[str, Any], kind: str) -> dict[str, str]:
     """Describe a lesion in words: dict with `title` and `caption`."""
     title = f'{row["scan"]}, {kind} {row["label"]}: {row["volume_mm3"]:.0f} mm³'
     words = [f'Centre at {row["x_mm"]:.0f}, {row["y_mm"]:.0f}, {row["z_mm"]:.0f} mm; IoU {row["iou"]:.2f}']
@@ -299,7 +304,7 @@ def describe(row, kind):
     return {'title': title, 'caption': '; '.join(words) + '.'}
 
 
-def settings_of(options):
+def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     """Return what the scores depend on, for the JSON and the page."""
     return {
         'Truth': f'{options.truth}',
@@ -313,7 +318,7 @@ def settings_of(options):
     }
 
 
-def print_summary(summary, detection):
+def print_summary(summary: dict[str, dict[str, float]], detection: list[dict[str, Any]]) -> None:
     """Print the scores of the group, and the detection by class."""
     names = ('dice', 'volume_error_absolute_ml', 'false_lesions_overlap', 'false_lesions_iou', 'f1_overlap', 'f1_iou')
     for name in names:

@@ -1,15 +1,15 @@
-"""Find the masks of a truth and of a prediction, pair them, and read them onto one grid."""
+"""Find the masks of a truth and of a prediction, and pair them; `loading` reads them."""
+
+from __future__ import annotations
 
 import json
-import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlparse
 
-from ..layout import errors, indexing, naming, pairing, tools
-
-logger = logging.getLogger('bids_lesionfill')
-
+from ..layout import ambiguity, errors, indexing, naming, pairing, tools
 
 # Names of entities in file names, and as pybids and `layout` call them.
 ENTITIES = {'ses': 'session', 'run': 'run', 'acq': 'acquisition', 'ce': 'ceagent', 'rec': 'reconstruction'}
@@ -23,7 +23,7 @@ NO_PREDICTION = 'no prediction'
 
 @dataclass(frozen=True)
 class Choice:
-    """Which masks are meant, where there are several."""
+    """Selection among several masks."""
 
     truth_desc: str | None = None  # `desc-` of the true masks; for a variant of a synthesis `synth2`
     prediction_desc: str | None = None  # `desc-` of the predicted masks
@@ -49,22 +49,7 @@ class Case:
     problem: str = ''  # why it cannot be scored
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """Masks of a case on the grid of the truth: `(X, Y, Z)` bool arrays, RAS+."""
-
-    truth: object
-    prediction: object
-    ignored: object  # the patient's own lesions; empty if they are part of the truth
-    affine: object
-    voxel_sizes_mm: tuple
-    images: dict  # modality -> (X, Y, Z) float32 array on the same grid
-
-
-# ------------------------------------------------------------------------------------------------------------- finding
-
-
-def find_cases(truth_dir, prediction_dir, choice, images_dir=None):
+def find_cases(truth_dir: Path, prediction_dir: Path, choice: Choice, images_dir: Path | None = None) -> list[Case]:
     """Pair each true mask with its predicted mask, by participant, session, run and acquisition.
 
     Parameters
@@ -94,14 +79,14 @@ def find_cases(truth_dir, prediction_dir, choice, images_dir=None):
     predicted = index_masks(prediction_dir, choice)
     images = index_images(images_dir or raw_dataset(truth_dir))
 
-    def predict(case, others):
+    def predict(case: Case, others: list[Case]) -> Case:
         return find_prediction(case, others, predicted.get(case.participant, []), Path(prediction_dir))
 
     cases = [predict(case, truths) for case in one_per_scan(truths, predict)]
     return [case if case.is_synthetic else replace(case, images=choose_images(case, images)) for case in cases]
 
 
-def index_files(root):
+def index_files(root: Path) -> dict[str, list[indexing.IndexedFile]]:
     """Index the NIfTI files of a BIDS folder: dict of participant -> list of `layout.IndexedFile`."""
     found = {}
     for path in sorted(Path(root).glob('sub-*/**/*.nii*')):
@@ -112,7 +97,7 @@ def index_files(root):
     return found
 
 
-def entities_of(filename):
+def entities_of(filename: str) -> dict[str, Any]:
     """Read the entities of a file name that tell scans apart: `subject`, `suffix`, `session`, `run`, ..."""
     named = naming.name_entities(filename)
     entities = {long: named[short] for short, long in ENTITIES.items() if short in named}
@@ -120,19 +105,19 @@ def entities_of(filename):
     return {'subject': named.get('sub', ''), 'suffix': suffix, **entities}
 
 
-def desc_of(file):
+def desc_of(file: indexing.IndexedFile) -> str:
     """Return the `desc-` of a file, '' without."""
     return naming.name_entities(file.filename).get('desc', '')
 
 
-def is_lesion_mask(file, space=None):
+def is_lesion_mask(file: indexing.IndexedFile, space: str | None = None) -> bool:
     """Return True for lesion masks in a space, that of the participant if not given, by name."""
     named = naming.name_entities(file.filename).get('space', 'orig').casefold()
     in_space = named == space.casefold() if space else named in (*naming.SPACES, *naming.NATIVE_SPACES)
     return in_space and naming.lesion_kind(file.filename) is not None
 
 
-def index_masks(root, choice):
+def index_masks(root: Path, choice: Choice) -> dict[str, list[indexing.IndexedFile]]:
     """Index the predicted masks of a BIDS derivative; see `index_files`. Of a mask and its probabilities, the mask."""
     found = {}
     for participant, files in index_files(root).items():
@@ -145,12 +130,12 @@ def index_masks(root, choice):
     return found
 
 
-def rank_of(file):
+def rank_of(file: indexing.IndexedFile) -> Any:
     """Order masks from the plainest kind on; see `layout.MASK_KINDS`."""
     return naming.MASK_KINDS.index(naming.lesion_kind(file.filename)), file.filename
 
 
-def find_truths(truth_dir, choice):
+def find_truths(truth_dir: Path, choice: Choice) -> list[Case]:
     """Find the true masks: list of Case without predictions; of the app's synthesis with its images and table."""
     found = []
     for participant, files in index_files(truth_dir).items():
@@ -173,7 +158,9 @@ def find_truths(truth_dir, choice):
     return found or tool_truths(truth_dir)
 
 
-def truth_case(participant, file, several=(), **more):
+def truth_case(
+    participant: str, file: indexing.IndexedFile, several: Sequence[indexing.IndexedFile] = (), **more: Any
+) -> Case:
     """Make a Case of a true mask; with a problem if several are of one scan."""
     session = file.entities.get('session')
     parts = naming.strip_extension(file.filename).split('_')
@@ -184,12 +171,12 @@ def truth_case(participant, file, several=(), **more):
     return Case(participant, f'ses-{session}' if session else None, scan, Path(file.path), problem=problem, **more)
 
 
-def synthetic_truth(participant, file, base, lesions):
+def synthetic_truth(participant: str, file: indexing.IndexedFile, base: str, lesions: Any) -> Case:
     """Make a Case of the new lesions of the app's synthesis, with its images and its table."""
     path = Path(file.path)
     case = truth_case(participant, file)
     everything = path.with_name(path.name.replace(f'desc-{base}new', f'desc-{base}'))
-    space = '_space-FLAIR' if naming.space_of(file.filename) == 'FLAIR' else ''
+    space = naming.space_entity(naming.space_of(file.filename))
     table = path.with_name(f'{case.scan}{space}_desc-{base}lesions_qc.tsv')
     images = {
         modality: found
@@ -203,7 +190,7 @@ def synthetic_truth(participant, file, base, lesions):
     return replace(case, all_lesions_file=everything if everything.is_file() else None)
 
 
-def is_of_scan(filename, entities):
+def is_of_scan(filename: str, entities: dict[str, Any]) -> bool:
     """Return True if a file names the session of a scan, and its run and acquisition where both name one."""
     named = entities_of(filename)
     return named.get('session') == entities.get('session') and all(
@@ -211,9 +198,10 @@ def is_of_scan(filename, entities):
     )
 
 
-def tool_truths(root):
+def tool_truths(root: Path) -> list[Case]:
     """Find true masks under names of LST-AI and SAMSEG: list of Case."""
-    visits = [(path.parent.name, path.name) for path in sorted(Path(root).glob('sub-*/ses-*')) if path.is_dir()]
+    sessions = (path for path in sorted(Path(root).glob('sub-*/ses-*')) if path.is_dir())
+    visits: list[tuple[str, str | None]] = [(path.parent.name, path.name) for path in sessions]
     for path in sorted(Path(root).glob('sub-*')):
         if path.is_dir() and not any(path.name == parent for parent, _ in visits):
             participant, _, session = path.name.partition('_ses-')
@@ -228,7 +216,7 @@ def tool_truths(root):
     return found
 
 
-def one_per_scan(truths, predict):
+def one_per_scan(truths: list[Case], predict: Callable[[Case, list[Case]], Case]) -> list[Case]:
     """Drop the truth in FLAIR space where the prediction is in T1w space, and the other way round: list of Case.
 
     The app writes the lesions of a visit once on the grid of the T1w and once on that of the FLAIR.
@@ -254,7 +242,7 @@ def one_per_scan(truths, predict):
     return sorted(chosen, key=lambda case: case.scan)
 
 
-def is_on_flair(prediction_file, flair_mask, t1w_mask):
+def is_on_flair(prediction_file: Path, flair_mask: Path, t1w_mask: Path) -> bool:
     """Return True if a prediction is in FLAIR space: by its name, else by its grid."""
     space = naming.space_of(prediction_file.name)
     if space:
@@ -266,7 +254,7 @@ def is_on_flair(prediction_file, flair_mask, t1w_mask):
     return placement.same_grid(prediction_img, flair_img) and not placement.same_grid(prediction_img, t1w_img)
 
 
-def find_prediction(case, truths, masks, prediction_dir):
+def find_prediction(case: Case, truths: list[Case], masks: list[indexing.IndexedFile], prediction_dir: Path) -> Case:
     """Add to a Case the predicted mask of its scan, or the reason why there is none.
 
     Parameters
@@ -289,7 +277,7 @@ def find_prediction(case, truths, masks, prediction_dir):
     )
     try:
         mask = pairing.choose_mask(image, others or [image], masks, case.scan)
-    except pairing.AmbiguousMaskError as error:
+    except ambiguity.AmbiguousMaskError as error:
         words = f'{error}'.partition('; choose with')[0]
         return replace(case, problem=f'{words}; choose with --prediction-desc')
     if mask is not None:
@@ -302,7 +290,7 @@ def find_prediction(case, truths, masks, prediction_dir):
     return find_flat(case, prediction_dir)
 
 
-def find_flat(case, folder):
+def find_flat(case: Case, folder: Path) -> Case:
     """Add to a Case its mask in a folder that has all masks side by side, as nnU-Net and MindGlide write them.
 
     nnU-Net: `CASE.nii.gz` with `dataset.json`, which names the labels. MindGlide: `SCAN_seg.nii.gz`. Case and scan are
@@ -332,7 +320,7 @@ def find_flat(case, folder):
         return replace(case, problem=f'{error}')
 
 
-def flat_labels(path, folder):
+def flat_labels(path: Path, folder: Path) -> tuple[int, ...]:
     """Return the values of a mask of nnU-Net or MindGlide that are lesions, () if all above zero.
 
     Raises
@@ -357,7 +345,7 @@ def flat_labels(path, folder):
     return (MINDGLIDE_LESION,) if naming.strip_extension(path.name).endswith('_seg') else ()
 
 
-def raw_dataset(truth_dir):
+def raw_dataset(truth_dir: Path) -> Path | None:
     """Return the raw dataset of a derivative: around it, or of its `DatasetLinks`; None if it is not there."""
     around = Path(truth_dir).resolve().parents[1]
     if Path(truth_dir).resolve().parent.name == 'derivatives' and around.is_dir():
@@ -369,7 +357,7 @@ def raw_dataset(truth_dir):
     return folder if folder and folder.is_dir() else None
 
 
-def index_images(folder):
+def index_images(folder: Path | None) -> dict[str, Any]:
     """Index the T1w and FLAIR of a raw dataset; empty without one. See `index_files`."""
     if folder is None:
         return {}
@@ -379,7 +367,7 @@ def index_images(folder):
     }
 
 
-def choose_images(case, images):
+def choose_images(case: Case, images: dict[str, Any]) -> dict[str, Path]:
     """Choose the T1w and the FLAIR of the session of a case that fit it best: dict of modality -> path."""
     chosen = {}
     for modality in MODALITIES:
@@ -390,110 +378,7 @@ def choose_images(case, images):
     return chosen
 
 
-# ------------------------------------------------------------------------------------------------------------- reading
-
-
-def load(case, threshold=0.5):
-    """Read the masks of a case onto the grid of its truth, in RAS+ orientation.
-
-    Parameters
-    ----------
-    case : Case
-    threshold : float
-        Of probabilities.
-
-    Returns
-    -------
-    Loaded
-
-    Raises
-    ------
-    ValueError
-        If a file cannot be read, is no mask, or lies elsewhere.
-    """
-    import nibabel as nib
-    import numpy as np
-
-    from ..images import nifti
-    from ..layout import files
-
-    truth_img = open_mask(case.truth_file, case.truth_labels, threshold)
-    truth = np.asarray(truth_img.dataobj) > 0
-    prediction = resample_mask(open_mask(case.prediction_file, case.prediction_labels, threshold), truth_img)
-    ignored = np.zeros_like(truth)
-    if case.all_lesions_file:
-        ignored = resample_mask(open_mask(case.all_lesions_file, (), threshold), truth_img) & ~truth
-    images = {}
-    for modality, path in case.images.items():
-        try:
-            images[modality] = resample_image(nifti.plain(files.open_image(path), modality), truth_img)
-        except ValueError as error:
-            logger.warning('%s: %s is not used: %s', case.scan, path.name, error)
-    turn = nib.io_orientation(truth_img.affine)
-    affine = truth_img.affine @ nib.orientations.inv_ornt_aff(turn, truth.shape)
-    truth, prediction, ignored = (nib.apply_orientation(array, turn) for array in (truth, prediction, ignored))
-    images = {modality: nib.apply_orientation(image, turn) for modality, image in images.items()}
-    sizes_mm = tuple(float(size) for size in nib.affines.voxel_sizes(affine))
-    return Loaded(truth, prediction, ignored, affine, sizes_mm, images)
-
-
-def open_mask(path, labels=(), threshold=0.5):
-    """Read a mask as a uint8 image of zeros and ones, in its own place.
-
-    Raises
-    ------
-    ValueError
-        If it cannot be read or is no mask.
-    """
-    import numpy as np
-
-    from ..images import nifti, placement
-    from ..layout import files
-
-    mask_img = files.open_image(path)
-    nifti.check_image(mask_img, 'lesion mask')
-    values = nifti.one_volume(mask_img)
-    if labels == (MINDGLIDE_LESION,) and np.nanmax(values) > MINDGLIDE_LABELS:
-        raise ValueError(
-            f'{path.name} has labels up to {np.nanmax(values):g}, expected those of MindGlide, 0 to {MINDGLIDE_LABELS}'
-        )
-    inside = (
-        np.isin(np.rint(np.nan_to_num(values)), labels) if labels else placement.is_lesion(values, threshold, path.name)
-    )
-    return nifti.mask_image(inside, mask_img)
-
-
-def resample_mask(mask_img, target_img):
-    """Resample a mask to a grid by its share of each voxel (at least half); (X, Y, Z) bool array.
-
-    Raises
-    ------
-    ValueError
-        If it lies outside the grid.
-    """
-    import nibabel as nib
-    import numpy as np
-
-    from ..images import grid, placement
-
-    mask_img = placement.beside(mask_img, target_img, 'lesion mask')
-    inside, affine = np.asarray(mask_img.dataobj) > 0, mask_img.affine
-    share = grid.resample_to(nib.Nifti1Image(inside.astype(np.float32), affine), target_img, order=1)
-    if inside.any() and not (share > 0).any():
-        centres = nib.affines.apply_affine(np.linalg.inv(target_img.affine) @ affine, np.argwhere(inside))
-        if not ((centres > -1) & (centres < target_img.shape[:3])).all(axis=1).any():
-            raise ValueError('the two masks do not overlap in scanner space: their lesions lie in different places')
-    return share >= 0.5
-
-
-def resample_image(img, target_img):
-    """Resample an image to a grid, linearly; (X, Y, Z) float32 array, 0 outside."""
-    from ..images import grid, placement
-
-    return grid.resample_to(placement.beside(img, target_img, 'image'), target_img, order=1)
-
-
-def pair_sessions(found):
+def pair_sessions(found: list[Case]) -> list[tuple[Case, Case]]:
     """Pair each scan with that of the session before, of participants with several: list of (Case, Case)."""
     by_scan = {}
     for case in found:
@@ -501,38 +386,3 @@ def pair_sessions(found):
             rest = case.scan.replace(f'_{case.session}', '')
             by_scan.setdefault(rest, []).append(case)
     return [pair for same in by_scan.values() for pair in zip(same[:-1], same[1:])]
-
-
-def load_pair(before, after, threshold=0.5):
-    """Read the masks of two visits onto the grid of the truth of the second.
-
-    The patient's own lesions of a synthesis are true lesions here: of baseline, if that has no truth of its own.
-
-    Returns
-    -------
-    truths, predictions : (baseline, follow-up), (X, Y, Z) bool arrays
-    voxel_mm3 : float
-
-    Raises
-    ------
-    ValueError
-        As `load`; also if the masks of the visits do not overlap in scanner space.
-    """
-    import numpy as np
-
-    target_img = open_mask(after.truth_file, after.truth_labels, threshold)
-
-    def read(path, labels):
-        return resample_mask(open_mask(path, labels, threshold), target_img)
-
-    new = read(after.truth_file, after.truth_labels)
-    everything = read(after.all_lesions_file, ()) | new if after.all_lesions_file else new
-    if before.truth_file == after.truth_file:  # one synthesis: its new lesions came between the visits
-        truths = everything & ~new, everything
-    else:
-        first = read(before.truth_file, before.truth_labels)
-        first = read(before.all_lesions_file, ()) | first if before.all_lesions_file else first
-        truths = first, everything
-    predictions = tuple(read(case.prediction_file, case.prediction_labels) for case in (before, after))
-    voxel_mm3 = abs(float(np.linalg.det(target_img.affine[:3, :3])))
-    return truths, predictions, voxel_mm3

@@ -1,5 +1,8 @@
 """Measure how visible a lesion is in an image. Arrays are `(X, Y, Z)`."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from scipy import ndimage
 
@@ -11,7 +14,13 @@ WHITE_MATTER_SHARE = 0.87  # of the T1w intensity of white matter; grey matter h
 VISIBLE_SD = 2  # times the spread of the surrounding tissue
 
 
-def measure_contrast(image, lesion, lesions, voxel_sizes_mm, t1w=None):
+def measure_contrast(
+    image: np.ndarray,
+    lesion: np.ndarray,
+    lesions: np.ndarray,
+    voxel_sizes_mm: Sequence[float] | np.ndarray,
+    t1w: np.ndarray | None = None,
+) -> dict[str, Any]:
     """Compute the contrast of a lesion against the white matter around it.
 
     The tissue is the shell between `SHELL_MM` around the lesion, without other lesions and without background (0). With
@@ -54,6 +63,6 @@ def measure_contrast(image, lesion, lesions, voxel_sizes_mm, t1w=None):
     }
 
 
-def is_visible(contrast_sd, modality):
+def is_visible(contrast_sd: float, modality: str) -> bool:
     """Return True if a lesion is at least `VISIBLE_SD` darker (T1w) or brighter (others) than the tissue around it."""
-    return bool(get(modality).lesion_sign * contrast_sd >= VISIBLE_SD)
+    return bool(get(modality).lesion_sign * contrast_sd >= VISIBLE_SD)  # type: ignore[operator]

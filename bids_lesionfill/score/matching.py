@@ -25,7 +25,10 @@ Commowick et al. 2018, Scientific Reports 8:13650, doi:10.1038/s41598-018-31911-
 Moawad et al. 2023, arXiv:2306.00838.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -47,7 +50,13 @@ class Matching:
     predictions: list  # one dict per predicted lesion
 
 
-def match(truth, prediction, ignored=None, min_voxels=1, min_iou=MIN_IOU):
+def match(
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    ignored: np.ndarray | None = None,
+    min_voxels: int = 1,
+    min_iou: float = MIN_IOU,
+) -> Matching:
     """Match the lesions of two masks by both rules of this module.
 
     Parameters
@@ -108,15 +117,15 @@ def match(truth, prediction, ignored=None, min_voxels=1, min_iou=MIN_IOU):
     return Matching(truth_labels, prediction_labels, truth_rows, rows)
 
 
-def label_components(mask, min_voxels=1):
-    """Number the connected lesions with at least `min_voxels` voxels from 1; (X, Y, Z) int array."""
+def label_components(mask: np.ndarray, min_voxels: int = 1) -> np.ndarray:
+    """Label the connected lesions with at least `min_voxels` voxels from 1; (X, Y, Z) int array."""
     labels, n_lesions = masks.label_lesions(mask)
     kept = np.bincount(labels.flat, minlength=n_lesions + 1) >= min_voxels
     kept[0] = False
     return np.where(kept, np.cumsum(kept), 0)[labels]
 
 
-def count_pairs(labels, other_labels, n, n_other):
+def count_pairs(labels: np.ndarray, other_labels: np.ndarray, n: int, n_other: int) -> np.ndarray:
     """Count the voxels that each lesion shares with each of another mask; (n, n_other) int array."""
     both = (labels > 0) & (other_labels > 0)
     pairs = labels[both] * (n_other + 1) + other_labels[both]
@@ -124,7 +133,9 @@ def count_pairs(labels, other_labels, n, n_other):
     return counts.reshape(n + 1, n_other + 1)[1:, 1:]
 
 
-def join_parts(shared, sizes, other_sizes, min_share=MIN_SHARE):
+def join_parts(
+    shared: np.ndarray, sizes: np.ndarray, other_sizes: np.ndarray, min_share: float = MIN_SHARE
+) -> tuple[np.ndarray, np.ndarray]:
     """Compute the intersection over union of each lesion with all lesions of the other mask that belong to it.
 
     Parameters
@@ -153,7 +164,7 @@ def join_parts(shared, sizes, other_sizes, min_share=MIN_SHARE):
     return belongs, inside / np.maximum(union, 1)
 
 
-def count_matches(matching, rule):
+def count_matches(matching: Matching, rule: str) -> dict[str, Any]:
     """Count lesions by a rule of `RULES`.
 
     Returns
@@ -184,7 +195,9 @@ def count_matches(matching, rule):
     }
 
 
-def score_voxels(truth, prediction, ignored=None, voxel_mm3=1.0):
+def score_voxels(
+    truth: np.ndarray, prediction: np.ndarray, ignored: np.ndarray | None = None, voxel_mm3: float = 1.0
+) -> dict[str, Any]:
     """Compute the Dice coefficient and the volume error outside what is ignored.
 
     Predicted lesions that touch an ignored lesion and no true one are left out whole.
@@ -219,7 +232,9 @@ def score_voxels(truth, prediction, ignored=None, voxel_mm3=1.0):
     }
 
 
-def find_changes(baseline, followup, min_change=0.25, min_voxels=1):
+def find_changes(
+    baseline: np.ndarray, followup: np.ndarray, min_change: float = 0.25, min_voxels: int = 1
+) -> dict[str, np.ndarray]:
     """Find the lesions that changed between two visits.
 
     Lesions of the two visits that overlap, directly or by way of others, are one lesion, so that one that splits or
@@ -255,8 +270,8 @@ def find_changes(baseline, followup, min_change=0.25, min_voxels=1):
     return {name: chosen[group] & (group > 0) for name, (chosen, group) in kinds.items()}
 
 
-def group_overlapping(labels, other_labels):
-    """Number groups of lesions of two visits that overlap, from 1.
+def group_overlapping(labels: np.ndarray, other_labels: np.ndarray) -> tuple[Any, ...]:
+    """Label groups of lesions of two visits that overlap, from 1.
 
     Returns
     -------

@@ -2,7 +2,9 @@
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from ..layout import errors, files, naming
 
@@ -13,7 +15,7 @@ TABLES = ('scans', 'detection', 'lesions', 'false_lesions', 'changes')
 FILES = (SUMMARY, PAGE, *(f'{name}.{ending}' for name in TABLES for ending in ('tsv', 'json')))
 
 
-def check_output_dir(output_dir, inputs):
+def check_output_dir(output_dir: Path, inputs: Iterable[Any]) -> None:
     """Raise UsageError if a folder cannot be written to: it is a file, holds other files, or lies in an input.
 
     Parameters
@@ -35,7 +37,7 @@ def check_output_dir(output_dir, inputs):
         raise errors.UsageError(f'{output_dir} holds tables that are not of {NAME}: choose a new folder')
 
 
-def is_own(output_dir):
+def is_own(output_dir: Path) -> bool:
     """Return True if the summary of a folder says that this program wrote it."""
     try:
         return json.loads((output_dir / SUMMARY).read_text(encoding='utf-8'))['GeneratedBy'][0]['Name'] == NAME
@@ -43,26 +45,26 @@ def is_own(output_dir):
         return False
 
 
-def write_summary(output_dir, summary, version):
+def write_summary(output_dir: Path, summary: dict[str, Any], version: str) -> None:
     """Write the summary, which marks the folder as written by this program. It must be written first."""
     generated_by = {'GeneratedBy': [{'Name': NAME, 'Version': version}]}
     files.write_json(Path(output_dir) / SUMMARY, without_nan(generated_by | summary))
 
 
-def write_table(output_dir, name, rows, columns):
+def write_table(output_dir: Path, name: str, rows: list[dict[str, Any]], columns: Iterable[str]) -> None:
     """Write one of `TABLES` with its description; numbers have at most six significant digits."""
     rounded = [{key: float(f'{v:.6g}') if isinstance(v, float) else v for key, v in row.items()} for row in rows]
     files.write_tsv(Path(output_dir) / f'{name}.tsv', rounded, columns)
     files.write_json(Path(output_dir) / f'{name}.json', columns)
 
 
-def remove_table(output_dir, name):
+def remove_table(output_dir: Path, name: str) -> None:
     """Remove a table of an earlier run that this run has not."""
     for ending in ('tsv', 'json'):
         (Path(output_dir) / f'{name}.{ending}').unlink(missing_ok=True)
 
 
-def without_nan(value):
+def without_nan(value: Any) -> Any:
     """Replace numbers that JSON does not know by None."""
     if isinstance(value, dict):
         return {key: without_nan(item) for key, item in value.items()}

@@ -1,6 +1,10 @@
 """The page of scores: one HTML file with tables, missed and false lesions in pictures. It needs no network."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import numpy as np
@@ -10,6 +14,9 @@ from ..layout import files
 from ..report import page
 from ..report import pictures as report_pictures
 from . import matching, tables
+
+if TYPE_CHECKING:
+    from .loading import Loaded
 
 TEMPLATE = 'page.html.jinja'
 WIDTH_PX = 220  # of one view
@@ -29,12 +36,12 @@ SCAN_COLUMNS = (
 )
 
 
-def picture_lesion(loaded, centre_mm, outlines):
+def picture_lesion(loaded: Loaded, centre_mm: Sequence[float] | np.ndarray, outlines: Any) -> list[dict[str, Any]]:
     """Picture a lesion in three views through the voxel of it that is nearest to its centre, plain and with outlines.
 
     Parameters
     ----------
-    loaded : cases.Loaded
+    loaded : loading.Loaded
     centre_mm : 3 floats, scanner space
     outlines : dict of words -> (X, Y, Z) bool array
         The first is the mask that holds the lesion.
@@ -60,14 +67,15 @@ def picture_lesion(loaded, centre_mm, outlines):
         for words, mask in {'': None, **outlines}.items():
             title = f'{modality}, {words}' if words else modality
             legend = f'{modality}\n{words}\n\npatient left = image right'
+            outlined = [] if mask is None else [(mask, page.OUTLINE_COLOUR)]
             png = report_pictures.draw_panels(
-                image, mask, loaded.voxel_sizes_mm, panels, legend, 10, grey_max, 4, WIDTH_PX
+                image, outlined, loaded.voxel_sizes_mm, panels, legend, 10, grey_max, 4, WIDTH_PX
             )
             pictures.append({'title': title, 'png': png})
     return pictures
 
 
-def write(path, content):
+def write(path: Path, content: dict[str, Any]) -> None:
     """Write the page.
 
     Parameters
@@ -92,7 +100,7 @@ def write(path, content):
     files.write_bytes(path, html.encode())
 
 
-def title_of(column):
+def title_of(column: str) -> str:
     """Return the title of a column of scores: `f1_iou` is 'F1 (iou)'."""
     for rule in matching.RULES:
         if column.endswith(f'_{rule}'):
@@ -102,7 +110,7 @@ def title_of(column):
     return f'{words}, ml' if column.endswith('_ml') else words
 
 
-def group_rows(detection):
+def group_rows(detection: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
     """Arrange the rows of all participants together: list of (title, rows)."""
     found = {}
     for row in detection:
@@ -111,6 +119,6 @@ def group_rows(detection):
     return [(tables.GROUPS[group], rows) for group, rows in found.items()]
 
 
-def number(value, decimals=2):
+def number(value: Any, decimals: int = 2) -> str:
     """Format a number; `n/a` where it is not known."""
     return page.number_text(value, decimals) if page.is_number(value) else 'n/a'

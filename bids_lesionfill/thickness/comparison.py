@@ -1,5 +1,8 @@
 """Comparison of thickness before and after filling over participants."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from . import reproducibility
@@ -12,17 +15,19 @@ JUXTA_RULES = {'cortex': ('cortex', 'grey_matter'), 'thesis': ('outside_white_ma
 VALUES = (*(f'{hemisphere}_MeanThickness' for hemisphere in HEMISPHERES), *REGIONS)
 
 
-def left_out(scan, reason):
+def left_out(scan: dict[str, Any], reason: str) -> dict[str, Any]:
     """Return a row of the list of excluded scans, for a scan or one of its tables."""
     return {name: scan[name] for name in ('participant', 'scan', 'engine')} | {'reason': reason}
 
 
-def values_of(entry):
+def values_of(entry: dict[str, Any]) -> np.ndarray:
     """Return thickness of both hemispheres and all regions, mm; (70,) array, NaN where missing."""
     return np.array([entry['thickness_mm'].get(name) for name in VALUES], dtype=np.float64)
 
 
-def pair_scans(entries, juxta_min_voxels, juxta_rule='cortex'):
+def pair_scans(
+    entries: list[dict[str, Any]], juxta_min_voxels: float, juxta_rule: str = 'cortex'
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Combine the original, filled and rerun measurement of each scan by an engine.
 
     Parameters
@@ -72,7 +77,7 @@ def pair_scans(entries, juxta_min_voxels, juxta_rule='cortex'):
     return scans, excluded
 
 
-def reasons_against(found, values):
+def reasons_against(found: dict[str, Any], values: dict[str, np.ndarray]) -> list[str]:
     """List why the original and filled image of a scan cannot be compared; empty if they can."""
     both = ('original', 'filled')
     reasons = [f'no table of the {desc} image' for desc in both if desc not in found]
@@ -85,7 +90,7 @@ def reasons_against(found, values):
     return reasons + ['original and filled were measured with different seeds'] * (len(seeds) > 1)
 
 
-def summarise(scans, engine, subset, rng):
+def summarise(scans: list[dict[str, Any]], engine: str, subset: str, rng: np.random.Generator) -> dict[str, Any]:
     """Summarise an engine's errors over participants: a row of the table, and one row per region.
 
     A participant has juxtacortical lesions if one of its scans has; where that is not known it is not in the subset
@@ -121,18 +126,18 @@ def summarise(scans, engine, subset, rng):
     return {'row': row, 'region_rows': region_rows, 'errors': errors, 'noise': noise}
 
 
-def estimate(name, values):
+def estimate(name: str, values: Sequence[float] | np.ndarray) -> dict[str, Any]:
     """Return the columns of a table: a mean and the two ends of its interval."""
     return {f'{name}_{end}': float(value) for end, value in zip(('percent', 'low', 'high'), values)}
 
 
-def errors_of(scans, desc):
+def errors_of(scans: list[dict[str, Any]], desc: str) -> reproducibility.Errors:
     """Compute errors between the original image of scans and the `filled` image or the `rerun`."""
     original, other = (np.reshape([scan[name] for scan in scans], (-1, len(VALUES))) for name in ('original', desc))
     return reproducibility.participant_errors([scan['participant'] for scan in scans], original, other)
 
 
-def phenotype_row(scan):
+def phenotype_row(scan: dict[str, Any]) -> dict[str, Any]:
     """Return a scan's row of phenotype/thickness.tsv."""
     means = {desc: float(scan[desc][:2].mean()) for desc in ('original', 'filled', 'rerun')}
     filled = scan['filled'] if scan['is_filled'] else np.full(len(VALUES), np.nan)

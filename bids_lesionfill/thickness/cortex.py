@@ -11,7 +11,7 @@ NEAREST_VOXELS = np.sqrt(3)  # a label that is farther away is that of something
 STEPS = [step for step in itertools.product((-1, 0, 1), repeat=3) if any(step)]
 
 
-def projection_thickness(ribbon):
+def projection_thickness(ribbon: np.ndarray) -> np.ndarray:
     """Compute projection-based cortical thickness (Dahnke et al. 2013, NeuroImage 65), in voxels.
 
     The distance to white matter is greatest at the outer border of the cortex, or in the middle of a sulcus whose
@@ -62,7 +62,7 @@ def projection_thickness(ribbon):
     return thickness[1:-1, 1:-1, 1:-1]
 
 
-def nearest_labels(labels, mask, farthest_voxels=NEAREST_VOXELS):
+def nearest_labels(labels: np.ndarray, mask: np.ndarray, farthest_voxels: float = NEAREST_VOXELS) -> np.ndarray:
     """Find the nearest label of each voxel of a mask; (X, Y, Z) array like `labels`, else 0.
 
     Parameters
@@ -77,7 +77,9 @@ def nearest_labels(labels, mask, farthest_voxels=NEAREST_VOXELS):
     return np.where(mask & (distance <= farthest_voxels), labels[tuple(nearest)], 0)
 
 
-def average_by_label(values, labels, n_labels, mask):
+def average_by_label(
+    values: np.ndarray, labels: np.ndarray, n_labels: int, mask: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Compute mean and count of positive values at a mask's inner boundary, by label (thesis 3.5).
 
     A mean over all voxels would count thick cortex, which has more of them, too often.

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -11,7 +12,7 @@ from . import tables
 
 
 class Availability(NamedTuple):
-    """Whether an engine can be used here."""
+    """Availability of an engine on this machine."""
 
     ok: bool
     version: str = ''
@@ -23,14 +24,14 @@ class EngineUnavailable(RuntimeError):
     """An engine that was asked for cannot be used here; the message is one sentence that says how to get it."""
 
 
-def no_progress(name, unit):
+def no_progress(name: str, unit: str) -> AbstractContextManager[None]:
     """Return a context that reports nothing; see `Settings.progress`."""
     return contextlib.nullcontext()
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What engines need to know of a run."""
+    """Settings of a run that engines need."""
 
     derivatives: dict = field(default_factory=dict)  # name -> Path: where results of other tools may lie
     allow_download: bool = False
@@ -60,7 +61,7 @@ class Scan:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What an engine found on one image."""
+    """Result of an engine for one image."""
 
     table: tables.ThicknessTable
     tissue_seg_img: Any = None  # 1 CSF, 2 grey, 3 white matter on the image's grid, if the engine makes one
@@ -79,8 +80,12 @@ class Engine(Protocol):
     references: tuple[str, ...]  # behind `method`: keys of report/references.bib, or whole BibTeX entries
     packages: tuple[str, ...]  # whose versions belong into a paper
 
-    def __init__(self, settings: Settings): ...
+    def __init__(self, settings: Settings) -> None: ...
 
-    def check(self) -> Availability: ...
+    def check(self) -> Availability:
+        """Return whether the engine can be used here, or what it lacks."""
+        ...
 
-    def run(self, scan: Scan) -> Measurement: ...
+    def run(self, scan: Scan) -> Measurement:
+        """Measure a T1w image, or read what was measured on it."""
+        ...

@@ -1,5 +1,8 @@
 """The reproducibility error of thickness (thesis 3.5, tables 4.3 and 4.4), its noise floor and its interval."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +13,7 @@ FLOOR_PERCENTILE = 95
 FEWEST_PARTICIPANTS = 4  # for an interval: a percentile bootstrap over fewer says nothing
 
 
-def error_percent(first, second):
+def error_percent(first: float | np.ndarray, second: float | np.ndarray) -> np.ndarray:
     """Compute half the absolute difference of two measurements relative to their mean, in percent.
 
     With two measurements m1, m2 and mu their mean, 100 * (|m1 - mu| + |m2 - mu|) / (2 * mu) = 100 * |m1 - m2| /
@@ -29,7 +32,7 @@ def error_percent(first, second):
     return np.where(total > 0, 100 * np.abs(first - second) / np.where(total > 0, total, 1), np.nan)
 
 
-def change_percent(first, second):
+def change_percent(first: float, second: float) -> np.ndarray:
     """Compute the change from first to second measurement, in percent of the first; NaN if missing."""
     first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     return np.where(first > 0, 100 * (second - first) / np.where(first > 0, first, 1), np.nan)
@@ -45,12 +48,12 @@ class Errors:
     regions: np.ndarray  # (participants, regions)
 
     @property
-    def region_average(self):
+    def region_average(self) -> np.ndarray:
         """Mean over the regions that are known; (participants,) array."""
         return nan_mean(self.regions, axis=1)
 
 
-def participant_errors(participants, first, second):
+def participant_errors(participants: Sequence[str], first: np.ndarray, second: np.ndarray) -> Errors:
     """Compute errors between two measurements, averaged over the scans of each participant.
 
     Parameters
@@ -78,7 +81,7 @@ def participant_errors(participants, first, second):
     return Errors(tuple(names.tolist()), means[:, 0], means[:, 1], means[:, 2:])
 
 
-def mean_and_interval(values, rng, n_resamples=2000):
+def mean_and_interval(values: np.ndarray, rng: np.random.Generator, n_resamples: int = 2000) -> np.ndarray:
     """Compute means over participants with 95 % percentile bootstrap intervals (shared resamples).
 
     Parameters
@@ -106,14 +109,14 @@ def mean_and_interval(values, rng, n_resamples=2000):
     return np.stack([means, *bounds])
 
 
-def nan_mean(values, axis):
+def nan_mean(values: np.ndarray, axis: int) -> np.ndarray:
     """Compute the mean of known values, NaN (without a warning) where there are none."""
     known = np.isfinite(values)
     count = known.sum(axis=axis)
     return np.where(count > 0, np.where(known, values, 0).sum(axis=axis) / np.maximum(count, 1), np.nan)
 
 
-def noise_floor(rerun_regions_percent):
+def noise_floor(rerun_regions_percent: np.ndarray) -> float:
     """Compute the smallest regional change of a participant above the engine's noise, in percent.
 
     The 95th percentile over the regions' errors between two runs on the same image; NaN if none is known.

@@ -10,7 +10,7 @@ FIT_SHARE = 0.25  # of the brain's voxels, drawn at random, take part in the fit
 PURE, MIXED = [0, 2, 4], [1, 3]  # CSF, CSF with grey matter, grey matter, grey with white matter, white matter
 
 
-def segment(t1w, brain_mask, priors, rng):
+def segment(t1w: np.ndarray, brain_mask: np.ndarray, priors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Segment a bias-corrected T1w into CSF, grey and white matter (as Tohka et al. 2004).
 
     Each class has a normal distribution, the template's prior to the power of `PRIOR_WEIGHT`, and neighbours that it
@@ -56,7 +56,7 @@ def segment(t1w, brain_mask, priors, rng):
     return fractions
 
 
-def in_units_of_their_own(intensities):
+def in_units_of_their_own(intensities: np.ndarray) -> np.ndarray:
     """Normalise intensities by their median and interquartile range; float32 array.
 
     Then the unit of the image, and what was added to it, change nothing but rounding.
@@ -66,7 +66,7 @@ def in_units_of_their_own(intensities):
     return ((values - median) / ((high - low) or 1)).astype(np.float32)
 
 
-def with_mixed_classes(prior):
+def with_mixed_classes(prior: np.ndarray) -> np.ndarray:
     """Compute priors of five classes from those of CSF, grey and white matter; (5, voxels) array.
 
     A mixed class is likely where both of its tissues are.
@@ -77,7 +77,7 @@ def with_mixed_classes(prior):
     return prior / prior.sum(axis=0)
 
 
-def fit(intensities, posterior):
+def fit(intensities: np.ndarray, posterior: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Fit means and variances of the five classes; two (5, 1) float32 arrays.
 
     A mixed class lies between its two tissues: half of its variance is theirs, the rest is the range of the mixtures.
@@ -96,7 +96,7 @@ def fit(intensities, posterior):
     return means[:, None].astype(np.float32), variances[:, None].astype(np.float32)
 
 
-def unmix(intensities, posterior, means):
+def unmix(intensities: np.ndarray, posterior: np.ndarray, means: np.ndarray) -> np.ndarray:
     """Compute tissue fractions (3, voxels); split mixed classes by intensity between both tissues."""
     fractions = posterior[PURE].copy()
     for mixed in MIXED:
@@ -107,7 +107,7 @@ def unmix(intensities, posterior, means):
     return fractions
 
 
-def neighbour_sum(share):
+def neighbour_sum(share: np.ndarray) -> np.ndarray:
     """Compute the sum over the 26 neighbours of each voxel, zero beyond the border."""
     total = share
     for axis in range(3):
@@ -115,7 +115,7 @@ def neighbour_sum(share):
     return total - share
 
 
-def softmax(log_weights):
+def softmax(log_weights: np.ndarray) -> np.ndarray:
     """Compute weights along the first axis that sum to one."""
     weights = np.exp(log_weights - log_weights.max(axis=0))
     return weights / weights.sum(axis=0)

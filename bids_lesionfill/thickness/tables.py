@@ -1,7 +1,10 @@
 """Thickness of regions and hemispheres: names, and the rows of a table."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
+from typing import Any
 
 REGION_NAMES = (
     *('bankssts', 'caudalanteriorcingulate', 'caudalmiddlefrontal', 'cuneus', 'entorhinal', 'fusiform'),
@@ -23,19 +26,19 @@ class ThicknessTable:
     n_voxels: dict  # of REGIONS: voxels (vertices, for surfaces) that were averaged; 0 where it is not known
     hemisphere_mm: dict  # of HEMISPHERES
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if tuple(self.thickness_mm) != REGIONS or tuple(self.n_voxels) != REGIONS:
             raise ValueError(f'a table of {len(self.thickness_mm)} regions, expected the {len(REGIONS)} of REGIONS')
         if tuple(self.hemisphere_mm) != HEMISPHERES:
             raise ValueError(f'hemispheres {list(self.hemisphere_mm)}, expected {list(HEMISPHERES)}')
 
     @property
-    def global_mm(self):
+    def global_mm(self) -> float:
         """Mean of both hemispheres (thesis 3.5); NaN if one is not known."""
         return sum(self.hemisphere_mm.values()) / 2
 
 
-def table_of(regions, hemispheres):
+def table_of(regions: dict[str, Any], hemispheres: dict[str, Any]) -> ThicknessTable:
     """Build a table from the values that an engine provides.
 
     Parameters
@@ -56,7 +59,7 @@ HEMISPHERE_MEAN = 'MeanThickness'
 NAMES = (*(f'{hemisphere}_{HEMISPHERE_MEAN}' for hemisphere in HEMISPHERES), *REGIONS)
 
 
-def table_rows(table, engine):
+def table_rows(table: ThicknessTable, engine: str) -> list[dict[str, Any]]:
     """Return a table as rows of the file: 68 regions and two hemispheres."""
     numbers = [1001, 1002, 1003, *range(1005, 1036)]  # of FreeSurfer, which counts the corpus callosum as 1004
     rows = []

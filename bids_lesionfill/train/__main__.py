@@ -2,10 +2,7 @@
 
 import sys
 
-try:
-    from .cli import main
-except ModuleNotFoundError as error:
-    sys.exit(f"{error.name} is not installed: pip install 'bids_lesionfill[train]'")
+from .cli import main
 
 if __name__ == '__main__':
     sys.exit(main())

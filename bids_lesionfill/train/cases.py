@@ -1,6 +1,10 @@
 """Training cases: crops of healthy brains with lesions drawn into their white matter, or of patients' lesions."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -14,12 +18,13 @@ from . import randomisation
 
 PADDING = 8  # voxels around a crop that the classical base may see
 MAX_TRIES = 200  # crops in which lesions find no place before giving up
+KEPT_PLACES = 64  # brains whose centres of crops are in memory, 2 MB each
 LARGE_LESION_VOXELS = 500  # from this on a shape may be part of a confluent lesion
 
 
 @dataclass(frozen=True)
 class CasePlan:
-    """How a training case is made; part of `plan.json`."""
+    """Settings of the training cases; part of `plan.json`."""
 
     crop: tuple = (24, 24, 12)  # voxels
     ellipsoid_share: float = 0.5  # 0: real lesion shapes (thesis: lesions), 1: circles, 0.5: mixture
@@ -41,7 +46,7 @@ class CasePlan:
     fluid_known_share: float = 0.5  # share of those whose mask is taken back from fluid, as the app does
 
 
-def augment_intensity(images, rng):
+def augment_intensity(images: Sequence[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
     """Simulate another scanner: contrast, resolution, noise, a linear bias; the same for all images, of one shape.
 
     White matter stays near +0.5.
@@ -60,7 +65,14 @@ def augment_intensity(images, rng):
     return [image.astype(np.float32) for image in images]
 
 
-def draw_fill_case(brain, lesions, plan, form, rng, large_lesions=()):
+def draw_fill_case(
+    brain: train_brains.Brain,
+    lesions: Sequence[np.ndarray],
+    plan: CasePlan,
+    form: forms.Form,
+    rng: np.random.Generator,
+    large_lesions: Sequence[np.ndarray] = (),
+) -> dict[str, np.ndarray] | None:
     """Sample one case of filling from a padded crop of a healthy brain; `large_lesions` are shapes of confluent ones.
 
     Returns
@@ -93,7 +105,9 @@ def draw_fill_case(brain, lesions, plan, form, rng, large_lesions=()):
     return finish_case(image, seen, wm_mask, lesion_mask, form, counted)
 
 
-def draw_confluent_lesion(brain, large_lesions, plan, rng):
+def draw_confluent_lesion(
+    brain: train_brains.Brain, large_lesions: Sequence[np.ndarray], plan: CasePlan, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """Sample a confluent lesion.
 
     Its mask in white matter, and what it overlaps of fluid and grey matter within 2 voxels.
@@ -110,7 +124,9 @@ def draw_confluent_lesion(brain, large_lesions, plan, rng):
     return lesion_mask & brain.wm_mask, lesion_mask & ~brain.wm_mask
 
 
-def draw_synthesis_case(brain, plan, form, rng):
+def draw_synthesis_case(
+    brain: train_brains.Brain, plan: CasePlan, form: forms.Form, rng: np.random.Generator
+) -> dict[str, np.ndarray] | None:
     """Sample one case of synthesis from a padded crop of a patient.
 
     Some lesions are to be synthesized, others are known.
@@ -134,7 +150,15 @@ def draw_synthesis_case(brain, plan, form, rng):
     return finish_case(image, seen, brain.wm_mask, lesion_mask, form)
 
 
-def finish_case(image, seen, wm_mask, lesion_mask, form, counted=None):
+def finish_case(
+    image: np.ndarray,
+    seen: np.ndarray,
+    wm_mask: np.ndarray,
+    lesion_mask: np.ndarray,
+    form: forms.Form,
+    counted: np.ndarray | None = None,
+) -> dict[str, np.ndarray] | None:
+    """Crop the padding of a case, and add its condition; None if it has too little lesion or white matter."""
     core = (slice(PADDING, -PADDING),) * 3
     if (lesion_mask if counted is None else counted)[core].sum() < 4 or (wm_mask & ~lesion_mask).sum() < 20:
         return None
@@ -147,7 +171,7 @@ def finish_case(image, seen, wm_mask, lesion_mask, form, counted=None):
     return {name: array[(..., *core)] for name, array in case.items()}
 
 
-def crop_centres(brain):
+def crop_centres(brain: train_brains.Brain) -> tuple[list[np.ndarray], list[float]]:
     """Return candidate centres of crops: groups of voxels, (n, 3) arrays, and the probability of each group.
 
     All white matter of a healthy brain is one group; of a patient every lesion is one, in proportion to its diameter:
@@ -171,16 +195,24 @@ class TrainingCases(Dataset):
     lesions also the voxels that the loss counts.
     """
 
-    def __init__(self, brains, lesions, plan, form, seed, n_cases):
+    def __init__(
+        self,
+        brains: Sequence[train_brains.Brain],
+        lesions: Sequence[np.ndarray],
+        plan: CasePlan,
+        form: forms.Form,
+        seed: int,
+        n_cases: int,
+    ) -> None:
         self.brains, self.lesions, self.plan, self.form = brains, lesions, plan, form
         self.seed, self.n_cases = seed, n_cases
         self.large_lesions = [lesion for lesion in lesions if lesion.sum() >= LARGE_LESION_VOXELS]
-        self.places = [crop_centres(brain) for brain in brains]
+        self.places = {}  # of the brains that were drawn last
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.n_cases
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
         rng = np.random.default_rng([self.seed, index])
         for _ in range(MAX_TRIES):
             case = self.draw(rng)
@@ -196,7 +228,15 @@ class TrainingCases(Dataset):
         slabs = [tiles.to_slab(volume) for volume in volumes]
         return tuple(np.ascontiguousarray(slab, dtype=np.float32) for slab in slabs)
 
-    def draw(self, rng):
+    def places_of(self, number: int) -> Any:
+        """Return the centres of crops of a brain; see `crop_centres`."""
+        if number not in self.places:
+            if len(self.places) == KEPT_PLACES:
+                del self.places[next(iter(self.places))]
+            self.places[number] = crop_centres(self.brains[number])
+        return self.places[number]
+
+    def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray] | None:
         """Sample a case (see `draw_fill_case`), or None."""
         n_slices = 1  # of 1 mm that are one slice of the crop
         if self.plan.native_thick_share and rng.random() < self.plan.native_thick_share:
@@ -209,18 +249,18 @@ class TrainingCases(Dataset):
             shapes = [[lesion[..., n_slices // 3 :: n_slices] for lesion in group] for group in shapes]
         return draw_fill_case(brain, shapes[0], self.plan, self.form, rng, shapes[1])
 
-    def draw_crop(self, rng, n_slices=1):
+    def draw_crop(self, rng: np.random.Generator, n_slices: int = 1) -> train_brains.Brain:
         """Sample a padded crop around white matter, or a patient's lesion, in one of its orientations.
 
-        Flips and quarter.
-        turns that keep the axial slices axial; half turns where a crop is not square. Its slices are the mean of
-        `n_slices` axial slices."""
-        number = rng.integers(len(self.brains))
+        Flips and quarter turns that keep the axial slices axial; half turns where a crop is not square. Its slices are
+        the mean of `n_slices` axial slices.
+        """
+        number = int(rng.integers(len(self.brains)))
         levels = self.brains[number].levels
         fields = self.brains[number]._replace(levels=None)._asdict()
         names = [name for name, array in fields.items() if array is not None]
         arrays = [fields[name] for name in names]
-        groups, chances = self.places[number]
+        groups, chances = self.places_of(int(number))
         centres = groups[rng.choice(len(groups), p=chances)]
         centre = centres[rng.integers(len(centres))]
         if self.plan.axis_augmentation:
@@ -229,7 +269,10 @@ class TrainingCases(Dataset):
         size = (np.array(self.plan.crop) + 2 * PADDING) * (1, 1, n_slices)
         missing = np.maximum(size - arrays[0].shape, 0)  # a crop may be larger than the brain: whole slices
         padding = [(n // 2, n - n // 2) for n in missing]
-        arrays = [np.pad(a, padding, constant_values=-1 if np.issubdtype(a.dtype, np.floating) else 0) for a in arrays]
+        if missing.any():  # else a brain on disk would be read as a whole
+            arrays = [
+                np.pad(a, padding, constant_values=-1 if np.issubdtype(a.dtype, np.floating) else 0) for a in arrays
+            ]
         start = centre + [before for before, _ in padding] - size // 2
         start = np.clip(start, 0, np.array(arrays[0].shape) - size)
         box = tuple(slice(s, s + n) for s, n in zip(start, size))
@@ -238,27 +281,36 @@ class TrainingCases(Dataset):
             quarter_turns = int(rng.integers(4)) * (1 if size[0] == size[1] else 2)
             flip = slice(None, None, -1 if rng.random() < 0.5 else 1)
             arrays = [np.rot90(array, quarter_turns)[flip] for array in arrays]
-        crop = train_brains.Brain(**{name: np.ascontiguousarray(array) for name, array in zip(names, arrays)})
+        contiguous: dict[str, Any] = {name: np.ascontiguousarray(array) for name, array in zip(names, arrays)}
+        crop = train_brains.Brain(**contiguous)
         if levels is not None and self.plan.contrast_randomisation and rng.random() < self.plan.contrast_randomisation:
             crop = crop._replace(image=randomisation.randomise_contrast(crop.image, crop.tissue_seg, levels, rng))
         if n_slices > 1:
             fields = {name: array for name, array in crop._asdict().items() if array is not None}
-            crop = train_brains.Brain(
-                **{name: randomisation.pool_slices(array, n_slices) for name, array in fields.items()}
-            )
+            pooled: dict[str, Any] = {name: randomisation.pool_slices(a, n_slices) for name, a in fields.items()}
+            crop = train_brains.Brain(**pooled)
         if self.plan.acquisition_randomisation and rng.random() < self.plan.acquisition_randomisation:
             crop = crop._replace(image=randomisation.randomise_acquisition(crop.image, rng, thick=n_slices == 1))
         elif self.plan.intensity_augmentation:
             images = [image for image in (crop.image, crop.filled) if image is not None]
-            crop = crop._replace(**dict(zip(('image', 'filled'), augment_intensity(images, rng))))
+            augmented: dict[str, Any] = dict(zip(('image', 'filled'), augment_intensity(images, rng)))
+            crop = crop._replace(**augmented)
         return crop
 
 
-def validation_cases(brains, lesions, plan, form, n_cases, seed):
+def validation_cases(
+    brains: Sequence[train_brains.Brain],
+    lesions: Sequence[np.ndarray],
+    plan: CasePlan,
+    form: forms.Form,
+    n_cases: int,
+    seed: int,
+) -> list[dict[str, Any]]:
     """Return a fixed list of cases as dicts, with their `kind`: of patients `synth`.
 
-    Of healthy brains real lesion shapes, in.
-    turn `clean` (the mask is exact) and `rim` (a painted lesion, whose soft rim the mask misses)."""
+    Of healthy brains real lesion shapes, in turn `clean` (the mask is exact) and `rim` (a painted lesion, whose soft
+    rim the mask misses).
+    """
     cases, index = [], 0
     plan = replace(plan, ellipsoid_share=0.0, intensity_augmentation=False, axis_augmentation=False, max_dilation=0)
     drawers = {

@@ -1,5 +1,8 @@
 """Training loop: one update, checkpoints, model folders."""
 
+from __future__ import annotations
+
+import contextlib
 import csv
 import json
 import logging
@@ -7,8 +10,11 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,15 +25,29 @@ from torch.utils.tensorboard import SummaryWriter
 
 from .. import text_files
 from ..diffusion import models, process
+from ..layout import errors
 from . import brains as train_brains
 from . import cases as train_cases
 from . import plans
 from . import validation as train_validation
 
+if TYPE_CHECKING:
+    from diffusers import DDIMScheduler
+    from torch import nn
+
 logger = logging.getLogger('bids_lesionfill.train')
 
+MODEL_FILES = {'unet', 'scheduler', 'plan.json', models.CONTRASTS}  # what `save_model` writes
+MAY_DIFFER = {'num_updates', 'decay_updates', 'learning_rate', 'validate_every', 'n_validation_cases'}
 
-def train_step(network, batch, scheduler, plan, draw):
+
+def train_step(
+    network: nn.Module,
+    batch: Sequence[torch.Tensor] | tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    scheduler: DDIMScheduler,
+    plan: plans.Plan,
+    draw: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute the losses of one batch; noise and time steps depend on the seed and the number of the draw alone.
 
     Returns
@@ -48,14 +68,14 @@ def train_step(network, batch, scheduler, plan, draw):
     return losses, timesteps
 
 
-def loss_weights(scheduler, timesteps, plan):
+def loss_weights(scheduler: DDIMScheduler, timesteps: torch.Tensor, plan: plans.Plan) -> torch.Tensor:
     """Return Min-SNR weights of a plan, or ones."""
     if plan.min_snr_gamma is None:
         return torch.ones(len(timesteps), device=timesteps.device)
     return process.min_snr_weights(scheduler, timesteps, plan.min_snr_gamma)
 
 
-def objective(losses, weights, plan):
+def objective(losses: torch.Tensor, weights: torch.Tensor, plan: plans.Plan) -> torch.Tensor:
     """Compute the loss to minimise: the weighted mean of the slabs' losses, or of their logarithms.
 
     A small lesion in even tissue has a loss hundreds of times below that of a large one. With the plain mean it
@@ -66,15 +86,24 @@ def objective(losses, weights, plan):
     return (torch.log(losses + plan.log_loss_floor) * weights).mean()
 
 
-def save_atomically(state, path):
+def save_atomically(state: dict[str, Any], path: Path) -> None:
     """Write a checkpoint that is whole or absent."""
     torch.save(state, f'{path}.tmp')
     os.replace(f'{path}.tmp', path)
 
 
-def save_model(network, plan, model_dir, dtype=torch.float16, contrasts=None):
-    """Write a model folder, whole or not at all: weights as safetensors in half precision, scheduler, plan; and
-    `contrasts` (volumes and contrasts, see `dataset.lesion_contrasts`) if there are any."""
+def save_model(
+    network: nn.Module,
+    plan: plans.Plan,
+    model_dir: Path,
+    dtype: torch.dtype = torch.float16,
+    contrasts: tuple[np.ndarray, np.ndarray] | None = None,
+) -> None:
+    """Write a model folder, whole or not at all.
+
+    It holds the weights as safetensors in half precision, scheduler, plan and, if there are any, `contrasts` (volumes
+    and contrasts, see `brains.lesion_contrasts`).
+    """
     new, old = (model_dir.with_name(f'{model_dir.name}.{end}') for end in ('new', 'old'))
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -92,19 +121,51 @@ def save_model(network, plan, model_dir, dtype=torch.float16, contrasts=None):
     shutil.rmtree(old, ignore_errors=True)
 
 
-def train(
-    brains,
-    validation,
-    lesions,
-    plan,
-    output_dir,
-    device='cpu',
-    checkpoint_seconds=300,
-    num_workers=1,
-    cpu_minutes=None,
-    initial_weights=None,
-    perceptual_distance=None,
-):
+def claim(output_dir: Path, plan: plans.Plan) -> None:
+    """Write the plan into a new folder, which tells from then on whose it is."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    if not (output_dir / 'plan.json').exists():
+        (output_dir / 'plan.json').write_text(plan.to_json(), encoding='utf-8')
+
+
+def check_folders(output_dir: Path, plan: plans.Plan) -> None:
+    """Raise UsageError if a folder that is to be replaced (`last`, `best`) is there and was not written by `train`.
+
+    Its own holds the files of a model and nothing else, and a plan that the run in `output_dir` may have had.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        plan = plans.Plan.from_json(text_files.read_text(output_dir / 'plan.json'))
+    for folder in (output_dir / f'{name}{end}' for name in ('last', 'best') for end in ('', '.new', '.old')):
+        if not os.path.lexists(folder):
+            continue
+        plan_file = folder / 'plan.json'
+        names = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
+        is_part = folder.suffix and not plan_file.exists()  # of a killed run: the plan is written after the network
+        is_own = names <= MODEL_FILES and not folder.is_symlink()
+        try:
+            is_own = is_own and (is_part or not differing(plan, plan_file))
+        except (OSError, ValueError):
+            is_own = False
+        if not is_own:
+            raise errors.UsageError(
+                f'{folder} was not written by this training ({", ".join(sorted(names)[:3])}): nothing is replaced; '
+                'use a new folder'
+            )
+
+
+def train(  # noqa: C901 - the loop holds network, optimizer and log, which resuming, checkpoints and scores share
+    brains: Sequence[train_brains.Brain],
+    validation: list[dict[str, Any]],
+    lesions: Sequence[np.ndarray],
+    plan: plans.Plan,
+    output_dir: Path,
+    device: str = 'cpu',
+    checkpoint_seconds: float = 300,
+    num_workers: int = 1,
+    cpu_minutes: float | None = None,
+    initial_weights: dict[str, torch.Tensor] | None = None,
+    perceptual_distance: Callable[..., Any] | None = None,
+) -> nn.Module:
     """Train by a plan, from the last checkpoint in `output_dir` if there is one.
 
     Parameters
@@ -144,6 +205,7 @@ def train(
     )
     n_processes, is_main = accelerator.num_processes, accelerator.is_main_process
     output_dir.mkdir(parents=True, exist_ok=True)
+    check_folders(output_dir, plan)
     torch.manual_seed(plan.seed)
     raw_network = plan.build_unet().to(accelerator.device, memory_format=torch.channels_last)  # 10 % faster on a CPU
     if initial_weights is not None:
@@ -183,11 +245,11 @@ def train(
     network, prepared_optimizer, loader = accelerator.prepare(raw_network, optimizer, loader)
     if state is not None and accelerator.scaler is not None and state['scaler']:
         accelerator.scaler.load_state_dict(state['scaler'])
-    writer = SummaryWriter(output_dir, purge_step=update or None) if is_main else None
+    writer: Any = SummaryWriter(output_dir, purge_step=update or None) if is_main else None
     started, last_saved = time.monotonic() - seconds, time.monotonic()
     cpu_started = time.process_time() - cpu_seconds
 
-    def checkpoint_now():
+    def checkpoint_now() -> None:
         save_atomically(
             {
                 'network': raw_network.state_dict(),
@@ -204,7 +266,7 @@ def train(
             checkpoint,
         )
 
-    def validate_now():
+    def validate_now() -> None:
         ema.store(raw_network.parameters())
         ema.copy_to(raw_network.parameters())
         raw_network.eval()
@@ -214,7 +276,7 @@ def train(
         ema.restore(raw_network.parameters())
         raw_network.train()
 
-    def log_and_save(scores):
+    def log_and_save(scores: dict[str, Any]) -> None:
         nonlocal best_ssim
         row = {
             'update': update,
@@ -271,29 +333,32 @@ def train(
     return raw_network.eval()
 
 
-def check_same_model(plan, plan_file):
+def check_same_model(plan: plans.Plan, plan_file: Path) -> None:
     """Raise ValueError if a checkpoint's plan describes another network or other cases than the plan given."""
-    old = plans.Plan.from_json(text_files.read_text(plan_file))
-    plan = plans.Plan.from_json(plan.to_json())  # tuples of unet_options as lists
-    may_differ = {'num_updates', 'decay_updates', 'learning_rate', 'validate_every', 'n_validation_cases'}
-    differing = [name for name in asdict(plan) if name not in may_differ and getattr(old, name) != getattr(plan, name)]
-    if differing:
+    if names := differing(plan, plan_file):
         raise ValueError(
-            f'{plan_file.parent} holds a checkpoint of another plan ({", ".join(differing)}); use a new folder'
+            f'{plan_file.parent} holds a checkpoint of another plan ({", ".join(names)}); use a new folder'
         )
 
 
-def keep_rows(path, update):
+def differing(plan: plans.Plan, plan_file: Path) -> Any:
+    """List the settings of a plan that differ from those in a file, but for those that may."""
+    old = plans.Plan.from_json(text_files.read_text(plan_file))
+    plan = plans.Plan.from_json(plan.to_json())  # tuples of unet_options as lists
+    return [name for name in asdict(plan) if name not in MAY_DIFFER and getattr(old, name) != getattr(plan, name)]
+
+
+def keep_rows(path: Path, update: int) -> None:
     """Drop the rows of a log that come after an update: a resumed run writes them again."""
     write_rows(path, [row for row in read_rows(path) if int(row['update']) <= update])
 
 
-def write_row(path, row):
+def write_row(path: Path, row: dict[str, Any]) -> None:
     """Append a row to a CSV file; columns that are new (of a run resumed with other options) are added at the end."""
     write_rows(path, [*read_rows(path), row])
 
 
-def read_rows(path):
+def read_rows(path: Path) -> list[dict[str, str]]:
     """Return a CSV file as a list of dicts; empty if there is none."""
     if not path.exists():
         return []
@@ -301,7 +366,7 @@ def read_rows(path):
         return list(csv.DictReader(file))
 
 
-def write_rows(path, rows):
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write a CSV file, whole or not at all."""
     if rows:
         with open(f'{path}.tmp', 'w', newline='', encoding='utf-8') as file:

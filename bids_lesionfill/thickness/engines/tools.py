@@ -1,19 +1,28 @@
-"""What engines that call other programs share: nipype without a network, and results in folders of derivatives."""
+"""Shared code of engines that call other programs: nipype without a network, and results in derivatives."""
+
+from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..registry import desc_in
 
+if TYPE_CHECKING:
+    from ..engine import Scan
 
-def nipype_interface(module, name):
+
+def nipype_interface(module: str, name: str) -> Any:
     """Return a nipype interface class, with its (forbidden) network check for updates disabled."""
     os.environ['NO_ET'] = '1'
     return getattr(importlib.import_module(f'nipype.interfaces.{module}'), name)
 
 
-def find_results(roots, scan, filename, is_ours=lambda folder: True):
+def find_results(
+    roots: dict[str, Path], scan: Scan, filename: str, is_ours: Callable[[Path], bool] = lambda folder: True
+) -> Path:
     """Find a file of another tool's results on one image.
 
     Parameters
