@@ -342,7 +342,7 @@ def test_a_repeated_finished_run_draws_nothing_and_needs_no_torch(dataset, run, 
     assert run(root, out) == exit_codes.OK
     paths = [*out.glob('*.html'), *out.glob('*/figures/*'), *out.glob('*/anat/*')]
     kept = {path: path.stat().st_mtime_ns for path in paths}
-    assert len(kept) == 2 * (1 + 9 + 6)
+    assert len(kept) == 2 * (1 + 12 + 6)
     images = text_files.read_tsv(out / 'images.tsv')
     code = (
         'import sys; from bids_lesionfill.app import cli; code = cli.main(sys.argv[1:]); '
@@ -650,7 +650,7 @@ def test_results_of_several_processes_are_those_of_one(real_pictures, dataset, r
     assert run(root, tmp_path / 'one') == exit_codes.SOME_FAILED
     assert run(root, tmp_path / 'two', '--nprocs', '2', '-w', str(tmp_path / 'work')) == exit_codes.SOME_FAILED
     one, two = (of_patients(tmp_path / name) for name in ('one', 'two'))
-    assert len(one) == 2 * 6 + 2 * 9 + 1
+    assert len(one) == 2 * 6 + 2 * 12 + 1
     assert one == two
     filled = tmp_path / 'two/sub-01/anat/sub-01_desc-filled_T1w.nii.gz'
     before = filled.stat().st_mtime_ns
@@ -674,7 +674,7 @@ def test_sessions_are_nodes_of_their_own_and_the_participant_waits_for_them(run,
     one, two = (data_hashes(tmp_path / name, '**/anat/*') for name in ('one', 'two'))
     assert len(one) == 12
     assert one == two
-    assert sorted(re.findall(r'(sub-\d+) is through', caplog.text)) == ['sub-01', 'sub-02']
+    assert sorted(re.findall(r'(sub-\d+) is done', caplog.text)) == ['sub-01', 'sub-02']
 
 
 @pytest.mark.slow

@@ -247,7 +247,7 @@ ROWS = {
     'nanimage': no_numbers_in_image(np.nan),
     'infimage': no_numbers_in_image(np.inf),
     'negative': filled_row(P.img((P.t1w - 50).astype(np.float32))),
-    'allnegative': failed('no brain: intensities run from', P.img((P.t1w - 5000).astype(np.float32))),
+    'allnegative': failed('white matter has median', P.img((P.t1w - 5000).astype(np.float32))),
     'constantbrain': no_contrast(),
     'hotvoxel': filled_row(with_voxel(100 * 800)),
     'veryhotvoxel': filled_row(with_voxel(1e6 * 800)),

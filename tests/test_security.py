@@ -91,7 +91,7 @@ def test_models_and_lesions_in_the_package_hold_no_pickle():
     package = ROOT / 'bids_lesionfill'
     fixed = {package / 'images' / 'deepbet' / name for name in ('LICENSE', 'box.pt', 'brain.pt')}
     kinds = {path.suffix for path in package.rglob('*') if path.is_file() and path not in fixed}
-    assert kinds <= {'.py', '.pyc', '.jinja', '.json', '.md', '.npz', '.safetensors', '.ipynb', '.bib'}
+    assert kinds <= {'.py', '.pyc', '.jinja', '.json', '.md', '.npz', '.safetensors', '.ipynb', '.bib', '.typed'}
     for path in (ROOT / 'bids_lesionfill').rglob('*.npz'):
         with np.load(path, allow_pickle=False) as arrays:
             assert all(arrays[name].dtype.kind != 'O' for name in arrays)

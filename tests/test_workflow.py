@@ -58,7 +58,7 @@ def test_nodes_of_nipype_do_what_one_process_does(bids_dir, tmp_path, caplog):
     page = (tmp_path / 'one/sub-01.html').read_text()
     assert 'class="paper"' not in page  # nothing was filled, and the report does not say so
     assert html.escape(text) not in page
-    told = re.findall(r'(sub-0\d) is through \((\d) of 3', caplog.text)
+    told = re.findall(r'(sub-0\d) is done \((\d) of 3', caplog.text)
     assert [number for _, number in told] == ['1', '2', '3']
     assert {name for name, _ in told} == {'sub-01', 'sub-02', 'sub-03'}
     rows = text_files.read_tsv(tmp_path / 'many/participants.tsv')
@@ -79,7 +79,7 @@ def test_processes_of_nodes_log_our_lines_and_not_those_of_nipype(bids_dir, tmp_
     assert not [line for line in lines if '[Node]' in line or 'schema path' in line]
     for subject in ('01', '02', '03'):
         assert [line for line in lines if line.endswith(f'WARNING sub-{subject}_T1w: no lesion mask')]
-        assert [line for line in lines if f'INFO sub-{subject} is through' in line]
+        assert [line for line in lines if f'INFO sub-{subject} is done' in line]
 
 
 @pytest.mark.parametrize(('side', 'gb'), [(4, 3.3), (256, 3.92), (512, 8.27)])

@@ -109,7 +109,8 @@ def background_level(image: np.ndarray) -> float:
     """Find the intensity of the background where an image ends: 0 in most images, more if a constant was added.
 
     The value that more than half of the outermost voxels have; else, with noise in the air, the lowest permille of the
-    image, if a good part of the outermost voxels is close to that. An image that ends in tissue has no background: 0.
+    image, if a good part of the outermost voxels is close to that. An image that ends in tissue, or in what is brighter
+    than it, has no background: 0.
     It moves with the image: that of `image + c` is `c` more.
 
     Parameters
@@ -120,7 +121,9 @@ def background_level(image: np.ndarray) -> float:
     surface = np.concatenate([image.take(end, axis).ravel() for axis in range(3) for end in (0, -1)])
     values, counts = np.unique(surface, return_counts=True)
     if counts.max() > COMMON_SHARE * surface.size:
-        return float(values[counts.argmax()])
+        level = float(values[counts.argmax()])
+        others = image[image != level]
+        return level if not others.size or np.median(others) > level else 0.0  # brighter than tissue: no air
     low, high = np.percentile(image, (0.1, 99))
     is_air = (surface < low + SHARE_OF_BRIGHT * (high - low)).mean() > AIR_SHARE
     return float(low) if is_air else 0.0

@@ -334,8 +334,9 @@ def describe(
     after = nifti.one_volume(nifti.as_loaded(filled_img))
     faint_below = checks.FAINT_BELOW_SD * (record.white_matter_deviation or 0)
     seen = (get(model.modality).lesion_sign or scene.lesion_sign) * before
+    fluid_mask = None if hole.mix is None else hole.mix.fluid > LESION_SHARE
     lesions = tables.describe_lesions(
-        *(before, after, scene.given_mask, used_mask, native_wm, image_img.affine), seen, faint_below
+        *(before, after, scene.given_mask, used_mask, native_wm, image_img.affine), seen, faint_below, fluid_mask
     )
     looks = look_at(scene, hole, filled_img, model.modality)
     measured: dict[str, Any] = {RECORD_NAMES[name]: round(value, 3) for name, value in looks.whole.items()}

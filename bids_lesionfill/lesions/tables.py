@@ -58,6 +58,7 @@ def describe_lesions(
     affine: np.ndarray,
     seen: np.ndarray,
     faint_below: float = 0,
+    fluid_mask: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
     """Describe each connected lesion of the given mask that was filled, one row each, as `number_lesions`.
 
@@ -70,6 +71,8 @@ def describe_lesions(
         The image in which the lesions are to be seen, its sign turned where lesions are dark.
     faint_below : float
         Voxels of the given mask count as faint if `seen` is not so much more than in the white matter around.
+    fluid_mask : (X, Y, Z) bool array, optional
+        Used voxels that are partly fluid: they stay dark, and take no part in the means of a lesion that has others.
 
     Returns
     -------
@@ -86,6 +89,8 @@ def describe_lesions(
     for number, box in enumerate(ndimage.find_objects(labels), start=1):
         box = masks.widen(box, 4)
         lesion = labels[box] == number
+        tissue = lesion if fluid_mask is None else lesion & ~fluid_mask[box]
+        tissue = tissue if tissue.any() else lesion
         shells = [ndimage.binary_dilation(lesion, masks.FULL_CONNECTIVITY, iterations=n) for n in (1, 3, 4)]
         touching, near, far = (shell & healthy[box] for shell in shells)
         faint = seen[box] - mean_of(seen[box], near) < faint_below
@@ -99,8 +104,8 @@ def describe_lesions(
                 'x_mm': x,
                 'y_mm': y,
                 'z_mm': z,
-                'mean_before': before[box][lesion].mean(),
-                'mean_after': after[box][lesion].mean(),
+                'mean_before': before[box][tissue].mean(),
+                'mean_after': after[box][tissue].mean(),
                 'mean_surrounding': mean_of(before[box], near),
                 'mean_touching': mean_of(before[box], touching),
                 'mean_beyond': mean_of(before[box], far & ~touching),

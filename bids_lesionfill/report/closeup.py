@@ -34,7 +34,7 @@ class Beside(NamedTuple):
 
 
 class Masks(NamedTuple):
-    """What was filled, and what had been given; (X, Y, Z) bool arrays."""
+    """Masks of what was filled and of what had been given; (X, Y, Z) bool arrays."""
 
     used: np.ndarray
     given: np.ndarray | None = None  # None if it is not known

@@ -28,7 +28,7 @@ class Other(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What a picture shows beside the files of an image."""
+    """Content of a picture beside the files of an image."""
 
     given_mask: np.ndarray | None = None  # (X, Y, Z) bool, on the image's own grid
     other: Other | None = None
