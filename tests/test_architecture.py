@@ -183,7 +183,7 @@ def test_relative_imports_are_understood():
     assert own_packages('__init__.py', node) == {'lesions'}
 
 
-@pytest.mark.parametrize('package', MAY_IMPORT)
+@pytest.mark.parametrize('package', sorted(MAY_IMPORT))
 def test_imports_of_a_package_point_down(package):
     own = {module: imports(module)[0] for module in modules() if package_of(module) == package}
     breaches = {module: names - MAY_IMPORT[package] for module, names in own.items() if names - MAY_IMPORT[package]}
