@@ -61,7 +61,7 @@ CLAIMS = [
             ('1 voxel', '1.00', '0.66', '1.10', '1 | 1.00'),
             ('2 voxels', '2.03', '0.18', '0.92', '2 | 2.03'),
             ('3 voxels', '3.39', '0.09', '1.57', '3 | 3.39'),
-            ('**1, then up to 2 along the rim** (default)', '1.07', '0.26', '0.63', GROWN),
+            ('**1, then up to 2 along the rim** (default of `--rims grown`)', '1.07', '0.26', '0.63', GROWN),
         )
     ),
     *(
