@@ -14,10 +14,10 @@ demo: .venv/ready
 	@echo "Reports: $(abspath $(OUT))/sub-07.html and sub-26.html"
 
 test: lint
-	.venv/bin/python -m pytest
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist loadscope  # a process for each core
 
 test-fast: .venv/ready-to-test
-	.venv/bin/python -m pytest -m 'not slow'
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist loadscope -m 'not slow'
 
 lint: .venv/ready-to-test
 	.venv/bin/python -m ruff check .
