@@ -93,6 +93,14 @@ def test_text_says_which_lesions_were_kept_and_how_many_samples_were_drawn():
     assert 'in 25 steps.' in text_of(num_inference_steps=25)
 
 
+def test_texture_of_new_lesions_is_described_where_it_is_not_the_networks_own():
+    plan = {'form': {'kind': 'residual', 'base': 'lesion'}, 'num_inference_steps': 1}
+    synth = {'mode': 'synth', 'plans': {'FLAIR': plan}, 'modalities': ('FLAIR',)}
+    assert 'noise of the tissue in their place was kept' in text_of(**synth)
+    assert 'noise of the tissue' not in text_of(**synth, num_inference_steps=20)
+    assert 'noise of the tissue' not in text_of(**synth, texture='mean')
+
+
 def test_an_unconditional_model_is_one_of_repaint():
     plan = {'form': {'kind': 'unconditional'}, 'prediction_type': 'epsilon', 'num_inference_steps': 250}
     text = text_of(plans={'T1w': plan})

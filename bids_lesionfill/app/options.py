@@ -231,12 +231,13 @@ class Sampling:
         is_of_result=True,
         help='number of samples, of which the mean is filled in and the standard deviation written',
     )
-    texture: str = filling_option(
+    texture: str = participant_option(
         '--texture',
         default='sampled',
         choices=('sampled', 'mean'),
         is_of_result=True,
-        help="texture of filled voxels: sampled has the noise of the image's white matter, mean is the smooth estimate",
+        help="sampled: with the noise of the image's white matter (new lesions: painted in one step); mean: the smooth "
+        'estimate',
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ..diffusion.models import describe_models
+from ..diffusion.models import choose_steps, describe_models
 from ..modality import FLAIR, get
 from ..thickness import registry
 
@@ -110,7 +110,20 @@ def synthesis_words(options: Any, plans: dict[str, dict[str, Any]]) -> list[str]
         f'{options.version}, a BIDS App (Gorgolewski et al., 2017), by {model_words(options, plans)}.',
         where,
         f'Their contrast was {quantile} of that of real lesions of the same size.',
+        *texture_words(options, plans),
         halo_words(options),
+    ]
+
+
+def texture_words(options: Any, plans: dict[str, dict[str, Any]]) -> list[str]:
+    """Return a sentence that describes the texture of new lesions; none if it is the network's own."""
+    steps = [choose_steps(options.num_inference_steps, plan.get('num_inference_steps', 1)) for plan in plans.values()]
+    bases = {plan.get('form', {}).get('base') for plan in plans.values()}
+    if options.texture != 'sampled' or set(steps) != {1} or bases != {'lesion'}:
+        return []
+    return [
+        'The noise of the tissue in their place was kept, and patches in proportion to their contrast were added, since '
+        'one step gives the mean of lesions.'
     ]
 
 
