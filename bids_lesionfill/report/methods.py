@@ -117,7 +117,8 @@ def synthesis_words(options: Any, plans: dict[str, dict[str, Any]]) -> list[str]
 
 def texture_words(options: Any, plans: dict[str, dict[str, Any]]) -> list[str]:
     """Return a sentence that describes the texture of new lesions; none if it is the network's own."""
-    steps = [choose_steps(options.num_inference_steps, plan.get('num_inference_steps', 1)) for plan in plans.values()]
+    asked = options.num_inference_steps
+    steps = [choose_steps(asked, plan.get('num_inference_steps', 1)) for plan in plans.values()]
     bases = {plan.get('form', {}).get('base') for plan in plans.values()}
     if options.texture != 'sampled' or set(steps) != {1} or bases != {'lesion'}:
         return []
