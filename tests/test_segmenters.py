@@ -119,7 +119,7 @@ def test_second_run_uses_the_mask_that_is_there_as_it_was_edited(calls, data, tm
     newer = nib.load(data / t1w_path('01'))
     nib.save(nib.Nifti1Image(newer.get_fdata(dtype=np.float32) + 1, newer.affine), data / t1w_path('01'))
     assert run(data, out, *only) == exit_codes.SOME_FAILED
-    said = 'was not made from sub-01_T1w.nii.gz, sub-01_FLAIR.nii.gz as they are now'
+    said = 'was made from an earlier version of sub-01_T1w.nii.gz: delete it to segment again'
     assert said in statuses(out)['sub-01']['message']
 
 
@@ -198,8 +198,8 @@ def test_processes_at_once_make_what_one_makes(calls, tmp_path, phantom):
         (['--segmenter', 'lst-ai', '--segmenter-command', 'false'], 'false --help ended with exit code 1'),
         (['--segmenter', 'lst-ai', '--segmenter-command', 'lst "'], 'No closing quotation'),
         (['--segmenter', 'lst-ai', '--segmenter-weights', 'bin'], 'bin has no folder atlas and model'),
-        (['--segmenter', 'samseg', '--segmenter-weights', 'bin'], 'SAMSEG takes none'),
-        (['--segmenter', 'mindglide', '--segmenter-weights', 'x.pt'], 'x.pt is not there; expected the checkpoint'),
+        (['--segmenter', 'samseg', '--segmenter-weights', 'bin'], 'SAMSEG does not take any'),
+        (['--segmenter', 'mindglide', '--segmenter-weights', 'x.pt'], 'x.pt does not exist; expected the checkpoint'),
         (['--segmenter', 'nnunet'], 'nnU-Net needs --segmenter-weights'),
         (['--segmenter', 'nnunet', '--segmenter-weights', 'bin'], 'dataset.json cannot be read'),
         (['--segmenter', 'lst-ai', '--copy-unlesioned'], 'contradict each other'),
@@ -219,7 +219,7 @@ def test_visits_without_the_flair_that_is_needed_are_named_before_any_work(calls
     (data / flair_path('01')).unlink()
     (data / flair_path('02')).unlink()  # it has a mask
     assert run(data, tmp_path / 'out') == exit_codes.USAGE
-    assert 'needs a FLAIR of the same session, and 1 image(s) have none, nor a lesion mask: sub-01_T1w' in caplog.text
+    assert 'needs a FLAIR of the same session, and 1 image(s) have neither that nor a lesion mask: sub-01' in caplog.text
     assert not (tmp_path / 'out').exists()
     assert not calls.read_text()
 
@@ -267,7 +267,7 @@ def test_mask_on_another_grid_is_refused(calls, data, tmp_path):
     text = fake_segmenters.PROGRAMS['lst'].replace('img.affine', '2 * img.affine')
     fake_segmenters.write_program(tmp_path / 'bin/lst', text)
     assert run(data, tmp_path / 'out', '--participant-label', '01') == exit_codes.SOME_FAILED
-    assert 'that is not on the grid of the image sub-01_FLAIR.nii.gz' in statuses(tmp_path / 'out')['sub-01']['message']
+    assert 'does not have the grid of the image sub-01_FLAIR.nii.gz' in statuses(tmp_path / 'out')['sub-01']['message']
     assert not list((tmp_path / 'out').glob('sub-01/anat/*'))
 
 
@@ -384,12 +384,12 @@ def test_versions_and_last_words_of_programs():
     assert segmenter.version_in('mindglide 1.2.0\n') == '1.2.0'
     assert segmenter.version_in('usage: lst') == ''
     said = 'a\n\n' + '10%\r20%\r\x1b[31m30%\x1b[0m\n' + 'x' * 300 + '\n'
-    assert running.Answer(1, said, 6).tail == f'a | 30% | {"x" * 200}'
-    assert running.Answer(-1, '', 90).ending == 'was ended after 1.5 minutes'
+    assert running.Result(1, said, 6).tail == f'a | 30% | {"x" * 200}'
+    assert running.Result(-1, '', 90).ending == 'was ended after 1.5 minutes'
 
 
 def test_program_that_is_not_there_ends_as_in_a_shell(tmp_path):
     assert running.run([str(tmp_path / 'none')], tmp_path, {}).code == 127
     assert running.run(['sh', '-c', 'kill -9 $$'], tmp_path, {}).code == 128 + 9
-    assert running.run([sys.executable, '-c', 'import os; print(os.environ["A"])'], tmp_path, {'A': 'b'}).text == 'b\n'
+    assert running.run([sys.executable, '-c', 'import os; print(os.environ["A"])'], tmp_path, {'A': 'b'}).log == 'b\n'
     assert os.listdir(tmp_path) == [running.LOG]

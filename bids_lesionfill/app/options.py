@@ -159,29 +159,29 @@ class MaskChoice:
 
 @dataclass(frozen=True)
 class Segmentation:
-    """Lesion masks for visits that have none, by a program that is installed here."""
+    """Segmentation of lesions by another program."""
 
     title: ClassVar[str] = 'Options for lesion segmentation'
-    description: ClassVar[str] = 'For visits without a lesion mask. A mask that is there is never replaced.'
+    description: ClassVar[str] = 'For visits without a lesion mask. Existing masks are never replaced.'
 
     segmenter: str | None = filling_option(
         '--segmenter',
         choices=lambda: SEGMENTERS,
         default_text='none: visits without a mask are skipped',
-        help='program that makes the missing lesion masks; it must be installed, and the masks stay in OUTPUT_DIR',
+        help='installed program that makes missing lesion masks, which are kept in OUTPUT_DIR',
     )
     segmenter_command: str | None = filling_option(
         '--segmenter-command',
         metavar='COMMAND',
         default_text='its usual name, on the PATH',
-        help='words that start the segmenter, also in a container; {work} in them is the folder that it must see',
+        help='command that starts the segmenter, also in a container; {work} stands for the folder to mount',
     )
     segmenter_weights: Path | None = filling_option(
         '--segmenter-weights',
         parse=Path,
         metavar='PATH',
-        default_text='where the segmenter looks for them',
-        help='file or folder of the weights of the segmenter; of nnunet: the folder of the trained model',
+        default_text="the segmenter's own",
+        help='file or folder of the weights of the segmenter; for nnunet, the folder of the trained model',
     )
     segmenter_timeout: float = filling_option(
         '--segmenter-timeout',
@@ -190,7 +190,7 @@ class Segmentation:
         default=360.0,
         default_text='360',
         metavar='MINUTES',
-        help='time after which the segmentation of a visit is ended and counts as failed',
+        help='time limit of the segmentation of a visit',
     )
 
 
@@ -546,12 +546,12 @@ class Options(Run, Resources, Thickness, Synthesis, Sampling, Growth, Segmentati
         return Growth(self.dilate, self.rim_voxels, self.rims)
 
     def make_segmenter(self, device: str = 'cpu') -> Segmenter:
-        """Return the segmenter that was asked for, which need not be usable: segmenters.segmenter.Segmenter.
+        """Return the requested segmenter: segmenters.segmenter.Segmenter; its `check` tests whether it can be used.
 
         Raises
         ------
         ValueError
-            If the words of its command cannot be told apart.
+            If the command has an unclosed quotation mark.
         """
         from ..segmenters.registry import make_segmenter
         from ..segmenters.segmenter import Settings

@@ -1,7 +1,7 @@
-"""`--segmenter`: a lesion mask for visits without one, made by the program of others, and kept in the output folder.
+"""`--segmenter`: lesion masks for visits without one, by another program.
 
-What is made is planned before any work, when nothing is written yet (`plan`), and made when it is the visit's turn
-(`make_masks`). A mask that is there is used as it is, whoever changed it.
+`plan` runs before any work and writes nothing. `make_masks` runs when a participant is processed. The masks are kept in
+the output folder; an existing mask is used as it is, even if it was edited.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ SHOWN_IMAGES = 8  # in a message
 
 
 def plan(found: dict[str, list[inputs.Inputs]], options: Options) -> dict[str, list[inputs.Inputs]]:
-    """Give images without a lesion mask the one that the segmenter is going to make, or has made in an earlier run.
+    """Assign a lesion mask to images without one: the mask that the segmenter will make, or made in an earlier run.
 
-    The images of a session share the mask that is made of its FLAIR and its T1w, of several the first by name, one
-    without contrast agent if there is one.
+    Images with the same FLAIR share a mask. It is made from this FLAIR and the first T1w by name, preferably one
+    without contrast agent.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def plan(found: dict[str, list[inputs.Inputs]], options: Options) -> dict[str, l
     Raises
     ------
     UsageError
-        If a mask is to be made, and the program or an image that it needs is not there.
+        If a mask is missing and the program, or an image that it needs, is missing too.
     """
     if options.segmenter is None:
         return found
@@ -70,7 +70,7 @@ def plan(found: dict[str, list[inputs.Inputs]], options: Options) -> dict[str, l
             for subject, of_subject in planned.items()
         }
     n_masks, n_missing = (len({image.lesion_mask_file for image in those}) for those in (images, missing))
-    logger.info('%s: %d lesion mask(s) to make, %d of earlier runs', segmenter.title, n_missing, n_masks - n_missing)
+    logger.info('%s: %d lesion mask(s) to make, %d from earlier runs', segmenter.title, n_missing, n_masks - n_missing)
     check_contrasts(missing, segmenter, options)
     if missing and options.plugin_file is None:  # the machines of a cluster are not asked
         try:
@@ -81,7 +81,7 @@ def plan(found: dict[str, list[inputs.Inputs]], options: Options) -> dict[str, l
 
 
 def plan_participant(images: list[inputs.Inputs], segmenter: Segmenter, options: Options) -> list[inputs.Inputs]:
-    """Return the images of a participant, those without a lesion mask with the mask that is to be made."""
+    """Return the images of a participant, with planned masks for those without a lesion mask."""
     first: dict[tuple, Path] = {}
     for image in sorted(images, key=lambda image: (of_file(image.t1w_file.name) is not T1W, image.t1w_file.name)):
         if lacks_mask(image):
@@ -98,14 +98,14 @@ def lacks_mask(image: inputs.Inputs) -> bool:
 
 
 def flair_of(image: inputs.Inputs) -> Path | None:
-    """Return the FLAIR that shows the lesions of an image: itself, or that of its session; None without."""
+    """Return the FLAIR of an image: itself, or that of its session; None without."""
     return image.image_file if image.modality == FLAIR.suffix else image.fluid_file
 
 
 def with_mask(image: inputs.Inputs, t1w_file: Path, segmenter: Segmenter, options: Options) -> inputs.Inputs:
-    """Return an image with the lesion mask that a segmenter makes of a T1w and the FLAIR of the image, if any.
+    """Return an image with the planned mask of a T1w and, if there is one, the FLAIR of the image.
 
-    It is described as one that was found under its name: see `layout.pairing.pair`.
+    Fields are those of a mask that was found by its name: see `layout.pairing.pair`.
     """
     flair_file = flair_of(image)
     there = {T1W.suffix: t1w_file} | ({FLAIR.suffix: flair_file} if flair_file else {})
@@ -129,7 +129,7 @@ def with_mask(image: inputs.Inputs, t1w_file: Path, segmenter: Segmenter, option
 
 
 def check_contrasts(images: Iterable[inputs.Inputs], segmenter: Segmenter, options: Options) -> None:
-    """Raise UsageError if images lack another one of their session that the segmenter needs."""
+    """Raise UsageError if a session lacks an image that the segmenter needs."""
     lacking: dict[str, list[str]] = {}
     for image in images:
         there = {naming.suffix_of(path.name) for path in image.segmented_from}
@@ -140,8 +140,8 @@ def check_contrasts(images: Iterable[inputs.Inputs], segmenter: Segmenter, optio
         shown = ', '.join(names[:SHOWN_IMAGES]) + (', ...' if len(names) > SHOWN_IMAGES else '')
         raise errors.UsageError(
             f'--segmenter {options.segmenter} needs a {contrast} of the same session, and {len(names)} image(s) have '
-            f'none, nor a lesion mask: {shown}. Leave them out with --participant-label or --session-label, give them '
-            'masks, or take a segmenter that needs only a T1w (mindglide, samseg)'
+            f'neither that nor a lesion mask: {shown}. Exclude them with --participant-label or --session-label, '
+            'provide masks, or use a segmenter that needs only a T1w (mindglide, samseg)'
         )
 
 
@@ -149,10 +149,7 @@ def check_contrasts(images: Iterable[inputs.Inputs], segmenter: Segmenter, optio
 
 
 def make_masks(images: list[inputs.Inputs], options: Options, run_id: str) -> list[inputs.Inputs]:
-    """Make the lesion masks that are planned for images and are not there; return the images.
-
-    Where that fails, the images have a problem, and others go on.
-    """
+    """Make the planned masks that do not exist yet; return the images, with a problem where that failed."""
     planned = {image.lesion_mask_file: image for image in images if image.segmented_from and image.lesion_mask_file}
     if not planned or options.reports_only:
         return images
@@ -170,20 +167,22 @@ def make_masks(images: list[inputs.Inputs], options: Options, run_id: str) -> li
 
 
 def check_made_from(mask_file: Path, image: inputs.Inputs) -> None:
-    """Raise ValueError if the mask of an earlier run was made from other images than those that are there now."""
+    """Raise ValueError if an image from which the mask of an earlier run was made has changed since."""
     known = derivatives.read_sidecar(mask_file).get('InputSHA256')
-    if isinstance(known, dict) and known != hashes_of(image):
-        names = ', '.join(path.name for path in image.segmented_from)
+    known = known if isinstance(known, dict) else {}  # of a mask that the user put there
+    there = {name: image.image_file.with_name(name) for name in known}
+    changed = [name for name, path in there.items() if path.is_file() and hash_of(path) != known[name]]
+    if changed:
         raise ValueError(
-            f'{mask_file} was not made from {names} as they are now: remove it to segment again, or its InputSHA256 in '
-            f'{naming.sidecar(mask_file).name} to keep it'
+            f'{mask_file} was made from an earlier version of {", ".join(changed)}: delete it to segment again, or '
+            f'delete InputSHA256 from {naming.sidecar(mask_file).name} to keep it'
         )
-    logger.info('%s: lesion mask %s of an earlier run', image.name, mask_file.name)
+    logger.info('%s: using lesion mask %s of an earlier run', image.name, mask_file.name)
 
 
-def hashes_of(image: inputs.Inputs) -> dict[str, str]:
-    """Return the SHA-256 of the images from which a mask is made, by their names."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in image.segmented_from}
+def hash_of(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def make_mask(image: inputs.Inputs, options: Options, run_id: str) -> None:
@@ -194,77 +193,77 @@ def make_mask(image: inputs.Inputs, options: Options, run_id: str) -> None:
     SegmentationFailed
         If the program fails.
     ValueError
-        If an image cannot be read, or what the program wrote is no mask on the grid of its image.
+        If an image cannot be read, or the output does not have the grid of its image.
     """
     segmenter = options.make_segmenter(models.choose_device(options.device))
     for path in image.segmented_from:
         files.check_content(path)
-    logger.info('%s: lesions are segmented by %s', image.name, segmenter.title)
+    logger.info('%s: segmenting lesions with %s', image.name, segmenter.title)
     if options.work_dir is not None:
         options.work_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='bids_lesionfill_', dir=options.work_dir) as work:
-        scans, registered = lay_out(image, segmenter, Path(work).resolve())
-        output, answer = call(segmenter, scans, image, options, run_id)
+        scans, registered = stage(image, segmenter, Path(work).resolve())
+        output, result = call(segmenter, scans, image, options, run_id)
         reference_img = files.open_image(source_of(image, segmenter.reference(scans.files)))
         lesion_mask = lesions_in(files.open_image(output), reference_img, segmenter)
-        about = provenance(image, segmenter, scans, options) | {'Seconds': round(answer.seconds, 1), **registered}
+        about = provenance(image, segmenter, scans, options) | {'Seconds': round(result.seconds, 1), **registered}
     mask_img = nifti.mask_image(lesion_mask, reference_img)
     derivatives.write_segmentation(image.lesion_mask_file, mask_img, about)  # type: ignore[arg-type]
-    logger.info('%s: lesion mask by %s in %.0f s', image.name, segmenter.title, answer.seconds)
+    logger.info('%s: lesion mask by %s in %.0f s', image.name, segmenter.title, result.seconds)
 
 
 def call(
     segmenter: Segmenter, scans: Scans, image: inputs.Inputs, options: Options, run_id: str
-) -> tuple[Path, running.Answer]:
-    """Run a segmenter; what it says is kept in the participant's log, also if it fails; see `Segmenter.segment`."""
+) -> tuple[Path, running.Result]:
+    """Run a segmenter and save its log, also if it fails; see `Segmenter.segment`."""
     log_file = naming.log_dir(options.output_dir, image.subject, run_id) / f'segmenter-{image.name}.txt'
     try:
-        output, answer = segmenter.segment(scans)
+        output, result = segmenter.segment(scans)
     except SegmentationFailed as error:
-        files.write_bytes(log_file, error.answer.text.encode())
+        files.write_bytes(log_file, error.result.log.encode())
         raise
-    files.write_bytes(log_file, answer.text.encode())
-    return output, answer
+    files.write_bytes(log_file, result.log.encode())
+    return output, result
 
 
 def source_of(image: inputs.Inputs, contrast: str) -> Path:
-    """Return the image of a contrast from which the mask of a visit is made."""
+    """Return the image of a contrast from which a mask is made."""
     return next(path for path in image.segmented_from if naming.suffix_of(path.name) == contrast)
 
 
-def lay_out(image: inputs.Inputs, segmenter: Segmenter, folder: Path) -> tuple[Scans, dict[str, Any]]:
-    """Put the images of a visit into the folder of a call, as the segmenter wants them.
+def stage(image: inputs.Inputs, segmenter: Segmenter, folder: Path) -> tuple[Scans, dict[str, Any]]:
+    """Copy the images of a visit to a folder, registered and resampled if the segmenter needs one grid.
 
-    Copies: a container sees this folder and nothing else, and no program of others sees the dataset.
+    Copies, because a container mounts only this folder, and other programs must not write to the dataset.
 
     Returns
     -------
     scans : Scans
     registered : dict
-        For the sidecar of the mask: how FLAIR and T1w were registered, if they were.
+        Record of the registration, for the sidecar of the mask.
     """
-    placed, registered = {}, {}
+    staged, registered = {}, {}
     reference = segmenter.reference([naming.suffix_of(path.name) for path in image.segmented_from])
     reference_img = files.open_image(source_of(image, reference))
     for path in image.segmented_from:
         contrast = naming.suffix_of(path.name)
-        placed[contrast] = folder / segmenter.file_name(contrast)
-        placed[contrast].parent.mkdir(exist_ok=True)
+        staged[contrast] = folder / segmenter.file_name(contrast)
+        staged[contrast].parent.mkdir(exist_ok=True)
         img = files.open_image(path)
         nifti.check_image(img, contrast)
-        if segmenter.on_one_grid and not placement.same_grid(img, reference_img):
-            laid_img, about = laid_over(img, contrast, reference_img)
-            files.write_image(placed[contrast], laid_img)
+        if segmenter.needs_one_grid and not placement.same_grid(img, reference_img):
+            resampled_img, about = resample(img, contrast, reference_img)
+            files.write_image(staged[contrast], resampled_img)
             registered = {'Registration': sidecars.spell(about)}
         elif path.name.endswith('.gz'):
-            shutil.copyfile(path, placed[contrast])
+            shutil.copyfile(path, staged[contrast])
         else:
-            placed[contrast].write_bytes(gzip.compress(path.read_bytes(), mtime=0))
-    return Scans(folder, placed), registered
+            staged[contrast].write_bytes(gzip.compress(path.read_bytes(), mtime=0))
+    return Scans(folder, staged), registered
 
 
-def laid_over(img: nib.Nifti1Image, contrast: str, reference_img: nib.Nifti1Image) -> tuple[nib.Nifti1Image, Any]:
-    """Register a FLAIR and a T1w, and resample the first image to the grid of the other: (image, Registration)."""
+def resample(img: nib.Nifti1Image, contrast: str, reference_img: nib.Nifti1Image) -> tuple[nib.Nifti1Image, Any]:
+    """Register FLAIR and T1w, and resample an image to the grid of the other: (image, Registration)."""
     pair = (img, reference_img) if contrast == FLAIR.suffix else (reference_img, img)
     to_t1w, about = loading.align(*pair)
     way = np.eye(4) if to_t1w is None else to_t1w if contrast == FLAIR.suffix else np.linalg.inv(to_t1w)
@@ -273,29 +272,29 @@ def laid_over(img: nib.Nifti1Image, contrast: str, reference_img: nib.Nifti1Imag
 
 
 def lesions_in(output_img: nib.Nifti1Image, reference_img: nib.Nifti1Image, segmenter: Segmenter) -> np.ndarray:
-    """Return the lesions in what a segmenter wrote, a bool array on the grid of the image that it is for.
+    """Return the lesions in the output of a segmenter: (X, Y, Z) bool array on the grid of the reference image.
 
     Raises
     ------
     ValueError
-        If it is on another grid.
+        If the output has another grid.
     """
-    nifti.check_image(output_img, f'what {segmenter.title} wrote')
-    output_img = placement.beside(output_img, reference_img, f'what {segmenter.title} wrote')
+    nifti.check_image(output_img, f'the output of {segmenter.title}')
+    output_img = placement.beside(output_img, reference_img, f'the output of {segmenter.title}')
     if not placement.same_grid(output_img, reference_img):
         raise ValueError(
-            f'{segmenter.title} wrote a mask of shape {output_img.shape[:3]} that is not on the grid of '
-            f'{nifti.called(reference_img, "the image")}, of shape {reference_img.shape[:3]}: sform and qform of the '
-            'image may differ, see docs/masks.md'
+            f'the output of {segmenter.title} (shape {output_img.shape[:3]}) does not have the grid of '
+            f'the {nifti.called(reference_img, "image")} (shape {reference_img.shape[:3]}); if sform and qform of the '
+            'image differ, correct its header'
         )
     values = nifti.one_volume(output_img)
     if segmenter.labels:
         return np.isin(np.rint(np.nan_to_num(values)), segmenter.labels)
-    return placement.is_lesion(values, name=f'what {segmenter.title} wrote')
+    return placement.is_lesion(values, name=f'the output of {segmenter.title}')
 
 
 def provenance(image: inputs.Inputs, segmenter: Segmenter, scans: Scans, options: Options) -> dict[str, Any]:
-    """Return what the sidecar of a mask tells: from what it was made, and by which call of which program."""
+    """Return the sidecar of a mask: sources, program, version, command, labels and threshold."""
     words = shlex.join([*segmenter.command, *segmenter.arguments(scans)]).replace(str(scans.folder), WORK)
     version = segmenter.version()
     tool = {'Name': segmenter.title, **({'Version': version} if version else {}), 'Command': words}
@@ -309,5 +308,5 @@ def provenance(image: inputs.Inputs, segmenter: Segmenter, scans: Scans, options
         about['LesionLabels'] = list(segmenter.labels)
     if segmenter.threshold is not None and '--threshold' not in segmenter.command:
         about['Threshold'] = segmenter.threshold
-    makers = [tool, {'Name': naming.APP_NAME, 'Version': options.version}]
-    return about | {'GeneratedBy': makers, 'InputSHA256': hashes_of(image)}
+    about['GeneratedBy'] = [tool, {'Name': naming.APP_NAME, 'Version': options.version}]
+    return about | {'InputSHA256': {path.name: hash_of(path) for path in image.segmented_from}}

@@ -212,7 +212,7 @@ def write_synthesis(output_dir: Path, inputs: Inputs, desc: str, synthesis: Any,
 
 
 def write_segmentation(mask_file: Path, mask_img: nib.Nifti1Image, about: dict[str, Any]) -> None:
-    """Write a lesion mask that a segmenter made; it comes after its sidecar: where it is, it is told where from."""
+    """Write a lesion mask of a segmenter after its sidecar, so that an existing mask always has one."""
     layout_files.write_json(naming.sidecar(mask_file), {'Type': 'Lesion', **about})
     layout_files.write_image(mask_file, mask_img)
 
@@ -308,7 +308,7 @@ def write_dataset_files(
 ) -> None:
     """Write what describes the derivative dataset as a whole. Every run writes the same.
 
-    `descriptions` are those of `desc-` that parts of the app bring, beside `DESCRIPTIONS`.
+    `descriptions` are added to `DESCRIPTIONS`.
     """
     output_dir = Path(output_dir)
     write_description(output_dir, bids_dir, derivatives, version, source_images)

@@ -137,7 +137,7 @@ def synth_files(output_dir: str | Path, inputs: Inputs, desc: str = 'synth') -> 
 
 
 def segmented_mask(output_dir: str | Path, inputs: Inputs, image_file: Path, desc: str) -> Path:
-    """Return the path of the lesion mask that a segmenter makes on the grid of an image of the visit."""
+    """Return the path of the lesion mask of a segmenter, on the grid of an image of the visit."""
     modality = suffix_of(image_file.name)
     stem = strip_extension(image_file.name).removesuffix(f'_{modality}')
     return anat_dir(output_dir, inputs) / f'{stem}{space_entity(modality)}_label-lesion_desc-{desc}_mask.nii.gz'

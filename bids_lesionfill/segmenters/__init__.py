@@ -1,1 +1,1 @@
-"""Programs of others that segment lesions, for visits without a lesion mask."""
+"""Other programs that segment lesions, for visits without a lesion mask."""

@@ -1,11 +1,13 @@
 """LST-AI (Wiltgen et al., 2024): an ensemble of three networks, on T1w and FLAIR.
 
-Arguments, files and defaults are those of the script `lst` and of `utils.py` in CompImg/LST-AI (versions 1 and 2):
-images must end in `.nii.gz`, are registered and skull-stripped by the program itself, and the mask is written into
-`--output` on the grid of the FLAIR, as `space-flair_seg-lst.nii.gz` (1.0 and 1.1: `space-orig_seg-lst.nii.gz`).
-Without `--segment_only` lesions are also sorted by place, which is not needed here. `--device` is a GPU's number or
-`cpu`, `--threshold` 0.5. Weights are beside the program and are fetched if they are not; version 2 takes them from
-the folder that `LST_AI_DATA_DIR` names.
+Source of arguments, file names and defaults: `lst` and `utils.py` of CompImg/LST-AI, versions 1 and 2.
+
+- Images must end in `.nii.gz`. The program registers and skull-strips them itself.
+- The mask in `--output` has the grid of the FLAIR: `space-flair_seg-lst.nii.gz`, or `space-orig_seg-lst.nii.gz` in 1.0
+  and 1.1.
+- `--segment_only` skips the classification of lesions by location, which is not needed here.
+- `--device` is the number of a GPU, or `cpu`. `--threshold` is 0.5. The program does not print a version.
+- Missing weights are downloaded. Version 2 reads them from the folder in `LST_AI_DATA_DIR`.
 """
 
 from collections.abc import Collection
@@ -32,7 +34,7 @@ class LSTAI(Segmenter):
         return 'FLAIR'
 
     def arguments(self, scans: Scans) -> list[str]:
-        """Return the words after the command for a visit."""
+        """Return the arguments of the program for a visit."""
         device = '0' if self.settings.device == 'cuda' else 'cpu'
         return self.with_options(
             ['--t1', str(scans.files['T1w']), '--flair', str(scans.files['FLAIR'])],
@@ -44,12 +46,12 @@ class LSTAI(Segmenter):
         )
 
     def output(self, scans: Scans) -> Path:
-        """Return the mask on the grid of the FLAIR, under the name that the version of the program gives it."""
+        """Return the path of the mask, whose name depends on the version of the program."""
         new, old = (scans.folder / 'output' / f'space-{space}_seg-lst.nii.gz' for space in ('flair', 'orig'))
         return old if old.is_file() else new
 
     def environment(self) -> dict[str, str]:
-        """Return the variable that names the folder of weights."""
+        """Return the variable of the folder of weights."""
         return {'LST_AI_DATA_DIR': str(self.settings.weights)} if self.settings.weights else {}
 
     def check_weights(self) -> None:

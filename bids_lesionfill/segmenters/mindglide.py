@@ -1,8 +1,10 @@
-"""MindGlide (Goebl et al., 2025): one network for any single contrast.
+"""MindGlide (Goebl et al., 2025): one network for any contrast, on one image.
 
-Arguments, labels and grid are those of `inference/mindglide/infer.py` and the README in MS-PINPOINT/mindGlide (1.2):
-`mindglide -i IMAGE -o FILE` writes tissue labels on the grid of the image, of which 18 is `Lesion`. The checkpoint is
-fetched from Hugging Face unless `--model_path` names it (or it was fetched before); `--version` tells the version.
+Source of arguments, labels and grid: `inference/mindglide/infer.py` and README.md of MS-PINPOINT/mindGlide, 1.2.
+
+- `mindglide -i IMAGE -o FILE` writes tissue labels on the grid of the image. Label 18 is `Lesion`.
+- Missing weights are downloaded from Hugging Face, unless `--model_path` is given.
+- `--version` prints the version.
 """
 
 from collections.abc import Collection
@@ -18,17 +20,17 @@ class MindGlide(Segmenter):
     cited = 'Goebl et al., 2025'
     program = 'mindglide'
     how_to_get = 'install MindGlide (https://github.com/MS-PINPOINT/mindGlide)'
-    trial = ('--version',)
-    tells_version = True
+    probe = ('--version',)
+    prints_version = True
     labels = (18,)
     weights_are = "the checkpoint of MindGlide, a file that ends in '.pt'"
 
     def reference(self, contrasts: Collection[str]) -> str:
-        """Return the contrast on which lesions are seen best, of those that there are."""
+        """Return FLAIR if there is one, because it shows lesions best; else T1w."""
         return 'FLAIR' if 'FLAIR' in contrasts else 'T1w'
 
     def arguments(self, scans: Scans) -> list[str]:
-        """Return the words after the command for a visit."""
+        """Return the arguments of the program for a visit."""
         weights = self.settings.weights
         return self.with_options(
             ['-i', str(scans.files[self.reference(scans.files)]), '-o', str(self.output(scans))],
@@ -37,11 +39,11 @@ class MindGlide(Segmenter):
         )
 
     def output(self, scans: Scans) -> Path:
-        """Return the file of labels."""
+        """Return the path of the labels."""
         return scans.folder / 'labels.nii.gz'
 
     def check_weights(self) -> None:
-        """Raise SegmenterUnavailable if the checkpoint is none."""
+        """Raise SegmenterUnavailable if the checkpoint is not a file."""
         super().check_weights()
         if self.settings.weights and not self.settings.weights.is_file():
             raise SegmenterUnavailable(f'--segmenter-weights {self.settings.weights}: expected {self.weights_are}')

@@ -1,10 +1,12 @@
-"""A model that was trained with nnU-Net (Isensee et al., 2021), version 2, on T1w, FLAIR or both.
+"""A model trained with nnU-Net 2 (Isensee et al., 2021), on T1w, FLAIR or both.
 
-Arguments and files are those of `predict_entry_point_modelfolder` in `nnunetv2/inference/predict_from_raw_data.py` and
-of `documentation/dataset_format.md` in MIC-DKFZ/nnUNet: `nnUNetv2_predict_from_modelfolder -i FOLDER -o FOLDER -m MODEL
--f FOLD ... -device cpu|cuda`; images are `CASE_0000.nii.gz`, `CASE_0001.nii.gz`, ... in the order of the model's
-channels and on one grid, on which the prediction `CASE.nii.gz` is. The folder of a model holds `dataset.json`
-(`channel_names`, `labels`, `file_ending`) and `fold_0` to `fold_4` or `fold_all`.
+Source of arguments and file names: `predict_entry_point_modelfolder` in `nnunetv2/inference/predict_from_raw_data.py`,
+and `documentation/dataset_format.md`, of MIC-DKFZ/nnUNet.
+
+- `nnUNetv2_predict_from_modelfolder -i FOLDER -o FOLDER -m MODEL -f FOLD ... -device cpu|cuda`
+- Images are `CASE_0000.nii.gz`, `CASE_0001.nii.gz`, ... in the order of the channels. They share a grid, which the
+  prediction `CASE.nii.gz` has too.
+- MODEL has `dataset.json` (`channel_names`, `labels`, `file_ending`) and `fold_0` to `fold_4`, or `fold_all`.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ OTHER_T1W = re.compile('gd|gad|ce|post|contrast|rho|map', re.IGNORECASE)
 
 
 def contrast_of(channel: str) -> str | None:
-    """Return the contrast that a channel of a model is named after: `T1w`, `FLAIR`, or None for any other."""
+    """Return the contrast of a channel by its name: `T1w`, `FLAIR`, or None for any other."""
     if 'flair' in channel.lower():
         return 'FLAIR'
     return 'T1w' if channel.lower().startswith(('t1', 'mprage')) and not OTHER_T1W.search(channel) else None
@@ -37,7 +39,7 @@ class NNUNet(Segmenter):
     cited = 'Isensee et al., 2021'
     program = 'nnUNetv2_predict_from_modelfolder'
     how_to_get = 'install nnU-Net 2 (pip install nnunetv2)'
-    on_one_grid = True
+    needs_one_grid = True
     weights_are = 'the folder of a trained model, with dataset.json and fold_0 or fold_all'
 
     @functools.cached_property
@@ -55,20 +57,20 @@ class NNUNet(Segmenter):
 
     @functools.cached_property
     def channels(self) -> list[str]:
-        """The contrasts of the channels of the model, in their order."""
+        """The contrasts of the channels of the model, in order."""
         names = self.dataset.get('channel_names') or {}
         channels = [f'{names[key]}' for key in sorted(names, key=int)]
         contrasts = [contrast_of(channel) for channel in channels]
         if not contrasts or None in contrasts or len(set(contrasts)) < len(contrasts):
             raise SegmenterUnavailable(
                 f'--segmenter-weights {self.settings.weights}: the model takes {", ".join(channels) or "nothing"}, '
-                'expected T1w, FLAIR or both; segment the lesions apart and give the masks with --derivatives'
+                'expected T1w, FLAIR or both; run the model separately and pass the masks with --derivatives'
             )
         return [contrast for contrast in contrasts if contrast]
 
     @property
     def folds(self) -> list[str]:
-        """The folds of the model that are there."""
+        """The folds of the model."""
         folders = sorted((self.settings.weights or Path()).glob('fold_*'))
         folds = [folder.name.removeprefix('fold_') for folder in folders if folder.is_dir()]
         return [fold for fold in folds if fold != 'all'] or folds
@@ -85,7 +87,7 @@ class NNUNet(Segmenter):
 
     @property
     def labels(self) -> tuple[int, ...]:  # type: ignore[override]
-        """The labels that are lesions, by their names; none are looked for if the model knows one thing only."""
+        """The labels named after lesions; empty if the model has only one label."""
         labels = {name: value for name, value in (self.dataset.get('labels') or {}).items() if value != 0}
         labels.pop('ignore', None)
         if len(labels) == 1:
@@ -99,7 +101,7 @@ class NNUNet(Segmenter):
         return tuple(found)
 
     def check_weights(self) -> None:
-        """Raise SegmenterUnavailable if the model is none, or one for other images."""
+        """Raise SegmenterUnavailable if the model is incomplete or needs other images."""
         super().check_weights()
         _ = self.channels, self.labels
         ending = self.dataset.get('file_ending', '.nii.gz')
@@ -116,19 +118,19 @@ class NNUNet(Segmenter):
         return self.channels[0]
 
     def file_name(self, contrast: str) -> str:
-        """Return the name of the file of a channel; nothing else may be in its folder."""
+        """Return the file name of a channel, in a folder that holds nothing else."""
         return f'input/{CASE}_{self.channels.index(contrast):04d}.nii.gz'
 
     def arguments(self, scans: Scans) -> list[str]:
-        """Return the words after the command for a visit."""
+        """Return the arguments of the program for a visit."""
         return self.with_options(
             ['-i', str(scans.folder / 'input'), '-o', str(scans.folder / 'output'), '-m', str(self.settings.weights)],
             ('-f', *self.folds),
             ('-device', self.settings.device),
-            ('-npp', '1'),  # one visit: more processes would only take memory
+            ('-npp', '1'),  # a single visit: more processes only need memory
             ('-nps', '1'),
         )
 
     def output(self, scans: Scans) -> Path:
-        """Return the prediction."""
+        """Return the path of the prediction."""
         return scans.folder / 'output' / f'{CASE}.nii.gz'

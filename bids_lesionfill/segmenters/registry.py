@@ -1,7 +1,7 @@
-"""Registry of segmenters: programs of others that make a lesion mask where a visit has none (`--segmenter`).
+"""Registry of segmenters: other programs that make a lesion mask for a visit without one (`--segmenter`).
 
-A segmenter is a class (`segmenter.Segmenter`) that knows how its program is called, with which images, and where and
-how lesions stand in what it writes. Other packages bring one as an entry point of the group
+A segmenter is a class (`segmenter.Segmenter`). It knows the arguments of its program, the images that it needs, the
+file that it writes and the labels of lesions in it. Other packages add a segmenter as an entry point of the group
 `bids_lesionfill.segmenters`.
 """
 
@@ -21,18 +21,18 @@ SEGMENTERS = Registry(
 
 
 def make_segmenter(name: str, settings: Settings | None = None) -> Segmenter:
-    """Return a segmenter by name; it need not be usable, see `Segmenter.check`."""
+    """Return a segmenter by name; `Segmenter.check` tests whether it can be used."""
     return SEGMENTERS[name](settings or Settings())
 
 
 def desc_of(name: str) -> str:
-    """Return the `desc-` of the masks that a segmenter makes: its name in letters and digits (`lstai`)."""
+    """Return the `desc-` of the masks of a segmenter: the letters and digits of its name (`lstai`)."""
     return ''.join(letter for letter in name if letter.isalnum())
 
 
 def descriptions() -> dict[str, str]:
-    """Return what the `desc-` of masks by segmenters stand for: dict of `desc-NAME` -> words."""
-    return {f'desc-{desc_of(name)}': f'lesion mask that --segmenter {name} made' for name in SEGMENTERS}
+    """Return the meaning of the `desc-` of all segmenters: dict of `desc-NAME` -> description."""
+    return {f'desc-{desc_of(name)}': f'lesion mask by --segmenter {name}' for name in SEGMENTERS}
 
 
 def methods_text(name: str) -> str:

@@ -1,10 +1,13 @@
-"""SAMSEG with lesions (Cerri et al., 2021), of FreeSurfer 7.2 and later: a model of the image, on T1w and FLAIR.
+"""SAMSEG with lesions (Cerri et al., 2021), of FreeSurfer 7.2 and later, on T1w and, if there is one, FLAIR.
 
-Arguments, files and defaults are those of `samseg/cli/run_samseg.py` and `samseg/Samseg.py` in freesurfer/samseg, and
-of https://surfer.nmr.mgh.harvard.edu/fswiki/Samseg: inputs must be registered and on one grid; `--lesion` adds the
-label 99 to `seg.mgz`, which is on the grid of the first input; `--lesion-mask-pattern` has a number for each input, 0
-for T1w and 1 for FLAIR, in which lesions are brighter than the cortex; `--pallidum-separate` is for runs with a FLAIR;
-`--threshold` is 0.3. All it needs is part of FreeSurfer; lesions need its TensorFlow or PyTorch.
+Source of arguments, file names and defaults: `samseg/cli/run_samseg.py` and `samseg/Samseg.py` of freesurfer/samseg,
+and https://surfer.nmr.mgh.harvard.edu/fswiki/Samseg.
+
+- Input images must be registered and share a grid.
+- `--lesion` adds label 99 to `seg.mgz`, which has the grid of the first image. `--threshold` is 0.3.
+- `--lesion-mask-pattern` has a number per image: 0 for T1w, 1 for FLAIR, in which lesions are brighter than cortex.
+- `--pallidum-separate` is recommended with FLAIR.
+- All files that it needs are part of FreeSurfer.
 """
 
 import os
@@ -21,12 +24,12 @@ class SAMSEG(Segmenter):
     cited = 'Cerri et al., 2021'
     program = 'run_samseg'
     how_to_get = 'install FreeSurfer 7.2 or later (https://surfer.nmr.mgh.harvard.edu) and source its set-up'
-    on_one_grid = True
+    needs_one_grid = True
     labels = (99,)
     threshold = 0.3
 
     def arguments(self, scans: Scans) -> list[str]:
-        """Return the words after the command for a visit."""
+        """Return the arguments of the program for a visit."""
         contrasts = [contrast for contrast in self.uses if contrast in scans.files]
         words = [word for contrast in contrasts for word in ('--input', str(scans.files[contrast]))]
         options = [
@@ -38,10 +41,10 @@ class SAMSEG(Segmenter):
         return self.with_options(words, *options, *([('--pallidum-separate',)] if 'FLAIR' in contrasts else []))
 
     def version(self) -> str:
-        """Return the version of FreeSurfer, if the program is that of the FreeSurfer that is set up here."""
+        """Return the version of the FreeSurfer in this environment, if the command is the default one."""
         stamp = Path(os.environ.get('FREESURFER_HOME', '/nowhere'), 'build-stamp.txt')
         return text_files.read_text(stamp).strip() if not self.settings.command and stamp.is_file() else ''
 
     def output(self, scans: Scans) -> Path:
-        """Return the file of labels."""
+        """Return the path of the labels."""
         return scans.folder / 'output' / 'seg.mgz'
