@@ -123,14 +123,17 @@ def test_second_run_uses_the_mask_that_is_there_as_it_was_edited(calls, data, tm
     assert said in statuses(out)['sub-01']['message']
 
 
-def test_container_sees_the_folder_of_its_call_and_the_words_of_the_command_come_first(calls, data, tmp_path):
-    command = 'box --bind {work} lst --threshold 0.3 --threads 7'
+def test_container_sees_the_folder_of_its_call_and_the_words_of_the_command_come_first(
+    calls, data, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    command = 'bin/box --bind {work} lst --threshold 0.3 --threads 7'  # its path is not that of the folder of the call
     assert run(data, tmp_path / 'out', '--segmenter-command', command, '--participant-label', '01') == exit_codes.OK
     (call,) = fake_segmenters.calls_in(calls)
     assert call.count('--threads') == 1
     about = text_files.read_json(tmp_path / f'out/sub-01/anat/{MASK["lst-ai"]}.json')
     assert about['GeneratedBy'][0]['Command'].startswith(
-        "box --bind '{work}' lst --threshold 0.3 --threads 7 --t1 {work}/T1w.nii.gz"
+        f"{tmp_path}/bin/box --bind '{{work}}' lst --threshold 0.3 --threads 7 --t1 {{work}}/T1w.nii.gz"
     )
     assert 'Threshold' not in about  # the default is not what was used
 
@@ -219,7 +222,8 @@ def test_visits_without_the_flair_that_is_needed_are_named_before_any_work(calls
     (data / flair_path('01')).unlink()
     (data / flair_path('02')).unlink()  # it has a mask
     assert run(data, tmp_path / 'out') == exit_codes.USAGE
-    assert 'needs a FLAIR of the same session, and 1 image(s) have neither that nor a lesion mask: sub-01' in caplog.text
+    said = 'needs a FLAIR of the same session, and 1 image(s) have neither that nor a lesion mask: sub-01_T1w'
+    assert said in caplog.text
     assert not (tmp_path / 'out').exists()
     assert not calls.read_text()
 

@@ -246,7 +246,17 @@ def with_absolute_paths(options: app_options.Options) -> app_options.Options:
             paths[name] = {label: folder.absolute() for label, folder in folders.items()}
     if options.model and options.model not in fillers.names():
         paths['model'] = str(Path(options.model).absolute())
+    if options.segmenter_command:
+        words = shlex.split(options.segmenter_command)
+        paths['segmenter_command'] = shlex.join(
+            str(Path(word).absolute()) if is_path(word) and Path(word).is_file() else word for word in words
+        )
     return replace(options, **paths)
+
+
+def is_path(word: str) -> bool:
+    """Return True if a word of a command is a path, not a program on the PATH."""
+    return '/' in word or bool(Path(word).suffix)
 
 
 def check_running(arguments: argparse.Namespace) -> None:
