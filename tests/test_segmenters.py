@@ -94,13 +94,23 @@ def test_visit_without_a_mask_is_segmented_and_filled(name, calls, weights, data
     assert data_hashes(data) == before
 
 
-def test_mask_that_is_there_is_never_replaced(calls, data, tmp_path):
+def test_mask_that_is_there_is_never_replaced(calls, data, tmp_path, caplog):
     out = tmp_path / 'out'
+    shutil.copyfile(data / mask_path('02'), data / mask_path('02', name='label-wmh_mask'))
     assert run(data, out) == exit_codes.OK
     assert {subject: row['status'] for subject, row in statuses(out).items()} == {
         'sub-01': 'filled', 'sub-02': 'filled', 'sub-03': 'copied'}  # fmt: skip
     assert len(fake_segmenters.calls_in(calls)) == 1
     assert [path.parts[-3] for path in out.glob('**/*desc-lstai_mask.nii.gz')] == ['sub-01']
+    assert 'may have masks' not in caplog.text
+
+
+def test_mask_under_a_strange_name_is_told_before_it_is_segmented_anew(calls, data, tmp_path, caplog):
+    (data / mask_path('01')).parent.mkdir(parents=True)
+    shutil.copyfile(data / mask_path('02'), data / mask_path('01', name='label-wmh_mask'))
+    (tmp_path / 'bin/lst').unlink()
+    assert run(data, tmp_path / 'out') == exit_codes.USAGE
+    assert 'sub-01_label-wmh_mask.nii.gz: --mask-label wmh takes it' in caplog.text
 
 
 def test_second_run_uses_the_mask_that_is_there_as_it_was_edited(calls, data, tmp_path, monkeypatch):

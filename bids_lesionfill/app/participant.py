@@ -60,7 +60,7 @@ def prepare(options: Options) -> tuple[dict[str, Path], dict[str, list[inputs.In
     derivatives = derivatives_of(options)
     make_engines(options)  # one that is not available stops the run before any work
     bids_layout = indexing.open_layout(options.bids_dir, derivatives.values(), options.bids_database_dir)
-    found = segmenting.plan(find_images(bids_layout, options, derivatives), options)
+    found = segmenting.plan(find_images(bids_layout, options, derivatives), options, derivatives)
     donor = visits.find_donor(bids_layout, options, derivatives) if options.mask_from else None
     files.check_links(options.top_dir, options.bids_dir)
     files.check_folders(options.output_dir, found)

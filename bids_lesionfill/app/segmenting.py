@@ -11,7 +11,6 @@ import hashlib
 import logging
 import shlex
 import shutil
-import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -23,11 +22,12 @@ import numpy as np
 from .. import sidecars
 from ..diffusion import models
 from ..images import nifti, placement
-from ..layout import derivatives, errors, files, inputs, naming
+from ..layout import derivatives as layout_derivatives
+from ..layout import errors, files, inputs, naming, near_misses
 from ..layout import status as layout_status
 from ..modality import FLAIR, T1W, of_file
 from ..segmenters import registry
-from ..segmenters.segmenter import WORK, Scans, SegmentationFailed, Segmenter, SegmenterUnavailable
+from ..segmenters.segmenter import WORK, Scans, SegmentationFailed, Segmenter, SegmenterUnavailable, temporary_folder
 from . import loading
 
 if TYPE_CHECKING:
@@ -42,7 +42,9 @@ SHOWN_IMAGES = 8  # in a message
 # -------------------------------------------------------------------------------------------------------- before work
 
 
-def plan(found: dict[str, list[inputs.Inputs]], options: Options) -> dict[str, list[inputs.Inputs]]:
+def plan(
+    found: dict[str, list[inputs.Inputs]], options: Options, derivatives: dict[str, Path]
+) -> dict[str, list[inputs.Inputs]]:
     """Assign a lesion mask to images without one: the mask that the segmenter will make, or made in an earlier run.
 
     Images with the same FLAIR share a mask. It is made from this FLAIR and the first T1w by name, preferably one
@@ -52,6 +54,8 @@ def plan(found: dict[str, list[inputs.Inputs]], options: Options) -> dict[str, l
     ----------
     found : dict of subject -> list of layout.Inputs
     options : cli.Options
+    derivatives : dict of name -> path
+        Folders that were searched for masks.
 
     Raises
     ------
@@ -72,12 +76,20 @@ def plan(found: dict[str, list[inputs.Inputs]], options: Options) -> dict[str, l
     n_masks, n_missing = (len({image.lesion_mask_file for image in those}) for those in (images, missing))
     logger.info('%s: %d lesion mask(s) to make, %d from earlier runs', segmenter.title, n_missing, n_masks - n_missing)
     check_contrasts(missing, segmenter, options)
+    warn_of_unused_masks(sorted({image.subject for image in missing}), options, derivatives)
     if missing and options.plugin_file is None:  # the machines of a cluster are not asked
         try:
             segmenter.check()
         except SegmenterUnavailable as error:
             raise errors.UsageError(f'--segmenter {options.segmenter}: {error}') from None
     return planned
+
+
+def warn_of_unused_masks(subjects: list[str], options: Options, derivatives: dict[str, Path]) -> None:
+    """Warn if participants to be segmented have files that look like lesion masks, under a name that is not known."""
+    about = (options.bids_dir, derivatives, subjects, options.mask_labels, options.mask_desc)
+    if next(near_misses.candidates(*about), None):
+        logger.warning('participants are segmented although they may have masks: %s', near_misses.describe(*about))
 
 
 def plan_participant(images: list[inputs.Inputs], segmenter: Segmenter, options: Options) -> list[inputs.Inputs]:
@@ -168,7 +180,7 @@ def make_masks(images: list[inputs.Inputs], options: Options, run_id: str) -> li
 
 def check_made_from(mask_file: Path, image: inputs.Inputs) -> None:
     """Raise ValueError if an image from which the mask of an earlier run was made has changed since."""
-    known = derivatives.read_sidecar(mask_file).get('InputSHA256')
+    known = layout_derivatives.read_sidecar(mask_file).get('InputSHA256')
     known = known if isinstance(known, dict) else {}  # of a mask that the user put there
     there = {name: image.image_file.with_name(name) for name in known}
     changed = [name for name, path in there.items() if path.is_file() and hash_of(path) != known[name]]
@@ -201,14 +213,14 @@ def make_mask(image: inputs.Inputs, options: Options, run_id: str) -> None:
     logger.info('%s: segmenting lesions with %s', image.name, segmenter.title)
     if options.work_dir is not None:
         options.work_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix='bids_lesionfill_', dir=options.work_dir) as work:
+    with temporary_folder(options.work_dir) as work:
         scans, registered = stage(image, segmenter, Path(work).resolve())
         output, result = call(segmenter, scans, image, options, run_id)
         reference_img = files.open_image(source_of(image, segmenter.reference(scans.files)))
         lesion_mask = lesions_in(files.open_image(output), reference_img, segmenter)
         about = provenance(image, segmenter, scans, options) | {'Seconds': round(result.seconds, 1), **registered}
     mask_img = nifti.mask_image(lesion_mask, reference_img)
-    derivatives.write_segmentation(image.lesion_mask_file, mask_img, about)  # type: ignore[arg-type]
+    layout_derivatives.write_segmentation(image.lesion_mask_file, mask_img, about)  # type: ignore[arg-type]
     logger.info('%s: lesion mask by %s in %.0f s', image.name, segmenter.title, result.seconds)
 
 

@@ -127,8 +127,7 @@ class Segmenter:
         first = self.command[0]
         if shutil.which(first) is None:
             raise SegmenterUnavailable(
-                f'{first} is not on the PATH of this machine; {self.how_to_get}, or set '
-                '--segmenter-command'
+                f'{first} is not on the PATH of this machine; {self.how_to_get}, or set --segmenter-command'
             )
         result = self.probe_program()
         if result.code != 0:
@@ -139,7 +138,7 @@ class Segmenter:
 
     def probe_program(self) -> running.Result:
         """Run the program without any work."""
-        with tempfile.TemporaryDirectory(prefix='bids_lesionfill_') as folder:
+        with temporary_folder() as folder:
             return self.call(Path(folder).resolve(), self.probe, PROBE_SECONDS)
 
     def version(self) -> str:
@@ -172,6 +171,11 @@ class Segmenter:
         words = [word.replace(WORK, str(folder)) for word in self.command]
         environment = running.environment(self.settings.threads, self.settings.allow_download) | self.environment()
         return running.run([*words, *arguments], folder, environment, timeout_s)
+
+
+def temporary_folder(parent: Path | None = None) -> tempfile.TemporaryDirectory:
+    """Return a temporary folder; files that a container wrote as root may remain in it."""
+    return tempfile.TemporaryDirectory(prefix='bids_lesionfill_', dir=parent, ignore_cleanup_errors=True)
 
 
 def version_in(text: str) -> str:
