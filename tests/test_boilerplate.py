@@ -25,6 +25,15 @@ RUNS = {
         ('SAMSEG', 'LST-AI', 'SynthSeg'),
         {*DDIM, 'cerri2021', 'wiltgen2024', 'billot2023'},
     ),
+    **{
+        name: ({'segmenter': name}, (), {*DDIM, work})
+        for name, work in (
+            ('lst-ai', 'wiltgen2024'),
+            ('mindglide', 'goebl2025'),
+            ('nnunet', 'isensee2021'),
+            ('samseg', 'cerri2021'),
+        )
+    },
     'thickness': (
         {'thickness': tuple(registry.ENGINES)},
         (),
