@@ -23,6 +23,7 @@ TEMPLATE = 'report.html.jinja'
 PICTURES = ('before', 'mask', 'after')  # of a figure
 NIIVUE = Path(__file__).parent / 'niivue'  # as published, see its LICENSE
 MAX_PAGE_BYTES = 15_000_000
+TAG_BYTES = 200  # what stands around the data of a part, at most
 
 STATUS_LOOKS = {'filled': 'good', 'synthesized': 'good', 'failed': 'bad'}
 COLUMN_TITLES = {
@@ -72,8 +73,9 @@ def arrange(participant: dict[str, Any], folder: str, room: float) -> dict[str, 
 
     def place(part: dict[str, Any], name: str, size: int) -> dict[str, Any]:
         nonlocal room
-        is_inside = base64_bytes(size) <= room
-        room -= base64_bytes(size) if is_inside else 0
+        needed = base64_bytes(size) + TAG_BYTES
+        is_inside = needed <= room
+        room -= needed if is_inside else 0
         return part | {'beside': None if is_inside else f'{folder}/figures/{name}'}
 
     stems = [image.get('stem') or image.get('name') for image in images]
