@@ -238,7 +238,8 @@ addEventListener('load', async () => {
   const press = async name => { find(name).click(); await looking; };
   const where = () => {
     viewer.nv.drawScene();
-    const {gl} = viewer.nv, pixel = new Uint8Array(4), {width, height} = gl.canvas, all = new Uint8Array(4 * width * height);
+    const {gl} = viewer.nv, {width, height} = gl.canvas;
+    const pixel = new Uint8Array(4), all = new Uint8Array(4 * width * height);
     gl.readPixels(width >> 1, height >> 1, 1, 1, gl.RGBA, gl.UNSIGNED_BYTE, pixel);
     gl.readPixels(0, 0, width, height, gl.RGBA, gl.UNSIGNED_BYTE, all);
     const found = {used: 0, given: 0};
@@ -312,12 +313,12 @@ def viewer_page(tmp_path):
         assert packed['grey_max'] == 1275
         figures = pictures.fill_figures(before, used > 0, after, (1, 1, 1), lesions[:1])
         images = [
-            {'name': f'sub-07_run-{n}_T1w', 'status': 'filled', 'lesions': rows, 'figures': figures[:3], 'viewer': packed}
+            {'name': f'sub-07_run-{n}_T1w', 'status': 'filled', 'lesions': rows, 'figures': figures, 'viewer': packed}
             for n in (1, 2)
         ]
         path = tmp_path / 'sub-07 ü.html'
-        content = dict.fromkeys(('version', 'command', 'message', 'methods'), 'x') | {'label': 'sub-07', 'status': 'filled'}
-        report_page.write_participant(path, content | {'images': images})
+        content = dict.fromkeys(('version', 'command', 'message', 'methods'), 'x') | {'label': 'sub-07'}
+        report_page.write_participant(path, content | {'status': 'filled', 'images': images})
         path.write_text(path.read_text().replace('</body>', f'{READER}</body>'))
         return path
 
@@ -358,7 +359,8 @@ def test_volumes_beside_a_page_are_read_from_there(viewer_page, browse, monkeypa
     check_places(read(browse(path, '--dump-dom', '--window-size=800,600', *WEBGL)))
     script = 'sub-07 ü/figures/sub-07_run-1_T1w_viewer.js'
     (tmp_path / script).unlink()
-    assert read(browse(path, '--dump-dom', *WEBGL))['message'] == f'The viewer needs the file {script} beside this page.'
+    message = read(browse(path, '--dump-dom', *WEBGL))['message']
+    assert message == f'The viewer needs the file {script} beside this page.'
 
 
 def test_a_browser_without_webgl_says_so_and_the_rest_works(viewer_page, browse):

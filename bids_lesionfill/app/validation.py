@@ -77,7 +77,10 @@ def check_folders(arguments: argparse.Namespace) -> None:
     if not bids_dir.is_dir():
         raise UsageError(f'BIDS_DIR {bids_dir} is not a folder')
     if not (bids_dir / 'dataset_description.json').is_file():
-        raise UsageError(f'BIDS_DIR {bids_dir} has no dataset_description.json: it is not a BIDS dataset')
+        raise UsageError(
+            f'BIDS_DIR {bids_dir} has no dataset_description.json: it is not a BIDS dataset. If it is meant to be one, '
+            'write into this file: {"Name": "my study", "BIDSVersion": "1.10.0"}'
+        )
     indexing.read_description(bids_dir, is_derivative=False)  # an unreadable one is reported at once
     if output_dir.resolve() == bids_dir.resolve():
         raise UsageError(f'OUTPUT_DIR is BIDS_DIR; use for example {bids_dir / "derivatives" / "bids_lesionfill"}')

@@ -33,7 +33,8 @@ BIDSIGNORE = (
 DESCRIPTIONS = {
     'desc-filled': 'lesions filled with healthy tissue by a diffusion model',
     'desc-filledsd': 'standard deviation over several fillings of the same lesions',
-    'desc-used': 'lesion mask that was filled: restricted to and dilated within white matter',
+    'desc-used': 'voxels that were filled: the given lesions that touch white matter and their rims, without fluid; '
+    'outside it the image is as before',
     'desc-synth': 'new lesions painted by a diffusion model; of a mask: all lesions, old and new. A number after synth '
     'tells variants apart',
     'desc-synthnew': 'the new lesions alone',

@@ -3,9 +3,9 @@
 import base64
 import functools
 import json
-import urllib.parse
 import math
 import re
+import urllib.parse
 from collections.abc import Sequence
 from numbers import Real
 from pathlib import Path
@@ -15,7 +15,8 @@ import jinja2
 import markupsafe
 import numpy as np
 
-from ..layout import files
+from ..layout import derivatives, files
+from ..lesions import checks, measures
 
 OUTLINE_COLOUR = '#ffa000'  # orange on grey: seen in protan, deutan and tritan colour blindness
 GIVEN_COLOUR = '#40b4ff'  # blue: told from the orange in all three, too
@@ -152,13 +153,15 @@ def page_template() -> jinja2.Template:
         readable=readable,
         as_json=as_json,
         lesion_table=lesion_table,
+        mostly_kept=mostly_kept,
         linked=linked,
     )
+    environment.globals.update(min_judged_mm3=checks.MIN_JUDGED_MM3, bar_ml=measures.BAR_ML)
     return environment.get_template(TEMPLATE)
 
 
 def source(figure: dict[str, Any], picture: str) -> str:
-    """Return the address of a picture of a figure: a data URI that holds its bytes, or that of a file; see `arrange`."""
+    """Return the address of a picture: a data URI that holds its bytes, or that of a file; see `arrange`."""
     if figure.get('beside'):
         return urllib.parse.quote(f'{figure["beside"]}_{picture}.png')
     return data_uri(figure[picture])
@@ -236,15 +239,26 @@ def lesion_table(lesions: list[dict[str, Any]]) -> dict[str, list[Any]]:
     Returns
     -------
     dict
-        `titles`: list of str; `rows`: one list per lesion of cells (`text`, `value`), where `value` is what the
-        table is sorted by: the number, or '' if it is unknown, or the text.
+        `titles`: list of str; `notes`: list of str, what the columns mean, '' if unknown; `rows`: one
+        list per lesion of cells (`text`, `value`), where `value` is what the table is sorted by: the number, or ''
+        if it is unknown, or the text.
     """
     keys = list(dict.fromkeys(key for lesion in lesions for key in lesion))
     columns = [lesion_cells([lesion.get(key) for lesion in lesions]) for key in keys]
     titles = [column_title(key) for key in keys]
     if 'given_volume_mm3' in keys:
         titles[keys.index('volume_mm3')] = 'Filled volume (mm³)'
-    return {'titles': titles, 'rows': list(zip(*columns, strict=True))}
+    notes = [derivatives.LESION_COLUMNS.get(key, {}).get('Description', '') for key in keys]
+    return {'titles': titles, 'notes': notes, 'rows': list(zip(*columns, strict=True))}
+
+
+def mostly_kept(lesions: list[dict[str, Any]]) -> list[int]:
+    """Return the labels of lesions of which less than half of the given mask was filled; the rest is fluid."""
+    return [
+        int(row['label'])
+        for row in lesions
+        if is_number(row.get('given_volume_mm3')) and row['volume_mm3'] < row['given_volume_mm3'] / 2
+    ]
 
 
 def lesion_cells(values: Sequence[Any]) -> list[Any]:

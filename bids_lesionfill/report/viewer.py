@@ -44,11 +44,11 @@ def pack(
     head = pictures.foreground(before)
     grey_max = pictures.grey_maximum(before, head, lesion_masks.used)
     box = crop(head, lesion_masks.used | given | (before != after))
-    levels = [to_levels(volume[box], grey_max) for volume in (before, after)]
+    old, new = (to_levels(volume[box], grey_max) for volume in (before, after))
     bits = (USED * lesion_masks.used[box] + GIVEN * given[box]).astype(np.uint8)
     corner = apply_affine(affine, [side.start for side in box])
     return {
-        'data': stream(*levels, bits, from_matvec(affine[:3, :3], corner)),
+        'data': stream(old, new, bits, from_matvec(affine[:3, :3], corner)),
         'grey_max': grey_max,
         'voxel_mm': [round(float(size), 3) for size in nib.affines.voxel_sizes(affine)],
         'has_given': lesion_masks.given is not None,
