@@ -147,8 +147,9 @@ def draw(image: inputs.Inputs, desc: str, page: dict[str, Any], options: Options
         given = given_mask(settled, page.get('provenance') or {}, options)
         page['has_given_outline'] = given is not None
         known = participant.Known(given, other_of(image, others, options))
-    page['figures'] = participant.figures_of(settled, desc, options.output_dir, is_pictured, known)
+    drawing = participant.figures_of(settled, desc, options.output_dir, is_pictured, known)
     stem = image.name if desc == 'filled' else f'{image.name}_{desc}'
+    page |= {'figures': drawing.figures, 'viewer': drawing.viewer, 'stem': stem}
     for name, png in pictures.png_files(page['figures']).items():
         files.write_bytes(options.output_dir / f'sub-{image.subject}' / 'figures' / f'{stem}_{name}.png', png)
 
