@@ -327,9 +327,10 @@ def write_dataset_files(
     layout_files.write_tsv(
         output_dir / 'dseg.tsv',
         [
-            {'index': 1, 'name': 'Cerebrospinal fluid', 'abbreviation': 'CSF'},
-            {'index': 2, 'name': 'Grey matter', 'abbreviation': 'GM'},
-            {'index': 3, 'name': 'White matter', 'abbreviation': 'WM'},
+            {'index': 1, 'name': 'Gray Matter', 'abbreviation': 'GM'},
+            {'index': 2, 'name': 'White Matter', 'abbreviation': 'WM'},
+            {'index': 3, 'name': 'Cerebrospinal Fluid', 'abbreviation': 'CSF'},
+            {'index': 7, 'name': 'Lesion', 'abbreviation': 'L'},
         ],
         ['index', 'name', 'abbreviation'],
     )
