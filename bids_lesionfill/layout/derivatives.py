@@ -32,6 +32,8 @@ BIDSIGNORE = (
 )
 DESCRIPTIONS = {
     'desc-filled': 'lesions filled with healthy tissue by a diffusion model',
+    'desc-preproc': 'the filled T1w, under the name that fMRIPrep looks for among precomputed derivatives; its '
+    'intensities are not corrected for non-uniformity',
     'desc-filledsd': 'standard deviation over several fillings of the same lesions',
     'desc-used': 'voxels that were filled: the given lesions that touch white matter and their rims, without fluid; '
     'outside it the image is as before',

@@ -122,6 +122,11 @@ def output_files(output_dir: str | Path, inputs: Inputs, n_samples: int = 1) -> 
     return files
 
 
+def preproc_file(output_dir: str | Path, inputs: Inputs) -> Path:
+    """Return the path of a filled T1w for fMRIPrep, see `precomputed`."""
+    return anat_dir(output_dir, inputs) / f'{scan_name(inputs)}_desc-preproc_T1w.nii.gz'
+
+
 def synth_files(output_dir: str | Path, inputs: Inputs, desc: str = 'synth') -> dict[str, Path]:
     """Return the paths of all outputs of an image with new lesions; see `output_files`."""
     filled = output_files(output_dir, inputs)
