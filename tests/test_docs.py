@@ -171,7 +171,7 @@ def test_pages_have_commands_to_be_understood():
 FOREIGN = {  # options of other programs that the text names
     *('--array', '--cap-drop', '--cleanenv', '--containall', '--cpu', '--cpus', '--dependency', '--entrypoint'),
     *('--format', '--fsaparc', '--gpus', '--lesion', '--lesion_mask', '--network', '--nv', '--read-only', '--rm'),
-    *('--strict', '--time', '--user', '--userns'),
+    *('--strict', '--subject-anatomical-reference', '--time', '--user', '--userns'),
 }
 
 

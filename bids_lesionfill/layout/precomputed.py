@@ -45,8 +45,8 @@ def write_participant(output_dir: Path, images: Iterable[Inputs]) -> None:
             names = ', '.join(image.name for image in filled)
             where = f'session {session}' if session else 'the participant'
             logger.warning(
-                '%s are %d filled T1w of %s: no desc-preproc_T1w, since fMRIPrep takes one; use --output-layout raw, or '
-                'choose one with --bids-filter-file',
+                '%s are %d filled T1w of %s: no desc-preproc_T1w, since fMRIPrep takes one; use --output-layout raw, '
+                'or choose one with --bids-filter-file',
                 *(names, len(filled), where),
             )
 
