@@ -27,11 +27,12 @@ from ..layout import (
     tools,
     written,
 )
+from ..layout import provenance as layout_provenance
 from ..layout import status as layout_status
 from ..modality import get
 from ..report import methods, references
 from ..thickness import engine, registry
-from . import copying, progress, reporting, visits
+from . import config, copying, progress, reporting, visits
 
 if TYPE_CHECKING:
     from ..images.anatomy import Anatomy
@@ -135,6 +136,7 @@ def conclude(statuses: dict[str, str], options: Options, derivatives: dict[str, 
     """Write the participants table and log the outcome of all participants; return the exit code."""
     layout_status.write_table(options.output_dir)
     written.write_table(options.output_dir)
+    layout_provenance.write_table(options.output_dir)
     unmasked = [subject for subject, status in statuses.items() if status == inputs.NO_MASK]
     if unmasked and options.mode == 'fill':
         said = near_misses.describe(options.bids_dir, derivatives, unmasked, options.mask_labels, options.mask_desc)
@@ -197,6 +199,7 @@ def run_participant(
     at_work = 'report'
     try:
         status = reporting.finish(subject, results, run_id, options, methods_text)
+        layout_provenance.write_participant(options.output_dir, subject)
         at_work = f'{options.output_layout}_layout'
         write_for_others(subject, images, status == 'failed', options)
         return status
@@ -302,7 +305,8 @@ def fill_image(visit: visits.Visit, image: inputs.Inputs, model: fillers.Deferre
     with progress.of_parts(image.name) as report_tiles:
         filling, view = visit.fill(image, model, report_tiles)
     visits.write_way(view, options.output_dir)
-    provenance = layout_derivatives.provenance_of(result_options, run_hash, options.version)
+    command = config.command_of(options, image.subject, image.modality)
+    provenance = layout_provenance.of_result(result_options, run_hash, options.version, 'fill', command)
     tables.remove_thickness(options.output_dir, image)  # what was measured on an older filling
     layout_derivatives.write_filling(options.output_dir, image, filling, provenance)
     for warning in filling.warnings:
