@@ -31,8 +31,8 @@ def subject_files(subject, session=None, modality='T1w'):
     return [*image_files(stem, folder, modality), *figures, f'sub-{subject}/log/RUN/time-{stem}_{modality}.json']
 
 
-def closing_files(subject):
-    made_by = [f'prov/prov-sub{subject}_{kind}.json' for kind in ('act', 'ent', 'soft')]
+def closing_files(subject, has_results=True):
+    made_by = [f'prov/prov-sub{subject}_{kind}.json' for kind in ('act', 'ent', 'soft') if has_results]
     return [f'sub-{subject}.html', f'sub-{subject}/log/RUN/config.toml', f'sub-{subject}/log/RUN/status.json', *made_by]
 
 

@@ -86,7 +86,7 @@ def test_validators_that_do_not_know_the_folder_are_told_to_ignore_it():
 
 @pytest.mark.parametrize(('words', 'expected'), [
     ([], ''),
-    (['--participant-label', '02', '03', '--omp-nthreads', '2'], ''),
+    (['--participant-label', '02', '03', '--omp-nthreads', '2', '--thickness', 'pbt', '--copy-unlesioned'], ''),
     (['--random-seed', '3', '--lesion-labels', '1', '3'], ' --lesion-labels 1 3 --random-seed=3'),
     (['--mode', 'synth', '--new-lesions', '2'], ' --mode synth --new-lesions=2'),
 ])  # fmt: skip

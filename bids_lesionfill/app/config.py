@@ -74,7 +74,7 @@ def command_of(chosen: options.Options, subject: str, modality: str) -> str:
     words += ['--mode', chosen.mode] if chosen.mode != options.Main.mode else []
     for name, spec in options.all_specs().items():
         value = getattr(chosen, name)
-        is_meant = spec.is_of_result or spec.needs.get('mode') == chosen.mode
+        is_meant = spec.is_of_result or spec.needs.get('mode') == 'synth'  # those enter the result by what is drawn
         is_derived = name == 'n_lesions' and chosen.second_visit  # by --new-lesions
         if is_meant and not is_derived and not spec.unmet(chosen) and value not in (None, spec.take(spec.default)):
             value = value.name if isinstance(value, Path) else value

@@ -1,7 +1,7 @@
 """Provenance in the form of BIDS extension proposal 28: activities and software in `prov/`, named by sidecars.
 
-A draft: it is in no BIDS release (1.11.2 is the newest that was seen). This follows `modality-agnostic-files/provenance`
-of bids-specification, pull request 2099, commit fd17184. Today's validators do not know `prov/`, so that `.bidsignore`
+A draft: it is in no BIDS release (1.11.2 is the newest that was seen). This follows
+`modality-agnostic-files/provenance` of bids-specification, pull request 2099, commit fd17184. Today's validators do not know `prov/`, so that `.bidsignore`
 lists it. All is read off the sidecars of results, so that the same results give the same files.
 """
 
@@ -94,7 +94,8 @@ def software_of(version: str) -> dict[str, Any]:
     about = {'Label': naming.APP_NAME, 'Version': version, **derivatives.code_url()}
     address = about.pop('CodeURL', None)
     uid = hashlib.sha256(version.encode()).hexdigest()[:UID_DIGITS]
-    return {'Id': f'{HERE}{naming.APP_NAME}-{uid}', **about, **({'AlternativeIdentifier': [address]} if address else {})}
+    elsewhere = {'AlternativeIdentifier': [address]} if address else {}
+    return {'Id': f'{HERE}{naming.APP_NAME}-{uid}', **about, **elsewhere}
 
 
 def model_of(about: dict[str, Any]) -> dict[str, Any] | None:
@@ -102,7 +103,8 @@ def model_of(about: dict[str, Any]) -> dict[str, Any] | None:
     sha256 = about.get('WeightsSHA256')
     if not sha256:
         return None
-    return {'Id': f'{HERE}entity-{sha256[:UID_DIGITS]}', 'Label': f'{about.get("Model")}', 'Digest': {'SHA-256': sha256}}
+    digest = {'Digest': {'SHA-256': sha256}}
+    return {'Id': f'{HERE}entity-{sha256[:UID_DIGITS]}', 'Label': f'{about.get("Model")}', **digest}
 
 
 def write_table(output_dir: Path) -> None:
