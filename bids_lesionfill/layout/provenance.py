@@ -1,8 +1,9 @@
 """Provenance in the form of BIDS extension proposal 28: activities and software in `prov/`, named by sidecars.
 
 A draft: it is in no BIDS release (1.11.2 is the newest that was seen). This follows
-`modality-agnostic-files/provenance` of bids-specification, pull request 2099, commit fd17184. Today's validators do not know `prov/`, so that `.bidsignore`
-lists it. All is read off the sidecars of results, so that the same results give the same files.
+`modality-agnostic-files/provenance` of bids-specification, pull request 2099, commit fd17184. Today's validators do not
+know `prov/`, so that `.bidsignore` lists it. All is read off the sidecars of results, so that the same results give the
+same files.
 """
 
 from __future__ import annotations
