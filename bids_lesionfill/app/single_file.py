@@ -64,8 +64,7 @@ def build_parser() -> parser.Parser:
         '--flair',
         type=Path,
         metavar='FILE',
-        help='the FLAIR of a T1w that is filled, in the same world space; it tells fluid from lesions that are as dark, '
-        'as the BIDS App does with the FLAIR of the session',
+        help='the FLAIR of a T1w that is filled, in the same world space; it tells fluid from lesions that are as dark',
     )
     built.add_argument(
         '--used-mask', type=Path, metavar='FILE', help='write also the mask that was filled (synth: of the new lesions)'

@@ -47,7 +47,7 @@ MORPH_COLUMNS = {
     **LESION_STATES,
 }
 REGION_LESION_COLUMNS = {
-    'index': MORPH_COLUMNS['index'] | {'Description': 'FreeSurfer number of the region; n/a for a lobe or hemisphere'},
+    'index': {'Description': 'FreeSurfer number of the region; n/a for a lobe or hemisphere'},
     'level': {'Description': 'row of', 'Levels': {'region': 'one of 68', 'lobe': 'one of 12', 'hemisphere': 'all'}},
     'name': {'Description': 'region of the Desikan-Killiany atlas; ..._lobe; ..._cortex of a hemisphere'},
     'hemisphere': MORPH_COLUMNS['hemisphere'],

@@ -411,13 +411,11 @@ def find_shares(scene: Scene, lesion_mask: np.ndarray, flair_img: nib.Nifti1Imag
     brain |= lesion_mask & (image > TISSUE_ABOVE * np.median(image[native_wm & ~lesion_mask]))
     voxel_mm = nib.affines.voxel_sizes(plain_img.affine)
     if scene.is_t1w:
-        solid = None
+        flair = None
         if flair_img is not None:
-            shares = unmixing.unmix(image, lesion_mask, native_wm, brain, voxel_mm)
             flair_img = nifti.plain(placement.beside(flair_img, plain_img, 'FLAIR'), 'FLAIR')
             flair = grid.resample_to(flair_img, plain_img, order=1)
-            solid = fluids.solid_on_flair(flair, shares.fluid, native_wm, lesion_mask, brain)
-        return unmixing.unmix(image, lesion_mask, native_wm, brain, voxel_mm, solid=solid)
+        return unmixing.unmix(image, lesion_mask, native_wm, brain, voxel_mm, flair=flair)
     conformed_mask = grid.conform_mask(nifti.mask_image(lesion_mask, plain_img), grid_img)
     fluid = unmixing.unmix(scene.t1w, conformed_mask, scene.wm_mask, scene.brain_mask).fluid
     # A voxel that is larger than those of the T1w sees the average of them: a Gaussian of its width.

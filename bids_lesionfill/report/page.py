@@ -139,8 +139,9 @@ def lesion_table(lesions: list[dict[str, Any]]) -> dict[str, list[Any]]:
     Returns
     -------
     dict
-        `titles`: list of str; `notes`: list of str, what the columns mean, '' if unknown; `rows`: one list per lesion of cells (`text`, `value`), where `value` is what the
-        table is sorted by: the number, or '' if it is unknown, or the text.
+        `titles`: list of str; `notes`: list of str, what the columns mean, '' if unknown; `rows`: one
+        list per lesion of cells (`text`, `value`), where `value` is what the table is sorted by: the number, or ''
+        if it is unknown, or the text.
     """
     keys = list(dict.fromkeys(key for lesion in lesions for key in lesion))
     columns = [lesion_cells([lesion.get(key) for lesion in lesions]) for key in keys]
