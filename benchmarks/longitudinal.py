@@ -39,8 +39,8 @@ def main():
     parser.add_argument('--work-dir', type=Path, required=True)
     parser.add_argument('--pair', nargs=2, required=True, help='folders of the two visits, in BIDS_DIR')
     parser.add_argument('--masks', type=Path, help='BIDS dataset of lesion masks')
-    parser.add_argument('--runs', nargs='+', choices=RUNS, default=list(RUNS)[: 2])
-    parser.add_argument('--options', nargs='*', default=[], help='more options of the app, without hyphens: texture=mean')
+    parser.add_argument('--runs', nargs='+', choices=RUNS, default=list(RUNS)[:2])
+    parser.add_argument('--options', nargs='*', default=[], help='more of the app, without hyphens: texture=mean')
     options = parser.parse_args()
     name = ''.join(options.pair).replace('/', '').replace('-', '')  # pybids would read entities in it
     data = options.work_dir / name / 'data'
@@ -122,8 +122,8 @@ def scatter(t1w_img, mask_files, seed=0):
                 mask[box] |= shape
                 free &= ~ndimage.binary_dilation(mask, iterations=6)
                 break
-    return nib.Nifti1Image(np.rint(grid.resample_to(
-        nib.Nifti1Image(mask.astype(np.float32), grid_img.affine), t1w_img, order=0)).astype(np.uint8), t1w_img.affine)
+    on_t1w = grid.resample_to(nib.Nifti1Image(mask.astype(np.float32), grid_img.affine), t1w_img, order=0)
+    return nib.Nifti1Image(np.rint(on_t1w).astype(np.uint8), t1w_img.affine)
 
 
 # --------------------------------------------------------------------------------------------------------- measures
@@ -156,7 +156,7 @@ def compare(data, outputs, is_healthy):
     untouched = wm_mask & ~ndimage.binary_dilation(touched, iterations=2)
     deep = ndimage.binary_erosion(untouched)
     originals = pair(data, 'T1w')
-    levels = [(np.median(image[deep]), 1.4826 * np.median(np.abs(image[deep] - np.median(image[deep])))) for image in originals]
+    levels = [level_of(image[deep]) for image in originals]
 
     def change(images):
         one, other = ((image - level) / deviation for image, (level, deviation) in zip(images, levels))
@@ -178,6 +178,12 @@ def compare(data, outputs, is_healthy):
     return about + '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
 
 
+def level_of(intensities):
+    """Median and robust standard deviation."""
+    median = np.median(intensities)
+    return median, 1.4826 * np.median(np.abs(intensities - median))
+
+
 def registered(outputs):
     """Say how far the visits lay apart."""
     for root in outputs.values():
@@ -190,7 +196,7 @@ def registered(outputs):
 def row(change, labels):
     """Deviation of the voxels' change about the mean of their lesion, deviation of the means, mean; in words."""
     numbers = np.arange(1, labels.max() + 1)
-    sizes, means = (np.array(f(change, labels, numbers)) for f in (lambda c, l, n: ndimage.sum(l > 0, l, n), ndimage.mean))
+    sizes, means = np.bincount(labels.ravel())[1:], np.array(ndimage.mean(change, labels, numbers))
     within = np.sqrt(np.mean((change - np.concatenate([[0], means])[labels])[labels > 0] ** 2))
     large = sizes >= 20
     return [f'{within:.2f}', f'{means[large].std():.2f}', f'{change[labels > 0].mean():+.2f}']

@@ -46,8 +46,8 @@ def with_masks_of_sessions(images: list[inputs.Inputs], options: Options) -> lis
     if options.mask_session:
         sessions &= {options.mask_session}
     if not sessions and images:
-        wanted = f'ses-{options.mask_session}' if options.mask_session else 'no session'
-        logger.warning('sub-%s: %s has a lesion mask for the others', images[0].subject, wanted)
+        wanted = f'ses-{options.mask_session}' if options.mask_session else 'every session'
+        logger.warning('sub-%s: %s has no lesion mask that could serve others', images[0].subject, wanted)
 
     def is_served(image: inputs.Inputs) -> bool:
         has_t1w = image.tissue_file is not None or not get(image.modality).needs_t1w
