@@ -28,7 +28,7 @@ RUNS = {
     'together': ['--longitudinal'],
     'together, all lesions in both': ['--longitudinal', '--mask-union'],
 }
-MOST_VOXELS = 2000  # of a shape that is put into healthy white matter
+SHAPE_VOXELS = 150, 3000  # of shapes that are put into healthy white matter
 LOAD_ML = 8
 TRIES = 400
 
@@ -112,10 +112,12 @@ def scatter(t1w_img, mask_files, seed=0):
     for path in mask_files:
         labels, _ = masks.label_lesions(nib.as_closest_canonical(nib.load(path)).get_fdata() > 0)
         found = [labels[box] == n for n, box in enumerate(ndimage.find_objects(labels), start=1)]
-        shapes += [shape for shape in found if 20 <= shape.sum() <= MOST_VOXELS]
+        shapes += [shape for shape in found if SHAPE_VOXELS[0] <= shape.sum() <= SHAPE_VOXELS[1]]
     mask, free = np.zeros(wm_mask.shape, dtype=bool), wm_mask.copy()
-    while mask.sum() < 1000 * LOAD_ML:
-        shape = shapes[rng.integers(len(shapes))]
+    for n in rng.permutation(len(shapes)):
+        shape = shapes[n]
+        if mask.sum() > 1000 * LOAD_ML:
+            break
         for place in np.argwhere(free)[rng.integers(free.sum(), size=TRIES)]:
             box = tuple(slice(start, start + n) for start, n in zip(place, shape.shape))
             if free[box].shape == shape.shape and free[box][shape].all():

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from conftest import build_phantom
 from heads import turned
+from scipy import ndimage
 
 from bids_lesionfill.images import midpoint
 from bids_lesionfill.lesions import fill, noise, settings, texture
@@ -45,36 +46,36 @@ def test_midpoint_is_the_same_whichever_visit_is_the_reference_and_in_any_order(
 
 @pytest.mark.parametrize('affine', GRIDS.values(), ids=list(GRIDS))
 def test_noise_is_white_on_any_grid(affine):
-    found = same_place().on_grid((40, 36, 30), affine)
-    assert found.std() == pytest.approx(1, abs=0.02)
+    found = same_place(cell_mm=noise.cell_size(nib.affines.voxel_sizes(affine))).on_grid((40, 36, 30), affine)
+    assert found.std() == pytest.approx(1, abs=0.07)
     assert found.mean() == pytest.approx(0, abs=0.02)
     for axis in range(3):
         ahead, behind = np.delete(found, 0, axis), np.delete(found, -1, axis)
-        assert abs((ahead * behind).mean()) < 0.03
+        assert abs((ahead * behind).mean()) < 0.1
 
 
 def test_noise_of_a_place_is_the_same_seen_from_two_visits_in_any_box():
     shape, affine = (20, 18, 16), GRIDS['oblique']
     found = same_place().on_grid(shape, affine)
     moved = same_place(to_subject=TURNS[1]).on_grid(shape, np.linalg.inv(TURNS[1]) @ affine)
-    assert (np.abs(moved - found) < 1e-5).mean() > 0.99  # a cell on the face of a voxel falls to either side
+    np.testing.assert_allclose(moved, found, atol=1e-4)
     part = same_place().on_grid((5, 6, 7), affine @ turned((0, 0, 0), (1, 1, 1), (3, 2, 4)))
-    np.testing.assert_allclose(part, found[3:8, 2:8, 4:11], atol=1e-6)
-    assert abs(np.corrcoef(found.ravel(), same_place(2).on_grid(shape, affine).ravel())[0, 1]) < 0.05
+    np.testing.assert_allclose(part, found[3:8, 2:8, 4:11], atol=1e-4)
+    assert abs(np.corrcoef(found.ravel(), same_place(2).on_grid(shape, affine).ravel())[0, 1]) < 0.06
 
 
-def test_voxels_share_noise_as_far_as_they_overlap():
-    shape = (40, 40, 40)
-    found = same_place().on_grid(shape, np.eye(4))
-    for shift, overlap in ((0.5, 0.5), (1.0, 0.0)):
-        other = same_place().on_grid(shape, turned((0, 0, 0), (1, 1, 1), (shift, 0, 0)))
-        assert np.corrcoef(found.ravel(), other.ravel())[0, 1] == pytest.approx(overlap, abs=0.02)
+@pytest.mark.parametrize('shift', [(0.5, 0, 0), (0.24, 0.36, 0.63)])
+def test_noise_is_the_same_between_voxels_that_lie_elsewhere(shift):
+    found = same_place().on_grid((36, 36, 36), np.eye(4))
+    other = same_place().on_grid((36, 36, 36), turned((0, 0, 0), (1, 1, 1), shift))
+    inner = (slice(8, -8),) * 3
+    back = ndimage.shift(other, shift, order=5)
+    assert np.corrcoef(found[inner].ravel(), back[inner].ravel())[0, 1] > 0.9
+    assert np.corrcoef(found[inner].ravel(), other[inner].ravel())[0, 1] < 0.7  # else it would be smooth
 
 
-def test_voxels_smaller_than_the_cells_have_noise_too():
-    assert noise.cell_size((0.3, 0.3, 3)) < noise.cell_size((1, 1, 3)) == 0.5
-    found = same_place(cell_mm=0.25).on_grid((30, 30, 30), np.diag([0.2, 0.2, 0.2, 1]))
-    assert found.std() == pytest.approx(1, abs=0.05)
+def test_small_voxels_take_a_finer_lattice():
+    assert noise.cell_size((0.3, 0.3, 3)) < noise.cell_size((0.8, 0.8, 0.8)) < noise.cell_size((1, 1, 3)) == 0.5
 
 
 def test_field_of_places_does_not_depend_on_the_box_it_is_drawn_in():

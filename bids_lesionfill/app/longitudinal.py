@@ -120,11 +120,11 @@ class Subject:
             return {path: to_first @ transform for path, transform in to_one.items()}
         return dict(zip(to_one, midpoint.to_midpoint(list(to_one.values())), strict=True))
 
-    @cached_property
-    def cell_mm(self) -> float:
-        """Size of the cells of the noise: one for all visits."""
+    def cell_of(self, modality: str) -> float:
+        """Return the fineness of the noise, one for all images of a modality; mm."""
         visits = [member.visit for member in self.members if member.is_placed]
-        imgs = [visit.opener(image.image_file) for visit in visits for image in visit.images if not image.problem]
+        images = [(visit, image) for visit in visits for image in visit.images if not image.problem]
+        imgs = [visit.opener(image.image_file) for visit, image in images if image.modality == modality]
         return min(noise.cell_size(nib.affines.voxel_sizes(img.affine)) for img in imgs)
 
     def seed_of(self, image: inputs.Inputs) -> int:
@@ -192,7 +192,8 @@ class Member:
         if not self.is_placed:
             return None
         to_t1w = np.eye(4) if view.from_t1w is None else np.linalg.inv(view.from_t1w)
-        return noise.SubjectNoise(self.subject.seed_of(view.image), self.to_subject @ to_t1w, self.subject.cell_mm)
+        cell_mm = self.subject.cell_of(view.image.modality)
+        return noise.SubjectNoise(self.subject.seed_of(view.image), self.to_subject @ to_t1w, cell_mm)
 
     def lesions_of_others(self, has_mask: bool) -> tuple[nib.Nifti1Image, nib.Nifti1Image]:
         """Return the lesions of other visits: those to be filled, and those that are only known.
