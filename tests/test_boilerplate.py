@@ -13,7 +13,7 @@ from bids_lesionfill.report import methods, references
 from bids_lesionfill.thickness import registry
 
 VERSIONS = dict.fromkeys(methods.SOFTWARE, '9.9')
-EVERY_RUN = {'uhr2024', 'gorgolewski2017', 'fisch2024', 'tustison2010', 'mattes2003'}
+EVERY_RUN = {'uhr2024', 'uhr2025', 'gorgolewski2017', 'fisch2024', 'tustison2010', 'mattes2003'}
 EVERY_RUN |= {'paszke2019', 'vonplaten2022', 'lowekamp2013'}
 EVERY_RUN |= {'marcus2007', 'lesjak2018', 'guarnera2025'}  # whose images the models were trained on
 DDIM = {'song2021', 'salimans2022'}
@@ -25,6 +25,15 @@ RUNS = {
         ('SAMSEG', 'LST-AI', 'SynthSeg'),
         {*DDIM, 'cerri2021', 'wiltgen2024', 'billot2023'},
     ),
+    **{
+        name: ({'segmenter': name}, (), {*DDIM, work})
+        for name, work in (
+            ('lst-ai', 'wiltgen2024'),
+            ('mindglide', 'goebl2025'),
+            ('nnunet', 'isensee2021'),
+            ('samseg', 'cerri2021'),
+        )
+    },
     'thickness': (
         {'thickness': tuple(registry.ENGINES)},
         (),
@@ -93,10 +102,18 @@ def test_text_says_which_lesions_were_kept_and_how_many_samples_were_drawn():
     assert 'in 25 steps.' in text_of(num_inference_steps=25)
 
 
+def test_texture_of_new_lesions_is_described_where_it_is_not_the_networks_own():
+    plan = {'form': {'kind': 'residual', 'base': 'lesion'}, 'num_inference_steps': 1}
+    synth = {'mode': 'synth', 'plans': {'FLAIR': plan}, 'modalities': ('FLAIR',)}
+    assert 'noise of the tissue in their place was kept' in text_of(**synth)
+    assert 'noise of the tissue' not in text_of(**synth, num_inference_steps=20)
+    assert 'noise of the tissue' not in text_of(**synth, texture='mean')
+
+
 def test_an_unconditional_model_is_one_of_repaint():
     plan = {'form': {'kind': 'unconditional'}, 'prediction_type': 'epsilon', 'num_inference_steps': 250}
     text = text_of(plans={'T1w': plan})
-    assert 'pseudo-3D diffusion model (Uhr, 2024; fill-T1w), sampled by RePaint (Lugmayr et al., 2022)' in text
+    assert 'pseudo-3D diffusion model (Uhr, 2024; Uhr et al., 2025; fill-T1w), sampled by RePaint' in text
     assert 'v-prediction' not in text
     assert 'song2021' not in references.citation(text)['bib']
 

@@ -26,8 +26,9 @@ NOT_RUN = {
     r'\bsbatch |^export IMAGE': 'needs SLURM; test_container runs slurm_array.sh with a fake container',
     r'--use-plugin': 'needs SLURM; test_workflow runs a plugin',
     r'^make |^export TORCH_INDEX': 'CI runs make',
-    r'\bpip install|-m venv|pre-commit|^git clone|^mkdocs serve': 'needs a package registry, or runs for ever',
+    r'\bpip install|-m venv|pre-commit|^git clone|mkdocs serve': 'needs a package registry, or runs for ever',
     r'^(xdg-open|fmriprep|run_fastsurfer\.sh|recon-all) ': 'a program of others',
+    r'--segmenter ': 'needs a program of others; test_segmenters runs fakes of each',
     r'--thickness freesurfer': 'needs results of FreeSurfer; test_app reads such',
     r'\b[A-Z]{3,}(_DIR)?\b.*-m bids_lesionfill|-m bids_lesionfill\.\w+ .*\b[A-Z]{3,}': 'with placeholders',
     r'bids_lesionfill\.(train|readerstudy)|--model OUT': 'test_train and test_readerstudy run them on phantoms',
@@ -112,7 +113,8 @@ def world(dataset, make_phantom, tmp_path, monkeypatch):
     nib.save(elsewhere, tmp_path / 'my_lesions.nii.gz')
     for name in ('my_mask', 'mask'):
         nib.save(phantom.lesion_mask_img, tmp_path / f'{name}.nii.gz')
-    nib.save(phantom.t1w_img, tmp_path / 'T1w.nii.gz')
+    for name in ('T1w', 'my_T1w'):
+        nib.save(phantom.t1w_img, tmp_path / f'{name}.nii.gz')
     nib.save(phantom.img(phantom.flair), tmp_path / 'FLAIR.nii.gz')
     (tmp_path / 'filters.json').write_text('{"lesion_mask": {"desc": "rater1"}}')
     for folder in ('examples', 'demo'):

@@ -320,6 +320,17 @@ def test_empty_lesion_list_works(make_page, lesions):
     assert '</html>' in make_page([{'name': 'sub-07_T1w', 'status': 'copied', 'lesions': lesions}])
 
 
+def test_lesions_of_which_most_is_kept_are_named():
+    rows = [{'label': n, 'volume_mm3': 10.0, 'given_volume_mm3': given} for n, given in enumerate((8.0, 21.0, None), 1)]
+    assert report_page.mostly_kept(rows) == [2]
+
+
+def test_a_column_of_lesions_is_explained():
+    table = report_page.lesion_table([{'label': 1, 'glow_percent': 2.0, 'of_others': 3}])
+    assert 'brighter than 99.5 %' in table['notes'][1]
+    assert table['notes'][2] == ''
+
+
 def test_lesion_table_has_readable_titles_and_every_key():
     table = report_page.lesion_table(
         [

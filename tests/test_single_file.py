@@ -78,6 +78,15 @@ def test_a_flair_has_a_model_of_its_own(files, asked, phantom):
     assert asked[0]['t1w_img'] is not None
 
 
+def test_a_flair_of_the_visit_goes_with_the_lesions_of_a_t1w(files, asked, phantom, tmp_path, caplog):
+    nib.save(phantom.img(phantom.flair), tmp_path / 'flair.nii.gz')
+    assert run(*files, '--flair', str(tmp_path / 'flair.nii.gz')) == single_file.OK
+    assert np.array_equal(asked[0]['lesions'].flair_img.get_fdata(), phantom.flair)
+    more = ['--t1w', files[0], '--flair', str(tmp_path / 'flair.nii.gz'), '--overwrite']
+    assert run(*files, *more) == single_file.USAGE
+    assert '--flair: only where a T1w is filled' in caplog.text
+
+
 def test_a_flair_is_not_filled_as_a_t1w_without_a_word(files, phantom, caplog):
     nib.save(phantom.img(phantom.flair), files[0])
     assert run(*files) == single_file.FAILED
@@ -96,7 +105,7 @@ def test_wrong_paths_are_2(files, tmp_path, caplog, change, words):
 @pytest.mark.parametrize(('more', 'words'), [
     (['--rim-voxels', '1'], '--rim-voxels: only with --rims grown'),
     (['--n-lesions', '2'], '--n-lesions: only with --mode synth'),
-    (['--mode', 'synth', '--texture', 'mean'], '--texture: only with --mode fill'),
+    (['--mode', 'synth', '--n-samples', '2'], '--n-samples: only with --mode fill'),
     (['--report', 'page.txt'], 'page.txt does not end in .html'),
 ])  # fmt: skip
 def test_misplaced_options_are_2(files, caplog, more, words):

@@ -40,7 +40,7 @@ def with_masks_of_sessions(images: list[inputs.Inputs], options: Options) -> lis
 
     See `--mask-session` and `--mask-union`. Nothing is opened.
     """
-    if not (options.mask_session or options.mask_union):
+    if not (options.mask_session or (options.mask_union and options.segmenter is None)):
         return images
     sessions = {image.session for image in images if image.lesion_mask_file and not image.problem}
     if options.mask_session:
@@ -82,7 +82,8 @@ class Subject:
     @property
     def fingerprint(self) -> dict[str, Any]:
         """What a result depends on beside the inputs and options of its own visit; for the sidecar."""
-        masks = {image.lesion_mask_file for member in self.members for image in member.visit.images}
+        images = [image for member in self.members for image in member.visit.images if not image.problem]
+        masks = {image.lesion_mask_file for image in images}
         hashes = [diffusion_models.sha256_of(path) for path in masks if path is not None]
         return {
             'subject_anatomical_reference': self.options.reference,

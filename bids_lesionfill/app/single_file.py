@@ -61,6 +61,12 @@ def build_parser() -> parser.Parser:
     built.add_argument('out', type=Path, help='the image to write (.nii or .nii.gz); its folder must be there')
     built.add_argument('--t1w', type=Path, metavar='FILE', help='the T1w of another modality, in the same world space')
     built.add_argument(
+        '--flair',
+        type=Path,
+        metavar='FILE',
+        help='the FLAIR of a T1w that is filled, in the same world space; it tells fluid from lesions that are as dark',
+    )
+    built.add_argument(
         '--used-mask', type=Path, metavar='FILE', help='write also the mask that was filled (synth: of the new lesions)'
     )
     built.add_argument('--report', type=Path, metavar='FILE', help='write also a report with pictures (.html)')
@@ -94,7 +100,10 @@ def check(arguments: argparse.Namespace) -> None:
     validation.check_synthesis(arguments)
     if arguments.lesions is None and arguments.mode == 'fill':
         raise UsageError('MASK is missing: bids_lesionfill-file IMAGE MASK OUT')
-    given = [path for path in (arguments.image, arguments.lesions, arguments.t1w, arguments.mask) if path is not None]
+    if arguments.flair and (arguments.t1w or arguments.mode != 'fill'):
+        raise UsageError('--flair: only where a T1w is filled')
+    named = (arguments.image, arguments.lesions, arguments.t1w, arguments.flair, arguments.mask)
+    given = [path for path in named if path is not None]
     for path in given:
         try:
             files.check_content(path)

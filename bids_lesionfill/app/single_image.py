@@ -74,7 +74,8 @@ def lesions_of(arguments: argparse.Namespace) -> settings.Lesions | None:
     wanted_img, kept_img = loading.select_lesions(
         mask_img, threshold, labels=labels, min_volume_mm3=arguments.min_lesion_volume
     )
-    return settings.Lesions(wanted_img, kept_img, threshold)
+    flair_img = loading.open_image(arguments.flair) if arguments.flair else None
+    return settings.Lesions(wanted_img, kept_img, threshold, flair_img)
 
 
 def wanted_of(arguments: argparse.Namespace) -> synthesis.Wanted:

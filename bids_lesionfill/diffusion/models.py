@@ -131,8 +131,9 @@ def describe_models(
     of_plans = {plan.get('num_inference_steps', 1) for plan in plans.values()}
     steps = sorted({choose_steps(num_inference_steps, of_plan, n_samples) for of_plan in of_plans})
     counted = f'{" or ".join(map(str, steps))} step{"" if steps[-1] == 1 else "s"}'
-    references = ('uhr2024', 'lugmayr2022' if repaint else 'song2021', *(['salimans2022'] if of_v else []))
-    return f'a pseudo-3D {kind} (Uhr, 2024; {named}),{trained} sampled by {sampled} in {counted}', references
+    references = ('uhr2024', 'uhr2025', 'lugmayr2022' if repaint else 'song2021', *(['salimans2022'] if of_v else []))
+    cited = 'Uhr, 2024; Uhr et al., 2025'
+    return f'a pseudo-3D {kind} ({cited}; {named}),{trained} sampled by {sampled} in {counted}', references
 
 
 def list_models(models_dir: Path = MODELS_DIR) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from ..images import masks
+from ..images import masks, mixture
 from ..lesions.measures import (
     BAR_ML,
     LOCAL_SIGMA,
@@ -27,7 +27,7 @@ VOLUMES_ML = ((0.0, 0.1), (0.1, 1.0), (1.0, np.inf))
 
 
 def find_untouched(
-    t1w: np.ndarray, brain_mask: np.ndarray, given_mask: np.ndarray, used_mask: np.ndarray, max_voxels: int = 40_000
+    t1w: np.ndarray, brain_mask: np.ndarray, given_mask: np.ndarray, used_mask: np.ndarray
 ) -> Untouched:
     """Find fluid and white matter outside a filled mask, by a mixture of three normal distributions on the T1w.
 
@@ -37,8 +37,6 @@ def find_untouched(
         Before filling.
     brain_mask, given_mask, used_mask : (X, Y, Z) bool array
         Lesions as they were given, and what was filled.
-    max_voxels : int
-        That the mixture is fitted to.
 
     Returns
     -------
@@ -49,19 +47,14 @@ def find_untouched(
     ValueError
         If there is no white matter.
     """
-    from sklearn.mixture import GaussianMixture
-
     deep = ndimage.binary_erosion(brain_mask, iterations=3)
     values = t1w[deep & ~used_mask]
     if len(values) < MIN_VOXELS:
         raise ValueError(f'{len(values)} voxels of the brain lie outside the filled mask, expected most of a brain')
     # Vessels after contrast agent are no class.
     values = values[(values > np.percentile(values, 0.5)) & (values < np.percentile(values, 99))]
-    sample = np.random.default_rng(0).choice(values, min(max_voxels, len(values)), replace=False)
-    sample = sample.astype(np.float64)
-    middle, scale = sample.mean(), sample.std() or 1.0  # the regularisation is absolute: not in units of the image
-    mixture = GaussianMixture(3, random_state=0).fit((sample[:, None] - middle) / scale)
-    fluid_mean, grey_mean, white_mean = means = middle + scale * np.sort(mixture.means_.ravel())
+    _, means, _ = mixture.fit(values, np.percentile(values, (8, 45, 85)))
+    fluid_mean, grey_mean, white_mean = means
     outside = brain_mask & ~used_mask
     fluid_seen = drop_specks(brain_mask & ~given_mask & (t1w < (fluid_mean + grey_mean) / 2))
     fluid = fluid_seen & outside

@@ -251,9 +251,12 @@ def check_grain(record: Any, lesions: list[dict[str, Any]]) -> Check | None:
         sentence = f'The filled tissue has {whole:.2g} times the grain of white matter: {look}.'
     elif off:
         sentence = f'{named(off)}: filled with another grain than white matter has.'
-    found = f'{whole:.2f} of it' + (f', lesions {span(of_lesions.values(), 2)}' if of_lesions else '')
+    found = f'{whole:.2f} times' + (f', lesions {span(of_lesions.values(), 2)}' if of_lesions else '')
     return Check(
-        'Grain of the filled tissue against white matter', found, f'{low} to {high}, {lowest} to {highest}', sentence
+        'Grain of the filled tissue against white matter',
+        found,
+        f'{low} to {high}; a lesion {lowest} to {highest}',
+        sentence,
     )
 
 
@@ -271,7 +274,7 @@ def check_glow(record: Any, lesions: list[dict[str, Any]], modality: str | None)
     elif off:
         sentence = f'{named(off)}: the filling glows, brighter than the white matter around.'
     found = percent(whole) + (f', up to {percent(max(of_lesions.values()))} of a lesion' if of_lesions else '')
-    usual = f'up to {percent(highest)} and {percent(MAX_LESION_GLOW)}'
+    usual = f'up to {percent(highest)}; of a lesion up to {percent(MAX_LESION_GLOW)}'
     return Check('Filled tissue that glows', found, usual, sentence)
 
 
@@ -286,8 +289,9 @@ def check_wall(record: Any, lesions: list[dict[str, Any]]) -> Check | None:
         sentence = f'Walls of ventricles at the filling are {whole:.2f} times as steep as elsewhere: they are smeared.'
     elif off:
         sentence = f'{named(off)}: the wall of a ventricle is smeared.'
-    found = f'{whole:.2f} times as steep' + (f', lesions {span(of_lesions.values(), 2)}' if of_lesions else '')
-    return Check('Walls of ventricles at the filling', found, f'from {MIN_WALL} and {MIN_LESION_WALL} on', sentence)
+    found = f'{whole:.2f} times' + (f', lesions {span(of_lesions.values(), 2)}' if of_lesions else '')
+    usual = f'{MIN_WALL} or more; at a lesion {MIN_LESION_WALL} or more'
+    return Check('Steepness of ventricle walls at the filling against elsewhere', found, usual, sentence)
 
 
 def check_left(record: Any) -> Check | None:

@@ -4,9 +4,12 @@ Arrays are `(X, Y, Z)` on any one grid; distances in mm.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
+
+from ..images import masks
 
 FLUID_BELOW = 0.3  # of the way from fluid to white matter: darker is fluid. The darkest lesions lie at 0.4
 LEAST_FLUID_ML = 0.3  # outside the mask: ventricles and the space around the brain are larger, black holes smaller
@@ -17,48 +20,61 @@ THIN_FLUID, THIN_MM = 0.4, 4.0  # share of fluid of a thin horn, and how far fro
 SOLID_ABOVE, FLAIR_FLUID_BELOW = 0.7, 0.7
 
 
+def fluid_level(
+    image: np.ndarray, outside: np.ndarray, white_matter: float, voxel_mm: Sequence[float] | np.ndarray
+) -> float:
+    """Find the level of fluid: the middle of what is dark and two mm inside it.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float array, a T1w
+    outside : (X, Y, Z) bool array
+        The brain without lesions.
+    white_matter : float
+        Its level.
+    voxel_mm : sequence of 3 floats
+    """
+    box = masks.bounding_box(outside, 1) if outside.any() else ...
+    relative, outside = image[box] / white_matter, outside[box]
+    csf = 0.3  # on most T1w images
+    for _ in range(3):
+        dark = outside & (relative < csf + FLUID_BELOW * (1 - csf))
+        deep = ndimage.distance_transform_edt(dark, sampling=voxel_mm) > 2
+        deep = deep if deep.any() else dark
+        csf = float(np.median(relative[deep])) if deep.any() else csf
+    return csf * white_matter
+
+
 def fluid_core(
-    image: np.ndarray,
-    lesion_mask: np.ndarray,
-    brain_mask: np.ndarray,
-    wm_mask: np.ndarray,
-    voxel_mm: Sequence[float] | np.ndarray,
-    solid: np.ndarray | None = None,
-) -> tuple[float, np.ndarray]:
-    """Find the fluid level and the fluid voxels: dark, and connected to fluid outside the mask.
+    image: np.ndarray, lesion_mask: np.ndarray, may_be_fluid: np.ndarray, below: float, voxel_mm: Any
+) -> np.ndarray:
+    """Find the voxels of fluid: dark, and connected to fluid outside the mask.
 
     A black hole inside white matter is no fluid, as dark as it may be: nothing connects it to a ventricle or a sulcus.
 
     Parameters
     ----------
     image : (X, Y, Z) float array, a T1w
-    lesion_mask, brain_mask, wm_mask : (X, Y, Z) bool array
+    lesion_mask, may_be_fluid : (X, Y, Z) bool array
+        Lesions; the brain, maybe without what another image shows to be no fluid.
+    below : float
+        Fluid is darker, see `dark_below`.
     voxel_mm : sequence of 3 floats
-    solid : (X, Y, Z) bool array, optional
-        No fluid.
 
     Returns
     -------
-    csf : float
-    core : (X, Y, Z) bool array
+    (X, Y, Z) bool array
     """
-    white_matter = float(np.median(image[wm_mask & ~lesion_mask]))
-    relative = image / white_matter
-    outside = brain_mask & ~lesion_mask
-    csf = 0.3  # on most T1w images; then the middle of what is two mm inside fluid
-    for _ in range(3):
-        dark = outside & (relative < csf + FLUID_BELOW * (1 - csf))
-        deep = ndimage.distance_transform_edt(dark, sampling=voxel_mm) > 2
-        deep = deep if deep.any() else dark
-        csf = float(np.median(relative[deep])) if deep.any() else csf
-    dark = brain_mask & (relative < csf + FLUID_BELOW * (1 - csf))
-    if solid is not None:
-        dark &= ~solid
+    dark = may_be_fluid & (image < below)
     labels, n_parts = ndimage.label(dark & ~lesion_mask)
     volumes_ml = np.bincount(labels.flat, minlength=n_parts + 1) * np.prod(voxel_mm) / 1000
     seeds = (volumes_ml >= LEAST_FLUID_ML)[labels] & (labels > 0)
-    core = ndimage.binary_propagation(seeds, mask=dark) if seeds.any() else seeds
-    return csf * white_matter, core
+    return ndimage.binary_propagation(seeds, mask=dark) if seeds.any() else seeds
+
+
+def dark_below(csf: float, white_matter: float) -> float:
+    """Return the level below which a voxel of a T1w is fluid, from those of fluid and white matter."""
+    return csf + FLUID_BELOW * (white_matter - csf)
 
 
 def fluid_share(
@@ -125,8 +141,9 @@ def solid_on_flair(
 
     Parameters
     ----------
-    flair, fluid : (X, Y, Z) float array
-        In any unit; share of fluid by the T1w.
+    flair : (X, Y, Z) float array, in any unit
+    fluid : (X, Y, Z) bool or float array
+        Fluid by the T1w.
     wm_mask, lesion_mask, brain_mask : (X, Y, Z) bool array
 
     Returns

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 
 import nibabel as nib
 import numpy as np
+from nibabel.eulerangles import euler2mat
 from scipy import ndimage, signal
 
 LEAST_CELL_MM, MOST_CELL_MM = 0.35, 0.5  # of the lattice; a finer one costs too much
 # Of the lattice against the subject's axes: where an image had the same axes, all of its voxels would lie alike among
 # the points of the lattice, and interpolation would smooth all or none of them.
-TILT = nib.eulerangles.euler2mat(0.5, 0.7, 0.3)
+TILT = euler2mat(0.5, 0.7, 0.3)
 BLOCK = 32  # points of the lattice per axis that are drawn at once
 STREAM = 2  # of random numbers, apart from those of single images
 MARGIN_VOXELS = 6  # half the length of the low-pass filter

@@ -61,7 +61,7 @@ def unmix(
     brain_mask: np.ndarray,
     voxel_mm: Sequence[float] | np.ndarray = (1, 1, 1),
     fluid: tuple[np.ndarray, float] | None = None,
-    solid: np.ndarray | None = None,
+    flair: np.ndarray | None = None,
 ) -> Unmixing:
     """Estimate shares of fluid and lesion around a lesion mask.
 
@@ -75,17 +75,23 @@ def unmix(
     fluid : (X, Y, Z) float array and float, optional
         Share of fluid, where another image shows it better (a T1w for a FLAIR), and its level in this image; both are
         found in this image, a T1w, if not given.
-    solid : (X, Y, Z) bool array, optional
-        Where another image (a FLAIR) shows that no fluid is, as dark as it may be on this one.
+    flair : (X, Y, Z) float array, optional
+        The FLAIR of a T1w, any units: it shows which parts of lesions are no fluid, as dark as they may be on the T1w.
 
     Returns
     -------
     Unmixing
     """
     image = np.asarray(image, dtype=np.float32)
-    core: Any = None
+    core, solid = None, np.zeros_like(brain_mask)
     if fluid is None:
-        csf, core = fluids.fluid_core(image, lesion_mask, brain_mask, wm_mask, voxel_mm, solid)
+        white_matter = float(np.median(image[wm_mask & ~lesion_mask]))
+        csf = fluids.fluid_level(image, brain_mask & ~lesion_mask, white_matter, voxel_mm)
+        below = fluids.dark_below(csf, white_matter)
+        core = fluids.fluid_core(image, lesion_mask, brain_mask, below, voxel_mm)
+        if flair is not None:
+            solid = fluids.solid_on_flair(flair, core, wm_mask, lesion_mask, brain_mask)
+            core = fluids.fluid_core(image, lesion_mask, brain_mask & ~solid, below, voxel_mm)
         share = (core | ~brain_mask).astype(np.float32)
     else:
         share, csf = fluid
@@ -93,7 +99,6 @@ def unmix(
     margin = tuple(int(np.ceil(MARGIN_MM / size)) for size in voxel_mm)
     low, high = np.argwhere(lesion_mask).min(axis=0), np.argwhere(lesion_mask).max(axis=0) + 1
     box = tuple(slice(max(a - m, 0), b + m) for a, b, m in zip(low, high, margin))
-    solid = np.zeros_like(brain_mask) if solid is None else solid
     own = None if core is None else (core[box], ~solid[box])
     *found, tight = unmix_box(
         image[box], lesion_mask[box], wm_mask[box], brain_mask[box], share[box], csf, own, voxel_mm

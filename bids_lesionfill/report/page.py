@@ -14,7 +14,8 @@ import jinja2
 import markupsafe
 import numpy as np
 
-from ..layout import files
+from ..layout import derivatives, files
+from ..lesions import checks, measures
 
 OUTLINE_COLOUR = '#ffa000'  # orange on grey: seen in protan, deutan and tritan colour blindness
 GIVEN_COLOUR = '#40b4ff'  # blue: told from the orange in all three, too
@@ -64,8 +65,10 @@ def page_template() -> jinja2.Template:
         readable=readable,
         as_json=as_json,
         lesion_table=lesion_table,
+        mostly_kept=mostly_kept,
         linked=linked,
     )
+    environment.globals.update(min_judged_mm3=checks.MIN_JUDGED_MM3, bar_ml=measures.BAR_ML)
     return environment.get_template(TEMPLATE)
 
 
@@ -136,15 +139,26 @@ def lesion_table(lesions: list[dict[str, Any]]) -> dict[str, list[Any]]:
     Returns
     -------
     dict
-        `titles`: list of str; `rows`: one list per lesion of cells (`text`, `value`), where `value` is what the
-        table is sorted by: the number, or '' if it is unknown, or the text.
+        `titles`: list of str; `notes`: list of str, what the columns mean, '' if unknown; `rows`: one
+        list per lesion of cells (`text`, `value`), where `value` is what the table is sorted by: the number, or ''
+        if it is unknown, or the text.
     """
     keys = list(dict.fromkeys(key for lesion in lesions for key in lesion))
     columns = [lesion_cells([lesion.get(key) for lesion in lesions]) for key in keys]
     titles = [column_title(key) for key in keys]
     if 'given_volume_mm3' in keys:
         titles[keys.index('volume_mm3')] = 'Filled volume (mm³)'
-    return {'titles': titles, 'rows': list(zip(*columns, strict=True))}
+    notes = [derivatives.LESION_COLUMNS.get(key, {}).get('Description', '') for key in keys]
+    return {'titles': titles, 'notes': notes, 'rows': list(zip(*columns, strict=True))}
+
+
+def mostly_kept(lesions: list[dict[str, Any]]) -> list[int]:
+    """Return the labels of lesions of which less than half of the given mask was filled; the rest is fluid."""
+    return [
+        int(row['label'])
+        for row in lesions
+        if is_number(row.get('given_volume_mm3')) and row['volume_mm3'] < row['given_volume_mm3'] / 2
+    ]
 
 
 def lesion_cells(values: Sequence[Any]) -> list[Any]:

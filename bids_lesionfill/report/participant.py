@@ -239,9 +239,24 @@ def fill_summary(image: Inputs, lesions: list[dict[str, Any]], record: Any, volu
         **({'Voxels of lesions kept': record.lesion_voxels_kept} if record.lesion_voxels_kept else {}),
         'Lesion mask': image.lesion_mask_file.name if image.lesion_mask_file else 'n/a',
         **tissue_summary(image, record),
-        'Mask grown by (voxels)': shown(record.dilation),
-        'Then into missed rims by at most (voxels)': shown(record.rim_voxels),
+        **rim_summary(record),
         **sampling_summary(record),
+    }
+
+
+def rim_summary(record: records.FillRecord) -> dict[str, Any]:
+    """Return what was done with the rims of lesions, which masks miss, for the summary."""
+    if record.lesion_voxels_replaced is None:
+        return {
+            'Rims': 'grown',
+            'Mask grown by (voxels)': shown(record.dilation),
+            'Then into missed rims by at most (voxels)': shown(record.rim_voxels),
+        }
+    return {
+        'Rims': 'unmixed',
+        'Voxels replaced (more than half lesion)': record.lesion_voxels_replaced,
+        'Voxels corrected (up to half lesion)': shown(record.lesion_voxels_unmixed),
+        'Voxels of fluid kept': shown(record.fluid_voxels_kept),
     }
 
 
@@ -256,6 +271,7 @@ def synth_summary(image: Inputs, lesions: list[dict[str, Any]], record: Any) -> 
         'Lesions come from': shown(record.lesion_source),
         'Contrast is that of': shown(record.contrast_reference),
         'Share of it that is left 1 mm outside': shown(record.halo_share),
+        **({'Texture': record.texture} if record.texture else {}),
         **tissue_summary(image, record),
         **sampling_summary(record),
     }
