@@ -31,11 +31,14 @@ class View:
     to_t1w: np.ndarray | None = None  # (4, 4), world of the FLAIR to that of the T1w; None if they agree
     from_t1w: np.ndarray | None = None  # (4, 4), world of the T1w to that of the image; None if they agree
     registration: records.Registration | None = None  # None if nothing had to be registered
+    place_notes: tuple[str, ...] = ()  # on the header of the mask, if `lesions` no longer has it
+    subject_space: records.SubjectSpace | None = None  # None if the visit stands alone
 
     @property
     def notes(self) -> list[str]:
         """Sentences that a person should read."""
-        return [] if self.to_t1w is None or self.registration is None else [shift_note(self.registration)]
+        of_registration = self.to_t1w is not None and self.registration is not None
+        return [*self.place_notes, *([shift_note(self.registration)] if of_registration else [])]
 
     def bring(self, img: nib.Nifti1Image) -> nib.Nifti1Image:
         """Move an image from the world of the T1w into that of this image."""

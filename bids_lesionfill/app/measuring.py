@@ -44,6 +44,7 @@ class Task:
     noise: bool = True  # measure the original again, with another seed, by those engines for which that is cheap
     is_only_t1w: bool = True  # of its visit: other tools may then call it by the visit alone
     choice: settings.MaskChoice = settings.DEFAULT_CHOICE  # which lesions were to be filled
+    find_lesions: Callable[[], settings.Lesions] | None = None  # where those of other visits are filled, too
 
     def seed_of(self, desc: str) -> int:
         """Return the seed of the original, the filled image or the rerun."""
@@ -238,6 +239,8 @@ class Job(NamedTuple):
     def lesion_mask(self) -> np.ndarray:
         """Return the mask of lesions selected for filling, on the grid of the T1w; bool array."""
         t1w_img = loading.open_image(self.filled_file)  # with its header, which may say nothing of its place
+        if self.task.find_lesions is not None:
+            return self.task.find_lesions().on_grid(t1w_img)[0]
         if self.image.lesion_mask_file is None:  # a copy, see `copying`
             return np.zeros(t1w_img.shape[:3], dtype=bool)
         image = loading.settle(self.image, self.opener)

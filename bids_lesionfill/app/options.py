@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 VERSION_FILE = Path(__file__).resolve().parents[2] / 'version'
 
 MODES = ('fill', 'synth')
+REFERENCES = ('sessionwise', 'first-lex', 'unbiased')  # as fMRIPrep 25 calls them
 
 # Kinds of options: those of files, and those that are misplaced elsewhere.
 file_option = partial(option, parse=Path, metavar='FILE')
@@ -154,6 +155,35 @@ class MaskChoice:
         '--copy-unlesioned',
         kind='switch',
         help='desc-filled copies of images without a lesion mask, so that all participants of a study have one',
+    )
+
+
+@dataclass(frozen=True)
+class Longitudinal:
+    """Participants with several sessions."""
+
+    title: ClassVar[str] = 'Options for several sessions'
+
+    subject_anatomical_reference: str = filling_option(
+        '--subject-anatomical-reference',
+        default='sessionwise',
+        choices=REFERENCES,
+        help='space in which all T1w of a participant are brought together; sessionwise: none, each session is filled '
+        'alone; first-lex: that of the first T1w by name; unbiased: the midpoint of all',
+    )
+    longitudinal: bool = filling_option(
+        '--longitudinal', kind='switch', help='the same as --subject-anatomical-reference unbiased'
+    )
+    mask_session: str | None = filling_option(
+        '--mask-session',
+        parse=values.session_label,
+        metavar='LABEL',
+        help='session whose lesion mask is also used for sessions without one; needs --longitudinal or first-lex',
+    )
+    mask_union: bool = filling_option(
+        '--mask-union',
+        kind='switch',
+        help='filling of the lesions of all sessions in every session; needs --longitudinal or first-lex',
     )
 
 
@@ -507,7 +537,7 @@ class Run:
     verbose: int = option('-v', '--verbose', kind='count', default=0, help='more messages; -vv: still more')
 
 
-GROUPS = (Main, Query, MaskChoice, Segmentation, Growth, Sampling, Synthesis, Thickness, Resources, Run)
+GROUPS = (Main, Query, MaskChoice, Segmentation, Longitudinal, Growth, Sampling, Synthesis, Thickness, Resources, Run)
 
 # Options that print something and stop.
 STOPS = (
@@ -518,7 +548,9 @@ STOPS = (
 
 
 @dataclass(frozen=True)
-class Options(Run, Resources, Thickness, Synthesis, Sampling, Growth, Segmentation, MaskChoice, Query, Main):
+class Options(
+    Run, Resources, Thickness, Synthesis, Sampling, Growth, Longitudinal, Segmentation, MaskChoice, Query, Main
+):
     """All options of a run, checked, and what follows from them."""
 
     modalities: tuple = field(default=defaults('fill'), kw_only=True)  # those of the mode if none is given
@@ -531,6 +563,11 @@ class Options(Run, Resources, Thickness, Synthesis, Sampling, Growth, Segmentati
     def model_of(self, modality: str) -> str:
         """Return the name or path of the model for images of a modality."""
         return self.model or get(modality).model_for(self.mode) or f'{self.mode}-{modality}'
+
+    @property
+    def reference(self) -> str:
+        """The one of `REFERENCES` that is asked for."""
+        return 'unbiased' if self.longitudinal else self.subject_anatomical_reference
 
     @property
     def mask_choice(self) -> lesion_settings.MaskChoice:

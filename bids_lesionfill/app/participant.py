@@ -33,7 +33,7 @@ from ..modality import get
 from ..report import methods, references
 from ..segmenters import registry as segmenters
 from ..thickness import engine, registry
-from . import config, copying, progress, reporting, segmenting, visits
+from . import config, copying, longitudinal, progress, reporting, segmenting, visits
 
 if TYPE_CHECKING:
     from ..images.anatomy import Anatomy
@@ -176,7 +176,7 @@ def find_images(
         )
         for subject, images in of_modality.items():
             found.setdefault(subject, []).extend(images)
-    return found
+    return {subject: longitudinal.with_masks_of_sessions(images, options) for subject, images in found.items()}
 
 
 def load_models(images: Iterable[inputs.Inputs], options: Options) -> dict[str, fillers.DeferredFiller]:
@@ -249,8 +249,9 @@ def work_on(
         return visits.run(images, models, donor, run_id, options)
     images = segmenting.make_masks(images, options, run_id)
     n_t1w = collections.Counter(image.session for image in images if get(image.modality).is_measured)
-    results = {}
-    for visit in visits.visits_of(images, options):
+    results, of_participant = {}, visits.visits_of(images, options)
+    longitudinal.join(of_participant, options)
+    for visit in of_participant:
         filled = [(image, run_image(visit, image, models, run_id)) for image in visit.images]
         for image, result in filled:
             is_only_t1w = n_t1w[image.session] == 1
@@ -297,7 +298,7 @@ def fill_image(visit: visits.Visit, image: inputs.Inputs, model: fillers.Deferre
     image, options = visit.settle(image), visit.options
     image = visit.with_fluid_file(image)
     layout_derivatives.check_files(image)
-    result_options = options.of_result(image.modality)
+    result_options = options.of_result(image.modality) | visit.fingerprint_of_others
     run_hash = layout_derivatives.hash_run(image, result_options, model.sha256, options.version)
     if layout_derivatives.is_finished(options.output_dir, image, run_hash, options.n_samples):
         logger.info('%s: already done', image.name)
@@ -308,6 +309,7 @@ def fill_image(visit: visits.Visit, image: inputs.Inputs, model: fillers.Deferre
     with progress.of_parts(image.name) as report_tiles:
         filling, view = visit.fill(image, model, report_tiles)
     visits.write_way(view, options.output_dir)
+    image = longitudinal.write_way(visit, image, options.output_dir)
     command = config.command_of(options, image.subject, image.modality)
     provenance = layout_provenance.of_result(result_options, run_hash, options.version, 'fill', command)
     tables.remove_thickness(options.output_dir, image)  # what was measured on an older filling
@@ -352,10 +354,15 @@ def measure_thickness(
     from . import measuring
 
     seed = layout_derivatives.seed_of(image, options.random_seed) % 2**32
-    task = measuring.Task(seed, options.version, options.thickness_noise, is_only_t1w, visit.choice)
 
     def find_anatomy() -> Anatomy:
         return visit.anatomy_to_measure(image)
+
+    def find_lesions() -> Any:
+        return visit.view(visit.settle(image)).lesions
+
+    find = None if visit.member is None else find_lesions
+    task = measuring.Task(seed, options.version, options.thickness_noise, is_only_t1w, visit.choice, find)
 
     try:
         measuring.measure_image(image, engines, options.output_dir, find_anatomy, task, visit.opener)

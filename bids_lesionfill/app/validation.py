@@ -42,6 +42,7 @@ def options_of(arguments: argparse.Namespace, argv: list[str]) -> app_options.Op
     check_running(arguments)
     check_places(arguments)
     check_synthesis(arguments)
+    check_sessions(arguments)
     derivatives, thickness_results = split_derivatives(arguments)
     output_dir, raw_dir = arguments.output_dir, None
     if arguments.output_layout == 'raw':
@@ -280,6 +281,19 @@ def check_running(arguments: argparse.Namespace) -> None:
             raise UsageError(f'--bids-database-dir {database_dir} is in BIDS_DIR, where OUTPUT_DIR alone is written to')
     if arguments.use_plugin is not None and not arguments.use_plugin.is_file():
         raise UsageError(f'--use-plugin {arguments.use_plugin} is not a file')
+
+
+def check_sessions(arguments: argparse.Namespace) -> None:
+    """Raise UsageError if options for several sessions contradict each other."""
+    reference, session = arguments.subject_anatomical_reference, arguments.mask_session
+    if arguments.longitudinal and reference == 'first-lex':
+        raise UsageError('--longitudinal means --subject-anatomical-reference unbiased: first-lex contradicts it')
+    given = [name for name in ('mask_session', 'mask_union') if getattr(arguments, name)]
+    if given and reference == 'sessionwise' and not arguments.longitudinal:
+        names = ' and '.join(f'--{name.replace("_", "-")}' for name in given)
+        raise UsageError(f'{names}: the sessions must be registered; add --longitudinal')
+    if session and arguments.session_label and session not in arguments.session_label:
+        raise UsageError(f'--mask-session {session}: it is not among those of --session-label')
 
 
 def check_synthesis(arguments: argparse.Namespace) -> None:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ..diffusion.filler import Filler
     from ..diffusion.registry import DeferredFiller
     from ..layout.indexing import ForEachSubject
+    from .longitudinal import Member
     from .options import Options
 
 logger = logging.getLogger('bids_lesionfill')
@@ -190,6 +191,7 @@ class Visit:
         self.anatomies = {}  # of the T1w, by the lesions that take no part in the fit of its tissues
         self.segmentations = {}  # by other tools, in classes
         self.variants = {}  # new lesions of the variant that is being painted
+        self.member: Member | None = None  # what the participant's other visits add, if they are to know each other
 
     # ------------------------------------------------------------------------------------------ files, worlds, anatomy
 
@@ -220,6 +222,11 @@ class Visit:
 
     def view(self, image: inputs.Inputs) -> loading.View:
         """Return the masks and the T1w of the visit in the scanner space of an image (from `settle`)."""
+        view = self.view_alone(image)
+        return view if self.member is None else self.member.complete(view)
+
+    def view_alone(self, image: inputs.Inputs) -> loading.View:
+        """Return the same without what other visits add."""
         return loading.view(image, self.choice, self.way_to_t1w(image), self.opener)
 
     def anatomy_with(self, image: inputs.Inputs, lesions: settings.Lesions | None, lesion_share: float) -> Anatomy:
@@ -276,6 +283,11 @@ class Visit:
             self.segmentations[key] = loading.load_segmentation(image.segmentation, t1w_img, self.opener)
         return self.segmentations[key]
 
+    @property
+    def fingerprint_of_others(self) -> dict[str, Any]:
+        """Further inputs of a filling: what the participant's other visits add; see `longitudinal.Subject`."""
+        return {} if self.member is None else self.member.subject.fingerprint
+
     # ------------------------------------------------------------------------------------------- filling and thickness
 
     def fill(
@@ -293,10 +305,12 @@ class Visit:
             anatomy = anatomy if view.from_t1w is None else anatomy.moved(view.from_t1w)
             _, _, notes = self.segmentation(image)
         sampling = options.sampling(layout_derivatives.seed_of(image, options.random_seed), report_tiles)
+        if self.member is not None:
+            sampling = replace(sampling, noise=self.member.noise_of(view))
         lesions = lesions if anatomy is None else replace(lesions, flair_img=self.flair_on_t1w(image))
         filling = fill.fill(view.image_img, lesions, anatomy, model, options.growth, sampling)
         warnings = [*filling.warnings, *notes, *view.notes]
-        record = replace(filling.record, flair_registration=view.registration)
+        record = replace(filling.record, flair_registration=view.registration, subject_space=view.subject_space)
         return replace(filling, record=record, warnings=warnings), view
 
     def anatomy_to_measure(self, image: inputs.Inputs) -> Anatomy:

@@ -210,7 +210,7 @@ def build(found: dict[str, list[Inputs]], donor: Inputs | None, options: Options
     """Return a workflow with one independent node per participant.
 
     Where there are several sessions, each is a node of its own, and the participant's, which writes the report, waits
-    for them. It finds their files, and tries once more what failed.
+    for them. It finds their files, and tries once more what failed. Sessions that are registered are one node.
     """
     from nipype import Function, Node, Workflow, config
     from nipype import logging as nipype_logging
@@ -218,6 +218,7 @@ def build(found: dict[str, list[Inputs]], donor: Inputs | None, options: Options
     config.update_config(nipype_settings(options, base_dir))
     nipype_logging.update_logging(config)
     flow = Workflow('participants', base_dir=str(base_dir))
+    is_apart = options.reference == 'sessionwise' and not options.reports_only
     n_procs = min(options.omp_nthreads or 1, options.nprocs)
 
     def add(function: Callable, name: str, output: str, waits_for: Any = (), **values: Any) -> Any:
@@ -242,7 +243,7 @@ def build(found: dict[str, list[Inputs]], donor: Inputs | None, options: Options
                 images=[image for image in images if image.session == session],
                 **shared,
             )
-            for session in (sessions if len(sessions) > 1 and not options.reports_only else ())
+            for session in (sessions if len(sessions) > 1 and is_apart else ())
         ]
         add(run_node, f'sub_{subject}', 'status', before, subject=subject, images=images, **shared)
     return flow

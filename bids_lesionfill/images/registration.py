@@ -100,7 +100,11 @@ def one_thread() -> Iterator[None]:
 
 
 def rigid(
-    moving: np.ndarray, moving_affine: np.ndarray, fixed: np.ndarray, fixed_affine: np.ndarray
+    moving: np.ndarray,
+    moving_affine: np.ndarray,
+    fixed: np.ndarray,
+    fixed_affine: np.ndarray,
+    shrink_mm: Sequence[float] = SHRINK_MM,
 ) -> tuple[np.ndarray, tuple[float, float]]:
     """Register two images of one head, rigidly, of any contrast (Mattes mutual information; SimpleITK).
 
@@ -112,6 +116,8 @@ def rigid(
     moving, fixed : (X, Y, Z) arrays
     moving_affine, fixed_affine : (4, 4) arrays
         Voxel to world; without shear.
+    shrink_mm : sequence of float
+        Voxels of the pyramid.
 
     Returns
     -------
@@ -145,7 +151,7 @@ def rigid(
     with one_thread():
         before, by_centres = (information_between(fixed_image, moving_image, start) for start in (by_headers, by_mass))
         transform = SimpleITK.Euler3DTransform(by_mass if by_centres > before else by_headers)
-        method = mutual_information(SHRINK_MM, fixed_image)
+        method = mutual_information(shrink_mm, fixed_image)
         method.SetOptimizerAsLBFGSB(gradientConvergenceTolerance=1e-5, numberOfIterations=30)
         method.SetInitialTransform(transform, inPlace=True)
         try:

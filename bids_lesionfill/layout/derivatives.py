@@ -48,16 +48,25 @@ DESCRIPTIONS = {
 
 def write_xfm(output_dir: Path, inputs: Inputs, text: str | None, about: dict[str, Any]) -> None:
     """Write the transform from FLAIR to T1w, or see that none of an earlier run is left (`text` is None)."""
-    path = naming.xfm_file(output_dir, inputs)
+    description = f'{naming.xfm_source(inputs)} to T1w (ITK)'
+    write_transform(naming.xfm_file(output_dir, inputs), description, inputs, text, about)
+
+
+def write_subject_xfm(output_dir: Path, inputs: Inputs, text: str | None, about: dict[str, Any]) -> None:
+    """Write the transform from the T1w of an image to the space of its participant; None as in `write_xfm`."""
+    description = 'T1w to the space of all visits of the participant (ITK)'
+    write_transform(naming.subject_xfm_file(output_dir, inputs), description, inputs, text, about)
+
+
+def write_transform(path: Path, description: str, inputs: Inputs, text: str | None, about: dict[str, Any]) -> None:
+    """Write a transform and its sidecar, or remove both (`text` is None)."""
     if text is None:
         path.unlink(missing_ok=True)
         naming.sidecar(path).unlink(missing_ok=True)
         return
     layout_files.write_bytes(path, text.encode())
-    layout_files.write_json(
-        naming.sidecar(path),
-        {'Description': f'{naming.xfm_source(inputs)} to T1w (ITK)', 'Sources': list(inputs.sources), **about},
-    )
+    content = {'Description': description, 'Sources': list(inputs.sources), **about}
+    layout_files.write_json(naming.sidecar(path), content)
 
 
 LESION_COLUMNS = {

@@ -160,6 +160,15 @@ def xfm_file(output_dir: Path, inputs: Inputs) -> Path:
     return anat_dir(output_dir, inputs) / f'{scan_name(inputs)}_from-{source}_to-T1w_mode-image{desc}_xfm.txt'
 
 
+def subject_xfm_file(output_dir: Path, inputs: Inputs) -> Path:
+    """Return the path of the transform from the T1w of an image to the space of all visits of its participant.
+
+    BIDS calls that space `individual`.
+    """
+    stem = strip_extension(inputs.t1w_file.name).rpartition('_')[0]
+    return anat_dir(output_dir, inputs) / f'{stem}_from-T1w_to-individual_mode-image_xfm.txt'
+
+
 def sidecar(path: Path) -> Path:
     """Return the path of the JSON sidecar of a file."""
     path = path.with_suffix('') if path.name.endswith('_xfm.txt') else path

@@ -318,7 +318,7 @@ def to_own_grid(
     if sampling.texture == 'sampled':
         to_fill = used_mask if hole.mix is None else hole.mix.filled
         healthy = scene.native_wm & ~used_mask
-        filled = add_texture(hole.tissue, filled, to_fill, healthy, scene.plain_img, sampling.seed)
+        filled = add_texture(hole.tissue, filled, to_fill, healthy, scene.plain_img, sampling)
     if hole.mix is not None:  # not `before`: it may hold what is no number
         filled = unmixing.blend(scene.plain_img.get_fdata(), filled, hole.mix)
     if len(sampled.values) == 1:
@@ -402,7 +402,12 @@ def look_at(scene: Scene, hole: Hole, filled_img: nib.Nifti1Image, modality: str
 
 
 def add_texture(
-    tissue: np.ndarray, filled: np.ndarray, hole: np.ndarray, wm_mask: np.ndarray, img: nib.Nifti1Image, seed: int
+    tissue: np.ndarray,
+    filled: np.ndarray,
+    hole: np.ndarray,
+    wm_mask: np.ndarray,
+    img: nib.Nifti1Image,
+    sampling: Sampling,
 ) -> np.ndarray:
     """Return a filling of the mean with the texture of white matter; see `texture.add_texture`.
 
@@ -414,16 +419,17 @@ def add_texture(
         The mean inside the hole; elsewhere what is returned there.
     hole, wm_mask : (X, Y, Z) bool array
     img : nibabel image
-        Gives the voxel size.
-    seed : int
+        Gives the voxel size, and the place of voxels.
+    sampling : Sampling
+        Gives the seed, or the noise of the subject's space.
     """
-    rng = np.random.default_rng([seed, TEXTURE_STREAM])
     # In the order of RAS, so that the numbers drawn for a place do not depend on how the image is stored.
     to_ras = nib.io_orientation(img.affine)
     back = nib.orientations.ornt_transform([[0, 1], [1, 1], [2, 1]], to_ras)
     voxel_mm = nib.affines.voxel_sizes(img.affine)[np.argsort(to_ras[:, 0])]
     arrays = [nib.orientations.apply_orientation(array, to_ras) for array in (tissue, filled, hole, wm_mask)]
-    sampled = nib.orientations.apply_orientation(textures.add_texture(*arrays, rng, voxel_mm), back)  # type: ignore[call-arg]
+    noise = sampling.noise_on(img.affine @ nib.orientations.inv_ornt_aff(to_ras, img.shape[:3]), TEXTURE_STREAM)
+    sampled = nib.orientations.apply_orientation(textures.add_texture(*arrays, noise, voxel_mm), back)  # type: ignore[call-arg]
     return np.where(hole, sampled, filled)
 
 

@@ -23,6 +23,18 @@ class Registration:
 
 
 @dataclass(frozen=True)
+class SubjectSpace:
+    """The space of a participant with several visits."""
+
+    reference: str  # first-lex or unbiased
+    images: tuple[str, ...]  # BIDS URIs of the T1w that are in it
+    shift_mm: float  # largest, from the world of the T1w to that space
+    texture_seed: int
+    lesion_voxels_filled_of_other_visits: int
+    lesion_voxels_known_of_other_visits: int  # neither filled nor taken for healthy
+
+
+@dataclass(frozen=True)
 class Visits:
     """Images of a simulated follow-up."""
 
@@ -74,6 +86,7 @@ class FillRecord:
     mask_step_moved: float | None = None  # SD, of the mask moved by 6 mm
     lesion_left: float | None = None  # share of the given mask
     flair_registration: Registration | None = None
+    subject_space: SubjectSpace | None = None  # None if each session was filled alone
 
 
 @dataclass(frozen=True)

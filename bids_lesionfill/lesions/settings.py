@@ -4,10 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 
 from ..diffusion import filler, models
 from ..images import placement
+from .noise import SubjectNoise
+from .texture import Noise
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,20 @@ class Sampling:
     batch_size: int = 8  # tiles at once
     progress: Callable | None = None  # see `inpaint.fill_volume`
     texture: str = 'sampled'  # with the noise of white matter; 'mean': the smooth estimate
+    noise: SubjectNoise | None = None  # of which the texture is made; None: of the seed, for this image alone
 
     def of_filler(self) -> filler.Sampling:
         """Return what a filler is told: a seed for each sample, and the device that there is."""
         seeds = tuple((self.seed + 7919 * number) % 2**63 for number in range(self.n_samples))
         device = models.choose_device(self.device)
         return filler.Sampling(seeds, self.num_inference_steps, device, self.batch_size, self.progress)
+
+    def noise_on(self, affine: np.ndarray, stream: int) -> Noise:
+        """Return the white noise of a grid (voxel to world), or a generator if it belongs to no place."""
+        if self.noise is None:
+            return np.random.default_rng([self.seed, stream])
+        of_subject = self.noise
+        return lambda shape, start: of_subject.on_grid(shape, affine @ nib.affines.from_matvec(np.eye(3), start))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ Leclaire 2017, doi:10.1137/16M1109047, eq. 3.3)::
 `g` is a stationary Gaussian field with autocovariance C, `z_known` the known residual in units of `sd`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy import fft, ndimage, sparse
@@ -30,13 +30,17 @@ STRUCTURE_SD = 2.0  # detail of the mean filling beyond this is structure, as a 
 MOST_GAIN = 4.0  # of the power that the subtracted trend had
 NUGGET = 0.02  # of the variance; conditions the linear system
 
+# White noise of the voxels of a box, by its shape and the number of its first voxel; or a generator, whose numbers
+# belong to no place.
+Noise = Callable[[Sequence[int], Sequence[int]], np.ndarray] | np.random.Generator
+
 
 def add_texture(
     image: np.ndarray,
     mean: np.ndarray,
     hole: np.ndarray,
     wm_mask: np.ndarray,
-    rng: np.random.Generator,
+    noise: Noise,
     voxel_mm: Sequence[float] | np.ndarray = (1.0, 1.0, 1.0),
 ) -> np.ndarray:
     """Return an image whose hole is filled with a sample: the trend of the mean filling plus texture.
@@ -50,7 +54,7 @@ def add_texture(
         Voxels to fill with white matter.
     wm_mask : (X, Y, Z) bool array
         White matter; inside the hole it is not read.
-    rng : numpy.random.Generator
+    noise : Noise
     voxel_mm : (3,) floats
 
     Returns
@@ -78,7 +82,7 @@ def add_texture(
     trend = smooth_within(values, hole | known, sigma)
     unit = (values - trend) / sd
     shell = known & (ndimage.distance_transform_cdt(~hole, 'chessboard') <= SHELL_VOXELS)
-    texture = sample_given(unit, hole, shell, covariance, rng)
+    texture = sample_given(unit, hole, shell, covariance, shifted(noise, [part.start for part in box]))
     structure = np.sign(unit) * np.maximum(np.abs(unit) - STRUCTURE_SD, 0)
     values[hole] = (trend + sd * (texture + structure))[hole]
     return filled
@@ -250,7 +254,14 @@ def spectrum_of(covariance: np.ndarray, shape: Sequence[int] | np.ndarray) -> np
     return fft.fftn(kernel).real
 
 
-def gaussian_field(covariance: np.ndarray, shape: Sequence[int] | np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def shifted(noise: Noise, start: Sequence[int]) -> Noise:
+    """Return the noise of a box whose first voxel has this number."""
+    if isinstance(noise, np.random.Generator):
+        return noise
+    return lambda shape, first: noise(shape, [a + b for a, b in zip(start, first)])
+
+
+def gaussian_field(covariance: np.ndarray, shape: Sequence[int] | np.ndarray, noise: Noise) -> np.ndarray:
     """Draw a stationary Gaussian field of zero mean: white noise filtered by the root of the spectrum.
 
     Parameters
@@ -258,21 +269,26 @@ def gaussian_field(covariance: np.ndarray, shape: Sequence[int] | np.ndarray, rn
     covariance : (2 L + 1, 2 L + 1, 2 L + 1) float array
     shape : tuple of int
         Of the field; it is cut from a periodic one that is larger by L.
-    rng : numpy.random.Generator
+    noise : Noise
+        That of places is drawn around the field, too, so that it has the same values in every box.
 
     Returns
     -------
     array of that shape, float32
     """
     max_lag = covariance.shape[0] // 2
-    periodic = [fft.next_fast_len(max(n, max_lag + 1) + max_lag, real=True) for n in shape]
+    margin = 0 if isinstance(noise, np.random.Generator) else max_lag
+    periodic = [fft.next_fast_len(max(n + 2 * margin, max_lag + 1) + max_lag, real=True) for n in shape]
     root = np.zeros(periodic, dtype=np.float32)
     root[np.ix_(*[np.arange(-max_lag, max_lag + 1)] * 3)] = covariance
     root = np.sqrt(np.maximum(fft.rfftn(root).real, 0))
     root *= np.sqrt(variance_of(covariance) / mean_square(root, periodic))
-    noise = rng.standard_normal(periodic, dtype=np.float32)
-    field = fft.irfftn(fft.rfftn(noise) * root, periodic)
-    return field[tuple(slice(n) for n in shape)]
+    if isinstance(noise, np.random.Generator):
+        white = noise.standard_normal(periodic, dtype=np.float32)
+    else:
+        white = noise(periodic, [-margin] * 3)
+    field = fft.irfftn(fft.rfftn(white) * root, periodic)
+    return field[tuple(slice(margin, margin + n) for n in shape)]
 
 
 def mean_square(half: np.ndarray, shape: Sequence[int] | np.ndarray) -> float:
@@ -285,7 +301,7 @@ def mean_square(half: np.ndarray, shape: Sequence[int] | np.ndarray) -> float:
 
 
 def sample_given(
-    known_values: np.ndarray, hole: np.ndarray, shell: np.ndarray, covariance: np.ndarray, rng: np.random.Generator
+    known_values: np.ndarray, hole: np.ndarray, shell: np.ndarray, covariance: np.ndarray, noise: Noise
 ) -> np.ndarray:
     """Draw a Gaussian field inside a hole, given its values in a shell of known voxels.
 
@@ -295,7 +311,7 @@ def sample_given(
         Read inside the shell alone, bounded by `KNOWN_SD` standard deviations.
     hole, shell : (X, Y, Z) bool array
     covariance : (2 L + 1, 2 L + 1, 2 L + 1) float array
-    rng : numpy.random.Generator
+    noise : Noise
 
     Returns
     -------
@@ -303,7 +319,7 @@ def sample_given(
     """
     box = bounding_box(hole | shell)
     field = np.zeros(hole.shape)
-    field[box] = gaussian_field(covariance, hole[box].shape, rng)
+    field[box] = gaussian_field(covariance, hole[box].shape, shifted(noise, [part.start for part in box]))
     if shell.any():
         sd = np.sqrt(variance_of(covariance))
         gap = np.clip(known_values[shell], -KNOWN_SD * sd, KNOWN_SD * sd) - field[shell]

@@ -75,7 +75,24 @@ def filling_words(options: Any, plans: dict[str, dict[str, Any]]) -> list[str]:
         *samples,
         *([f'Lesions {" or ".join(kept)} were left as they were.'] if kept else []),
         growth_words(options),
+        *session_words(options),
     ]
+
+
+def session_words(options: Any) -> list[str]:
+    """Return sentences on what sessions of a participant have in common; empty if each was filled alone."""
+    if options.reference == 'sessionwise':
+        return []
+    where = 'to their rigid midpoint' if options.reference == 'unbiased' else 'rigidly to the first of them'
+    words = [
+        f'The T1w images of a participant were registered {where}, and the texture of filled voxels was drawn from one '
+        'noise in that space, so that a place was filled alike in all sessions.'
+    ]
+    if options.mask_union:
+        words.append('Lesions of all sessions were filled in each session.')
+    elif options.mask_session:
+        words.append(f'Sessions without a lesion mask were filled in the lesions of session {options.mask_session}.')
+    return words
 
 
 def growth_words(options: Any) -> str:
