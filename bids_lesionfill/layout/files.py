@@ -8,8 +8,8 @@ import fcntl
 import gzip
 import io
 import json
-import math
 import logging
+import math
 import os
 import re
 import shlex
