@@ -66,7 +66,7 @@ LABEL org.opencontainers.image.title="bids_lesionfill" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.created="${CREATED}" \
-      org.opencontainers.image.licenses="Apache-2.0 AND CC-BY-NC-4.0 AND CC-BY-4.0 AND MIT"
+      org.opencontainers.image.licenses="Apache-2.0 AND CC-BY-NC-4.0 AND CC-BY-4.0 AND MIT AND BSD-2-Clause"
 ENV BIDS_LESIONFILL_DOCKER_TAG=bids_lesionfill:${VERSION}
 
 # `docker run --read-only` gives no /tmp; a volume is writable also there.

@@ -229,7 +229,7 @@ def app_contrasts(image, labels, strengths, old_lesions, wm_mask, model):
     )
 
 
-def sample(session, labels, contrasts, model, seed, num_inference_steps=None, image=None):
+def sample(session, labels, contrasts, model, seed, num_inference_steps=None, image=None, texture=False):
     """Lesions painted as `synth.paint` does on its working grid, and the network's own, before contrasts are matched.
 
     Parameters
@@ -243,6 +243,9 @@ def sample(session, labels, contrasts, model, seed, num_inference_steps=None, im
         The model's own if not given.
     image : (X, Y, Z) float array, optional
         Instead of the session's, normalised.
+    texture : bool
+        Of one step: with the noise of the tissue in the place of the lesions, as in the app. Not where a real lesion
+        was in that place: its own texture would be given away.
 
     Returns
     -------
@@ -256,6 +259,8 @@ def sample(session, labels, contrasts, model, seed, num_inference_steps=None, im
     own[hole] = inpaint.fill_volume(image, hole, wm_mask, model, steps, [seed], contrast=contrast)[0]
     limits = synthesis.limits_of(image, session.anatomy.brain_mask & ~hole)
     matched = lesions_contrasts.match_contrast(own, hole, wm_mask, contrast)
+    if texture and steps == 1:
+        matched[hole] = synthesis.with_texture(image, hole, wm_mask, own[hole], contrast, model, seed)
     return np.where(hole, np.clip(matched, *limits), image), own
 
 

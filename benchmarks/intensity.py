@@ -56,7 +56,7 @@ def ask(session, model, options):
     for painting, seed in [*((n, options.seed) for n in range(options.paintings)), (0, options.seed + 1)]:
         quantiles = np.array(QUANTILES)[(numbers + painting) % len(QUANTILES)]  # every lesion another
         asked = held_out.app_contrasts(image, labels, quantiles, session.lesion_mask, session.anatomy.wm_mask, model)
-        painted, alone = held_out.sample(session, labels, asked, model, seed, options.steps)
+        painted, alone = held_out.sample(session, labels, asked, model, seed, options.steps, texture=True)
         of_seed[painting, seed] = painted
         painted = held_out.with_halo(session, painted, labels, model)
         obtained, network = (held_out.contrasts_of(result, labels, wm_mask) for result in (painted, alone))

@@ -27,6 +27,7 @@ MIN_VOXELS = 12  # of a lesion that has a texture
 DISTANCES = np.arange(-2.5, 4)  # voxels from the border of the mask, inside below zero
 GROUPS = ('intensity', 'border', 'texture')
 REAL, UNALTERED, BACK = 'real', 'unaltered white matter', ', put back'
+NULL = 'null: real lesions'  # against real ones
 NOTES = """\
 Written by `realism.py`, which says how. {n_real} real lesions of {n_people} patients; every row is a training of its
 own, on the other patients. New lesions are sampled in {steps} steps; `no halo`: without what the app adds around them.
@@ -65,7 +66,7 @@ def describe_session(session, model, donors, options):
     ]
     edge = held_out.EDGE_VOXELS[session.modality]
     around = wm_mask & (labels == 0)
-    painted, _ = held_out.sample(session, labels, asked[0], model, options.seed, options.steps)
+    painted, _ = held_out.sample(session, labels, asked[0], model, options.seed, options.steps, texture=True)
     images = {
         REAL: (image, similar(session, labels)),
         f'{model.name}, new': (held_out.with_halo(session, painted, labels, model), labels),
@@ -226,6 +227,18 @@ def area(truth, scores, people):
     return f'{roc_auc_score(truth, scores):.2f} ({low:.2f} to {high:.2f})'
 
 
+def null_area(rows, names, n_splits=10):
+    """AUC of real lesions against real ones, of each visit half taken for synthetic: mean of some splits, in words."""
+    real, areas = [row for row in rows if row['kind'] == REAL], []
+    for seed in range(n_splits):
+        halves = np.random.default_rng(seed).random(len(real)) < 0.5
+        split = [row | {'kind': 'half' if half else REAL} for row, half in zip(real, halves)]
+        truth, scores, _ = judge(split, names, seed)
+        known = np.isfinite(scores)
+        areas.append(roc_auc_score(truth[known], scores[known]))
+    return f'{np.mean(areas):.2f} ({min(areas):.2f} to {max(areas):.2f}, {n_splits} splits)'
+
+
 def report(rows, steps):
     """Table of one modality."""
     names = [name for name in rows[0] if name.split()[0] in GROUPS]
@@ -246,6 +259,7 @@ def report(rows, steps):
         best = sorted(names, key=lambda name: -abs(alone[name] - 0.5))[:3]
         telling = ', '.join(f'{name} ({max(alone[name], 1 - alone[name]):.2f})' for name in best)
         lines.append([kind, len(own), *cells, telling])
+    lines.insert(0, [NULL, sum(row['kind'] == REAL for row in rows), null_area(rows, names), '–', '–', '–', '–'])
     real = [row for row in rows if row['kind'] == REAL]
     counts = {'steps': steps, 'n_real': len(real), 'n_people': len({row['label'] for row in real})}
     header = ['synthetic', 'n', 'AUC, all features', *(f'{group} alone' for group in GROUPS), 'telling']

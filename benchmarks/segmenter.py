@@ -63,7 +63,7 @@ def main():
     parser.add_argument('--n-variants', type=int, default=1)
     parser.add_argument('--n-lesions', type=int, default=10)
     parser.add_argument('--load-ml', type=float, default=3.0)
-    parser.add_argument('--steps', type=int, default=10, help='of the sampling')
+    parser.add_argument('--steps', type=int, default=1, help='of the sampling')
     options = parser.parse_args()
     torch.set_num_threads(1)
     folder = options.work_dir / 'segmenter'
@@ -122,7 +122,7 @@ def synthetic_case(visit, variant, test_label, models, filled, options):
             asked = held_out.app_contrasts(
                 session.image, labels, new.strengths, session.lesion_mask, session.anatomy.wm_mask, model
             )
-            lesions, _ = held_out.sample(session, labels, asked, model, seed, options.steps)
+            lesions, _ = held_out.sample(session, labels, asked, model, seed, options.steps, texture=True)
             painted.append(held_out.with_halo(session, lesions, labels, model))
         changed = np.any([image != session.image for image, session in zip(painted, visit)], axis=0)
         np.savez_compressed(file, mask=labels > 0, changed=changed, values=np.stack(painted)[:, changed])

@@ -21,7 +21,7 @@ from bids_lesionfill.layout import indexing, pairing
 from bids_lesionfill.lesions import checks as lesions_checks
 from bids_lesionfill.lesions import fill, settings
 
-NUMBERS = ('How much darker', 'Filled tissue against', 'Darker border')  # columns: how the names of these checks begin
+NUMBERS = ('Place of the mask', 'Intensity of the fill', 'Border around')  # how the names of these checks begin
 NO_GROWTH = {'dilate': 0, 'rim_voxels': 0}
 
 

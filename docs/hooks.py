@@ -23,7 +23,7 @@ IMPORTED = {
         for path in (ROOT / 'bids_lesionfill/models').glob('*/README.md')
     },
 }
-OF_THICKNESS = ('MORPH_COLUMNS', 'PHENOTYPE_COLUMNS', 'ERROR_COLUMNS', 'REGION_ERROR_COLUMNS')
+OF_THICKNESS = ('MORPH_COLUMNS', 'REGION_LESION_COLUMNS', 'PHENOTYPE_COLUMNS', 'ERROR_COLUMNS', 'REGION_ERROR_COLUMNS')
 COLUMNS = {'LESION_COLUMNS': derivatives.LESION_COLUMNS} | {name: getattr(tables, name) for name in OF_THICKNESS}
 PAGES = {file: page for page, file in IMPORTED.items()}
 LINK = re.compile(r'(!?)\[([^\]]*)\]\((?!https?:|mailto:|#)([^)#\s]+)(#[^)]*)?\)')

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parent.parent
 DATASET_FILES = [
     '.bidsignore', 'README.md', 'dataset_description.json', 'descriptions.json', 'descriptions.tsv', 'dseg.tsv',
     'images.json', 'images.tsv', 'logs/CITATION.bib', 'logs/CITATION.md', 'participants.json', 'participants.tsv',
+    'prov/provenance.json', 'prov/provenance.tsv',
 ]  # fmt: skip
 FIGURES = [f'{entry}_{picture}.png' for entry in ('overview', 'closeup', 'lesion-1', 'lesion-2')
            for picture in ('before', 'mask', 'after')]  # fmt: skip
@@ -30,8 +31,9 @@ def subject_files(subject, session=None, modality='T1w'):
     return [*image_files(stem, folder, modality), *figures, f'sub-{subject}/log/RUN/time-{stem}_{modality}.json']
 
 
-def closing_files(subject):
-    return [f'sub-{subject}.html', f'sub-{subject}/log/RUN/config.toml', f'sub-{subject}/log/RUN/status.json']
+def closing_files(subject, has_results=True):
+    made_by = [f'prov/prov-sub{subject}_{kind}.json' for kind in ('act', 'ent', 'soft') if has_results]
+    return [f'sub-{subject}.html', f'sub-{subject}/log/RUN/config.toml', f'sub-{subject}/log/RUN/status.json', *made_by]
 
 
 def data_hashes(folder, pattern='**/*'):

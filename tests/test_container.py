@@ -191,7 +191,7 @@ def test_slurm_task_runs_its_own_participant(tmp_path):
     )
 
 
-# Descriptor for Boutiques
+# Descriptor for Boutiques, bundle for Nipoppy, configuration for BABS
 
 
 def test_the_descriptor_is_that_of_the_options():
@@ -209,6 +209,35 @@ def test_flags_of_the_descriptor_are_those_of_the_parser():
     flags = [entry.get('command-line-flag') for entry in load('boutiques').descriptor()['inputs']]
     assert {flag for flag in flags if flag} <= parser.all_flags()
     assert flags.count(None) == 3
+
+
+def test_the_bundle_of_nipoppy_is_whole_and_fits_the_descriptor():
+    folder, bundle = ROOT / 'container/nipoppy', load('boutiques').nipoppy_bundle()
+    written = {path.name: json.loads(path.read_text()) for path in folder.iterdir()}
+    assert written == bundle, 'run container/boutiques.py'
+    inputs = {entry['id']: entry for entry in bundle['descriptor.json']['inputs']}
+    invocation = bundle['invocation.json']
+    assert set(invocation) <= set(inputs)
+    assert {key for key, entry in inputs.items() if not entry['optional']} <= set(invocation)
+    assert all(isinstance(value, list) == bool(inputs[key].get('list')) for key, value in invocation.items())
+    assert '[[' not in json.dumps(bundle['descriptor.json'])  # Nipoppy refuses its variables there
+    (step,) = bundle['config.json']['STEPS']
+    assert {name for key, name in step.items() if key.endswith('_FILE')} == set(bundle) - {'config.json'}
+
+
+def test_babs_calls_the_app_with_options_that_it_has():
+    import yaml
+
+    from bids_lesionfill.app import parser
+
+    content = yaml.safe_load((ROOT / 'docs/babs.yaml').read_text())
+    arguments = content['bids_app_args']
+    flags = {arguments.pop('$SUBJECT_SELECTION_FLAG'), *arguments}
+    assert flags - {'-v'} <= parser.all_flags()
+    lesions = content['input_datasets']['lesions']['path_in_babs']
+    assert arguments['--derivatives'] == f'"lesions=${{PWD}}/{lesions}"'
+    version = (ROOT / 'version').read_text().split('.dev')[0].strip()
+    assert content['zip_foldernames'] == {'bids_lesionfill': version.replace('.', '-')}
 
 
 def test_hooks_before_a_commit_run_the_pinned_versions(licenses):

@@ -172,7 +172,8 @@ FOREIGN = {  # options of other programs that the text names
     *('--array', '--cap-drop', '--cleanenv', '--containall', '--cpu', '--cpus', '--dependency', '--entrypoint'),
     '--fast-mode',  # of LST-AI
     *('--format', '--fsaparc', '--gpus', '--gres', '--index-url', '--lesion', '--lesion_mask'),
-    *('--network', '--nv', '--read-only', '--rm', '--strict', '--time', '--user', '--userns'),
+    *('--network', '--nv', '--read-only', '--rm', '--strict', '--subject-anatomical-reference', '--time', '--user'),
+    *('--userns',),
 }
 
 

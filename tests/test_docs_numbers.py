@@ -106,7 +106,7 @@ def test_volumes_of_the_rim_are_those_that_were_measured():
     assert f'The given mask has {given} ml. By unmixing, {unmixed} ml change, of which {replaced} ml' in growth
     assert f'By growth, {grown} ml are replaced' in growth
     first = ' '.join((ROOT / 'docs/first_run.md').read_text().split())
-    assert f'{unmixed} ml instead of {given} ml for sub-26. Of these, {replaced} ml are mostly lesion' in first
+    assert f'{unmixed} ml instead of {given} ml for sub-26. Of these, {replaced} ml are more than half lesion' in first
 
 
 def test_the_scores_of_the_tutorial_are_those_of_a_run():

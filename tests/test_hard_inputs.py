@@ -310,7 +310,9 @@ def table(tmp_path_factory, model_dirs):
     with pytest.MonkeyPatch.context() as patch:  # pictures of all would take as long as the fillings
         is_drawn = lambda path: any(f'sub-{name}_' in path.name for name in DRAWN)  # noqa: E731
         patch.setattr(
-            report_participant, 'draw_figures', lambda path, *rest: draw(path, *rest) if is_drawn(path) else []
+            report_participant,
+            'draw_figures',
+            lambda path, *rest: draw(path, *rest) if is_drawn(path) else report_participant.Drawing(),
         )
         arguments = [str(root), str(out), 'participant', '--model', str(model_dirs['T1w']), '--skip-bids-validation']
         assert cli.main(arguments) == exit_codes.SOME_FAILED

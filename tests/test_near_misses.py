@@ -44,8 +44,8 @@ def test_without_a_file_like_a_mask_it_says_where_was_looked(root):
     ('label-lesion_desc-a_mask', {'mask_desc': 'b'}, '--mask-desc b leaves it out'),
     ('space-MNI152_label-lesion_mask', {}, 'it is in the space of MNI152, not of the patient'),
     ('run-3_label-lesion_mask', {}, 'its ses-, acq-, ce-, rec- or run- are those of no image'),
-    ('mask', {}, 'taken as sub-XX_label-lesion_mask.nii.gz'),
-    ('T1w_lesions', {}, 'taken as sub-XX_label-lesion_mask.nii.gz'),
+    ('mask', {}, 'its name is not recognized: rename it to sub-XX_label-lesion_mask.nii.gz'),
+    ('T1w_lesions', {}, 'its name is not recognized: rename it to sub-XX_label-lesion_mask.nii.gz'),
 ])  # fmt: skip
 def test_each_file_like_a_mask_is_told_with_what_would_take_it(root, file, options, advice):
     said = describe(root, f'{ANAT}{file}.nii.gz', **options)

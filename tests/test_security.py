@@ -87,9 +87,10 @@ def test_no_pickle_no_shell_and_no_code_from_text(path):
 
 
 def test_models_and_lesions_in_the_package_hold_no_pickle():
-    """Except the networks of deepbet, which are TorchScript of fixed SHA-256 (`test_brain_extraction.py`)."""
+    """Except the networks of deepbet and NiiVue, of fixed SHA-256 (test_brain_extraction.py, test_report_viewer.py)."""
     package = ROOT / 'bids_lesionfill'
     fixed = {package / 'images' / 'deepbet' / name for name in ('LICENSE', 'box.pt', 'brain.pt')}
+    fixed |= {package / 'report' / 'niivue' / name for name in ('LICENSE', 'niivue.umd.js.gz')}
     kinds = {path.suffix for path in package.rglob('*') if path.is_file() and path not in fixed}
     assert kinds <= {'.py', '.pyc', '.jinja', '.json', '.md', '.npz', '.safetensors', '.ipynb', '.bib', '.typed'}
     for path in (ROOT / 'bids_lesionfill').rglob('*.npz'):

@@ -43,6 +43,24 @@ def test_four_labels_without_names_are_refused(phantom):
         segmentations.by_intensity(labels, phantom.t1w)
 
 
+def test_a_fourth_label_that_is_the_lesion_of_bids_is_white_matter(phantom):
+    labels = segmentations.in_bids_labels(phantom.tissue_seg, phantom.lesion_mask)
+    assert set(np.unique(labels)) == {0, 1, 2, 3, 7}
+    expected = np.where(phantom.lesion_mask, 3, phantom.tissue_seg)
+    assert np.array_equal(segmentations.by_intensity(labels, phantom.t1w), expected)
+
+
+def test_labels_that_are_written_are_those_of_bids_and_are_read_back():
+    tissue_seg = np.array([0, 1, 2, 3, 3, 1])
+    lesion_mask = np.array([False, False, False, False, True, True])
+    labels = segmentations.in_bids_labels(tissue_seg, lesion_mask)
+    assert labels.tolist() == [0, 3, 1, 2, 7, 7]
+    names = ((1, 'Gray Matter'), (2, 'White Matter'), (3, 'Cerebrospinal Fluid'), (7, 'Lesion'))
+    table = [{'index': float(index), 'name': name} for index, name in names]
+    assert segmentations.from_table(labels, table).tolist() == [0, 1, 2, 3, 3, 3]
+    assert segmentations.in_bids_labels(tissue_seg).tolist() == [0, 3, 1, 2, 2, 3]
+
+
 def test_the_most_probable_tissue_counts():
     probabilities = np.array([[0.1, 0.6, 0.1], [0.7, 0.3, 0.1], [0.2, 0.1, 0.2]])
     assert segmentations.most_probable(probabilities).tolist() == [2, 1, 0]

@@ -299,5 +299,7 @@ def test_commands_of_freesurfer_and_fastsurfer_name_the_filled_t1w():
     file = '$OUTPUT_DIR/sub-01/ses-1/anat/sub-01_ses-1_desc-filled_T1w.nii.gz'
     assert f'recon-all -s sub-01_ses-1 -i &quot;{file}&quot; -all' in html
     assert html.count('run_fastsurfer.sh') == 1
+    derivatives_of_fmriprep = '--participant-label 01 --derivatives filled="$OUTPUT_DIR"'
+    assert f'{derivatives_of_fmriprep} --subject-anatomical-reference sessionwise' in html
     html = report_page.page_template().render(participant=participant | {'images': images[1:]}, outline_colour='x')
     assert 'recon-all' not in html

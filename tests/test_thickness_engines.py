@@ -62,6 +62,21 @@ def test_stats_of_the_original_and_the_filled_image_are_told_apart(tmp_path, nam
     assert found == {'original': 2.0, 'filled': 2.2}
 
 
+def test_regions_of_freesurfer_are_read_as_voxels_where_they_are_there(tmp_path):
+    write_stats(tmp_path / 'filled/sub-01')
+    engine = registry.make_engine('freesurfer', thickness_engine.Settings({'filled': tmp_path / 'filled'}))
+    assert engine.run(scan_of('filled')).regions_img is None
+    labels = np.zeros((4, 4, 4), np.int32)
+    labels[0, 0, :3] = 1001, 2035, 1004  # bankssts, right insula, corpus callosum
+    turned = nib.as_closest_canonical(nib.Nifti1Image(labels, np.eye(4))).as_reoriented([[0, -1], [1, 1], [2, 1]])
+    (tmp_path / 'filled/sub-01/mri').mkdir()
+    label_file = tmp_path / 'filled/sub-01' / freesurfer.REGIONS
+    nib.save(nib.MGHImage(np.asarray(turned.dataobj), turned.affine), label_file)
+    regions = np.asarray(engine.run(scan_of('filled')).regions_img.dataobj)
+    assert regions[0, 0].tolist() == [1, 68, 0, 0]
+    assert regions.sum() == 69
+
+
 def test_missing_stats_are_named_with_where_they_were_looked_for(tmp_path):
     write_stats(tmp_path / 'subjects/sub-01')
     engine = registry.make_engine('freesurfer', thickness_engine.Settings({'subjects': tmp_path / 'subjects'}))

@@ -25,9 +25,9 @@ class Ruler:
 
     has_noise, reads_results = True, False
 
-    def __init__(self, name='ruler', fails_on=None, makes_classes=True, version='1'):
+    def __init__(self, name='ruler', fails_on=None, makes_classes=True, version='1', regions=None):
         self.name, self.fails_on, self.makes_classes, self.version = name, fails_on, makes_classes, version
-        self.seen = []
+        self.regions, self.seen = regions, []
 
     def check(self):
         return Availability(True, self.version)
@@ -41,7 +41,8 @@ class Ruler:
         seg = np.digitize(t1w, [100, 350, 650]).astype(np.uint8)
         seg_img = nib.Nifti1Image(seg, scan.t1w_img.affine) if self.makes_classes else None
         table = table_of({name: (mm, 7) for name in REGIONS}, {'lh': mm, 'rh': mm})
-        return Measurement(table, seg_img, {'Ruler': 'mm'})
+        regions_img = None if self.regions is None else nib.Nifti1Image(self.regions, scan.t1w_img.affine)
+        return Measurement(table, seg_img, {'Ruler': 'mm'}, regions_img=regions_img)
 
 
 @pytest.fixture
@@ -53,7 +54,9 @@ def image(tmp_path, phantom):
     nib.save(phantom.lesion_mask_img, paths['mask'])
     image = inputs.Inputs('01', None, 'sub-01_T1w', paths['t1w'], 'sub-01/anat/sub-01_T1w.nii.gz', paths['mask'],
                           sources=('bids:raw:sub-01/anat/sub-01_T1w.nii.gz',))  # fmt: skip
-    layout_files.write_image(naming.output_files(tmp_path / 'out', image)['filled'], phantom.healthy_img)
+    files = naming.output_files(tmp_path / 'out', image)
+    layout_files.write_image(files['filled'], phantom.healthy_img)
+    layout_files.write_image(files['used_mask'], phantom.lesion_mask_img)
     return image
 
 
@@ -72,7 +75,9 @@ def test_tables_of_the_original_the_filled_and_the_rerun_are_written(run, phanto
     ruler = Ruler()
     files = run(ruler)
     assert ruler.seen == [('original', 4), ('filled', 4), ('original', 5)]
-    assert all(path.is_file() and naming.sidecar(path).is_file() for path in files.values())
+    written = {path for name, path in files.items() if name != 'lesions_filled'}  # no regions as voxels
+    assert all(path.is_file() and naming.sidecar(path).is_file() for path in written)
+    assert not files['lesions_filled'].exists()
     assert files['morph_filled'].name == 'sub-01_seg-DK_desc-filled_morph.tsv'
     assert files['dseg_filled'].name == 'sub-01_desc-filled_dseg.nii.gz'
     rows = text_files.read_tsv(files['morph_filled'])
@@ -89,19 +94,69 @@ def test_tables_of_the_original_the_filled_and_the_rerun_are_written(run, phanto
 def test_classes_of_the_filled_image_say_whether_lesions_touch_grey_matter(run):
     files = run(Ruler())
     seg = np.asarray(nib.load(files['dseg_filled']).dataobj)
-    assert set(np.unique(seg)) == {0, 1, 2, 3}
+    assert set(np.unique(seg)) == {0, 1, 2, 3, 7}
     counts = derivatives.read_sidecar(files['morph_filled'])['Engines']['ruler']['LesionVoxels']
     assert counts['outside_white_matter'] == counts['grey_matter'] < 10  # in white matter
     assert 'LesionVoxels' not in derivatives.read_sidecar(files['morph_original'])['Engines']['ruler']
 
 
+def test_classes_are_the_common_labels_of_bids_with_what_was_filled_as_lesion(run, phantom):
+    files = run(Ruler())
+    original, filled = (np.asarray(nib.load(files[f'dseg_{desc}']).dataobj) for desc in ('original', 'filled'))
+    used = phantom.lesion_mask
+    assert (filled[used] == 7).all()
+    assert set(np.unique(original)) == {0, 1, 2, 3}
+    classes = np.digitize(phantom.healthy_img.get_fdata(), [100, 350, 650])
+    assert np.array_equal(filled[~used], np.array([0, 3, 1, 2])[classes][~used])
+
+
+@pytest.fixture
+def regions(phantom):
+    """Half of the lesion voxels are the first region's; the sixth region is beside it, the second far away."""
+    regions = np.zeros(phantom.lesion_mask.shape, dtype=np.uint8)
+    lesion = np.argwhere(phantom.lesion_mask)
+    regions[tuple(lesion[: len(lesion) // 2].T)] = 1
+    regions[0, 0, :3] = 2
+    regions[tuple(lesion[0] - [1, 0, 0])] = 6
+    return regions
+
+
+def test_rows_of_the_filled_image_say_which_regions_were_filled(run, regions, phantom):
+    files = run(Ruler('blind'), Ruler('sees', regions=regions))
+    rows = text_files.read_tsv(files['morph_filled'])
+    blind, sees = ({row['name']: row for row in rows if row['engine'] == name} for name in ('blind', 'sees'))
+    voxel_mm3 = abs(np.linalg.det(phantom.t1w_img.affine[:3, :3]))
+    half = phantom.lesion_mask.sum() // 2
+    states = [sees[REGIONS[number - 1]]['lesion'] for number in (1, 2, 6)]
+    assert states == ['replaced', 'none', 'adjacent']
+    assert sees[REGIONS[0]]['lesion_mm3'] == pytest.approx(half * voxel_mm3)
+    assert sees['lh_MeanThickness']['lesion'] == 'reduced'
+    assert sees[REGIONS[9]]['lesion'] is None  # not in the image
+    assert {row['lesion'] for row in blind.values()} == {None}
+    assert {row['lesion'] for row in text_files.read_tsv(files['morph_original'])} == {None}
+
+
+def test_regions_and_lobes_have_a_table_of_their_own(run, regions):
+    files = run(Ruler('blind'), Ruler('sees', regions=regions), Ruler('sees_too', regions=regions[::-1]))
+    rows = text_files.read_tsv(files['lesions_filled'])
+    assert [sum(row['level'] == level for row in rows) for level in ('region', 'lobe', 'hemisphere')] == [68, 12, 2]
+    by_name = {row['name']: row for row in rows}
+    assert by_name['lh_bankssts']['lesion_mm3'] == by_name['lh_temporal_lobe']['lesion_mm3'] > 0
+    assert by_name['lh_bankssts']['lobe'] == 'temporal'
+    assert by_name['rh_cortex']['lesion'] is None
+    about = derivatives.read_sidecar(files['lesions_filled'])
+    assert about['Description'].endswith('regions by sees')
+    assert about['lesion']['Levels'].keys() == {'replaced', 'reduced', 'adjacent', 'none'}
+
+
 def test_what_is_measured_is_not_measured_again_unless_seed_or_image_differ(run, image, tmp_path, make_phantom):
     ruler = Ruler()
     files = run(ruler)
-    before = {name: path.read_bytes() for name, path in files.items()}
+    written = [path for path in files.values() if path.is_file()]
+    before = [path.read_bytes() for path in written]
     run(ruler)
     assert len(ruler.seen) == 3
-    assert {name: path.read_bytes() for name, path in files.items()} == before
+    assert [path.read_bytes() for path in written] == before
     layout_files.write_image(naming.output_files(tmp_path / 'out', image)['filled'], make_phantom(seed=9).healthy_img)
     run(ruler)
     assert ruler.seen[3:] == [('filled', 4)]
@@ -224,7 +279,9 @@ def test_tissue_classes_in_the_file_are_those_of_the_first_engine_that_makes_som
     for _ in range(2):
         about = derivatives.read_sidecar(files['dseg_filled'])
         assert about['Description'].endswith(f'by {first}')
-        assert about['Sources'][-1] == 'bids::sub-01/anat/sub-01_desc-filled_T1w.nii.gz'
+        assert about['Sources'][-2:] == [
+            f'bids::sub-01/anat/sub-01_{name}.nii.gz' for name in ('desc-filled_T1w', 'label-lesion_desc-used_mask')
+        ]
         run(*engines, Ruler('c'))  # which comes later
 
 

@@ -923,6 +923,26 @@ def healthy_dir(make_phantom, tmp_path):
     return [str(root), '--lesion-masks', str(tmp_path / 'shapes')]
 
 
+@pytest.mark.parametrize('labels', [None, (3, 1, 2)])
+def test_the_table_of_a_segmentation_says_which_label_is_white_matter(make_phantom, tmp_path, labels):
+    """Without one 3 is white matter, as in older training data; those of BIDS are 1 grey, 2 white matter and 3 CSF."""
+    phantom = make_phantom(affine=np.eye(4))
+    seg_img = phantom.tissue_seg_img
+    if labels:
+        numbers = np.array([0, *labels], np.uint8)[np.asarray(seg_img.dataobj).astype(int)]
+        seg_img = nib.Nifti1Image(numbers, seg_img.affine)
+    t1w, dseg = t1w_path('01'), mask_path('01', name='dseg', derivative='tissues')
+    root = write_bids(tmp_path / 'healthy', {t1w: phantom.healthy_img, dseg: seg_img}, derivative='tissues')
+    if labels:
+        rows = zip(labels, ('CSF', 'Gray Matter', 'White Matter'))
+        table = ''.join(f'{index}\t{name}\n' for index, name in rows)
+        (root / 'derivatives/tissues/dseg.tsv').write_text(f'index\tname\n{table}')
+    _, tissue_seg = train_brains.read_tissues(root / t1w, root / dseg)
+    counts = [np.bincount(np.asarray(seg).astype(int).flat, minlength=4)[1:4].tolist()
+              for seg in (tissue_seg, phantom.tissue_seg)]  # fmt: skip
+    assert counts[0] == counts[1]
+
+
 OPTIONS = ['--device', 'cpu', '--num-workers', '0']
 
 

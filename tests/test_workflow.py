@@ -224,7 +224,8 @@ def test_two_processes_that_describe_one_dataset_leave_it_whole(tmp_path):
     arguments = (tmp_path / 'out', tmp_path / 'data', {}, '1', {'md': 'x' * 10_000})
     with multiprocessing.get_context('fork').Pool(4) as pool:
         pool.starmap(derivatives.write_dataset_files, [arguments] * 20)
-    assert text_files.read_tsv(tmp_path / 'out/dseg.tsv')[2]['abbreviation'] == 'WM'
+    labels = {row['index']: row['abbreviation'] for row in text_files.read_tsv(tmp_path / 'out/dseg.tsv')}
+    assert labels == {1: 'GM', 2: 'WM', 3: 'CSF', 7: 'L'}
     assert (tmp_path / 'out/logs/CITATION.md').read_text() == 'x' * 10_000
     assert not list((tmp_path / 'out').rglob('*.tmp'))
 

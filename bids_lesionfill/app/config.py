@@ -2,11 +2,13 @@
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 from .. import text_files
 from ..layout.errors import UsageError
+from ..layout.naming import APP_NAME
 from . import options
 from .table import Spec, suggestion
 
@@ -61,6 +63,23 @@ def words_of(spec: Spec, value: Any) -> list[str]:
     if spec.kind == 'value':  # a list in one word, as `--lesion-location deep,juxtacortical`
         return [f'{spec.name}={",".join(map(str, values))}']
     return [spec.name, *map(str, values)]
+
+
+def command_of(chosen: options.Options, subject: str, modality: str) -> str:
+    """Return the command that makes the result of an image: with its options, where they are not the default.
+
+    Which files it was made from depends on others, too, and is in the sources of the result.
+    """
+    words = [APP_NAME, 'BIDS_DIR', 'OUTPUT_DIR', 'participant', '--participant-label', subject, '--modality', modality]
+    words += ['--mode', chosen.mode] if chosen.mode != options.Main.mode else []
+    for name, spec in options.all_specs().items():
+        value = getattr(chosen, name)
+        is_meant = spec.is_of_result or spec.needs.get('mode') == 'synth'  # those enter the result by what is drawn
+        is_derived = name == 'n_lesions' and chosen.second_visit  # by --new-lesions
+        if is_meant and not is_derived and not spec.unmet(chosen) and value not in (None, spec.take(spec.default)):
+            value = value.name if isinstance(value, Path) else value
+            words += words_of(spec, list(value) if isinstance(value, tuple) else value)
+    return shlex.join(words)
 
 
 def as_toml(arguments: argparse.Namespace, version: str) -> str:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..images import nifti
-from ..layout import derivatives, files, inputs, tables
+from ..layout import derivatives, files, inputs, provenance, tables
 from ..lesions import fill
+from . import config
 
 if TYPE_CHECKING:
     from .options import Options
@@ -41,6 +42,7 @@ def copy_image(image: inputs.Inputs, options: Options) -> None:
     )
     tables.remove_thickness(options.output_dir, image)
     derivatives.write_xfm(options.output_dir, image, None, {})
-    provenance = derivatives.provenance_of(result_options, run_hash, options.version)
-    derivatives.write_filling(options.output_dir, image, filling, provenance)
+    command = config.command_of(options, image.subject, image.modality)
+    made_by = provenance.of_result(result_options, run_hash, options.version, 'copy', command)
+    derivatives.write_filling(options.output_dir, image, filling, made_by)
     logger.info('%s: no lesion mask: copied', image.name)

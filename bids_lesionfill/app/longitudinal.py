@@ -81,7 +81,7 @@ class Subject:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """Inputs of a result beside those of its own visit, and options of sessions; for the sidecar."""
+        """Return what a result depends on beside the inputs and options of its own visit; for the sidecar."""
         images = [image for member in self.members for image in member.visit.images if not image.problem]
         masks = {image.lesion_mask_file for image in images}
         hashes = [diffusion_models.sha256_of(path) for path in masks if path is not None]

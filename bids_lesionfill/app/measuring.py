@@ -15,12 +15,13 @@ import nibabel as nib
 import numpy as np
 
 from .. import sidecars
-from ..images import grid, nifti, placement, registration, tissues
+from ..images import grid, nifti, placement, registration, segmentations, tissues
 from ..images.anatomy import Anatomy
 from ..layout import derivatives, errors, inputs, naming
 from ..layout import tables as layout_tables
 from ..lesions import places, records, settings
 from ..report import thickness
+from ..thickness import lesion_regions
 from ..thickness import tables as thickness_tables
 from ..thickness.engine import Scan
 from . import loading
@@ -92,13 +93,14 @@ def measure_desc(job: Job, desc: str, engines: dict, problems: dict) -> None:
     """Measure the original, the filled image or the rerun with every engine; add what fails to `problems`."""
     scan = job.scan(desc)
     table_file = job.files[f'morph_{desc}']
-    has_classes = False
+    has_classes = has_regions = False
     for name, engine in engines.items():
         engine_version = engine.check().version
         run_hash = job.hash(scan, desc, [name, engine_version, job.task.version])
         done = layout_tables.thickness_done(table_file, name)
         if done.get('RunHash') == run_hash and not engine.reads_results:
             has_classes |= done.get('TissueClasses') == f'by {name}'
+            has_regions |= bool(done.get('LesionRegions'))
             continue
         if done:
             layout_tables.drop_thickness(table_file, name)
@@ -107,12 +109,15 @@ def measure_desc(job: Job, desc: str, engines: dict, problems: dict) -> None:
         try:
             measurement = engine.run(scan)
             info = {'RunHash': run_hash, 'RandomSeed': scan.seed, 'Version': engine_version} | measurement.info
+            lesions = job.lesions_by_region(measurement) if desc == 'filled' else []
             if desc != 'rerun':
                 info |= job.describe_tissues(measurement, scan, desc, name, has_classes)
                 has_classes |= measurement.tissue_seg_img is not None
-            layout_tables.write_thickness(
-                table_file, name, thickness_tables.table_rows(measurement.table, name), info, job.sources(desc)
-            )
+            if lesions:
+                info |= job.write_region_lesions(lesions, name, has_regions)
+                has_regions = True
+            rows = thickness_tables.table_rows(measurement.table, name, lesions)
+            layout_tables.write_thickness(table_file, name, rows, info, job.sources(desc))
             logger.info(
                 '%s: %s, %s: %s', job.image.name, name, desc, thickness.known(measurement.table.global_mm, 'mm')
             )
@@ -140,10 +145,18 @@ class Job(NamedTuple):
         """Path of the filled image."""
         return naming.output_files(self.output_dir, self.image)['filled']
 
+    @property
+    def used_file(self) -> Path:
+        """Path of the mask of what was filled."""
+        return naming.output_files(self.output_dir, self.image)['used_mask']
+
+    def uri_of(self, path: Path) -> str:
+        """Return the BIDS URI of an output."""
+        return f'bids::{path.relative_to(self.output_dir).as_posix()}'
+
     def sources(self, desc: str) -> list[str]:
         """Return the BIDS URIs of the sources of a table or a segmentation."""
-        uri = f'bids::{self.filled_file.relative_to(self.output_dir).as_posix()}'
-        return [*self.image.sources, *([uri] if desc == 'filled' else [])]
+        return [*self.image.sources, *([self.uri_of(self.filled_file)] if desc == 'filled' else [])]
 
     def scan(self, desc: str) -> Scan:
         """Return what an engine is given; a rerun is the original with another seed."""
@@ -182,7 +195,8 @@ class Job(NamedTuple):
         seg_img, source = tissues_of(measurement, scan, engine)
         dseg_file = self.files[f'dseg_{desc}']
         if not (has_classes and dseg_file.is_file()):
-            layout_tables.write_dseg(dseg_file, seg_img, self.sources(desc), source)
+            sources = [*self.sources(desc), *([self.uri_of(self.used_file)] if desc == 'filled' else [])]
+            layout_tables.write_dseg(dseg_file, self.in_bids_labels(seg_img, desc), sources, source)
         about: dict[str, Any] = {'TissueClasses': source}
         if desc == 'filled':
             seg = np.asarray(seg_img.dataobj).astype(int)
@@ -192,6 +206,35 @@ class Job(NamedTuple):
             filled = sidecars.read(records.FillRecord, derivatives.read_sidecar(self.filled_file))
             about['FilledVoxels'] = filled.lesion_voxels_used
         return {name: value for name, value in about.items() if value is not None}
+
+    def in_bids_labels(self, seg_img: nib.Nifti1Image, desc: str) -> nib.Nifti1Image:
+        """Return tissue classes in the labels of BIDS; what was filled is a lesion in the filled image."""
+        lesion_mask = self.used_mask() if desc == 'filled' else None
+        labels = segmentations.in_bids_labels(np.asarray(seg_img.dataobj), lesion_mask)
+        labels_img = nib.Nifti1Image(labels, seg_img.affine)
+        labels_img.header.set_xyzt_units('mm')
+        return labels_img
+
+    def used_mask(self) -> np.ndarray:
+        """Return the voxels that were filled, on the grid of the T1w; bool array."""
+        return np.asarray(loading.open_image(self.used_file).dataobj) > 0
+
+    def lesions_by_region(self, measurement: Measurement) -> list[dict[str, Any]]:
+        """Return what was filled in and beside each region; empty if the engine has no regions as voxels."""
+        if measurement.regions_img is None:
+            return []
+        regions, voxel_mm3 = measurement.regions_img, np.abs(np.linalg.det(measurement.regions_img.affine[:3, :3]))
+        return lesion_regions.lesions_by_region(self.used_mask(), np.asarray(regions.dataobj), float(voxel_mm3))
+
+    def write_region_lesions(self, rows: list[dict[str, Any]], engine: str, has_regions: bool) -> dict[str, str]:
+        """Write the table of regions, if no engine before had some; its source, for the sidecar."""
+        table_file, source = self.files['lesions_filled'], f'regions by {engine}'
+        if not (has_regions and table_file.is_file()):
+            indices = thickness_tables.FREESURFER_INDEX
+            rows = [{'index': indices.get(row['name'])} | row for row in rows]
+            sources = [*self.sources('filled'), self.uri_of(self.used_file)]
+            layout_tables.write_region_lesions(table_file, rows, sources, source)
+        return {'LesionRegions': source}
 
     def lesion_mask(self) -> np.ndarray:
         """Return the mask of lesions selected for filling, on the grid of the T1w; bool array."""

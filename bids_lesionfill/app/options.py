@@ -489,10 +489,10 @@ class Run:
 
     output_layout: str = option(
         '--output-layout',
-        choices=('bids', 'raw'),
+        choices=('bids', 'fmriprep', 'raw'),
         default='bids',
-        help='bids: derivatives; raw: a raw dataset with filled images in place, for fMRIPrep, FreeSurfer, FastSurfer, '
-        'and the derivatives in it',
+        help='bids: derivatives; fmriprep: the same, and each filled T1w as desc-preproc, for fmriprep --derivatives; '
+        'raw: a raw dataset with filled images in place, for tools that read raw data, and the derivatives in it',
     )
     config_file: Path | None = file_option(
         '--config-file',

@@ -13,13 +13,27 @@ from typing import TYPE_CHECKING, Any
 
 from ..diffusion import registry as fillers
 from ..layout import derivatives as layout_derivatives
-from ..layout import files, indexing, inputs, naming, near_misses, ownership, pairing, raw, tables, tools, written
+from ..layout import (
+    files,
+    indexing,
+    inputs,
+    naming,
+    near_misses,
+    ownership,
+    pairing,
+    precomputed,
+    raw,
+    tables,
+    tools,
+    written,
+)
+from ..layout import provenance as layout_provenance
 from ..layout import status as layout_status
 from ..modality import get
 from ..report import methods, references
 from ..segmenters import registry as segmenters
 from ..thickness import engine, registry
-from . import copying, longitudinal, progress, reporting, segmenting, visits
+from . import config, copying, longitudinal, progress, reporting, segmenting, visits
 
 if TYPE_CHECKING:
     from ..images.anatomy import Anatomy
@@ -124,6 +138,7 @@ def conclude(statuses: dict[str, str], options: Options, derivatives: dict[str, 
     """Write the participants table and log the outcome of all participants; return the exit code."""
     layout_status.write_table(options.output_dir)
     written.write_table(options.output_dir)
+    layout_provenance.write_table(options.output_dir)
     unmasked = [subject for subject, status in statuses.items() if status == inputs.NO_MASK]
     if unmasked and options.mode == 'fill':
         said = near_misses.describe(options.bids_dir, derivatives, unmasked, options.mask_labels, options.mask_desc)
@@ -186,24 +201,34 @@ def run_participant(
     at_work = 'report'
     try:
         status = reporting.finish(subject, results, run_id, options, methods_text)
-        if options.raw_dir is not None and status != 'failed':
-            at_work = 'raw_layout'
-            of_raw = (options.raw_dir, options.bids_dir, options.output_dir, subject, images, options.session_labels)
-            raw.write_participant(*of_raw)
-        elif options.raw_dir is not None:
-            raw.remove_participant(options.raw_dir, options.bids_dir, subject, options.session_labels)
+        layout_provenance.write_participant(options.output_dir, subject)
+        at_work = f'{options.output_layout}_layout'
+        write_for_others(subject, images, status == 'failed', options)
         return status
     except Exception as error:
         message = layout_status.note_crash(error, at_work, subject, run_id, options.output_dir)
-        if options.raw_dir is not None:
-            with contextlib.suppress(OSError):
-                raw.remove_participant(options.raw_dir, options.bids_dir, subject, options.session_labels)
+        with contextlib.suppress(OSError):
+            write_for_others(subject, images, True, options)
         status = {'status': 'failed', 'images': 0, 'message': message}
         try:
             layout_status.write_status(options.output_dir, subject, run_id, status)
         except OSError as failure:  # the disk is full
             logger.error('sub-%s: its status cannot be written: %s', subject, failure)
         return 'failed'
+
+
+def write_for_others(subject: str, images: list[inputs.Inputs], has_failed: bool, options: Options) -> None:
+    """Write what other tools read of a participant (`--output-layout`), or remove it if the participant failed."""
+    if options.output_layout == 'fmriprep':
+        if has_failed:
+            precomputed.remove_participant(options.output_dir, images)
+        else:
+            precomputed.write_participant(options.output_dir, images)
+    elif options.raw_dir is not None and has_failed:
+        raw.remove_participant(options.raw_dir, options.bids_dir, subject, options.session_labels)
+    elif options.raw_dir is not None:
+        of_raw = (options.raw_dir, options.bids_dir, options.output_dir, subject, images, options.session_labels)
+        raw.write_participant(*of_raw)
 
 
 def run_images(images: list[inputs.Inputs], donor: inputs.Inputs | None, options: Options, run_id: str) -> None:
@@ -285,7 +310,8 @@ def fill_image(visit: visits.Visit, image: inputs.Inputs, model: fillers.Deferre
         filling, view = visit.fill(image, model, report_tiles)
     visits.write_way(view, options.output_dir)
     image = longitudinal.write_way(visit, image, options.output_dir)
-    provenance = layout_derivatives.provenance_of(result_options, run_hash, options.version)
+    command = config.command_of(options, image.subject, image.modality)
+    provenance = layout_provenance.of_result(result_options, run_hash, options.version, 'fill', command)
     tables.remove_thickness(options.output_dir, image)  # what was measured on an older filling
     layout_derivatives.write_filling(options.output_dir, image, filling, provenance)
     for warning in filling.warnings:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..images import registration
 from ..layout import files, inputs, naming, written
 from ..layout import status as layout_status
+from ..modality import T1W
 from ..report import page as report_page
 from ..report import participant
 from . import loading
@@ -73,13 +74,15 @@ def finish(
     }
     if any(page.get('output') for page in pages):
         content['methods'] = methods_text(shown[len(results) :], pages[len(results) :], options, methods_of)
+    by_visit = sorted(zip(shown, pages, strict=True), key=lambda both: place_of(*both[0][:2]))
+    content['images'] = [page for _, page in by_visit]
     report_file = options.output_dir / f'sub-{subject}.html'
     content['key'] = key_of(content)
     if options.reports_only or report_page.read_key(report_file) != content['key']:
-        for (image, desc, _), page in zip(shown, pages, strict=True):
+        for (image, desc, _), page in by_visit:
             draw(image, desc, page, options, [other for other, *_ in shown])
         report_page.write_participant(report_file, content | {'command': options.command})
-    rows = [image_row(*one, page) for one, page in zip(shown, pages, strict=True)]
+    rows = [image_row(*one, page) for one, page in by_visit]
     layout_status.write_status(
         options.output_dir,
         subject,
@@ -94,6 +97,11 @@ def finish(
     )
     logger.info('sub-%s: %s; report %s', subject, status, report_file)
     return status
+
+
+def place_of(image: inputs.Inputs, desc: str) -> tuple[str, bool, str, str]:
+    """Return what images of a participant are sorted by: visits in their order, in each the T1w first."""
+    return image.name.rpartition('_')[0], image.modality != T1W.name, image.name, desc
 
 
 def held(
@@ -139,8 +147,9 @@ def draw(image: inputs.Inputs, desc: str, page: dict[str, Any], options: Options
         given = given_mask(settled, page.get('provenance') or {}, options)
         page['has_given_outline'] = given is not None
         known = participant.Known(given, other_of(image, others, options))
-    page['figures'] = participant.figures_of(settled, desc, options.output_dir, is_pictured, known)
+    drawing = participant.figures_of(settled, desc, options.output_dir, is_pictured, known)
     stem = image.name if desc == 'filled' else f'{image.name}_{desc}'
+    page |= {'figures': drawing.figures, 'viewer': drawing.viewer, 'stem': stem}
     for name, png in pictures.png_files(page['figures']).items():
         files.write_bytes(options.output_dir / f'sub-{image.subject}' / 'figures' / f'{stem}_{name}.png', png)
 

@@ -115,7 +115,7 @@ def check(arguments: argparse.Namespace) -> None:
         if not path.name.endswith(endings):
             raise UsageError(f'{path} does not end in {" or ".join(endings)}')
         if not path.parent.is_dir():
-            raise UsageError(f'{path.parent} is not a folder')
+            raise UsageError(f'{path.parent} is not a folder: make it first')
         if path.resolve() in [other.resolve() for other in given]:
             raise UsageError(f'{path} is an input, which is never written to')
         if [other.resolve() for other in outputs].count(path.resolve()) > 1:

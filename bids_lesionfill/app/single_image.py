@@ -162,6 +162,7 @@ def draw_report(
     else:
         summary = participant.synth_summary(image, lesions, record)
     status = 'copied' if not lesions else 'filled' if is_fill else 'synthesized'
+    drawing = participant.draw_figures(image, (paths[0], paths[1]), lesions, record, participant.NOTHING, np.eye(4))
     content = {
         'name': arguments.image.name,
         'output': arguments.out.name,
@@ -172,9 +173,8 @@ def draw_report(
         'warnings': done.warnings,
         'checks': (checks.check_filling if is_fill else checks.check_synthesis)(record, lesions, get(kind).name),
         'provenance': sidecars.spell(record),
-        'figures': participant.draw_figures(
-            image, (paths[0], paths[1]), lesions, record, participant.NOTHING, np.eye(4)
-        ),
+        'figures': drawing.figures,
+        'viewer': drawing.viewer,
     }
     plans = {chosen.modalities[0]: registry.describe(chosen.model_of(chosen.modalities[0]))}
     versions = app_participant.versions_of(methods.software_of(chosen))

@@ -262,9 +262,10 @@ def is_path(word: str) -> bool:
 
 def check_running(arguments: argparse.Namespace) -> None:
     """Raise UsageError if a folder is in the dataset that must not be, or an option does not go with another."""
-    if arguments.output_layout == 'raw':
-        if arguments.mode != 'fill':
-            raise UsageError('--output-layout raw: only with --mode fill')
+    layout = arguments.output_layout
+    if layout != 'bids' and arguments.mode != 'fill':
+        raise UsageError(f'--output-layout {layout}: only with --mode fill')
+    if layout == 'raw':
         if arguments.output_dir.resolve().is_relative_to(arguments.bids_dir.resolve()):
             raise UsageError(f'--output-layout raw: OUTPUT_DIR {arguments.output_dir} is in BIDS_DIR')
     work_dir = arguments.work_dir

@@ -22,12 +22,12 @@ from ..images import anatomy as images_anatomy
 from ..images import nifti, placement, registration, tissues
 from ..images.anatomy import Anatomy
 from ..layout import derivatives as layout_derivatives
-from ..layout import errors, inputs, naming, pairing
+from ..layout import errors, inputs, naming, pairing, provenance
 from ..layout import status as layout_status
 from ..lesions import fill, library, records, settings
 from ..lesions import sampling as lesions_sampling
 from ..lesions import synthesis as lesions_synthesis
-from . import loading, progress
+from . import config, loading, progress
 
 if TYPE_CHECKING:
     import nibabel as nib
@@ -169,8 +169,9 @@ def synthesize_image(
     with progress.of_parts(f'{image.name} desc-{desc}') as report_tiles:
         synthesis, view = visit.synthesize(image, variant, model.loaded, report_tiles)
     write_way(view, options.output_dir)
-    provenance = layout_derivatives.provenance_of(result_options, run_hash, options.version)
-    layout_derivatives.write_synthesis(options.output_dir, image, desc, synthesis, provenance)
+    command = config.command_of(options, image.subject, image.modality)
+    made_by = provenance.of_result(result_options, run_hash, options.version, 'synth', command)
+    layout_derivatives.write_synthesis(options.output_dir, image, desc, synthesis, made_by)
     for warning in synthesis.warnings:
         logger.warning('%s: %s', image.name, warning)
     seconds = time.monotonic() - started

@@ -21,11 +21,35 @@ FREESURFER = {
 }
 CORTEX = ((1000, 1100), (2000, 2100), (11100, 11200), (12100, 12200))  # ranges of parcels
 WHITE_MATTER_PARCELS = ((3000, 3100), (4000, 4100), (5001, 5003))  # of wmparc
-NAMES = {  # of classes, in `dseg.tsv`
+NAMES = {  # of classes, in `dseg.tsv`; lesions lie in white matter
     CSF: ('csf', 'cerebrospinal fluid'),
     GREY_MATTER: ('gm', 'gray matter', 'grey matter'),
-    WHITE_MATTER: ('wm', 'white matter'),
+    WHITE_MATTER: ('wm', 'white matter', 'lesion'),
 }
+# The common image-derived labels of BIDS (specification 1.10, derivatives/imaging), which the app writes.
+BIDS_LABELS = {GREY_MATTER: 1, WHITE_MATTER: 2, CSF: 3}
+BIDS_LESION = 7
+
+
+def in_bids_labels(tissue_seg: np.ndarray, lesion_mask: np.ndarray | None = None) -> np.ndarray:
+    """Convert tissue classes to the common labels of BIDS, lesions on top of them; uint8 array.
+
+    Parameters
+    ----------
+    tissue_seg : (X, Y, Z) int array
+    lesion_mask : (X, Y, Z) bool array, optional
+
+    Returns
+    -------
+    (X, Y, Z) uint8 array
+        1 grey matter, 2 white matter, 3 CSF, 7 lesion.
+    """
+    labels = np.zeros(tissue_seg.shape, dtype=np.uint8)
+    for tissue, label in BIDS_LABELS.items():
+        labels[tissue_seg == tissue] = label
+    if lesion_mask is not None:
+        labels[lesion_mask] = BIDS_LESION
+    return labels
 
 
 def from_freesurfer(labels: np.ndarray) -> np.ndarray:
@@ -65,7 +89,8 @@ def from_table(labels: np.ndarray, table: Any) -> np.ndarray:
 def by_intensity(labels: np.ndarray, t1w: np.ndarray) -> np.ndarray:
     """Return tissue classes of three unnamed labels: the darker on a T1w, the more fluid. uint8 array.
 
-    FSL, fMRIPrep and ANTs count in different orders; on a T1w CSF is darkest and white matter brightest.
+    FSL, fMRIPrep and ANTs count in different orders; on a T1w CSF is darkest and white matter brightest. A fourth label
+    is allowed, if it is 7: that is a lesion in BIDS, and counts as white matter.
 
     Raises
     ------
@@ -73,12 +98,16 @@ def by_intensity(labels: np.ndarray, t1w: np.ndarray) -> np.ndarray:
         If there are not just three labels beside 0.
     """
     present = np.unique(labels[labels > 0])
+    has_lesions = len(present) == 4 and BIDS_LESION in present
+    present = present[present != BIDS_LESION] if has_lesions else present
     if len(present) != 3:
         raise ValueError(f'{len(present)} labels ({present[:5].tolist()}...) and no table that names them, expected 3')
     rising = sorted(present, key=lambda label: np.median(t1w[labels == label]))
     tissue_seg = np.zeros(labels.shape, dtype=np.uint8)
     for tissue, label in zip((CSF, GREY_MATTER, WHITE_MATTER), rising):
         tissue_seg[labels == label] = tissue
+    if has_lesions:
+        tissue_seg[labels == BIDS_LESION] = WHITE_MATTER
     return tissue_seg
 
 

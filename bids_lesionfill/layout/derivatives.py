@@ -28,10 +28,12 @@ CITATION_FILE = Path(__file__).resolve().parents[2] / 'CITATION.cff'
 # Lines have no trailing slash: with one, the validator does not match nested folders.
 BIDSIGNORE = (
     '*.html\nfigures\nlog\n*_morph.tsv\n*_morph.json\n*_qc.tsv\n*_qc.json\ngroup_*\n*_xfm.txt\n*_xfm.json\n'
-    '*desc-qc_ratings*\nimages.*\n'
+    '*desc-qc_ratings*\nimages.*\nprov\n'
 )
 DESCRIPTIONS = {
     'desc-filled': 'lesions filled with healthy tissue by a diffusion model',
+    'desc-preproc': 'the filled T1w, under the name that fMRIPrep looks for among precomputed derivatives; its '
+    'intensities are not corrected for non-uniformity',
     'desc-filledsd': 'standard deviation over several fillings of the same lesions',
     'desc-used': 'voxels that were filled: the given lesions that touch white matter and their rims, without fluid; '
     'outside it the image is as before',
@@ -125,11 +127,6 @@ PLACE_COLUMN = {
 }
 
 
-def provenance_of(options: dict[str, Any], run_hash: str, version: str) -> dict[str, Any]:
-    """Return the provenance of a result for its sidecar: options, hash of the run, app and version."""
-    return {'Options': options, 'RunHash': run_hash, 'GeneratedBy': [{'Name': naming.APP_NAME, 'Version': version}]}
-
-
 def write_filling(output_dir: Path, inputs: Inputs, filling: Any, provenance: dict[str, Any]) -> None:
     """Write the derivatives of an image; the sidecar of the filled image comes last and says that all is there.
 
@@ -149,6 +146,7 @@ def write_filling(output_dir: Path, inputs: Inputs, filling: Any, provenance: di
     record = sidecars.spell(filling.record)
     skull_stripped = record.get('SkullStripped', False)
     common = {'Sources': list(inputs.sources), 'SpatialReference': inputs.sources[0]}
+    made_by = {'GeneratedBy': provenance['GeneratedBy']} if 'GeneratedBy' in provenance else {}
     layout_files.write_image(files['used_mask'], filling.used_mask_img)
     layout_files.write_json(
         naming.sidecar(files['used_mask']),
@@ -156,6 +154,7 @@ def write_filling(output_dir: Path, inputs: Inputs, filling: Any, provenance: di
             'Type': 'Lesion',
             'Description': DESCRIPTIONS['desc-used'],
             **common,
+            **made_by,
             **{key: record[key] for key in ('Dilation', 'RimVoxels') if key in record},
         },
     )
@@ -163,7 +162,7 @@ def write_filling(output_dir: Path, inputs: Inputs, filling: Any, provenance: di
         layout_files.write_image(files['sd'], filling.sd_img)
         layout_files.write_json(
             naming.sidecar(files['sd']),
-            {'Description': DESCRIPTIONS['desc-filledsd'], **common, 'SkullStripped': skull_stripped},
+            {'Description': DESCRIPTIONS['desc-filledsd'], **common, **made_by, 'SkullStripped': skull_stripped},
         )
     description = DESCRIPTIONS['desc-filled'] if filling.lesions else 'copy of the input: there was no lesion to fill'
     about = {'Description': description, **common, 'SkullStripped': skull_stripped}
@@ -183,9 +182,10 @@ def write_result(
     layout_files.write_tsv(table_file, result.lesions, columns)
     layout_files.write_json(naming.sidecar(table_file), columns)
     layout_files.write_image(image_file, img)
+    digest = {'Digest': {'SHA-256': hashlib.sha256(image_file.read_bytes()).hexdigest()}}
     layout_files.write_json(
         naming.sidecar(image_file),
-        {**about, **sidecars.spell(result.record), 'Warnings': list(result.warnings), **provenance},
+        {**about, **sidecars.spell(result.record), 'Warnings': list(result.warnings), **provenance, **digest},
     )
 
 
@@ -213,7 +213,8 @@ def write_synthesis(output_dir: Path, inputs: Inputs, desc: str, synthesis: Any,
     for name, (img, description) in masks.items():
         layout_files.write_image(files[name], img)
         description = {'Type': 'Lesion', 'Description': DESCRIPTIONS[description]}
-        layout_files.write_json(naming.sidecar(files[name]), description | common)
+        made_by = {'GeneratedBy': provenance['GeneratedBy']} if 'GeneratedBy' in provenance else {}
+        layout_files.write_json(naming.sidecar(files[name]), description | common | made_by)
     about = {'Description': DESCRIPTIONS['desc-synth'], **common}
     columns: dict[str, Any] = {name: text for name, text in LESION_COLUMNS.items() if name not in FILLING_COLUMNS}
     columns |= PLACE_COLUMN if any('place' in row for row in synthesis.lesions) else {}
@@ -346,9 +347,10 @@ def write_dataset_files(
     layout_files.write_tsv(
         output_dir / 'dseg.tsv',
         [
-            {'index': 1, 'name': 'Cerebrospinal fluid', 'abbreviation': 'CSF'},
-            {'index': 2, 'name': 'Grey matter', 'abbreviation': 'GM'},
-            {'index': 3, 'name': 'White matter', 'abbreviation': 'WM'},
+            {'index': 1, 'name': 'Gray Matter', 'abbreviation': 'GM'},
+            {'index': 2, 'name': 'White Matter', 'abbreviation': 'WM'},
+            {'index': 3, 'name': 'Cerebrospinal Fluid', 'abbreviation': 'CSF'},
+            {'index': 7, 'name': 'Lesion', 'abbreviation': 'L'},
         ],
         ['index', 'name', 'abbreviation'],
     )

@@ -32,7 +32,11 @@ def find_derivatives(bids_dir: str | Path, left_out: Iterable[str | Path] = ()) 
             if tools.is_tool_folder(folder):
                 folders.append(folder)
             else:
-                logger.warning('%s has no dataset_description.json and is not searched for masks', folder)
+                logger.warning(
+                    '%s has no dataset_description.json and is not searched for masks; to have it searched, write into '
+                    'this file: {"Name": "masks", "BIDSVersion": "1.10.0", "DatasetType": "derivative"}',
+                    folder,
+                )
             continue
         try:
             generated_by = read_description(folder).get('GeneratedBy', [])

@@ -122,6 +122,11 @@ def output_files(output_dir: str | Path, inputs: Inputs, n_samples: int = 1) -> 
     return files
 
 
+def preproc_file(output_dir: str | Path, inputs: Inputs) -> Path:
+    """Return the path of a filled T1w for fMRIPrep, see `precomputed`."""
+    return anat_dir(output_dir, inputs) / f'{scan_name(inputs)}_desc-preproc_T1w.nii.gz'
+
+
 def synth_files(output_dir: str | Path, inputs: Inputs, desc: str = 'synth') -> dict[str, Path]:
     """Return the paths of all outputs of an image with new lesions; see `output_files`."""
     filled = output_files(output_dir, inputs)
@@ -181,7 +186,8 @@ THICKNESS_DESCS = ('original', 'filled', 'rerun')  # the rerun is of the origina
 
 
 def thickness_files(output_dir: Path, inputs: Inputs) -> dict[str, Path]:
-    """Return paths of an image's thickness and tissue tables: dict of `morph_DESC`, `dseg_DESC`."""
+    """Return paths of an image's thickness and tissue tables: dict of `morph_DESC`, `dseg_DESC`, `lesions_filled`."""
     folder, stem = anat_dir(output_dir, inputs), scan_name(inputs)
-    files = {f'morph_{desc}': folder / f'{stem}_seg-DK_desc-{desc}_morph.tsv' for desc in THICKNESS_DESCS}
+    files = {'lesions_filled': folder / f'{stem}_seg-DK_desc-lesions_qc.tsv'}
+    files |= {f'morph_{desc}': folder / f'{stem}_seg-DK_desc-{desc}_morph.tsv' for desc in THICKNESS_DESCS}
     return files | {f'dseg_{desc}': folder / f'{stem}_desc-{desc}_dseg.nii.gz' for desc in THICKNESS_DESCS[:2]}

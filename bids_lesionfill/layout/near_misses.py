@@ -92,7 +92,10 @@ def advice_on(filename: str, root: Path, is_searched: bool, mask_labels: tuple[s
     if not is_searched:
         return f'-d {root} takes its folder'
     if suffix not in naming.MASK_KINDS or label is None:
-        return f'taken as sub-XX_label-{mask_labels[0]}_mask.nii.gz, with the ses-, acq- and run- of its image'
+        return (
+            f'its name is not recognized: rename it to sub-XX_label-{mask_labels[0]}_mask.nii.gz, with the ses-, acq- '
+            'and run- of its image'
+        )
     if naming.lesion_kind(filename, mask_labels) is None:
         return f'--mask-label {label} takes it'
     if mask_desc not in (None, entities.get('desc')):

@@ -20,6 +20,23 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger('bids_lesionfill')
 
+LESION_STATES = {
+    'lesion': {
+        'Description': 'what filling did to the cortex of the region; n/a in the original image, and where the engine '
+        'has no regions as voxels',
+        'Levels': {
+            'replaced': 'all of it was filled',
+            'reduced': 'part of it was filled',
+            'adjacent': 'filled voxels touch it',
+            'none': 'neither',
+        },
+    },
+    'lesion_mm3': {'Description': 'filled volume in the cortex of the region', 'Units': 'mm^3'},
+    'lesion_beside_mm3': {
+        'Description': 'volume of filled voxels outside the region that share a face with its cortex',
+        'Units': 'mm^3',
+    },
+}
 MORPH_COLUMNS = {
     'engine': {'Description': 'what measured it'},
     'index': {'Description': 'FreeSurfer number of the region; n/a for a hemisphere'},
@@ -27,6 +44,16 @@ MORPH_COLUMNS = {
     'hemisphere': {'Description': 'side', 'Levels': {'L': 'left', 'R': 'right'}},
     'thickness_mm': {'Description': 'mean cortical thickness', 'Units': 'mm'},
     'n_voxels': {'Description': 'voxels (vertices, for surfaces) that were averaged; 0 where the engine does not say'},
+    **LESION_STATES,
+}
+REGION_LESION_COLUMNS = {
+    'index': {'Description': 'FreeSurfer number of the region; n/a for a lobe or hemisphere'},
+    'level': {'Description': 'row of', 'Levels': {'region': 'one of 68', 'lobe': 'one of 12', 'hemisphere': 'all'}},
+    'name': {'Description': 'region of the Desikan-Killiany atlas; ..._lobe; ..._cortex of a hemisphere'},
+    'hemisphere': MORPH_COLUMNS['hemisphere'],
+    'lobe': {'Description': 'lobe of the region, as FreeSurfer has them (lobesStrict)'},
+    'region_mm3': {'Description': 'cortex of the region in the filled image, filled voxels included', 'Units': 'mm^3'},
+    **LESION_STATES,
 }
 
 
@@ -73,17 +100,25 @@ def remove_thickness(output_dir: Path, inputs: Inputs) -> None:
     """Remove what was measured on a filled T1w that is about to be filled anew."""
     if not get(inputs.modality).needs_t1w:
         files = naming.thickness_files(output_dir, inputs)
-        for path in (files['morph_filled'], files['dseg_filled']):
+        for path in (files['morph_filled'], files['dseg_filled'], files['lesions_filled']):
             naming.sidecar(path).unlink(missing_ok=True)
             path.unlink(missing_ok=True)
 
 
 def write_dseg(path: Path, seg_img: nib.Nifti1Image, sources: Sequence[str], source: str) -> None:
-    """Write tissue classes."""
+    """Write tissue classes, in the common labels of BIDS."""
     layout_files.write_image(path, seg_img)
+    labels = 'tissue classes (dseg.tsv: common image-derived labels of BIDS)'
     layout_files.write_json(
-        naming.sidecar(path), {'Description': f'tissue classes (dseg.tsv), {source}', 'Sources': list(sources)}
+        naming.sidecar(path), {'Description': f'{labels}, {source}', 'Sources': list(sources)}
     )
+
+
+def write_region_lesions(path: Path, rows: list[dict[str, Any]], sources: Sequence[str], source: str) -> None:
+    """Write the filled volume in and beside each region and lobe."""
+    layout_files.write_tsv(path, rows, REGION_LESION_COLUMNS)
+    about = {'Description': f'filled lesions in and beside regions of the cortex, {source}', 'Sources': list(sources)}
+    layout_files.write_json(naming.sidecar(path), about | REGION_LESION_COLUMNS)
 
 
 def thickness_done(path: Path, engine: str) -> dict[str, Any]:

@@ -158,7 +158,8 @@ def check_size(record: Any, lesions: list[dict[str, Any]], name: str) -> Check |
     elif largest_ml > MAX_LESION_ML:
         label = lesions[volumes_ml.index(largest_ml)]['label']
         sentence = f'Lesion {label:.0f} has {largest_ml:.0f} ml: larger than lesions of multiple sclerosis mostly are.'
-    return Check(name, found, f'up to {MAX_LOAD_ML} ml', sentence)
+    found += f', largest {largest_ml:.3g} ml'
+    return Check(name, found, f'up to {MAX_LOAD_ML} ml; one lesion up to {MAX_LESION_ML} ml', sentence)
 
 
 def check_contrast(
@@ -201,8 +202,9 @@ def check_place(lesions: list[dict[str, Any]], record: Any, modality: str | None
             f'The image is {step:.1f} SD {look} in the mask than around it, and {moved:.1f} SD if the mask is moved by '
             f'6 mm: {end}'
         )
-    name = f'How much {look} the mask is than around it, and moved by 6 mm'
-    return Check(name, f'{step:.1f} and {moved:.1f} SD', f'from {MIN_STEP_SD} SD on, {MIN_STEP_GAIN_SD} more', sentence)
+    name = f'Place of the mask: how much {look} it is than around it, and if it is moved by 6 mm'
+    usual = f'{MIN_STEP_SD} SD or more, and {MIN_STEP_GAIN_SD} more than moved'
+    return Check(name, f'{step:.2f} SD, moved {moved:.2f} SD', usual, sentence)
 
 
 def check_fill(record: Any, lesions: list[dict[str, Any]]) -> Check | None:
@@ -214,7 +216,7 @@ def check_fill(record: Any, lesions: list[dict[str, Any]]) -> Check | None:
     unusual = sorted((label for label in off if off[label] > MAX_FILL_OFF_SD), key=lambda label: -off[label])
     sentence = f'{named(unusual)}: filled with another brightness than the white matter around has.' if unusual else ''
     found = f'{max(off.values()):.1f} SD at most'
-    return Check('Filled tissue against white matter around', found, f'up to {MAX_FILL_OFF_SD} SD', sentence)
+    return Check('Intensity of the fill against white matter around', found, f'up to {MAX_FILL_OFF_SD} SD', sentence)
 
 
 def check_border(record: Any, lesions: list[dict[str, Any]], modality: str | None) -> Check | None:
@@ -233,7 +235,7 @@ def check_border(record: Any, lesions: list[dict[str, Any]], modality: str | Non
         sentence = f'{named(unusual)}: a {look} border stays around the mask.' if unusual else ''
     found = f'{mean:.1f} SD on average, {max(steps.values()):.1f} at most'
     usual = f'up to {MAX_MEAN_BORDER_SD} and {MAX_BORDER_SD} SD'
-    return Check(f'{look.capitalize()} border around the mask', found, usual, sentence)
+    return Check(f'Border around the mask, {look} than farther away', found, usual, sentence)
 
 
 def check_grain(record: Any, lesions: list[dict[str, Any]]) -> Check | None:
@@ -273,9 +275,9 @@ def check_glow(record: Any, lesions: list[dict[str, Any]], modality: str | None)
         sentence = f'{percent(whole)} of the filled tissue are brighter than the white matter around: it glows.'
     elif off:
         sentence = f'{named(off)}: the filling glows, brighter than the white matter around.'
-    found = percent(whole) + (f', up to {percent(max(of_lesions.values()))} of a lesion' if of_lesions else '')
+    found = percent(whole) + (f', up to {percent(max(of_lesions.values()))} of one lesion' if of_lesions else '')
     usual = f'up to {percent(highest)}; of a lesion up to {percent(MAX_LESION_GLOW)}'
-    return Check('Filled tissue that glows', found, usual, sentence)
+    return Check('Glow: filled tissue brighter than all white matter around', found, usual, sentence)
 
 
 def check_wall(record: Any, lesions: list[dict[str, Any]]) -> Check | None:
@@ -291,7 +293,7 @@ def check_wall(record: Any, lesions: list[dict[str, Any]]) -> Check | None:
         sentence = f'{named(off)}: the wall of a ventricle is smeared.'
     found = f'{whole:.2f} times' + (f', lesions {span(of_lesions.values(), 2)}' if of_lesions else '')
     usual = f'{MIN_WALL} or more; at a lesion {MIN_LESION_WALL} or more'
-    return Check('Steepness of ventricle walls at the filling against elsewhere', found, usual, sentence)
+    return Check('Walls of ventricles at the filling: steepness against elsewhere', found, usual, sentence)
 
 
 def check_left(record: Any) -> Check | None:
@@ -300,7 +302,7 @@ def check_left(record: Any) -> Check | None:
     if not is_known(left):
         return None
     sentence = f'{percent(left)} of the given mask are as bright as lesions after filling: a rim may stay at fluid.'
-    return Check('Given mask that is still bright', percent(left), *limit(left, MAX_LEFT, sentence))
+    return Check('Lesion left: given mask that is still bright', percent(left), *limit(left, MAX_LEFT, sentence))
 
 
 def known(lesions: list[dict[str, Any]], column: str) -> dict[Any, Any]:

@@ -280,8 +280,8 @@ def within_lesion(
 ) -> np.ndarray:
     """Keep a filling from going beyond the lesion that it replaces: no darker than a dark lesion was.
 
-    Interpolation overshoots beside the slope of a wall, by more than any lesion. Where the lesion itself was beyond white
-    matter on the other side (an enhancing one, a vessel), white matter is the bound.
+    Interpolation overshoots beside the slope of a wall, by more than any lesion. Where the lesion itself was beyond
+    white matter on the other side (an enhancing one, a vessel), white matter is the bound.
 
     Parameters
     ----------

@@ -20,33 +20,30 @@ THIN_FLUID, THIN_MM = 0.4, 4.0  # share of fluid of a thin horn, and how far fro
 SOLID_ABOVE, FLAIR_FLUID_BELOW = 0.7, 0.7
 
 
-def fluid_level(
-    image: np.ndarray, outside: np.ndarray, white_matter: float, voxel_mm: Sequence[float] | np.ndarray
-) -> float:
+def fluid_level(relative: np.ndarray, outside: np.ndarray, voxel_mm: Sequence[float] | np.ndarray) -> float:
     """Find the level of fluid: the middle of what is dark and two mm inside it.
 
     Parameters
     ----------
-    image : (X, Y, Z) float array, a T1w
+    relative : (X, Y, Z) float array
+        A T1w, white matter at 1.
     outside : (X, Y, Z) bool array
         The brain without lesions.
-    white_matter : float
-        Its level.
     voxel_mm : sequence of 3 floats
     """
     box = masks.bounding_box(outside, 1) if outside.any() else ...
-    relative, outside = image[box] / white_matter, outside[box]
+    relative, outside = relative[box], outside[box]
     csf = 0.3  # on most T1w images
     for _ in range(3):
-        dark = outside & (relative < csf + FLUID_BELOW * (1 - csf))
+        dark = outside & (relative < dark_below(csf))
         deep = ndimage.distance_transform_edt(dark, sampling=voxel_mm) > 2
         deep = deep if deep.any() else dark
         csf = float(np.median(relative[deep])) if deep.any() else csf
-    return csf * white_matter
+    return csf
 
 
 def fluid_core(
-    image: np.ndarray, lesion_mask: np.ndarray, may_be_fluid: np.ndarray, below: float, voxel_mm: Any
+    relative: np.ndarray, csf: float, lesion_mask: np.ndarray, may_be_fluid: np.ndarray, voxel_mm: Any
 ) -> np.ndarray:
     """Find the voxels of fluid: dark, and connected to fluid outside the mask.
 
@@ -54,27 +51,26 @@ def fluid_core(
 
     Parameters
     ----------
-    image : (X, Y, Z) float array, a T1w
+    relative, csf : (X, Y, Z) float array and float
+        A T1w, white matter at 1; see `fluid_level`.
     lesion_mask, may_be_fluid : (X, Y, Z) bool array
         Lesions; the brain, maybe without what another image shows to be no fluid.
-    below : float
-        Fluid is darker, see `dark_below`.
     voxel_mm : sequence of 3 floats
 
     Returns
     -------
     (X, Y, Z) bool array
     """
-    dark = may_be_fluid & (image < below)
+    dark = may_be_fluid & (relative < dark_below(csf))
     labels, n_parts = ndimage.label(dark & ~lesion_mask)
     volumes_ml = np.bincount(labels.flat, minlength=n_parts + 1) * np.prod(voxel_mm) / 1000
     seeds = (volumes_ml >= LEAST_FLUID_ML)[labels] & (labels > 0)
     return ndimage.binary_propagation(seeds, mask=dark) if seeds.any() else seeds
 
 
-def dark_below(csf: float, white_matter: float) -> float:
-    """Return the level below which a voxel of a T1w is fluid, from those of fluid and white matter."""
-    return csf + FLUID_BELOW * (white_matter - csf)
+def dark_below(csf: float) -> float:
+    """Return the level below which a voxel of a T1w is fluid, from that of fluid; white matter is at 1."""
+    return csf + FLUID_BELOW * (1 - csf)
 
 
 def fluid_share(

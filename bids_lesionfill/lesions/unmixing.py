@@ -86,12 +86,12 @@ def unmix(
     core, solid = None, np.zeros_like(brain_mask)
     if fluid is None:
         white_matter = float(np.median(image[wm_mask & ~lesion_mask]))
-        csf = fluids.fluid_level(image, brain_mask & ~lesion_mask, white_matter, voxel_mm)
-        below = fluids.dark_below(csf, white_matter)
-        core = fluids.fluid_core(image, lesion_mask, brain_mask, below, voxel_mm)
+        relative = image / white_matter
+        level = fluids.fluid_level(relative, brain_mask & ~lesion_mask, voxel_mm)
+        core, csf = fluids.fluid_core(relative, level, lesion_mask, brain_mask, voxel_mm), level * white_matter
         if flair is not None:
             solid = fluids.solid_on_flair(flair, core, wm_mask, lesion_mask, brain_mask)
-            core = fluids.fluid_core(image, lesion_mask, brain_mask & ~solid, below, voxel_mm)
+            core = fluids.fluid_core(relative, level, lesion_mask, brain_mask & ~solid, voxel_mm)
         share = (core | ~brain_mask).astype(np.float32)
     else:
         share, csf = fluid

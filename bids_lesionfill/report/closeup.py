@@ -90,6 +90,7 @@ def closeup(
     size = ' × '.join(f'{size:.3g}' for size in voxel_sizes_mm)
     return {
         'name': 'closeup',
+        'label': lesion['label'],
         'title': f'Close-up: lesion {lesion["label"]} at true voxels',
         'reason': lesion.get('reason', ''),
         'caption': f'Voxels of {size} mm, each a block of {zoom[0]} × {zoom[1]} × {zoom[2]} pixels, nothing smoothed. '

@@ -23,6 +23,14 @@ TRAINED_ON = (
     'al., 2018) and of MSLesSeg (Guarnera et al., 2025)'
 )
 
+# This software, with the year of its version (CHANGES.md).
+ITSELF = '''@software{bids_lesionfill,
+  author = {{The bids_lesionfill developers}},
+  title = {bids_lesionfill, version VERSION},
+  year = {2026},
+  howpublished = {Software}
+}'''
+
 # Tools whose lesion masks or tissue labels are read under names of their own, see `tool_outputs`.
 TOOLS = {
     'FastSurfer': 'Henschel et al., 2020',
@@ -92,7 +100,7 @@ def growth_words(options: Any) -> str:
     if options.rims == 'unmixed':
         return (
             'At the rims of lesions, which masks miss, the share of lesion in each voxel was estimated and removed '
-            'and fluid was kept; voxels without a share of lesion were left as they were.'
+            'and fluid was kept; voxels with less than 10 % lesion were left as they were.'
         )
     steps = []
     if options.dilate:
@@ -142,8 +150,8 @@ def texture_words(options: Any, plans: dict[str, dict[str, Any]]) -> list[str]:
     if options.texture != 'sampled' or set(steps) != {1} or bases != {'lesion'}:
         return []
     return [
-        'The noise of the tissue in their place was kept, and patches in proportion to their contrast were added, since '
-        'one step gives the mean of lesions.'
+        'The noise of the tissue in their place was kept, and patches in proportion to their contrast were added, '
+        'since one step gives the mean of lesions.'
     ]
 
 
@@ -166,8 +174,9 @@ def model_words(options: Any, plans: dict[str, dict[str, Any]]) -> str:
 
 
 def brought(options: Any, plans: dict[str, dict[str, Any]]) -> list:
-    """Return the BibTeX entries that parts of other packages bring, for `references.citation`."""
-    named = [reference for plan in plans.values() for reference in plan.get('references', ())]
+    """Return the BibTeX entries of this software and of parts of other packages, for `references.citation`."""
+    named = [ITSELF.replace('VERSION', options.version)]
+    named += [reference for plan in plans.values() for reference in plan.get('references', ())]
     named += segmenters.SEGMENTERS[options.segmenter].references if options.segmenter else ()
     for name in options.thickness:
         named += registry.make_engine(name).references
@@ -192,7 +201,7 @@ def tissue_words(options: Any, tools: Sequence[str]) -> list[str]:
     sentences = []
     if tools:
         named = ' and '.join(f'{tool} ({TOOLS[tool]})' for tool in tools)
-        sentences.append(f'Lesion masks and tissue labels by {named} were used where they were there.')
+        sentences.append(f'Lesion masks or tissue labels by {named} were used where available.')
     others = ' or '.join(name for name in options.modalities if get(name).needs_t1w) or FLAIR.name
     return [
         *sentences,

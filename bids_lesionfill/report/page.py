@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import re
+import urllib.parse
 from collections.abc import Sequence
 from numbers import Real
 from pathlib import Path
@@ -20,6 +21,10 @@ from ..lesions import checks, measures
 OUTLINE_COLOUR = '#ffa000'  # orange on grey: seen in protan, deutan and tritan colour blindness
 GIVEN_COLOUR = '#40b4ff'  # blue: told from the orange in all three, too
 TEMPLATE = 'report.html.jinja'
+PICTURES = ('before', 'mask', 'after')  # of a figure
+NIIVUE = Path(__file__).parent / 'niivue'  # as published, see its LICENSE
+MAX_PAGE_BYTES = 15_000_000
+TAG_BYTES = 200  # what stands around the data of a part, at most
 
 STATUS_LOOKS = {'filled': 'good', 'synthesized': 'good', 'failed': 'bad'}
 COLUMN_TITLES = {
@@ -30,7 +35,9 @@ UNITS = {'_mm3': 'mm³', '_mm': 'mm', '_ml': 'ml', '_percent': '%', '_voxels': '
 
 
 def write_participant(path: Path, participant: dict[str, Any]) -> None:
-    """Write a participant's page, one self-contained HTML file; it is whole or absent.
+    """Write a participant's page, one self-contained HTML file of at most 15 MB; it is whole or absent.
+
+    Of a larger one, the last pictures and volumes are written to files beside it, in `sub-01/figures`.
 
     Parameters
     ----------
@@ -38,10 +45,90 @@ def write_participant(path: Path, participant: dict[str, Any]) -> None:
     participant : dict
         `label`, `version`, `command`, `status`, `message`, `methods`, maybe `key` (see `read_key`), and `images`: a
         list of dicts with `name`, `status` and any of `output`, `message`, `warnings`, `checks` (list of
-        verdict.Check), `figures`, `lesions`, `summary`, `provenance`.
+        verdict.Check), `figures`, `viewer` (see `viewer.pack`), `stem` (how its files begin), `lesions`, `summary`,
+        `provenance`.
     """
-    html = page_template().render(participant=participant, outline_colour=OUTLINE_COLOUR, given_colour=GIVEN_COLOUR)
-    files.write_bytes(path, html.encode())
+    html = render(arrange(participant, path.stem, math.inf))
+    if len(html) > MAX_PAGE_BYTES:
+        text_bytes = len(render(arrange(participant, path.stem, 0)))
+        arranged = arrange(participant, path.stem, MAX_PAGE_BYTES - text_bytes)
+        for name, data in files_beside(arranged).items():
+            files.write_bytes(path.parent / name, data)
+        html = render(arranged)
+    files.write_bytes(path, html)
+
+
+def arrange(participant: dict[str, Any], folder: str, room: float) -> dict[str, Any]:
+    """Return the content of a page in which each part has a place: inside, as long as there is room, or `beside`.
+
+    Parameters
+    ----------
+    participant : dict
+        See `write_participant`.
+    folder : str
+        Next to the page.
+    room : float
+        Bytes for pictures, and then volumes.
+    """
+    images = [dict(image) for image in participant.get('images') or ()]
+
+    def place(part: dict[str, Any], name: str, size: int) -> dict[str, Any]:
+        nonlocal room
+        needed = base64_bytes(size) + TAG_BYTES
+        is_inside = needed <= room
+        room -= needed if is_inside else 0
+        return part | {'beside': None if is_inside else f'{folder}/figures/{name}'}
+
+    stems = [image.get('stem') or image.get('name') for image in images]
+    for image, stem in zip(images, stems, strict=True):
+        image['figures'] = [
+            place(figure, f'{stem}_{figure["name"]}', sum(len(figure[picture]) for picture in PICTURES))
+            for figure in image.get('figures') or ()
+        ]
+    for image, stem in zip(images, stems, strict=True):
+        if image.get('viewer'):
+            image['viewer'] = place(image['viewer'], f'{stem}_viewer.js', len(image['viewer']['data']))
+    return participant | {'images': images}
+
+
+def base64_bytes(size: int) -> int:
+    """Return the length of bytes in base64."""
+    return 4 * -(-size // 3)
+
+
+def files_beside(participant: dict[str, Any]) -> dict[str, bytes]:
+    """Return the files that a page from `arrange` refers to, by their paths relative to it."""
+    found = {}
+    for image in participant['images']:
+        for figure in image['figures']:
+            if figure['beside']:
+                found |= {f'{figure["beside"]}_{picture}.png': figure[picture] for picture in PICTURES}
+        viewer = image.get('viewer')
+        if viewer and viewer['beside']:
+            # a script, since browsers read no other file for a page that was opened from a disk
+            text = f'(window.volumes ??= {{}})[{json.dumps(viewer["beside"])}] = "{as_base64(viewer["data"])}";\n'
+            found[viewer['beside']] = text.encode()
+    return found
+
+
+def render(participant: dict[str, Any]) -> bytes:
+    """Return the page of a participant, whose content is from `arrange`, as HTML."""
+    has_viewer = any(image.get('viewer') for image in participant['images'])
+    html = page_template().render(
+        participant=participant,
+        outline_colour=OUTLINE_COLOUR,
+        given_colour=GIVEN_COLOUR,
+        niivue=niivue() if has_viewer else None,
+        has_files=bool(files_beside(participant)),
+    )
+    return html.encode()
+
+
+@functools.cache
+def niivue() -> dict[str, str]:
+    """Return NiiVue: `code`, compressed, in base64; and its `license`."""
+    code = as_base64((NIIVUE / 'niivue.umd.js.gz').read_bytes())
+    return {'code': code, 'license': (NIIVUE / 'LICENSE').read_text(encoding='utf-8')}
 
 
 def read_key(path: Path) -> str | None:
@@ -60,7 +147,8 @@ def page_template() -> jinja2.Template:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(
-        data_uri=data_uri,
+        source=source,
+        in_base64=as_base64,
         look=status_look,
         readable=readable,
         as_json=as_json,
@@ -72,9 +160,21 @@ def page_template() -> jinja2.Template:
     return environment.get_template(TEMPLATE)
 
 
+def source(figure: dict[str, Any], picture: str) -> str:
+    """Return the address of a picture: a data URI that holds its bytes, or that of a file; see `arrange`."""
+    if figure.get('beside'):
+        return urllib.parse.quote(f'{figure["beside"]}_{picture}.png')
+    return data_uri(figure[picture])
+
+
 def data_uri(png: bytes) -> str:
     """Return a picture as a data URI that holds its bytes."""
-    return f'data:image/png;base64,{base64.b64encode(png).decode("ascii")}'
+    return f'data:image/png;base64,{as_base64(png)}'
+
+
+def as_base64(data: bytes) -> str:
+    """Return bytes as text in base64."""
+    return base64.b64encode(data).decode('ascii')
 
 
 def linked(sentence: str, number: int, figures: Sequence[dict[str, Any]]) -> str:

@@ -37,6 +37,13 @@ class Known(NamedTuple):
 NOTHING = Known()
 
 
+class Drawing(NamedTuple):
+    """Pictures of an image, and what the viewer of the page shows of it."""
+
+    figures: list[dict[str, Any]] = []
+    viewer: dict[str, Any] | None = None  # see `viewer.pack`
+
+
 def status_message(pages: list[dict[str, Any]], missing: set[str]) -> str:
     """Return a message that lists failures of a participant's images and its missing modalities."""
     sentences = [
@@ -93,8 +100,8 @@ def files_of(image: Inputs, desc: str, output_dir: Path) -> tuple[dict[str, Path
 
 def figures_of(
     image: Inputs, desc: str, output_dir: Path, pictured: bool = True, known: Known = NOTHING
-) -> list[dict[str, Any]]:
-    """Draw the pictures of an image, of its files; see `pictures.fill_figures`.
+) -> Drawing:
+    """Draw the pictures of an image, of its files; see `draw_figures`.
 
     Parameters
     ----------
@@ -113,8 +120,9 @@ def figures_of(
     record = read_record(derivatives.read_sidecar(after_file) if is_fill else {}, is_fill)
     lesions = text_files.read_tsv(files['lesions'])
     way = way_between(image, output_dir)
-    figures = draw_figures(image, (after_file, mask_file), lesions, record, known, way) if pictured else []
-    return figures + (draw_overlay(image, mask_file, output_dir) if desc in ('filled', 'synth', 'synth1') else [])
+    drawing = draw_figures(image, (after_file, mask_file), lesions, record, known, way) if pictured else Drawing()
+    overlay = draw_overlay(image, mask_file, output_dir) if desc in ('filled', 'synth', 'synth1') else []
+    return drawing._replace(figures=drawing.figures + overlay)
 
 
 def fill_volumes(record: Any, voxel_ml: float) -> dict[str, float | None]:
@@ -130,8 +138,10 @@ def draw_figures(
     record: Any,
     known: Known,
     way: np.ndarray,
-) -> list[dict[str, Any]]:
-    """Plot an image before and after, unusual lesions (by their record) first; see `pictures.fill_figures`.
+) -> Drawing:
+    """Plot an image before and after, unusual lesions (by their record) first; pack it for the viewer.
+
+    See `pictures.fill_figures` and `viewer.pack`.
 
     Parameters
     ----------
@@ -159,7 +169,7 @@ def draw_figures(
         }
         for row in lesions
     ]
-    from . import closeup, pictures  # with matplotlib, which takes seconds
+    from . import closeup, pictures, viewer  # with matplotlib, which takes seconds
 
     given = known.given_mask
     if given is not None:
@@ -171,7 +181,7 @@ def draw_figures(
         worst = max(located, key=lambda row: (max(row['suspicion'], 1), row['volume_mm3']))
         before, after = np.nan_to_num(before), np.nan_to_num(after)
         figures.insert(1, closeup.closeup(before, after, both, voxel_sizes_mm, worst, image.modality, beside))
-    return figures
+    return Drawing(figures, viewer.pack(before, after, both, before_img.affine, located))
 
 
 def in_ras(mask: np.ndarray, img: nib.Nifti1Image) -> np.ndarray:

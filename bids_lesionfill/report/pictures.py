@@ -20,7 +20,6 @@ from .closeup import Masks
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-PICTURES = ('before', 'mask', 'after')
 MAX_SLICES = 8
 MAX_LESIONS = 3
 ZOOM_MM = 70  # side of a view through a lesion
@@ -175,6 +174,7 @@ def zoom(
     legend = f'{name}\nmean {means}\n\npatient left = image right\ngrey 0 to {page.readable(grey_max)}'
     return {
         'name': f'lesion-{lesion["label"]}',
+        'label': lesion['label'],
         'title': name,
         'reason': lesion.get('reason', ''),
         'caption': f'Mean intensity in the lesion from {means}. The lesion is in the middle of each view, '
@@ -362,4 +362,4 @@ def draw_legend(axes: Axes, legend: str, scale_bar_mm: float, width_mm: float) -
 
 def png_files(figures: Sequence[dict[str, Any]]) -> dict[str, bytes]:
     """Return PNG bytes of all entries by file stem: `overview_before`, `lesion-3_after`, ..."""
-    return {f'{figure["name"]}_{picture}': figure[picture] for figure in figures for picture in PICTURES}
+    return {f'{figure["name"]}_{picture}': figure[picture] for figure in figures for picture in page.PICTURES}

@@ -59,6 +59,10 @@ class Anatomy:
         """Return the cortex (the ribbon without deep nuclei and what borders the ventricles) on an image's grid."""
         return self.on_grid(self.regions > 0, target_img)
 
+    def regions_img(self, target_img: nib.Nifti1Image) -> nib.Nifti1Image:
+        """Return the regions of the cortex (1..68, as in REGIONS) on the grid of an image; uint8."""
+        return self.on_grid(self.regions, target_img)
+
     def on_grid(self, labels: np.ndarray, target_img: nib.Nifti1Image) -> nib.Nifti1Image:
         """Return labels on the grid of an image, by the nearest voxel; uint8 image."""
         own_img = nib.Nifti1Image(labels.astype(np.float32), self.affine)
@@ -275,6 +279,11 @@ def classes_of_six(seg_img: nib.Nifti1Image, scan: Scan, anatomy: Anatomy) -> ni
     own = np.asarray(anatomy.seg_img(scan.t1w_img).dataobj)
     classes = np.where(seg == CEREBELLUM, own, SIX_CLASSES[np.clip(seg, 0, CEREBELLUM)])
     return nib.Nifti1Image(classes.astype(np.uint8), scan.t1w_img.affine)
+
+
+def cortex_of(found: Anatomy, scan: Scan) -> tuple[nib.Nifti1Image, nib.Nifti1Image]:
+    """Return the cortex and its regions on the grid of a scan: two uint8 images, for `Measurement`."""
+    return found.cortex_img(scan.t1w_img), found.regions_img(scan.t1w_img)
 
 
 def average(thickness: np.ndarray, anatomy: Anatomy) -> ThicknessTable:

@@ -67,6 +67,7 @@ class Measurement:
     tissue_seg_img: Any = None  # 1 CSF, 2 grey, 3 white matter on the image's grid, if the engine makes one
     info: dict = field(default_factory=dict)  # parameters and sources, for the sidecar
     cortex_img: Any = None  # grey matter of the ribbon on the image's grid, if the engine tells it from other
+    regions_img: Any = None  # 1..68 on the cortex, as in tables.REGIONS, on the image's grid, if the engine knows them
 
 
 class Engine(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,9 @@ REGION_NAMES = (
 )
 HEMISPHERES = ('lh', 'rh')
 REGIONS = tuple(f'{hemisphere}_{name}' for hemisphere in HEMISPHERES for name in REGION_NAMES)  # Desikan-Killiany, 68
+# Of FreeSurfer, which counts the corpus callosum as 1004.
+_NUMBERS = (1001, 1002, 1003, *range(1005, 1036), 2001, 2002, 2003, *range(2005, 2036))
+FREESURFER_INDEX = dict(zip(REGIONS, _NUMBERS))
 
 
 @dataclass(frozen=True)
@@ -59,31 +63,38 @@ HEMISPHERE_MEAN = 'MeanThickness'
 NAMES = (*(f'{hemisphere}_{HEMISPHERE_MEAN}' for hemisphere in HEMISPHERES), *REGIONS)
 
 
-def table_rows(table: ThicknessTable, engine: str) -> list[dict[str, Any]]:
-    """Return a table as rows of the file: 68 regions and two hemispheres."""
-    numbers = [1001, 1002, 1003, *range(1005, 1036)]  # of FreeSurfer, which counts the corpus callosum as 1004
+LESION_STATES = ('lesion', 'lesion_mm3', 'lesion_beside_mm3')  # columns, see `lesion_regions.lesions_by_region`
+
+
+def table_rows(
+    table: ThicknessTable, engine: str, lesions: Iterable[dict[str, Any]] | None = None
+) -> list[dict[str, Any]]:
+    """Return a table as rows of the file: 68 regions and two hemispheres.
+
+    Parameters
+    ----------
+    table : ThicknessTable
+    engine : str
+    lesions : iterable of dict, optional
+        Rows of `lesion_regions.lesions_by_region`; those of regions and hemispheres are taken over.
+    """
+    touched = {row['name']: row for row in lesions or ()}
     rows = []
-    for hemisphere, side, offset in (('lh', 'L', 0), ('rh', 'R', 1000)):
-        for number, name in zip(numbers, REGION_NAMES):
-            region = f'{hemisphere}_{name}'
+    for hemisphere in HEMISPHERES:
+        mean, regions = f'{hemisphere}_{HEMISPHERE_MEAN}', [f'{hemisphere}_{name}' for name in REGION_NAMES]
+        values = {name: (table.thickness_mm[name], table.n_voxels[name]) for name in regions}
+        values[mean] = table.hemisphere_mm[hemisphere], sum(table.n_voxels[name] for name in regions)
+        for name, (mm, n_voxels) in values.items():
+            lesion = touched.get(f'{hemisphere}_cortex' if name == mean else name, {})
             rows.append(
                 {
                     'engine': engine,
-                    'index': number + offset,
-                    'name': region,
-                    'hemisphere': side,
-                    'thickness_mm': round(table.thickness_mm[region], 6),
-                    'n_voxels': table.n_voxels[region],
+                    'index': FREESURFER_INDEX.get(name),
+                    'name': name,
+                    'hemisphere': hemisphere[0].upper(),
+                    'thickness_mm': round(mm, 6),
+                    'n_voxels': n_voxels,
+                    **{column: lesion.get(column) for column in LESION_STATES},
                 }
             )
-        rows.append(
-            {
-                'engine': engine,
-                'index': None,
-                'name': f'{hemisphere}_{HEMISPHERE_MEAN}',
-                'hemisphere': side,
-                'thickness_mm': round(table.hemisphere_mm[hemisphere], 6),
-                'n_voxels': sum(n for name, n in table.n_voxels.items() if name.startswith(hemisphere)),
-            }
-        )
     return rows

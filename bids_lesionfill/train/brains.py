@@ -11,7 +11,8 @@ import nibabel as nib
 import numpy as np
 
 from ..diffusion import inpaint
-from ..images import anatomy, grid, masks, tissues
+from ..images import anatomy, grid, masks, segmentations, tissues
+from ..layout import segmentations as layout_segmentations
 from ..lesions import contrasts as lesions_contrasts
 from . import randomisation
 
@@ -32,8 +33,15 @@ class Brain(NamedTuple):
 
 
 def read_tissues(t1w_file: Path, dseg_file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return a normalised T1w and its tissue segmentation on the working grid: (X, Y, Z) float32 and uint8 arrays."""
+    """Return a normalised T1w and its tissue segmentation on the working grid: (X, Y, Z) float32 and uint8 arrays.
+
+    The table of the segmentation (`dseg.tsv`) names its labels; without one they are 1 CSF, 2 grey and 3 white matter.
+    """
     t1w_img, dseg_img = grid.conform(nib.load(t1w_file)), nib.load(dseg_file)
+    tops = {path.name: path for path in Path(dseg_file).parents if (path / 'dataset_description.json').is_file()}
+    if table := layout_segmentations.label_table(dseg_file, tops):
+        classes = segmentations.from_table(np.asarray(dseg_img.dataobj), table)
+        dseg_img = nib.Nifti1Image(classes, dseg_img.affine)
     tissue_seg = np.zeros(t1w_img.shape, dtype=np.uint8)
     for label in (tissues.CSF, tissues.GREY_MATTER, tissues.WHITE_MATTER):
         tissue_seg[grid.conform_mask(dseg_img, t1w_img, label=label)] = label

@@ -92,8 +92,8 @@ class KellyKapowski:
         with self.progress(f'{scan.name} {scan.desc}', 'iteration') as report:
             thickness = direct_thickness(found, self.work_dir, report)
         info = {**found.info, 'Thickness': f'DiReCT, {N_ITERATIONS} iterations, r {STEP}, n {N_POINTS}, m {SMOOTHING}'}
-        own_img, cortex_img = found.seg_img(scan.t1w_img), found.cortex_img(scan.t1w_img)
-        return Measurement(anatomy.average(thickness, found), own_img, info, cortex_img)
+        own_img = found.seg_img(scan.t1w_img)
+        return Measurement(anatomy.average(thickness, found), own_img, info, *anatomy.cortex_of(found, scan))
 
     def run_script(self, scan: Scan, found: anatomy.Anatomy) -> Measurement:
         """Run the ANTs program, and average its thickness over the package's regions."""
@@ -107,7 +107,7 @@ class KellyKapowski:
             thickness = anatomy.sample_thickness(nib.load(result.outputs.CorticalThickness), found)
             seg_img = anatomy.classes_of_six(nib.load(result.outputs.BrainSegmentation), scan, found)
         info = {**found.info, 'Thickness': interface.cmdline.replace(folder, 'WORK')}
-        return Measurement(anatomy.average(thickness, found), seg_img, info, found.cortex_img(scan.t1w_img))
+        return Measurement(anatomy.average(thickness, found), seg_img, info, *anatomy.cortex_of(found, scan))
 
 
 def direct_thickness(

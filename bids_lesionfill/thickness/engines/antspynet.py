@@ -86,4 +86,4 @@ class ANTsPyNet:
         thickness = anatomy.sample_thickness(maps['thickness_image'], found)
         seg_img = anatomy.classes_of_six(maps['segmentation_image'], scan, found)
         info = {'Thickness': 'antspynet.cortical_thickness', 'Parcellation': found.info['Parcellation']}
-        return Measurement(anatomy.average(thickness, found), seg_img, info, found.cortex_img(scan.t1w_img))
+        return Measurement(anatomy.average(thickness, found), seg_img, info, *anatomy.cortex_of(found, scan))

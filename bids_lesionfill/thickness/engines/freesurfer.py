@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ..engine import Scan, Settings
 
 STATS = 'stats/{hemisphere}.aparc.stats'
+REGIONS = 'mri/aparc+aseg.mgz'  # the same regions as labels of voxels
 OF_FASTSURFER, OF_BOTH = 'mri/aparc.DKTatlas+aseg.deep*.mgz', 'mri/aseg.mgz'
 
 
@@ -130,7 +131,7 @@ class FreeSurfer:
             if not self.can_run():
                 raise
             return self.run_program(scan)
-        return read_both(files)
+        return read_both(files, scan)
 
     def run_program(self, scan: Scan) -> Measurement:
         """Run `recon-all -all` by nipype's interface, in the work folder or in one that is removed; `Measurement`."""
@@ -148,11 +149,11 @@ class FreeSurfer:
                 directive='all',
                 openmp=1,
             ).run()
-            return read_both([subjects_dir / subject / STATS.format(hemisphere=side) for side in HEMISPHERES])
+            return read_both([subjects_dir / subject / STATS.format(hemisphere=side) for side in HEMISPHERES], scan)
 
 
-def read_both(files: Sequence[Path]) -> Measurement:
-    """Read a measurement from the stats files of both hemispheres."""
+def read_both(files: Sequence[Path], scan: Scan) -> Measurement:
+    """Read a measurement from the stats files of both hemispheres, with the regions beside them if there are some."""
     regions, means = {}, {}
     for hemisphere, file in zip(HEMISPHERES, files):
         try:
@@ -160,7 +161,10 @@ def read_both(files: Sequence[Path]) -> Measurement:
         except ValueError as error:
             raise ValueError(f'{file}: {error}; FastSurfer needs --fsaparc for it') from None
         regions |= {f'{hemisphere}_{name}': value for name, value in found.items()}
-    return Measurement(table_of(regions, means), None, {'Read': [file.name for file in files]})
+    regions_img = tools.regions_on_grid(files[0].parents[1] / REGIONS, scan)
+    return Measurement(
+        table_of(regions, means), None, {'Read': [file.name for file in files]}, regions_img=regions_img
+    )
 
 
 def maker_of(subject_dir: Path) -> str | None:

@@ -37,4 +37,4 @@ class ProjectionBasedThickness:
         found = scan.anatomy
         table = anatomy.average(cortex.projection_thickness(found.ribbon), found)
         info = {**found.info, 'Thickness': 'projection-based'}
-        return Measurement(table, found.seg_img(scan.t1w_img), info, found.cortex_img(scan.t1w_img))
+        return Measurement(table, found.seg_img(scan.t1w_img), info, *anatomy.cortex_of(found, scan))

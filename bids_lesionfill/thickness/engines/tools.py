@@ -8,7 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import nibabel as nib
+import numpy as np
+
+from ...images import grid
 from ..registry import desc_in
+from ..tables import FREESURFER_INDEX
 
 if TYPE_CHECKING:
     from ..engine import Scan
@@ -62,3 +67,17 @@ def find_results(
         looked = ', '.join(str(folder / filename) for folder in folders) or 'no folder: give one with --derivatives'
         raise FileNotFoundError(f'{filename} of {scan.name} ({scan.desc}) is not there; looked at {looked}')
     return found[0]
+
+
+def regions_on_grid(label_file: Path, scan: Scan) -> nib.Nifti1Image | None:
+    """Return the regions of the cortex (1..68) of a label volume of FreeSurfer on the grid of a scan; uint8 image.
+
+    None if the file is not there, or has none of the regions in the space of the scan.
+    """
+    if not label_file.is_file():
+        return None
+    labels = np.rint(grid.resample_to(nib.load(label_file), scan.t1w_img, order=0)).astype(int)
+    regions = np.zeros(labels.shape, dtype=np.uint8)
+    for number, label in enumerate(FREESURFER_INDEX.values(), start=1):
+        regions[labels == label] = number
+    return nib.Nifti1Image(regions, scan.t1w_img.affine) if regions.any() else None
