@@ -28,6 +28,8 @@ class Modality:
     # Share of the contrast of a lesion that is left 1 mm outside its mask: median of five patients on FLAIR and T1w
     # (benchmarks/lesion_contrast.py); other modalities have the mean of the two.
     halo_share: float = 0.28
+    # Standard deviation of a lesion beyond noise, as a share of its contrast (lesions/unevenness.py).
+    unevenness: float = 0.5
     # Percentiles of the contrast of real lesions, without its sign; None: not measured.
     contrast_percentiles: dict[int, float] | None = field(default=None, hash=False)
 
@@ -54,6 +56,7 @@ MODALITIES = Registry(
             is_default_of=('fill', 'synth'),
             synth_model='synth-T1w',
             halo_share=0.19,
+            unevenness=0.8,
             contrast_percentiles={5: 0.041, 10: 0.067, 25: 0.168, 50: 0.326, 75: 0.518, 90: 0.664, 95: 0.706},
         ),
         # 149 lesions of the same and of four sessions of MSLesSeg.
@@ -65,6 +68,7 @@ MODALITIES = Registry(
             fill_model='fill-FLAIR',
             synth_model='synth-FLAIR',
             halo_share=0.36,
+            unevenness=0.2,
             contrast_percentiles={5: 0.306, 10: 0.380, 25: 0.546, 50: 0.704, 75: 0.871, 90: 1.085, 95: 1.180},
         ),
         'T2w': Modality('T2w', 'T2w', lesion_sign=1),

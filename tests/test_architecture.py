@@ -18,12 +18,13 @@ MAY_IMPORT = {
     'diffusion': {*GROUND, 'images'},
     'lesions': {*GROUND, 'diffusion', 'images'},
     'thickness': {*GROUND, 'images'},
-    'report': {*GROUND, 'layout', 'lesions', 'thickness', 'images', 'diffusion'},
+    'segmenters': GROUND,
+    'report': {*GROUND, 'layout', 'lesions', 'thickness', 'segmenters', 'images', 'diffusion'},
     'train': RESEARCH,
     'evaluate': {*RESEARCH, 'train', 'report'},
     'readerstudy': RESEARCH,
     'score': {*RESEARCH, 'report'},
-    'app': {*RESEARCH, 'interface', 'report', 'thickness'},
+    'app': {*RESEARCH, 'interface', 'report', 'thickness', 'segmenters'},
     'interface': {*GROUND, 'layout', 'lesions', 'diffusion', 'images'},
     '__init__': {'interface'},
     '__main__': {'app'},
@@ -78,6 +79,7 @@ LIGHT = [
     *('diffusion/models.py', 'thickness/registry.py', 'thickness/engine.py'),
     *('diffusion/registry.py', 'diffusion/filler.py', 'modality.py', 'plugins.py', 'sidecars.py'),
     'layout',
+    'segmenters',
 ]
 
 MAX_LINES, MAX_BODY_LINES, MAX_ARGUMENTS = 500, 60, 7  # of a file, a function, a function

@@ -25,6 +25,15 @@ RUNS = {
         ('SAMSEG', 'LST-AI', 'SynthSeg'),
         {*DDIM, 'cerri2021', 'wiltgen2024', 'billot2023'},
     ),
+    **{
+        name: ({'segmenter': name}, (), {*DDIM, work})
+        for name, work in (
+            ('lst-ai', 'wiltgen2024'),
+            ('mindglide', 'goebl2025'),
+            ('nnunet', 'isensee2021'),
+            ('samseg', 'cerri2021'),
+        )
+    },
     'thickness': (
         {'thickness': tuple(registry.ENGINES)},
         (),
@@ -91,6 +100,14 @@ def test_text_says_which_lesions_were_kept_and_how_many_samples_were_drawn():
     assert f'in {models.STEPS_FOR_SEVERAL_SAMPLES} steps' in text
     assert 'sampled by DDIM (Song et al., 2021) in 1 step.' in text_of()
     assert 'in 25 steps.' in text_of(num_inference_steps=25)
+
+
+def test_texture_of_new_lesions_is_described_where_it_is_not_the_networks_own():
+    plan = {'form': {'kind': 'residual', 'base': 'lesion'}, 'num_inference_steps': 1}
+    synth = {'mode': 'synth', 'plans': {'FLAIR': plan}, 'modalities': ('FLAIR',)}
+    assert 'noise of the tissue in their place was kept' in text_of(**synth)
+    assert 'noise of the tissue' not in text_of(**synth, num_inference_steps=20)
+    assert 'noise of the tissue' not in text_of(**synth, texture='mean')
 
 
 def test_an_unconditional_model_is_one_of_repaint():

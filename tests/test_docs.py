@@ -170,6 +170,7 @@ def test_pages_have_commands_to_be_understood():
 
 FOREIGN = {  # options of other programs that the text names
     *('--array', '--cap-drop', '--cleanenv', '--containall', '--cpu', '--cpus', '--dependency', '--entrypoint'),
+    '--fast-mode',  # of LST-AI
     *('--format', '--fsaparc', '--gpus', '--gres', '--index-url', '--lesion', '--lesion_mask'),
     *('--network', '--nv', '--read-only', '--rm', '--strict', '--time', '--user', '--userns'),
 }

@@ -28,6 +28,7 @@ NOT_RUN = {
     r'^make |^export TORCH_INDEX': 'CI runs make',
     r'\bpip install|-m venv|pre-commit|^git clone|mkdocs serve': 'needs a package registry, or runs for ever',
     r'^(xdg-open|fmriprep|run_fastsurfer\.sh|recon-all) ': 'a program of others',
+    r'--segmenter ': 'needs a program of others; test_segmenters runs fakes of each',
     r'--thickness freesurfer': 'needs results of FreeSurfer; test_app reads such',
     r'\b[A-Z]{3,}(_DIR)?\b.*-m bids_lesionfill|-m bids_lesionfill\.\w+ .*\b[A-Z]{3,}': 'with placeholders',
     r'bids_lesionfill\.(train|readerstudy)|--model OUT': 'test_train and test_readerstudy run them on phantoms',

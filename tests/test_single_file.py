@@ -105,7 +105,7 @@ def test_wrong_paths_are_2(files, tmp_path, caplog, change, words):
 @pytest.mark.parametrize(('more', 'words'), [
     (['--rim-voxels', '1'], '--rim-voxels: only with --rims grown'),
     (['--n-lesions', '2'], '--n-lesions: only with --mode synth'),
-    (['--mode', 'synth', '--texture', 'mean'], '--texture: only with --mode fill'),
+    (['--mode', 'synth', '--n-samples', '2'], '--n-samples: only with --mode fill'),
     (['--report', 'page.txt'], 'page.txt does not end in .html'),
 ])  # fmt: skip
 def test_misplaced_options_are_2(files, caplog, more, words):

@@ -209,6 +209,16 @@ def test_contrast_that_is_asked_for_is_obtained(head, anatomy, new_mask, modalit
     assert synthesis.record.contrast_reference == '5 lesions that the model was trained on'
 
 
+@pytest.mark.parametrize(('texture', 'kept'), [('sampled', True), ('mean', False)])
+def test_noise_of_the_tissue_stays_in_lesions_of_one_step(head, anatomy, new_mask, texture, kept):
+    noise = np.random.default_rng(2).normal(0, 0.03 * head.flair.max(), head.flair.shape) * (head.flair > 0)
+    noisy_img, sampling = head.img((head.flair + noise).astype(np.float32)), Sampling(1, texture=texture, device='cpu')
+    done = lesions_synthesis.paint(noisy_img, anatomy, lesions_at(new_mask), build_model(), None, sampling, 0)
+    alike = np.corrcoef(data_of(done.synth_img)[new_mask], noise[new_mask])[0, 1]
+    assert (alike > 0.4) == kept
+    assert done.record.texture == texture
+
+
 def test_every_lesion_has_a_contrast_of_its_own_and_that_of_its_size(head, anatomy, new_mask):
     new = replace(lesions_at(new_mask), strengths=np.array([0.0, 1.0, 0.5]))
     known = np.repeat([8.0, 36.0], 20), np.concatenate([np.linspace(0.1, 0.3, 20), np.linspace(0.4, 0.6, 20)])

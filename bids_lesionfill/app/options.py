@@ -7,6 +7,8 @@ Parser, TOML files, checks and the page of options derive from the groups below.
 from __future__ import annotations
 
 import operator
+import os
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,12 +17,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..modality import NAMES as MODALITY_NAMES
 from ..modality import defaults, get
+from ..segmenters.registry import SEGMENTERS
 from ..thickness import registry
 from . import values
 from .table import Spec, option, specs_of
 
 if TYPE_CHECKING:
     from ..lesions import settings as lesion_settings
+    from ..segmenters.segmenter import Segmenter
 
 VERSION_FILE = Path(__file__).resolve().parents[2] / 'version'
 
@@ -154,6 +158,43 @@ class MaskChoice:
 
 
 @dataclass(frozen=True)
+class Segmentation:
+    """Segmentation of lesions by another program."""
+
+    title: ClassVar[str] = 'Options for lesion segmentation'
+    description: ClassVar[str] = 'For visits without a lesion mask. Existing masks are never replaced.'
+
+    segmenter: str | None = filling_option(
+        '--segmenter',
+        choices=lambda: SEGMENTERS,
+        default_text='none: visits without a mask are skipped',
+        help='installed program that makes missing lesion masks, which are kept in OUTPUT_DIR',
+    )
+    segmenter_command: str | None = filling_option(
+        '--segmenter-command',
+        metavar='COMMAND',
+        default_text='its usual name, on the PATH',
+        help='command that starts the segmenter, also in a container; {work} stands for the folder to mount',
+    )
+    segmenter_weights: Path | None = filling_option(
+        '--segmenter-weights',
+        parse=Path,
+        metavar='PATH',
+        default_text="the segmenter's own",
+        help='file or folder of the weights of the segmenter; for nnunet, the folder of the trained model',
+    )
+    segmenter_timeout: float = filling_option(
+        '--segmenter-timeout',
+        parse=values.above_zero,
+        unit='minutes',
+        default=360.0,
+        default_text='360',
+        metavar='MINUTES',
+        help='time limit of the segmentation of a visit',
+    )
+
+
+@dataclass(frozen=True)
 class Growth:
     """Treatment of the rims of lesions, which masks miss."""
 
@@ -231,12 +272,13 @@ class Sampling:
         is_of_result=True,
         help='number of samples, of which the mean is filled in and the standard deviation written',
     )
-    texture: str = filling_option(
+    texture: str = participant_option(
         '--texture',
         default='sampled',
         choices=('sampled', 'mean'),
         is_of_result=True,
-        help="texture of filled voxels: sampled has the noise of the image's white matter, mean is the smooth estimate",
+        help="sampled: with the noise of the image's white matter (new lesions: painted in one step); mean: the smooth "
+        'estimate',
     )
 
 
@@ -356,7 +398,7 @@ class Thickness:
     allow_download: bool = filling_option(
         '--allow-download',
         kind='switch',
-        help='download of missing weights by antspynet; nothing else is ever downloaded',
+        help='download of missing weights by antspynet or the segmenter; nothing else is ever downloaded',
     )
 
 
@@ -465,7 +507,7 @@ class Run:
     verbose: int = option('-v', '--verbose', kind='count', default=0, help='more messages; -vv: still more')
 
 
-GROUPS = (Main, Query, MaskChoice, Growth, Sampling, Synthesis, Thickness, Resources, Run)
+GROUPS = (Main, Query, MaskChoice, Segmentation, Growth, Sampling, Synthesis, Thickness, Resources, Run)
 
 # Options that print something and stop.
 STOPS = (
@@ -476,7 +518,7 @@ STOPS = (
 
 
 @dataclass(frozen=True)
-class Options(Run, Resources, Thickness, Synthesis, Sampling, Growth, MaskChoice, Query, Main):
+class Options(Run, Resources, Thickness, Synthesis, Sampling, Growth, Segmentation, MaskChoice, Query, Main):
     """All options of a run, checked, and what follows from them."""
 
     modalities: tuple = field(default=defaults('fill'), kw_only=True)  # those of the mode if none is given
@@ -503,6 +545,23 @@ class Options(Run, Resources, Thickness, Synthesis, Sampling, Growth, MaskChoice
         from ..lesions.settings import Growth
 
         return Growth(self.dilate, self.rim_voxels, self.rims)
+
+    def make_segmenter(self, device: str = 'cpu') -> Segmenter:
+        """Return the requested segmenter: segmenters.segmenter.Segmenter; its `check` tests whether it can be used.
+
+        Raises
+        ------
+        ValueError
+            If the command has an unclosed quotation mark.
+        """
+        from ..segmenters.registry import make_segmenter
+        from ..segmenters.segmenter import Settings
+
+        threads = self.omp_nthreads or (1 if self.nprocs > 1 else os.cpu_count() or 1)
+        words = tuple(shlex.split(self.segmenter_command or ''))
+        timeout_s = 60 * self.segmenter_timeout
+        settings = Settings(words, self.segmenter_weights, device, threads, self.allow_download, timeout_s)
+        return make_segmenter(str(self.segmenter), settings)
 
     def sampling(self, seed: int, report_tiles: Callable[[int, int], Any] | None = None) -> lesion_settings.Sampling:
         """Return how the network is sampled for an image of a seed: lesions.settings.Sampling."""

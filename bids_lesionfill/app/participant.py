@@ -17,8 +17,9 @@ from ..layout import files, indexing, inputs, naming, near_misses, ownership, pa
 from ..layout import status as layout_status
 from ..modality import get
 from ..report import methods, references
+from ..segmenters import registry as segmenters
 from ..thickness import engine, registry
-from . import copying, progress, reporting, visits
+from . import copying, progress, reporting, segmenting, visits
 
 if TYPE_CHECKING:
     from ..images.anatomy import Anatomy
@@ -59,7 +60,7 @@ def prepare(options: Options) -> tuple[dict[str, Path], dict[str, list[inputs.In
     derivatives = derivatives_of(options)
     make_engines(options)  # one that is not available stops the run before any work
     bids_layout = indexing.open_layout(options.bids_dir, derivatives.values(), options.bids_database_dir)
-    found = find_images(bids_layout, options, derivatives)
+    found = segmenting.plan(find_images(bids_layout, options, derivatives), options, derivatives)
     donor = visits.find_donor(bids_layout, options, derivatives) if options.mask_from else None
     files.check_links(options.top_dir, options.bids_dir)
     files.check_folders(options.output_dir, found)
@@ -92,6 +93,7 @@ def writing(options: Options, derivatives: dict[str, Path]) -> Iterator[str]:
             options.version,
             citation_of(options),
             ownership.note_source(options.bids_dir),
+            segmenters.descriptions(),
         )
         if options.raw_dir is not None:
             raw.write_top(options.raw_dir, options.bids_dir, options.version)
@@ -220,6 +222,7 @@ def work_on(
     """Fill and measure images, or paint lesions into them; list of (Inputs, desc, dict with `status` and `message`)."""
     if options.mode == 'synth':
         return visits.run(images, models, donor, run_id, options)
+    images = segmenting.make_masks(images, options, run_id)
     n_t1w = collections.Counter(image.session for image in images if get(image.modality).is_measured)
     results = {}
     for visit in visits.visits_of(images, options):

@@ -19,6 +19,7 @@ from ..diffusion import registry as fillers
 from ..layout import indexing, ownership, raw, tools, validator
 from ..layout.errors import UsageError
 from ..modality import NAMES, defaults, get
+from ..segmenters.segmenter import SegmenterUnavailable
 from ..thickness import registry
 from . import config, table
 from . import options as app_options
@@ -61,6 +62,7 @@ def options_of(arguments: argparse.Namespace, argv: list[str]) -> app_options.Op
     }
     options = app_options.Options(**taken | derived)
     check_models(options)
+    check_segmenter(options)
     besides = [folder for folder in (options.work_dir, options.bids_database_dir) if folder is not None]
     ownership.check_output(output_dir, arguments.bids_dir, raw_dir, besides)
     return with_absolute_paths(options)
@@ -171,6 +173,27 @@ def check_models(options: app_options.Options) -> None:
         raise UsageError(str(error)) from None
 
 
+def check_segmenter(options: app_options.Options) -> None:
+    """Raise UsageError if options of segmentation contradict each other, or the weights are not there."""
+    if options.segmenter is None:
+        specs = table.specs_of(app_options.Segmentation)
+        given = [spec.name for name, spec in specs.items() if getattr(options, name) != spec.default]
+        if given:
+            raise UsageError(f'{", ".join(given)}: only with --segmenter')
+        return
+    if options.copy_unlesioned:
+        raise UsageError(
+            '--copy-unlesioned and --segmenter contradict each other: images without a lesion mask are copied, or '
+            'segmented. Give healthy participants an empty mask, or process them in a run of their own'
+        )
+    try:
+        options.make_segmenter().check_weights()
+    except SegmenterUnavailable as error:
+        raise UsageError(f'--segmenter {options.segmenter}: {error}') from None
+    except ValueError as error:
+        raise UsageError(f'--segmenter-command {options.segmenter_command}: {error}') from None
+
+
 def check_device(options: app_options.Options) -> None:
     """Raise UsageError if CUDA was asked for and is not there; torch is imported for it alone.
 
@@ -223,7 +246,17 @@ def with_absolute_paths(options: app_options.Options) -> app_options.Options:
             paths[name] = {label: folder.absolute() for label, folder in folders.items()}
     if options.model and options.model not in fillers.names():
         paths['model'] = str(Path(options.model).absolute())
+    if options.segmenter_command:
+        words = shlex.split(options.segmenter_command)
+        paths['segmenter_command'] = shlex.join(
+            str(Path(word).absolute()) if is_path(word) and Path(word).is_file() else word for word in words
+        )
     return replace(options, **paths)
+
+
+def is_path(word: str) -> bool:
+    """Return True if a word of a command is a path, not a program on the PATH."""
+    return '/' in word or bool(Path(word).suffix)
 
 
 def check_running(arguments: argparse.Namespace) -> None:

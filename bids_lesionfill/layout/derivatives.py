@@ -211,6 +211,12 @@ def write_synthesis(output_dir: Path, inputs: Inputs, desc: str, synthesis: Any,
     write_result(files['synth'], synthesis.synth_img, files['lesions'], synthesis, columns, about, provenance)
 
 
+def write_segmentation(mask_file: Path, mask_img: nib.Nifti1Image, about: dict[str, Any]) -> None:
+    """Write a lesion mask of a segmenter after its sidecar, so that an existing mask always has one."""
+    layout_files.write_json(naming.sidecar(mask_file), {'Type': 'Lesion', **about})
+    layout_files.write_image(mask_file, mask_img)
+
+
 def read_sidecar(path: Path) -> dict[str, Any]:
     """Read the sidecar of an output; an empty dict (output incomplete) if it is missing or damaged."""
     try:
@@ -298,8 +304,12 @@ def write_dataset_files(
     version: str,
     citation: dict[str, str],
     source_images: Any = None,
+    descriptions: dict[str, str] | None = None,
 ) -> None:
-    """Write what describes the derivative dataset as a whole. Every run writes the same."""
+    """Write what describes the derivative dataset as a whole. Every run writes the same.
+
+    `descriptions` are added to `DESCRIPTIONS`.
+    """
     output_dir = Path(output_dir)
     write_description(output_dir, bids_dir, derivatives, version, source_images)
     layout_files.write_bytes(output_dir / '.bidsignore', BIDSIGNORE.encode())
@@ -317,7 +327,7 @@ def write_dataset_files(
     )
     layout_files.write_tsv(
         output_dir / 'descriptions.tsv',
-        [{'desc_id': name, 'description': text} for name, text in DESCRIPTIONS.items()],
+        [{'desc_id': name, 'description': text} for name, text in (DESCRIPTIONS | (descriptions or {})).items()],
         ['desc_id', 'description'],
     )
     layout_files.write_json(

@@ -30,6 +30,7 @@ class Inputs:
     segmentation: 'Segmentation | None' = None  # tissue classes of the T1w, by another tool
     sibling_files: tuple = ()  # other T1w that share the lesion mask, which may be drawn on one of them
     fluid_file: Path | None = None  # of a T1w: the FLAIR of its session, which tells fluid from lesions as dark
+    segmented_from: tuple = ()  # T1w and, if there is one, FLAIR from which `--segmenter` makes the lesion mask
 
     @property
     def modality(self) -> str:

@@ -136,6 +136,13 @@ def synth_files(output_dir: str | Path, inputs: Inputs, desc: str = 'synth') -> 
     }
 
 
+def segmented_mask(output_dir: str | Path, inputs: Inputs, image_file: Path, desc: str) -> Path:
+    """Return the path of the lesion mask of a segmenter, on the grid of an image of the visit."""
+    modality = suffix_of(image_file.name)
+    stem = strip_extension(image_file.name).removesuffix(f'_{modality}')
+    return anat_dir(output_dir, inputs) / f'{stem}{space_entity(modality)}_label-lesion_desc-{desc}_mask.nii.gz'
+
+
 def xfm_source(inputs: Inputs) -> str:
     """Return the suffix of the image that was registered to the T1w for an image: itself, or `drawn_on` of a T1w."""
     return inputs.drawn_on if inputs.modality == T1W.suffix else inputs.modality

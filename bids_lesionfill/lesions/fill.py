@@ -10,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from .. import sidecars
-from ..diffusion import models, registry
+from ..diffusion import classical, models, registry
 from ..diffusion.filler import Filler
 from ..images import anatomy as images_anatomy
 from ..images import grid, masks, nifti, placement
@@ -22,6 +22,7 @@ from .records import FillRecord
 from .settings import DEFAULT_GROWTH, DEFAULT_SAMPLING, Growth, Lesions, Sampling
 
 TISSUE_ABOVE = 0.5  # of white matter: the darkest lesions are brighter, fluid is darker
+BEYOND_SD = 0.5  # of white matter: how far a filling may go beyond the lesion that it replaces
 TEXTURE_STREAM = 1  # of random numbers, apart from those of the model
 # In the record, see `measures.look_at`, `measures.place_of_mask` and `measures.left_behind`.
 RECORD_NAMES = {'grain': 'fill_grain', 'glow': 'fill_glow', 'wall': 'fill_wall', 'outline': 'fill_outline'}
@@ -268,8 +269,36 @@ def sample(scene: Scene, hole: Hole, model: Filler, sampling: Sampling) -> Sampl
     """Sample healthy tissue on tiles that cover the hole, once for each seed."""
     scaling = grid.white_matter_scaling(hole.image, scene.wm_mask & ~hole.mask)
     of_filler = replace(sampling.of_filler(), beside_grey=hole.mix is not None and not hole.mix.tight)
-    values = model.fill(scaling.apply(hole.image), hole.mask, scene.wm_mask, of_filler)
-    return Sampled(scaling.invert(values), float(1.5 / scaling.slope))
+    values = scaling.invert(model.fill(scaling.apply(hole.image), hole.mask, scene.wm_mask, of_filler))
+    healthy = scene.wm_mask & ~hole.mask
+    values = within_lesion(values, scene.image, hole.mask, healthy, scene.lesion_sign)
+    return Sampled(values, float(1.5 / scaling.slope))
+
+
+def within_lesion(
+    values: np.ndarray, image: np.ndarray, hole: np.ndarray, wm_mask: np.ndarray, lesion_sign: int
+) -> np.ndarray:
+    """Keep a filling from going beyond the lesion that it replaces: no darker than a dark lesion was.
+
+    Interpolation overshoots beside the slope of a wall, by more than any lesion. Where the lesion itself was beyond white
+    matter on the other side (an enhancing one, a vessel), white matter is the bound.
+
+    Parameters
+    ----------
+    values : (n_samples, n) float array
+        Of the voxels of the hole, in C order, in units of the image.
+    image : (X, Y, Z) float array
+        With the lesions.
+    hole, wm_mask : (X, Y, Z) bool array
+        What is filled, and white matter elsewhere.
+    lesion_sign : int
+        1: lesions are brighter than white matter, -1: darker.
+    """
+    lesion = textures.smooth_within(image, hole, np.ones(3))[hole]
+    white_matter = classical.local_white_matter(image, hole, wm_mask)
+    noise = textures.robust_deviation((image - white_matter)[wm_mask])
+    bound = np.maximum(lesion_sign * lesion, lesion_sign * white_matter[hole]) + BEYOND_SD * noise
+    return lesion_sign * np.minimum(lesion_sign * values, bound)
 
 
 def to_own_grid(

@@ -84,6 +84,7 @@ class SynthesisRecord:
     weights_sha256: str | None = None
     random_seed: int | None = None
     num_inference_steps: int | None = None
+    texture: str | None = None  # sampled or mean, of one step; None: as the network paints it in more
     device: str | None = None
     halo_share: float | None = None
     contrast_reference: str | None = None

@@ -19,13 +19,14 @@ from ..images import anatomy as images_anatomy
 from ..images import grid, masks, nifti, placement, registration, syn
 from ..images.anatomy import Anatomy
 from ..modality import get
-from . import checks, contrasts, recognition, sampling, tables
+from . import checks, contrasts, recognition, sampling, tables, unevenness
 from . import library as lesions_library
 from . import places as lesions_places
 from .records import SynthesisRecord
 from .settings import DEFAULT_SAMPLING, Lesions, Sampling
 
 MARGIN_VOXELS = 4  # around a brain that is registered
+TEXTURE_STREAM = 1  # of random numbers, apart from those of the model
 
 
 @dataclass(frozen=True)
@@ -242,7 +243,12 @@ def paint(
     # Sample on tiles that cover the lesions; no voxel leaves the range that the brain has anyway.
     contrast, source = contrasts.contrast_volume(image, hole, anatomy, new, model)
     limits = limits_of(image, anatomy.brain_mask & ~hole)
-    values = np.clip(sample(image, hole, anatomy.wm_mask & ~hole, contrast, model, sampling), *limits)
+    wm_mask = anatomy.wm_mask & ~hole
+    values = sample(image, hole, wm_mask, contrast, model, sampling)
+    texture = sampling.texture if model.form.asks_contrast and steps == 1 else None
+    if texture == 'sampled':
+        values = with_texture(image, hole, wm_mask, values, contrast, model, sampling.seed)
+    values = np.clip(values, *limits)
 
     halo_share = contrasts.choose_halo(lesion_halo, image, anatomy, model)
     grey = placement.on_grid(scaling.invert(image), hole, scaling.invert(values), anatomy.grid_img, canvas.plain_img)
@@ -253,6 +259,7 @@ def paint(
         weights_sha256=model.sha256,
         random_seed=sampling.seed,
         num_inference_steps=steps,
+        texture=texture,
         device=sampling.device,
         halo_share=round(halo_share, 3),
         contrast_reference=source,
@@ -442,6 +449,24 @@ def sample(
         white_matter = classical.local_white_matter(image, hole, wm_mask)
         image = np.where(hole, white_matter + contrast, image)
     return sample_at_contrast(image, hole, wm_mask, contrast, model, sampling, start_step)
+
+
+def with_texture(
+    image: np.ndarray,
+    hole: np.ndarray,
+    wm_mask: np.ndarray,
+    values: np.ndarray,
+    contrast: Any,
+    model: models.Model,
+    seed: int,
+) -> np.ndarray:
+    """Return the values of lesions in a hole with the texture of real ones, at their contrast; see `unevenness`."""
+    mean = image.copy()
+    mean[hole] = values
+    rng = np.random.default_rng([seed, TEXTURE_STREAM])
+    uneven = get(model.modality).unevenness
+    painted = unevenness.add_texture(image, mean, hole, wm_mask, contrast, uneven, rng)
+    return contrasts.match_contrast(painted, hole, wm_mask, contrast)[hole]
 
 
 def sample_at_contrast(

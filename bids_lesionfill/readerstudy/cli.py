@@ -30,6 +30,7 @@ logger = logging.getLogger('bids_lesionfill.readerstudy')
 TEMPLATE = 'readerstudy.md.jinja'
 SYNTHESIZED = [name for name in MODALITIES if MODALITIES[name].synth_model]
 USAGE = 2  # exit code
+FEWEST_STEPS = 20  # one step gives the mean, and the image's own noise there is that of the lesion to be replaced
 FORM_COLUMNS = ['case', 'lesion', 'confidence', 'comment']
 CONFIDENCES = range(1, 6)
 SCORES = ('readers', 'confidences', 'agreement', 'answers')  # what `score` writes into `scores.json`
@@ -49,7 +50,7 @@ def make(options: argparse.Namespace) -> None:
     if options.key_dir.resolve().is_relative_to(options.study_dir.resolve()):
         raise errors.UsageError(f'--key {options.key_dir} lies in STUDY_DIR, which readers are given')
     model, patients = load_model(options), find_patients(options)
-    steps = options.num_inference_steps or model.plan['num_inference_steps']
+    steps = options.num_inference_steps or max(model.plan['num_inference_steps'], FEWEST_STEPS)
     # A seed that nobody can guess also keeps the key from being guessed and checked against its hash.
     random_seed = secrets.randbits(63) if options.random_seed is None else options.random_seed
     rng = np.random.default_rng(random_seed)
@@ -266,7 +267,7 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
         '--participant-label', nargs='+', default=[], help='patients the model has not seen; default: all'
     )
     making.add_argument('--n-largest', type=int, default=10, help='lesions to choose from; default: 10')
-    making.add_argument('--num-inference-steps', type=int, help="default: the model's own")
+    making.add_argument('--num-inference-steps', type=int, help=f"default: the model's own, at least {FEWEST_STEPS}")
     making.add_argument('--random-seed', type=int, help='default: drawn, and written into the key')
     making.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda'])
     scoring = commands.add_parser('score', help='hits per reader against guessing')

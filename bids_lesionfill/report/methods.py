@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ..diffusion.models import describe_models
+from ..diffusion.models import choose_steps, describe_models
 from ..modality import FLAIR, get
+from ..segmenters import registry as segmenters
 from ..thickness import registry
 
 # Packages whose version is said, and the work that stands for them.
@@ -62,6 +63,7 @@ def filling_words(options: Any, plans: dict[str, dict[str, Any]]) -> list[str]:
     return [
         f'Lesions of {" and ".join(options.modalities)} images were filled with bids_lesionfill {options.version}, '
         f'a BIDS App (Gorgolewski et al., 2017), by {model_words(options, plans)}.',
+        *([segmenters.methods_text(options.segmenter)] if options.segmenter else []),
         *samples,
         *([f'Lesions {" or ".join(kept)} were left as they were.'] if kept else []),
         growth_words(options),
@@ -110,7 +112,21 @@ def synthesis_words(options: Any, plans: dict[str, dict[str, Any]]) -> list[str]
         f'{options.version}, a BIDS App (Gorgolewski et al., 2017), by {model_words(options, plans)}.',
         where,
         f'Their contrast was {quantile} of that of real lesions of the same size.',
+        *texture_words(options, plans),
         halo_words(options),
+    ]
+
+
+def texture_words(options: Any, plans: dict[str, dict[str, Any]]) -> list[str]:
+    """Return a sentence that describes the texture of new lesions; none if it is the network's own."""
+    asked = options.num_inference_steps
+    steps = [choose_steps(asked, plan.get('num_inference_steps', 1)) for plan in plans.values()]
+    bases = {plan.get('form', {}).get('base') for plan in plans.values()}
+    if options.texture != 'sampled' or set(steps) != {1} or bases != {'lesion'}:
+        return []
+    return [
+        'The noise of the tissue in their place was kept, and patches in proportion to their contrast were added, since '
+        'one step gives the mean of lesions.'
     ]
 
 
@@ -133,8 +149,9 @@ def model_words(options: Any, plans: dict[str, dict[str, Any]]) -> str:
 
 
 def brought(options: Any, plans: dict[str, dict[str, Any]]) -> list:
-    """Return the BibTeX entries that engines and fillers of other packages bring, for `references.citation`."""
+    """Return the BibTeX entries that parts of other packages bring, for `references.citation`."""
     named = [reference for plan in plans.values() for reference in plan.get('references', ())]
+    named += segmenters.SEGMENTERS[options.segmenter].references if options.segmenter else ()
     for name in options.thickness:
         named += registry.make_engine(name).references
     return [reference for reference in named if reference.lstrip().startswith('@')]

@@ -281,6 +281,7 @@ def synth_summary(image: Inputs, lesions: list[dict[str, Any]], record: Any) -> 
         'Lesions come from': shown(record.lesion_source),
         'Contrast is that of': shown(record.contrast_reference),
         'Share of it that is left 1 mm outside': shown(record.halo_share),
+        **({'Texture': record.texture} if record.texture else {}),
         **tissue_summary(image, record),
         **sampling_summary(record),
     }

@@ -1,0 +1,1 @@
+"""Other programs that segment lesions, for visits without a lesion mask."""
