@@ -296,6 +296,7 @@ def test_the_close_up_shows_both_images_of_a_visit_and_both_outlines(flair_datas
     assert 'the T1w of the visit below (on the voxels of the FLAIR). ' in page
     assert 'it was not filled' not in page
     assert page.count('blue: of the mask that was given.') == 8  # two images with four pictures each
+    assert page.count('"has_given": true') == 2  # the viewer, of each
     for modality in ('T1w', 'FLAIR'):
         pixels = mpl_image.imread(out / f'sub-01/figures/sub-01_{modality}_closeup_mask.png')[..., :3]
         for colour in (report_page.OUTLINE_COLOUR, report_page.GIVEN_COLOUR):

@@ -276,7 +276,7 @@ addEventListener('load', async () => {
     find('.filter').value = text; find('.filter').dispatchEvent(new Event('input'));
     return [...find('table.sortable').tBodies[0].rows].filter(row => !row.hidden).map(row => row.cells[0].innerText);
   };
-  seen.filtered = [filter('volume > 50'), filter('vol<50 9.5'), filter('60.0'), filter('mean')];
+  seen.filtered = [filter('volume > 50'), filter('vol<50 9.5'), filter('given>5'), filter('mean')];
   document.body.innerHTML = '<pre id="seen"></pre>';
   document.getElementById('seen').textContent = JSON.stringify(seen);
 });
@@ -303,7 +303,8 @@ def viewer_page(tmp_path):
         before, after, used = (imgs[name].get_fdata() for name in arrays)
         affine = imgs['used'].affine
         to_voxel = np.linalg.inv(affine) @ TURNED
-        rows = [{'label': 1.0, 'volume_mm3': 9.5}, {'label': 2.0, 'volume_mm3': 60.0}]
+        volumes = [(9.5, 3.0), (60.0, 6.0)]  # filled, given
+        rows = [{'label': n, 'volume_mm3': v, 'given_volume_mm3': g} for n, (v, g) in enumerate(volumes, 1)]
         lesions = [
             {'label': label, 'centre_voxel': np.rint(nib.affines.apply_affine(to_voxel, voxel)).astype(int)}
             | {'mean_before': 1.0, 'mean_after': 2.0, 'volume_mm3': 1.0}

@@ -5,12 +5,13 @@ import json
 from pathlib import Path
 
 import nibabel as nib
+import numpy as np
 import pytest
 from bids_examples import mask_path, t1w_path
 
 from bids_lesionfill import text_files
 from bids_lesionfill.app import cli, exit_codes
-from bids_lesionfill.layout import raw
+from bids_lesionfill.layout import files, raw
 
 PACKAGE = Path(text_files.__file__).parent
 UMLAUT = '{"InstitutionName": "Universitätsklinik", "BIDSVersion": "1.8.0", "Name": "Läsionen"}'
@@ -193,3 +194,9 @@ def test_every_text_is_read_and_written_as_utf_8(path):
     if path.name == 'text_files.py':
         lines = []  # the reader itself, which calls its own read_text
     assert lines == []
+
+
+def test_what_is_no_number_is_null_in_json(tmp_path):
+    files.write_json(tmp_path / 'a.json', {'rows': [{'wall': float('nan'), 'grain': np.float64('inf'), 'glow': 0.5}]})
+    found = json.loads((tmp_path / 'a.json').read_text(encoding='utf-8'), parse_constant=pytest.fail)
+    assert found == {'rows': [{'wall': None, 'grain': None, 'glow': 0.5}]}

@@ -305,6 +305,7 @@ def fill_image(visit: visits.Visit, image: inputs.Inputs, model: fillers.Deferre
         return None
     if get(image.modality).is_measured:
         check_results(image, options)
+    logger.info('%s: lesion mask %s', image.name, image.lesion_mask_file)
     model, started = fillers.load_filler(model.loaded, modality=image.contrast), time.monotonic()
     with progress.of_parts(image.name) as report_tiles:
         filling, view = visit.fill(image, model, report_tiles)

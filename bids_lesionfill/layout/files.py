@@ -9,6 +9,7 @@ import gzip
 import io
 import json
 import logging
+import math
 import os
 import re
 import shlex
@@ -58,8 +59,17 @@ def temporary_name(path: Path) -> Path:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write indented JSON."""
-    write_bytes(path, (json.dumps(content, indent=2) + '\n').encode())
+    """Write indented JSON; what is no number is null, since JSON has no NaN."""
+    write_bytes(path, (json.dumps(without_nan(content), indent=2, allow_nan=False) + '\n').encode())
+
+
+def without_nan(content: Any) -> Any:
+    """Return content with None in place of numbers that are not finite."""
+    if isinstance(content, dict):
+        return {key: without_nan(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def write_tsv(path: Path, rows: list[dict[str, Any]], columns: Iterable[str]) -> None:

@@ -85,7 +85,8 @@ def results_of(output_dir: Path, subject: str) -> dict[str, dict[str, Any]]:
     found = {}
     for path in sorted(Path(output_dir, f'sub-{subject}').glob('**/anat/*.json')):
         about = derivatives.read_sidecar(path.with_suffix('.nii.gz'))
-        if {'RunHash', 'Version', 'Command', 'GeneratedBy', 'Sources'} <= set(about):
+        is_known = {'RunHash', 'Version', 'Command', 'GeneratedBy', 'Sources'} <= set(about)
+        if is_known and f'{about["GeneratedBy"][0]}'.startswith(HERE):  # masks of segmenters name programs
             found[path.name.removesuffix('.json')] = about
     return found
 
