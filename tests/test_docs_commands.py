@@ -115,7 +115,8 @@ def world(dataset, make_phantom, tmp_path, monkeypatch):
         nib.save(phantom.lesion_mask_img, tmp_path / f'{name}.nii.gz')
     for name in ('T1w', 'my_T1w'):
         nib.save(phantom.t1w_img, tmp_path / f'{name}.nii.gz')
-    nib.save(phantom.img(phantom.flair), tmp_path / 'FLAIR.nii.gz')
+    for name in ('FLAIR', 'my_FLAIR'):
+        nib.save(phantom.img(phantom.flair), tmp_path / f'{name}.nii.gz')
     (tmp_path / 'filters.json').write_text('{"lesion_mask": {"desc": "rater1"}}')
     for folder in ('examples', 'demo'):
         (tmp_path / folder).symlink_to(ROOT / folder)

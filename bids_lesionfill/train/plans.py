@@ -225,6 +225,7 @@ SYNTH_T1W = replace(
     share_at_end=0.2,  # samples, not their mean, are wanted: every time step counts
     log_loss_floor=None,
     num_inference_steps=1,  # the mean; the app adds the texture
+    start_step=1,
     num_updates=200,
     decay_updates=130,
     warmup_updates=50,
