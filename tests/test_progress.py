@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import select
 import struct
 import subprocess
 import sys
@@ -25,19 +26,28 @@ def open_terminal():
     return keeper, end
 
 
+def read_all(keeper, quiet_s=0.5):
+    """All that was drawn. The kernel hands it over in parts, later where the machine is busy: until none comes."""
+    parts = []
+    while select.select([keeper], [], [], quiet_s)[0]:
+        try:
+            parts.append(os.read(keeper, 100_000))
+        except OSError:  # the other end is closed, and all is read
+            break
+        if not parts[-1]:
+            break
+    return b''.join(parts).decode()
+
+
 @contextlib.contextmanager
 def terminal():
     """A terminal in place of stderr; what is yielded is a function that reads what was drawn on it."""
     keeper, end = open_terminal()
-    os.set_blocking(keeper, False)
     with os.fdopen(end, 'w') as file, contextlib.redirect_stderr(file):
 
         def drawn():
             file.flush()
-            try:
-                return os.read(keeper, 100_000).decode()
-            except BlockingIOError:
-                return ''
+            return read_all(keeper)
 
         yield drawn
     os.close(keeper)
@@ -96,7 +106,7 @@ def test_the_app_draws_a_bar_below_its_log_lines_and_no_control_character_into_a
     keeper, end = open_terminal()
     subprocess.run(command, stderr=end, check=False)
     os.close(end)
-    drawn = os.read(keeper, 100_000).decode()
+    drawn = read_all(keeper)
     os.close(keeper)
     assert 'participants:   0%|' in drawn
     assert drawn.count('INFO sub-01 (1 of 2)') == 1
