@@ -19,6 +19,7 @@ from bids_lesionfill.evaluate.methods import BASELINES, TRUTH, UNFILLED, ModelMe
 from bids_lesionfill.evaluate.scores import METRICS
 from bids_lesionfill.images import metrics, tissues
 from bids_lesionfill.layout import datasets
+from bids_lesionfill.layout import files as layout_files
 from bids_lesionfill.train import cases as train_cases
 from bids_lesionfill.train import loop, plans
 
@@ -284,7 +285,7 @@ def test_cases_are_counted_once_whatever_their_dilations_and_methods():
 def test_json_gets_no_nan_and_keeps_names():
     rows = [{'method': 'NaNo-diffusion', 'mse': np.nan, 'psnr': np.float32(0.5), 'n': np.int64(3), 'border': np.inf}]
     expected = {'method': 'NaNo-diffusion', 'mse': None, 'psnr': 0.5, 'n': 3, 'border': None}
-    assert cli.without_nan(rows) == [expected]
+    assert layout_files.without_nan(rows) == [expected]
 
 
 # Pictures

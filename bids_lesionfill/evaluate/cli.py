@@ -1,7 +1,6 @@
 """Command line of the evaluation."""
 
 import argparse
-import json
 import logging
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -203,7 +202,7 @@ def write_results(
     flat = [name for name, model in diffusion.items() if not model.plan['pseudo_3d']]
     repaint = [name for name, model in diffusion.items() if methods.is_repaint(model)]
     conditional = [name for name in diffusion if name not in flat + repaint]
-    layout_files.write_json(output_dir / 'evaluation.json', {'info': info, 'summary': without_nan(summary)})
+    layout_files.write_json(output_dir / 'evaluation.json', {'info': info, 'summary': summary})
     layout_files.write_tsv(output_dir / 'scores.tsv', rows, [*scores.KEYS, *scores.METRICS])
     layout_files.write_tsv(output_dir / 'summary.tsv', summary, list(summary[0]))
     layout_files.write_tsv(output_dir / 'comparisons.tsv', comparisons, list(comparisons[0]))
@@ -215,8 +214,3 @@ def count_cases(rows: list[dict[str, Any]]) -> dict[str, int]:
     """Return the number of scored cases by kind."""
     cases = {(row['kind'], row['subject'], row['unit']) for row in rows}
     return {kind: sum(case[0] == kind for case in cases) for kind in dict.fromkeys(row['kind'] for row in rows)}
-
-
-def without_nan(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Replace NaN by None, as JSON has no NaN."""
-    return json.loads(json.dumps(rows, default=lambda value: value.item()), parse_constant=lambda _: None)

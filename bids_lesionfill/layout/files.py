@@ -64,11 +64,12 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def without_nan(content: Any) -> Any:
-    """Return content with None in place of numbers that are not finite."""
+    """Return content with None in place of numbers that are not finite; numbers of numpy become those of Python."""
     if isinstance(content, dict):
         return {key: without_nan(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
         return [without_nan(value) for value in content]
+    content = content.item() if hasattr(content, 'item') else content  # of numpy, which takes time to import
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 

@@ -1,7 +1,6 @@
 """Write the scores: tables, JSON and the page. The folder must be new, empty, or of an earlier run of this program."""
 
 import json
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -48,7 +47,7 @@ def is_own(output_dir: Path) -> bool:
 def write_summary(output_dir: Path, summary: dict[str, Any], version: str) -> None:
     """Write the summary, which marks the folder as written by this program. It must be written first."""
     generated_by = {'GeneratedBy': [{'Name': NAME, 'Version': version}]}
-    files.write_json(Path(output_dir) / SUMMARY, without_nan(generated_by | summary))
+    files.write_json(Path(output_dir) / SUMMARY, generated_by | summary)
 
 
 def write_table(output_dir: Path, name: str, rows: list[dict[str, Any]], columns: Iterable[str]) -> None:
@@ -62,12 +61,3 @@ def remove_table(output_dir: Path, name: str) -> None:
     """Remove a table of an earlier run that this run has not."""
     for ending in ('tsv', 'json'):
         (Path(output_dir) / f'{name}.{ending}').unlink(missing_ok=True)
-
-
-def without_nan(value: Any) -> Any:
-    """Replace numbers that JSON does not know by None."""
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
