@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from ..images import masks, mixture
+from ..images import masks
 from ..lesions.measures import (
     BAR_ML,
     LOCAL_SIGMA,
-    MIN_VOXELS,
     Picture,
     Untouched,
     drop_specks,
     local_mean,
     robust_deviation,
+    tissue_means,
 )
 from ..modality import T1W, get
 
@@ -48,13 +48,7 @@ def find_untouched(
         If there is no white matter.
     """
     deep = ndimage.binary_erosion(brain_mask, iterations=3)
-    values = t1w[deep & ~used_mask]
-    if len(values) < MIN_VOXELS:
-        raise ValueError(f'{len(values)} voxels of the brain lie outside the filled mask, expected most of a brain')
-    # Vessels after contrast agent are no class.
-    values = values[(values > np.percentile(values, 0.5)) & (values < np.percentile(values, 99))]
-    _, means, _ = mixture.fit(values, np.percentile(values, (8, 45, 85)))
-    fluid_mean, grey_mean, white_mean = means
+    fluid_mean, grey_mean, white_mean = means = tissue_means(t1w[deep & ~used_mask])
     outside = brain_mask & ~used_mask
     fluid_seen = drop_specks(brain_mask & ~given_mask & (t1w < (fluid_mean + grey_mean) / 2))
     fluid = fluid_seen & outside

@@ -67,19 +67,30 @@ def see_untouched(
         If there is too little white matter to compare with.
     """
     outside = brain_mask & ~used_mask
-    values = t1w[outside]
-    if len(values) < MIN_VOXELS:
-        raise ValueError(f'{len(values)} voxels of the brain lie outside the filled mask, expected most of a brain')
-    values = values[(values > np.percentile(values, 0.5)) & (values < np.percentile(values, 99))]
-    if len(np.unique(values)) < MIN_VOXELS:
-        raise ValueError('the brain has no contrast')
-    _, means, _ = mixture.fit(values, np.percentile(values, (8, 45, 85)))
+    means = tissue_means(t1w[outside])
     fluid_seen = drop_specks(brain_mask & ~given_mask & (t1w < means[:2].mean()))
     white = wm_mask & ~used_mask
     inside = ndimage.binary_erosion(white & ~ndimage.binary_dilation(used_mask, iterations=2))
     if inside.sum() < MIN_VOXELS:
         raise ValueError('no white matter was found outside the filled mask')
     return Untouched(brain_mask, fluid_seen & outside, fluid_seen, white, inside, means)
+
+
+def tissue_means(values: np.ndarray) -> np.ndarray:
+    """Return the levels of fluid, grey and white matter in the T1w of a brain outside a filled mask; (3,) array.
+
+    Raises
+    ------
+    ValueError
+        If there are too few voxels, or of one level.
+    """
+    if len(values) < MIN_VOXELS:
+        raise ValueError(f'{len(values)} voxels of the brain lie outside the filled mask, expected most of a brain')
+    # Vessels after contrast agent are no class.
+    values = values[(values > np.percentile(values, 0.5)) & (values < np.percentile(values, 99))]
+    if len(np.unique(values)) < MIN_VOXELS:
+        raise ValueError('the brain has no contrast')
+    return mixture.fit(values, np.percentile(values, (8, 45, 85)))[1]
 
 
 def drop_specks(mask: np.ndarray, min_voxels: int = MIN_FLUID_VOXELS) -> np.ndarray:
