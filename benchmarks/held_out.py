@@ -260,7 +260,7 @@ def sample(session, labels, contrasts, model, seed, num_inference_steps=None, im
     limits = synthesis.limits_of(image, session.anatomy.brain_mask & ~hole)
     matched = lesions_contrasts.match_contrast(own, hole, wm_mask, contrast)
     if texture and steps == 1:
-        matched[hole] = synthesis.with_texture(image, hole, wm_mask, own[hole], contrast, model, seed)
+        matched[hole] = synthesis.with_texture(image, hole, wm_mask, matched[hole], contrast, model, seed)
     return np.where(hole, np.clip(matched, *limits), image), own
 
 

@@ -19,11 +19,10 @@ from ..modality import get
 from . import checks, contrasts, fluids, measures, tables, unmixing
 from . import texture as textures
 from .records import FillRecord
-from .settings import DEFAULT_GROWTH, DEFAULT_SAMPLING, Growth, Lesions, Sampling
+from .settings import DEFAULT_GROWTH, DEFAULT_SAMPLING, TEXTURE_STREAM, Growth, Lesions, Sampling
 
 TISSUE_ABOVE = 0.5  # of white matter: the darkest lesions are brighter, fluid is darker
 BEYOND_SD = 0.5  # of white matter: how far a filling may go beyond the lesion that it replaces
-TEXTURE_STREAM = 1  # of random numbers, apart from those of the model
 # In the record, see `measures.look_at`, `measures.place_of_mask` and `measures.left_behind`.
 RECORD_NAMES = {'grain': 'fill_grain', 'glow': 'fill_glow', 'wall': 'fill_wall', 'outline': 'fill_outline'}
 RECORD_NAMES |= {'step': 'mask_step', 'step_moved': 'mask_step_moved', 'left': 'lesion_left'}

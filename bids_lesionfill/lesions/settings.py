@@ -12,6 +12,8 @@ from ..images import placement
 from .noise import SubjectNoise
 from .texture import Noise
 
+TEXTURE_STREAM = 1  # of random numbers, apart from those of the model
+
 
 @dataclass(frozen=True)
 class Growth:

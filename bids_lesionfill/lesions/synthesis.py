@@ -23,10 +23,9 @@ from . import checks, contrasts, recognition, sampling, tables, unevenness
 from . import library as lesions_library
 from . import places as lesions_places
 from .records import SynthesisRecord
-from .settings import DEFAULT_SAMPLING, Lesions, Sampling
+from .settings import DEFAULT_SAMPLING, TEXTURE_STREAM, Lesions, Sampling
 
 MARGIN_VOXELS = 4  # around a brain that is registered
-TEXTURE_STREAM = 1  # of random numbers, apart from those of the model
 
 
 @dataclass(frozen=True)
